@@ -1,0 +1,51 @@
+# The whole workflow. `make demo` and `make test` install what they need first.
+
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/installed
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo check format test bench study docs
+
+help:  ## show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+install: $(INSTALLED)  ## make .venv with everything for development
+
+$(INSTALLED): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "kdfed needs Python 3.11 or newer: make PYTHON=python3.11 $(MAKECMDGOALS)"; exit 1; }
+	@echo "installing kdfed into .venv (once; torch is large, so this takes some minutes)"
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-warn-script-location -e '.[dev]'
+	@touch $@
+
+demo: $(INSTALLED)  ## the main job on real images, through Flower's runtime
+	$(BIN)/kdfed run simulations/quickstart.yaml --engine flower --nodes 2 --out runs/quickstart --overwrite
+
+check: $(INSTALLED)  ## format, lint, types, fast tests, README examples
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q -m "not sim and not slow"
+
+format: $(INSTALLED)  ## format the code, and mend what the linter can mend
+	$(BIN)/ruff check --fix-only -q .
+	$(BIN)/ruff format .
+
+test: $(INSTALLED)  ## every test
+	$(BIN)/python -m pytest -q
+
+bench: $(INSTALLED)  ## time a federated round against a bare training loop
+	$(BIN)/python tests/bench/rounds.py --out runs/bench
+
+study: $(INSTALLED)  ## run the shipped experiments, then one table of what they saved
+	for name in quickstart uniform pathological; do \
+		$(BIN)/kdfed run simulations/$$name.yaml --engine inprocess --out runs/study/$$name --overwrite || exit 1; \
+	done
+	$(BIN)/python -m simulations.study runs/study/quickstart runs/study/uniform runs/study/pathological
+
+docs: $(INSTALLED)  ## the site, in site/
+	$(BIN)/python docs/generate_reference.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	@echo "open site/index.html"

@@ -1,0 +1,107 @@
+"""Whose examples these are: a partition of a simulation.
+
+A simulated node owns nobody: the message says which data set is partitioned how (the ``simulation``
+record), and the node computes the same partition as every other node. A real device must never be told
+by a message what its data is, so the record is honoured only inside a simulation.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from flwr.app import Context
+from pydantic import TypeAdapter
+
+from kdfed.config import DataSettings, PartitionSettings
+from kdfed.data import Examples, PreparedData, prepare
+from kdfed.errors import ParticipantError
+from kdfed.partition import Partition, make_partition
+
+IN_PROCESS = "kdfed-in-process"
+"""Node-config key that the in-process engine sets; see :func:`is_simulated`."""
+
+_PARTITION: TypeAdapter[PartitionSettings] = TypeAdapter(PartitionSettings)
+
+
+@dataclass(frozen=True)
+class SimulatedParticipants:
+    """The participants of one simulated experiment and seed.
+
+    Parameters
+    ----------
+    data
+        The whole data set; held-out splits included.
+    partition
+        Who holds which examples.
+    device
+        Where their training runs.
+    """
+
+    data: PreparedData
+    partition: Partition
+    device: torch.device
+
+    def examples(self, participant: int) -> Examples:
+        """Return one participant's examples on the device.
+
+        Raises
+        ------
+        ParticipantError
+            If there is no such participant.
+        """
+        if not 0 <= participant < len(self.partition.indices):
+            raise ParticipantError(
+                f"expected a participant from 0 to {len(self.partition.indices) - 1}, got {participant}"
+            )
+        return self.data.examples(self.partition.indices[participant]).to(self.device)
+
+    def num_examples(self) -> list[int]:
+        """Return every participant's number of examples."""
+        return [len(indices) for indices in self.partition.indices]
+
+
+def is_simulated(context: Context) -> bool:
+    """Tell whether this process is part of a simulation: a Ray actor, or the in-process engine."""
+    ray = sys.modules.get("ray")
+    return bool(context.node_config.get(IN_PROCESS)) or (ray is not None and ray.is_initialized())
+
+
+def participants_of(simulation: Mapping[str, Any] | None, context: Context) -> SimulatedParticipants:
+    """Return the participants that a message is about.
+
+    Raises
+    ------
+    ParticipantError
+        If the message describes no simulation, or this process is not part of one.
+    """
+    if simulation is None or not is_simulated(context):
+        raise ParticipantError(
+            "expected a message of a simulation, handled inside one; a device's own data is named in its "
+            "node-config, which this release does not read yet"
+        )
+    return _simulated(
+        str(simulation["data"]),
+        str(simulation["partition"]),
+        int(simulation["seed"]),
+        str(simulation["device"]),
+    )
+
+
+@lru_cache(maxsize=4)
+def _simulated(data: str, partition: str, seed: int, device: str) -> SimulatedParticipants:
+    prepared = prepare(DataSettings.model_validate_json(data))
+    settings = _PARTITION.validate_json(partition)
+    made = make_partition(settings, prepared.dataset.labels, prepared.splits.train, prepared.classes, seed)
+    return SimulatedParticipants(prepared, made, resolve_device(device))
+
+
+def resolve_device(name: str) -> torch.device:
+    """Return the torch device of the experiment's ``device`` key; ``auto`` is cuda when there is one."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(name)

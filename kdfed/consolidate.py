@@ -1,0 +1,270 @@
+"""Teachers, or their logits, into one student: distillation on the transfer set before the first round.
+
+The teachers' logits are computed once, unless the transfer images change from step to step. Labels of the
+transfer set are touched only where the settings say so; the validation split serves selection and the
+``validated`` ensemble.
+
+Shape suffixes: K teachers, N examples, C classes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
+
+import numpy as np
+import torch
+from torch import nn
+
+from kdfed.config import ConsolidationSettings
+from kdfed.distill import LOSSES
+from kdfed.ensemble import combine, validated_scores
+from kdfed.errors import KdfedError
+from kdfed.models import State, load_state, state_of
+from kdfed.seeding import torch_generator, torch_seed
+from kdfed.train import accuracy, device_of, epochs, evaluate, predict
+from kdfed.transfer import augment
+
+if TYPE_CHECKING:
+    from kdfed.data import Examples
+
+BatchOf: TypeAlias = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+"""Indices into the transfer set -> (the student's inputs, target probabilities [N, C])."""
+
+
+@dataclass(frozen=True)
+class ConsolidationResult:
+    """What a consolidation left beside the student.
+
+    Parameters
+    ----------
+    steps
+        Optimiser steps.
+    epochs
+        Passes over the transfer set.
+    best_epoch
+        The epoch whose student was kept, from 1; the last one with ``select: last``.
+    accuracy
+        The kept student's validation accuracy in [0, 1].
+    ensemble_accuracy
+        The ensemble's validation accuracy in [0, 1]; None when only logits on the transfer set are known.
+    """
+
+    steps: int
+    epochs: int
+    best_epoch: int
+    accuracy: float
+    ensemble_accuracy: float | None
+
+
+def consolidate(
+    student: nn.Module,
+    teachers: Sequence[nn.Module] | torch.Tensor,
+    transfer: Examples,
+    validation: Examples,
+    settings: ConsolidationSettings,
+    seed: int,
+    *,
+    label_counts: np.ndarray | None = None,
+    on_epoch: Callable[[int, int, float | None], None] | None = None,
+) -> ConsolidationResult:
+    """Distil an ensemble of teachers into a student.
+
+    Parameters
+    ----------
+    student
+        Trained in place, on its device.
+    teachers
+        Models, or their logits on the transfer set, [K, N, C] of any float type.
+    transfer
+        N examples; the labels are used only with ``settings.labels``.
+    validation
+        Examples for selection, for the ``validated`` ensemble, and for the accuracies in the result.
+    settings
+        Method, ensemble, optimiser.
+    seed
+        Derived seed of order, dropout and augmentation.
+    label_counts
+        For the ensemble ``label-counts``: examples per class of each teacher, [K, C], possibly noisy.
+    on_epoch
+        Called after each epoch with (epoch from 1, epochs, validation accuracy or None). With ``select:
+        last`` only the last epoch is evaluated.
+
+    Returns
+    -------
+    ConsolidationResult
+        Steps and accuracies.
+
+    Raises
+    ------
+    KdfedError
+        If there is no teacher, logits do not fit the transfer set, a teacher's logits are not finite, or
+        features or uploaded logits are to be augmented.
+    """
+    device = device_of(student)
+    inputs = transfer.inputs.to(device)
+    scores_KC, ensemble_accuracy = None, None
+    if settings.ensemble == "label-counts" and label_counts is not None:
+        scores_KC = torch.as_tensor(label_counts)
+
+    def target_of(logits_KNC: torch.Tensor) -> torch.Tensor:
+        return combine(settings.ensemble, logits_KNC, settings.temperature, scores_KC).to(device)
+
+    if isinstance(teachers, torch.Tensor):
+        if settings.augmentation:
+            raise KdfedError(
+                f"augmentation {list(settings.augmentation)} needs teachers' weights: uploaded logits belong "
+                "to the images as they are; remove it or set teachers.upload: weights"
+            )
+        batch_of = _unchanged(inputs, target_of(_uploaded_logits(teachers, len(transfer))))
+    else:
+        validation_KNC, labels_N = teacher_logits(teachers, validation.inputs), validation.labels.cpu()
+        if settings.ensemble == "validated":
+            scores_KC = validated_scores(validation_KNC, labels_N)
+        ensemble_accuracy = accuracy(target_of(validation_KNC).cpu(), labels_N)
+        if settings.augmentation:
+            batch_of = _augmented(inputs, teachers, target_of, settings.augmentation, seed)
+        else:
+            batch_of = _unchanged(inputs, target_of(teacher_logits(teachers, transfer.inputs)))
+
+    method_loss = LOSSES[settings.method]
+    transfer_labels_N = transfer.labels.to(device) if settings.labels else None
+
+    def batch_loss(index: torch.Tensor) -> torch.Tensor:
+        batch_inputs, target_NC = batch_of(index)
+        batch_labels_N = None if transfer_labels_N is None else transfer_labels_N[index]
+        return method_loss(student(batch_inputs), target_NC, batch_labels_N, settings)
+
+    schedule = cosine if settings.schedule == "cosine" else None
+    steps, best_epoch, best_accuracy, best_state = 0, settings.epochs, -1.0, None
+    with torch_seed(seed):
+        training = epochs(student, len(transfer), settings, batch_loss, seed, schedule)
+        for epoch, (_, sizes) in enumerate(training, start=1):
+            steps += len(sizes)
+            measured = None
+            if settings.select == "best" or epoch == settings.epochs:
+                measured, _ = evaluate(student, validation)
+                if settings.select == "last":
+                    best_accuracy = measured
+                elif measured > best_accuracy:
+                    best_epoch, best_accuracy, best_state = epoch, measured, state_of(student)
+            if on_epoch is not None:
+                on_epoch(epoch, settings.epochs, measured)
+    if best_state is not None:
+        load_state(student, best_state)
+    return ConsolidationResult(steps, settings.epochs, best_epoch, best_accuracy, ensemble_accuracy)
+
+
+def _unchanged(inputs: torch.Tensor, target_NC: torch.Tensor) -> BatchOf:
+    return lambda index: (inputs[index], target_NC[index])
+
+
+def _augmented(
+    images: torch.Tensor,
+    teachers: Sequence[nn.Module],
+    target_of: Callable[[torch.Tensor], torch.Tensor],
+    names: Sequence[str],
+    seed: int,
+) -> BatchOf:
+    generator = torch_generator(seed, "augmentation")
+
+    def batch_of(index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        changed = augment(images[index], names, generator)
+        return changed, target_of(teacher_logits(teachers, changed))
+
+    return batch_of
+
+
+def teacher_logits(teachers: Sequence[nn.Module], inputs: torch.Tensor) -> torch.Tensor:
+    """Return the logits of every teacher, float32 [K, N, C] on the CPU.
+
+    Raises
+    ------
+    KdfedError
+        If there is no teacher, teachers differ in their number of classes, or logits are not finite.
+    """
+    if not teachers:
+        raise KdfedError("expected at least one teacher to consolidate, got none")
+    logits = [predict(teacher, inputs).float() for teacher in teachers]
+    classes = sorted({values.shape[1] for values in logits})
+    if len(classes) > 1:
+        raise KdfedError(f"expected teachers with the same classes, got {classes} logits per example")
+    return _finite(torch.stack(logits))
+
+
+def _uploaded_logits(logits_KNC: torch.Tensor, count: int) -> torch.Tensor:
+    shape = tuple(logits_KNC.shape)
+    if len(shape) != 3 or shape[0] == 0 or shape[1] != count:
+        raise KdfedError(f"expected teachers' logits of shape (teachers, {count}, classes), got {shape}")
+    return _finite(logits_KNC.detach().cpu().float())
+
+
+def _finite(logits_KNC: torch.Tensor) -> torch.Tensor:
+    broken = [k for k, logits_NC in enumerate(logits_KNC) if not torch.isfinite(logits_NC).all()]
+    if broken:
+        raise KdfedError(
+            f"expected finite logits, got infinity or NaN from teacher {', '.join(map(str, broken))} of "
+            f"{len(logits_KNC)} (counted from 0); lower teachers.lr or leave it out"
+        )
+    return logits_KNC
+
+
+def cosine(done: float) -> float:
+    r"""Return the factor of the learning rate after the share x of steps.
+
+    .. math:: \frac{1}{2} (1 + \cos \pi x)
+
+    References
+    ----------
+    Loshchilov and Hutter 2017, "SGDR", arXiv 1608.03983, equation 5 without restarts.
+    """
+    return 0.5 * (1 + math.cos(math.pi * done))
+
+
+def average_states(states: Sequence[State], weights: Sequence[float]) -> State:
+    r"""Return the weighted mean :math:`\sum_k w_k \theta_k / \sum_k w_k` of models of one architecture.
+
+    Sums run in float64, in the given order; results have the dtypes of the first state, integers (such as
+    BatchNorm's counters) are rounded.
+
+    Parameters
+    ----------
+    states
+        At least one; all with the same keys and shapes.
+    weights
+        One per state, 0 or larger, not all 0; e.g. numbers of examples.
+
+    Raises
+    ------
+    KdfedError
+        If states and weights do not go together.
+
+    References
+    ----------
+    McMahan et al. 2017, "Communication-Efficient Learning of Deep Networks from Decentralized Data", arXiv
+    1602.05629, algorithm 1.
+    """
+    if not states or len(states) != len(weights):
+        raise KdfedError(
+            f"expected one weight per state, got {len(states)} states and {len(weights)} weights"
+        )
+    total = math.fsum(weights)
+    if not (math.isfinite(total) and total > 0 and min(weights) >= 0):
+        raise KdfedError(f"expected weights of at least 0 with a sum above 0, got {list(weights)}")
+    shapes = [{key: tuple(value.shape) for key, value in state.items()} for state in states]
+    for index, other in enumerate(shapes):
+        if other != shapes[0]:
+            differing = sorted(key for key in {*shapes[0], *other} if shapes[0].get(key) != other.get(key))
+            raise KdfedError(
+                f"expected states of one architecture, state {index} differs in {', '.join(differing)}"
+            )
+    average: State = {}
+    for key, first in states[0].items():
+        mean = torch.zeros_like(first, dtype=torch.float64)
+        for state, weight in zip(states, weights, strict=True):
+            mean += weight * state[key].double()
+        mean /= total
+        average[key] = (mean if first.is_floating_point() else mean.round()).to(first.dtype)
+    return average

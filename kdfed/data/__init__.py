@@ -1,0 +1,23 @@
+"""Where examples come from: arrays in, arrays out.
+
+Reading order: :mod:`kdfed.data.dataset` (what a source returns), :mod:`kdfed.data.sources` (the registry),
+:mod:`kdfed.data.splits`, :mod:`kdfed.data.prepared`.
+"""
+
+from kdfed.data.dataset import Dataset
+from kdfed.data.prepared import Examples, Normalisation, PreparedData, prepare
+from kdfed.data.sources import SOURCES, Source, load_source
+from kdfed.data.splits import Splits, split
+
+__all__ = [
+    "SOURCES",
+    "Dataset",
+    "Examples",
+    "Normalisation",
+    "PreparedData",
+    "Source",
+    "Splits",
+    "load_source",
+    "prepare",
+    "split",
+]

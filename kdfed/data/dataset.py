@@ -1,0 +1,193 @@
+"""What a source gives: a listing of its labels first, then the arrays of the rows that are wanted.
+
+Legend: N examples, C channels, H height, W width, F features.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from kdfed.config import DataSettings
+from kdfed.errors import DataError
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """All examples of a source, as stored.
+
+    Parameters
+    ----------
+    inputs
+        Images: uint8 [N, C, H, W]; features: float32 [N, F].
+    labels
+        int64 [N], indices into ``class_names``.
+    class_names
+        One name per class, in label order.
+    official_test
+        int64 indices of the source's own test part, sorted; None where it has none.
+    mean, std
+        Declared constants of known sources, one number per channel, after scaling to [0, 1]; else None.
+    synthetic
+        Whether the examples are drawn, not measured; tables must say so.
+    """
+
+    inputs: np.ndarray
+    labels: np.ndarray
+    class_names: tuple[str, ...]
+    official_test: np.ndarray | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    synthetic: bool = False
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def is_images(self) -> bool:
+        """Whether the inputs are images, not feature vectors."""
+        return self.inputs.ndim == 4
+
+
+@dataclass(frozen=True, eq=False)
+class Listing:
+    """What a source knows before it reads any input, so that ``limit`` reads only the rows it draws.
+
+    Parameters
+    ----------
+    labels
+        int64 [N], checked against ``class_names``.
+    class_names
+        One name per class.
+    read
+        Takes sorted int64 rows, returns their inputs: uint8 [n, C, H, W] or float32 [n, F].
+    test
+        bool [N], True for the source's own test part; None where it has none.
+    mean, std, synthetic
+        As in :class:`Dataset`.
+    """
+
+    labels: np.ndarray
+    class_names: tuple[str, ...]
+    read: Callable[[np.ndarray], np.ndarray]
+    test: np.ndarray | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    synthetic: bool = False
+
+
+def class_names(
+    settings: DataSettings, declared: tuple[str, ...] | None, needs_names: bool = False
+) -> tuple[str, ...]:
+    """Return the names of the classes, in label order.
+
+    Parameters
+    ----------
+    settings
+        Its ``classes`` counts where the source declares none, and must agree where it does.
+    declared
+        What the source itself declares; None when it declares nothing.
+    needs_names
+        The source holds names, not indices, so that a mere number of classes is not enough.
+
+    Raises
+    ------
+    DataError
+        If neither names the classes, or both do and differ.
+    """
+    asked = settings.classes
+    if declared is None:
+        if asked is None:
+            raise DataError(
+                f"{settings.source} does not declare its classes: set data.classes to their names in label "
+                "order" + ("" if needs_names else ", or to their number"),
+                "data.classes",
+            )
+        if isinstance(asked, int):
+            if needs_names:
+                raise DataError(
+                    f"expected the names of the classes, because {settings.source} holds names and not "
+                    f"indices, got the number {asked}",
+                    "data.classes",
+                )
+            return tuple(str(index) for index in range(asked))
+        return asked
+    if isinstance(asked, int) and asked != len(declared):
+        raise DataError(
+            f"{settings.source} declares {len(declared)} classes, data.classes says {asked}: remove it",
+            "data.classes",
+        )
+    if isinstance(asked, tuple) and asked != declared:
+        raise DataError(
+            f"{settings.source} declares the classes {list(declared)}, data.classes says {list(asked)}: "
+            "remove it",
+            "data.classes",
+        )
+    return declared
+
+
+def check_labels(labels: np.ndarray, classes: int, source: str) -> np.ndarray:
+    """Return labels as int64 [N].
+
+    Raises
+    ------
+    DataError
+        If there are none, they are not whole numbers, or one is outside [0, classes).
+    """
+    if labels.ndim != 1 or labels.dtype.kind not in "iub":
+        raise DataError(f"expected whole numbers as labels in {source}, got {labels.dtype} {labels.shape}")
+    if len(labels) == 0:
+        raise DataError(f"expected examples in {source}, got none")
+    outside = (labels < 0) | (labels >= classes)
+    if outside.any():
+        raise DataError(
+            f"expected labels from 0 to {classes - 1} in {source}, got {labels[outside][0]} in row "
+            f"{int(np.flatnonzero(outside)[0])} (-1 means a missing label); correct data.classes or the data",
+            "data.classes",
+        )
+    return labels.astype(np.int64)
+
+
+def labels_from_names(values: list[str], names: tuple[str, ...], source: str) -> np.ndarray:
+    """Map class names to their places in ``names``; int64 [N].
+
+    Raises
+    ------
+    DataError
+        If the data hold a name that ``names`` does not.
+    """
+    index = {name: place for place, name in enumerate(names)}
+    unknown = sorted(set(values) - set(index))
+    if unknown:
+        raise DataError(
+            f"{source} holds the classes {unknown[:10]}, which data.classes does not name; known: "
+            f"{list(names)}",
+            "data.classes",
+        )
+    return np.array([index[value] for value in values], dtype=np.int64)
+
+
+def one_line(error: Exception) -> str:
+    """Return an error's message without line breaks, to stand in a message of ours."""
+    return " ".join(str(error).split())
+
+
+def require(module: str, extra: str = "sim") -> Any:
+    """Import an optional package.
+
+    Raises
+    ------
+    DataError
+        If it is not installed; the message says which extra brings it.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise DataError(
+            f"this source needs the package {module.partition('.')[0]!r}: pip install 'kdfed[{extra}]' "
+            f"({error})"
+        ) from error

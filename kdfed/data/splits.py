@@ -1,0 +1,103 @@
+"""Test, validation and transfer splits, held out before anything is dealt to participants."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from kdfed.config import DataSettings
+from kdfed.data.dataset import Dataset
+from kdfed.errors import DataError
+from kdfed.seeding import numpy_generator
+
+
+@dataclass(frozen=True, eq=False)
+class Splits:
+    """Disjoint, sorted int64 indices into a :class:`~kdfed.data.Dataset` that cover it together.
+
+    Parameters
+    ----------
+    test
+        Reported only.
+    validation
+        Every target, stop and selection.
+    transfer
+        The examples on which teachers and student are compared.
+    train
+        The pool that a partition deals to participants.
+    """
+
+    test: np.ndarray
+    validation: np.ndarray
+    transfer: np.ndarray
+    train: np.ndarray
+
+
+def stratified_order(labels: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """Order examples so that every slice of the order holds every class in proportion.
+
+    The i-th of a class's n examples, in random order, gets the place ``(i + u) / n`` with one uniform
+    draw ``u`` per class (systematic sampling); places are then sorted. A slice holds a class's share of
+    its length, up to one example.
+
+    Parameters
+    ----------
+    labels
+        int64 [N], any strata.
+    generator
+        Every draw comes from it.
+
+    Returns
+    -------
+    numpy.ndarray
+        int64 [N], a permutation.
+    """
+    shuffled = generator.permutation(len(labels))
+    place = np.empty(len(labels))
+    for stratum in np.unique(labels):
+        members = shuffled[labels[shuffled] == stratum]
+        place[members] = (np.arange(len(members)) + generator.random()) / len(members)
+    return shuffled[np.argsort(place[shuffled], kind="stable")]
+
+
+def split(dataset: Dataset, settings: DataSettings) -> Splits:
+    """Hold out test, validation and transfer examples, stratified by label.
+
+    Shares are of all examples of the data set, which ``data.limit`` has reduced already. With
+    ``test: official`` the shares of validation and transfer are of the examples outside the test part.
+    Every draw comes from ``splits.seed``.
+
+    Raises
+    ------
+    DataError
+        If the source has no test part of its own, or a split would be empty.
+    """
+    wanted = settings.splits
+    everything = np.arange(len(dataset), dtype=np.int64)
+    if wanted.test == "official":
+        if dataset.official_test is None:
+            raise DataError(
+                f"{settings.source} has no test part of its own: set data.splits.test to a share like 0.15",
+                "data.splits.test",
+            )
+        test = dataset.official_test
+        rest = np.setdiff1d(everything, test)
+        held_out = 0
+    else:
+        rest = everything
+        held_out = round(wanted.test * len(rest))
+    order = rest[stratified_order(dataset.labels[rest], numpy_generator(wanted.seed, "split"))]
+    sizes = [held_out, round(wanted.validation * len(rest)), round(wanted.transfer * len(rest))]
+    first, validation, transfer, train = np.split(order, np.cumsum(sizes))
+    if wanted.test != "official":
+        test = first
+    splits = Splits(*(np.sort(part) for part in (test, validation, transfer, train)))
+    empty = [name for name, part in vars(splits).items() if len(part) == 0]
+    if empty:
+        raise DataError(
+            f"expected examples in every split, got none for {', '.join(empty)} out of {len(dataset)}: use "
+            "more examples or other shares",
+            "data.splits",
+        )
+    return splits

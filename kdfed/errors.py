@@ -1,0 +1,101 @@
+"""The error tree of kdfed.
+
+::
+
+    KdfedError
+    ├── ConfigError        the experiment (file, ``--set``, command line) is wrong: exit code 2
+    │   └── RunFolderError the output folder holds something that must not be lost: exit code 2
+    ├── DataError          a data source cannot be read, or does not fit the experiment: exit code 2
+    ├── WireError          a message does not have the keys, shapes or dtypes of ``kdfed.wire``
+    ├── ParticipantError   one participant's work failed; it costs that participant its slot, not the run
+    └── RunError           a run cannot go on (too few participants answered, ...): exit code 1
+
+Every message says what was expected, what arrived and what to change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+class KdfedError(Exception):
+    """Root of every error that kdfed raises on purpose."""
+
+    exit_code = 1
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """One thing that is wrong with an experiment.
+
+    Parameters
+    ----------
+    key
+        Dotted key, e.g. ``partition.alpha``; empty when the whole file is meant.
+    message
+        What was expected, what arrived and what to change.
+    """
+
+    key: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.key}: {self.message}" if self.key else self.message
+
+
+class ConfigError(KdfedError):
+    """All mistakes of an experiment at once.
+
+    Parameters
+    ----------
+    source
+        The file (or other place) that holds the mistakes.
+    mistakes
+        At least one mistake.
+    """
+
+    exit_code = 2
+
+    def __init__(self, source: str, mistakes: Sequence[Mistake]) -> None:
+        self.source = source
+        self.mistakes = tuple(mistakes)
+        count = len(self.mistakes)
+        head = f"{source}: {count} mistake{'s' if count > 1 else ''}"
+        super().__init__("\n".join([head, *(f"  {mistake}" for mistake in self.mistakes)]))
+
+
+class RunFolderError(KdfedError):
+    """The output folder holds something that must not be lost."""
+
+    exit_code = 2
+
+
+class DataError(KdfedError):
+    """A data source cannot be read, or does not fit the experiment.
+
+    Parameters
+    ----------
+    message
+        What was expected, what arrived and what to change.
+    key
+        The dotted key of the experiment that has to change.
+    """
+
+    exit_code = 2
+
+    def __init__(self, message: str, key: str = "data.source") -> None:
+        super().__init__(message)
+        self.key = key
+
+
+class WireError(KdfedError):
+    """A message does not have the keys, shapes or dtypes that were agreed."""
+
+
+class ParticipantError(KdfedError):
+    """One participant's work failed."""
+
+
+class RunError(KdfedError):
+    """A run cannot go on."""

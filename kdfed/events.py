@@ -1,0 +1,56 @@
+"""What a run tells while it goes on, for progress displays.
+
+Events are not records: nothing in ``rounds.jsonl`` or ``summary.json`` depends on them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+Phase = Literal["hello", "teachers", "consolidate", "rounds", "done", "failed"]
+
+
+@dataclass(frozen=True)
+class Event:
+    """One step of one phase of one arm.
+
+    Parameters
+    ----------
+    arm, seed
+        Which run; the empty arm stands for the whole experiment (its ``done`` or ``failed``).
+    phase
+        ``hello``, ``teachers``, ``consolidate``, ``rounds``, then ``done`` or ``failed``.
+    step, steps
+        Progress within the phase: epochs of distillation, or the federated round and ``rounds.max``.
+    accuracy
+        Validation accuracy in [0, 1] after this step, where it was measured.
+    bytes
+        Bytes up and down so far in this arm.
+    participant_uploads
+        Participant uploads so far in this arm.
+    message
+        A sentence for people, e.g. why a run failed.
+    """
+
+    arm: str
+    seed: int
+    phase: Phase
+    step: int = 0
+    steps: int = 0
+    accuracy: float | None = None
+    bytes: int = 0
+    participant_uploads: int = 0
+    message: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the event as a JSON object; ``Event(**object)`` reads it back."""
+        return asdict(self)
+
+
+OnEvent = Callable[[Event], None]
+
+
+def ignore(event: Event) -> None:
+    """Drop an event: the default listener."""

@@ -1,0 +1,98 @@
+"""What only shows once the data are there, checked before anything is started."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+
+from kdfed.config import Arm, Experiment, ModelSettings
+from kdfed.data import PreparedData, prepare
+from kdfed.errors import ConfigError, DataError, KdfedError, Mistake
+from kdfed.models import build_model, load_state
+from kdfed.partition import make_partition
+
+
+def check_data(experiment: Experiment) -> list[Mistake]:
+    """Load the data and try everything that depends on them.
+
+    The data are read and split, every seed's participants are dealt, every arm's models are built for the
+    data's shape and classes, and weights to start from are read. What was loaded stays cached for the run.
+
+    Parameters
+    ----------
+    experiment
+        An experiment that :func:`kdfed.config.build_experiment` found no mistakes in.
+
+    Returns
+    -------
+    list of Mistake
+        Every mistake, each once; empty when the experiment can start.
+    """
+    mistakes: list[Mistake] = []
+    data: PreparedData | None = None
+    try:
+        data = prepare(experiment.data)
+        for seed in experiment.seeds:
+            labels, pool = data.dataset.labels, data.splits.train
+            make_partition(experiment.partition, labels, pool, data.classes, seed)
+    except DataError as error:
+        mistakes.append(Mistake(error.key, str(error)))
+    for name in experiment.arm_order:
+        mistakes += _check_arm(experiment.arm(name), data, _Keys(experiment, name))
+    return list(dict.fromkeys(mistakes))
+
+
+class _Keys:
+    """Where an arm's key stands in the file: in the arm, or in the experiment that all arms share."""
+
+    def __init__(self, experiment: Experiment, arm: str) -> None:
+        self._replaced = {str(key).partition(".")[0] for key in experiment.arms[arm]}
+        self._arm = arm
+
+    def __call__(self, key: str) -> str:
+        return f"arms.{self._arm}.{key}" if key.partition(".")[0] in self._replaced else key
+
+
+def _check_arm(arm: Arm, data: PreparedData | None, key: _Keys) -> Iterator[Mistake]:
+    student, message = _try_model(arm.model, data)
+    if message:
+        yield Mistake(key("model"), message)
+    if arm.start.startswith("file:"):
+        yield from _check_start(arm.start.removeprefix("file:"), student, key("start"))
+    if arm.start not in ("consolidated", "averaged"):
+        return
+    own = arm.teachers.model
+    for settings in () if own is None else own if isinstance(own, tuple) else (own,):
+        _, message = _try_model(settings, data)
+        if message:
+            yield Mistake(key("teachers.model"), message)
+    augmented = arm.start == "consolidated" and arm.consolidation.augmentation
+    if augmented and data is not None and not data.dataset.is_images:
+        yield Mistake(
+            key("consolidation.augmentation"),
+            f"expected images to {' and '.join(augmented)}, got feature vectors; remove it",
+        )
+
+
+def _try_model(settings: ModelSettings, data: PreparedData | None) -> tuple[nn.Module | None, str | None]:
+    """Build a model for the data; there is nothing to say without data."""
+    if data is None:
+        return None, None
+    try:
+        return build_model(settings, data.input_shape, data.classes, seed=0), None
+    except ConfigError as error:
+        return None, "; ".join(mistake.message for mistake in error.mistakes)
+
+
+def _check_start(path: str, student: nn.Module | None, key: str) -> Iterator[Mistake]:
+    try:
+        state = load_file(path)
+        if student is not None:
+            load_state(student, state)
+    except (OSError, SafetensorError) as error:
+        yield Mistake(key, f"expected a readable .safetensors file, got {path!r}: {error}")
+    except KdfedError as error:
+        yield Mistake(key, str(error))

@@ -1,0 +1,31 @@
+"""What every run leaves behind: written as it goes, read back, and summed up.
+
+::
+
+    <run folder>/
+    ├── experiment.yaml                  the experiment, every key resolved
+    ├── rounds.jsonl                     one line an arm, seed and evaluation
+    ├── summary.json                     hits, totals and comparisons
+    ├── models/<arm>-<seed>.safetensors  the final models
+    ├── curves.png, report.html          written from the above by ``simulations.report``
+"""
+
+from __future__ import annotations
+
+from kdfed.records.folder import RunFolder, write_atomically
+from kdfed.records.rounds import Absent, Outcome, RoundRecord, Stopped
+from kdfed.records.summary import COSTS, summarise
+from kdfed.records.weights import load_model, weights_sha256
+
+__all__ = [
+    "COSTS",
+    "Absent",
+    "Outcome",
+    "RoundRecord",
+    "RunFolder",
+    "Stopped",
+    "load_model",
+    "summarise",
+    "weights_sha256",
+    "write_atomically",
+]

@@ -1,0 +1,220 @@
+"""The run folder: what a run writes, and what it must not lose."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save
+
+from kdfed.config import Experiment, load_experiment
+from kdfed.errors import ConfigError, RunFolderError
+from kdfed.records.rounds import RoundRecord
+
+EXPERIMENT, ROUNDS, SUMMARY = "experiment.yaml", "rounds.jsonl", "summary.json"
+MODELS, CURVES, REPORT = "models", "curves.png", "report.html"
+
+
+class RunFolder:
+    """The records of one experiment.
+
+    Parameters
+    ----------
+    path
+        The folder. To write records, open it with :meth:`open_for`.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    @classmethod
+    def open_for(cls, path: str | Path, experiment: Experiment, overwrite: bool = False) -> RunFolder:
+        """Create the folder, or clear it of an earlier run of the same experiment.
+
+        Files that a run does not write are never touched.
+
+        Parameters
+        ----------
+        path
+            The folder; it may hold other files.
+        experiment
+            What will be run; ``experiment.yaml`` is written.
+        overwrite
+            Also clear the records of another experiment.
+
+        Returns
+        -------
+        RunFolder
+            Without records.
+
+        Raises
+        ------
+        RunFolderError
+            If the folder holds the records of another experiment, or cannot be written to.
+        """
+        folder = cls(path)
+        try:
+            old = folder._old_experiment(experiment, overwrite)
+            ours = folder._files_of(old) + folder._files_of(experiment)
+            for name in experiment.arms:
+                start = experiment.arm(name).start.removeprefix("file:")
+                if Path(start).absolute() in [file.absolute() for file in ours]:
+                    raise RunFolderError(
+                        f"{folder.path}: arm {name!r} starts from {start}, which this run would remove; "
+                        "choose another output folder (--out)"
+                    )
+            (folder.path / MODELS).mkdir(parents=True, exist_ok=True)
+            for file in ours:
+                file.unlink(missing_ok=True)
+            write_atomically(folder.path / EXPERIMENT, experiment.to_yaml().encode())
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise RunFolderError(
+                f"{folder.path}: expected a folder that can be written to: {reason}; choose another (--out)"
+            ) from error
+        return folder
+
+    def _files_of(self, experiment: Experiment) -> list[Path]:
+        """Return where an experiment's records lie, without experiment.yaml."""
+        models = [self.model_path(arm, seed) for arm in experiment.arms for seed in experiment.seeds]
+        return [*(self.path / name for name in (ROUNDS, SUMMARY, CURVES, REPORT)), *models]
+
+    def _old_experiment(self, new: Experiment, overwrite: bool) -> Experiment:
+        """Return the experiment whose records lie here, the new one if there are none."""
+        advice = "choose another output folder (--out), or clear this one with --overwrite"
+        if not (self.path / EXPERIMENT).exists():
+            found = [str(file.relative_to(self.path)) for file in self._files_of(new) if file.exists()]
+            if found and not overwrite:
+                raise RunFolderError(
+                    f"{self.path} holds {', '.join(found)}, but no {EXPERIMENT} that says of which "
+                    f"experiment; {advice}"
+                )
+            return new
+        try:
+            old = load_experiment(self.path / EXPERIMENT)
+        except ConfigError as error:
+            if overwrite:
+                return new
+            raise RunFolderError(
+                f"{self.path} holds an {EXPERIMENT} that cannot be read; {advice}\n{error}"
+            ) from error
+        differing = _differences(old, new)
+        if differing and not overwrite:
+            raise RunFolderError(
+                f"{self.path} holds another experiment; {advice}. It differs in:\n" + "\n".join(differing)
+            )
+        return old
+
+    def model_path(self, arm: str, seed: int) -> Path:
+        """Return where the final model of a run lies."""
+        return self.path / MODELS / f"{arm}-{seed}.safetensors"
+
+    def append(self, record: RoundRecord) -> None:
+        """Write one line to ``rounds.jsonl``; it is on its way to the disk when this returns."""
+        with open(self.path / ROUNDS, "a", encoding="utf-8") as file:
+            file.write(record.to_json() + "\n")
+
+    def read_rounds(self) -> list[RoundRecord]:
+        """Return the records in the order they were written.
+
+        A last line that a killed run left half written is dropped.
+
+        Raises
+        ------
+        RunFolderError
+            If there is no ``rounds.jsonl``, or another line of it is no record.
+        """
+        lines = self._read(ROUNDS).split("\n")
+        records = []
+        for number, line in enumerate(lines, start=1):
+            if not line and number == len(lines):
+                break
+            try:
+                records.append(RoundRecord.from_json(line))
+            except (ValueError, TypeError) as error:
+                if number == len(lines):
+                    break
+                raise RunFolderError(
+                    f"{self.path / ROUNDS}, line {number}: expected a record: {error}; remove the line, "
+                    "or run the experiment again"
+                ) from error
+        return records
+
+    def save_model(self, arm: str, seed: int, state: Mapping[str, torch.Tensor]) -> None:
+        """Write a run's final weights; :func:`load_model` reads them."""
+        tensors = {key: tensor.detach().cpu().contiguous().clone() for key, tensor in state.items()}
+        write_atomically(self.model_path(arm, seed), save(tensors))
+
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        """Write ``summary.json``."""
+        text = json.dumps(summary, indent=1, allow_nan=False, ensure_ascii=False)
+        write_atomically(self.path / SUMMARY, f"{text}\n".encode())
+
+    def read_summary(self) -> dict[str, Any]:
+        """Return what ``summary.json`` holds.
+
+        Raises
+        ------
+        RunFolderError
+            If it is missing or no JSON object.
+        """
+        try:
+            summary = json.loads(self._read(SUMMARY))
+        except ValueError as error:
+            raise RunFolderError(f"{self.path / SUMMARY}: expected JSON: {error}") from error
+        if not isinstance(summary, dict):
+            raise RunFolderError(f"{self.path / SUMMARY}: expected an object, got {type(summary).__name__}")
+        return summary
+
+    def read_experiment(self) -> Experiment:
+        """Return the experiment.
+
+        Raises
+        ------
+        RunFolderError
+            If there is none.
+        ConfigError
+            If it cannot be read.
+        """
+        self._read(EXPERIMENT)
+        return load_experiment(self.path / EXPERIMENT)
+
+    def _read(self, name: str) -> str:
+        try:
+            return (self.path / name).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or str(error)
+            raise RunFolderError(
+                f"{self.path}: expected a run folder with a readable {name}: {reason}; name the folder that "
+                "`kdfed run --out` wrote"
+            ) from error
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file so that no reader ever sees half of it."""
+    part = path.with_name(f".{path.name}.part")
+    part.write_bytes(content)
+    os.replace(part, path)
+
+
+def _differences(old: Experiment, new: Experiment) -> list[str]:
+    before, after = (dict(_flat(e.model_dump(mode="json"))) for e in (old, new))
+    keys = [key for key in {**before, **after} if before.get(key, "nothing") != after.get(key, "nothing")]
+    lines = [
+        f"  {key}: {before.get(key, 'nothing')!r} there, {after.get(key, 'nothing')!r} here" for key in keys
+    ]
+    if not lines and list(old.arms) != list(new.arms):
+        lines.append(f"  arms: in the order {', '.join(old.arms)} there, {', '.join(new.arms)} here")
+    return lines
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

@@ -1,0 +1,104 @@
+"""One line of ``rounds.jsonl``, and how a run ended."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass, fields
+from typing import Literal
+
+Stopped = Literal["target", "plateau", "max-rounds", "failed"]
+
+
+@dataclass(frozen=True)
+class Absent:
+    """A participant that was left out of an exchange, and why."""
+
+    participant: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class RoundRecord:
+    """One evaluation of one arm; costs are those of the arm so far.
+
+    Parameters
+    ----------
+    arm, seed
+        Which run.
+    round
+        The federated round; 0 is the start.
+    exchanges
+        Server -> participants -> server trips.
+    phase
+        ``start`` for round 0, else ``rounds``.
+    accuracy
+        On the validation split, in [0, 1]. Targets, stops and selections use it.
+    test_accuracy
+        On the test split, only reported; None without one. NaN and infinity are kept as None.
+    loss
+        Mean cross entropy on the validation split, in nats; None when it is not finite.
+    participant_uploads
+        Replies of participants.
+    bytes_up, bytes_down
+        Logical bytes from participants, and to them.
+    local_steps
+        Optimiser steps of all participants together.
+    answered
+        Participants whose answer was used in this round (at the start: whose teacher was).
+    absent
+        Participants that were left out of this round.
+    seconds
+        Since the arm began.
+    """
+
+    arm: str
+    seed: int
+    round: int
+    exchanges: int
+    phase: Literal["start", "rounds"]
+    accuracy: float
+    test_accuracy: float | None
+    loss: float | None
+    participant_uploads: int
+    bytes_up: int
+    bytes_down: int
+    local_steps: int
+    answered: int
+    absent: tuple[Absent, ...]
+    seconds: float
+
+    def __post_init__(self) -> None:
+        for name in ("test_accuracy", "loss"):
+            value = getattr(self, name)
+            if value is not None and not math.isfinite(value):
+                object.__setattr__(self, name, None)
+
+    def to_json(self) -> str:
+        """Return the record as one line of JSON, without its newline."""
+        return json.dumps(asdict(self), allow_nan=False, ensure_ascii=False)
+
+    @classmethod
+    def from_json(cls, line: str) -> RoundRecord:
+        """Read what :meth:`to_json` wrote.
+
+        Raises
+        ------
+        ValueError
+            If the line is not JSON, or does not have exactly the keys of a record.
+        """
+        values = json.loads(line)
+        known = {field.name for field in fields(cls)}
+        if not isinstance(values, dict) or set(values) != known:
+            raise ValueError(f"expected an object with the keys {', '.join(sorted(known))}")
+        return cls(**{**values, "absent": tuple(Absent(**absent) for absent in values["absent"])})
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How one run of one arm ended; ``weights_sha256`` is empty when it failed."""
+
+    arm: str
+    seed: int
+    stopped: Stopped
+    weights_sha256: str

@@ -1,0 +1,185 @@
+"""``summary.json``: hits, totals and comparisons, from the records of a run."""
+
+from __future__ import annotations
+
+import math
+import platform
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from typing import Any
+
+from kdfed import convergence
+from kdfed.config import Experiment, Target
+from kdfed.records.rounds import Outcome, RoundRecord
+from kdfed.savings import Pair, compare
+
+Curves = dict[tuple[str, int], list[RoundRecord]]
+
+COSTS = ("rounds", "exchanges", "participant_uploads", "bytes", "local_steps")
+"""What arms are compared by."""
+
+
+def summarise(
+    experiment: Experiment,
+    engine: str,
+    records: Sequence[RoundRecord],
+    outcomes: Sequence[Outcome],
+    partitions: Sequence[Mapping[str, Any]] = (),
+) -> dict[str, Any]:
+    """Sum up an experiment, finished or not.
+
+    A run without an outcome counts as failed. A run without a single evaluation has no entry, nor has one
+    whose target is a share of a best accuracy that the baseline never measured.
+
+    Parameters
+    ----------
+    experiment
+        What was run.
+    engine
+        The name of what ran it.
+    records
+        Every evaluation, in any order of arms and seeds.
+    outcomes
+        How each run ended.
+    partitions
+        Who holds which classes: ``seed``, ``participants``, ``moved``, ``class_names``, and ``counts``
+        (the first 100 participants x classes) of each seed.
+
+    Returns
+    -------
+    dict
+        What ``summary.json`` holds.
+    """
+    curves: Curves = {}
+    for record in records:
+        curves.setdefault((record.arm, record.seed), []).append(record)
+    ends = {(outcome.arm, outcome.seed): outcome for outcome in outcomes}
+    return {
+        "experiment": experiment.name,
+        "engine": engine,
+        "seeds": list(experiment.seeds),
+        "targets": [str(target) for target in experiment.targets],
+        "versions": {
+            "kdfed": version("kdfed"),
+            "python": platform.python_version(),
+            **{package: version(package) for package in ("torch", "numpy", "flwr")},
+        },
+        "runs": [
+            _run(experiment, curves[arm, seed], target, accuracy, ends.get((arm, seed)))
+            for arm in experiment.arm_order
+            for seed in experiment.seeds
+            for target in experiment.targets
+            if (arm, seed) in curves and (accuracy := _accuracy(experiment, curves, seed, target)) is not None
+        ],
+        "comparisons": [
+            {
+                "baseline": experiment.baseline_arm,
+                "arm": arm,
+                "target": str(target),
+                "rule": experiment.rounds.rule,
+                "cost": cost,
+                **compare(_pairs(experiment, curves, arm, target, cost)),
+            }
+            for arm in experiment.arm_order[1:]
+            for target in experiment.targets
+            for cost in COSTS
+        ],
+        "partitions": [dict(partition) for partition in partitions],
+    }
+
+
+def _accuracy(experiment: Experiment, curves: Curves, seed: int, target: Target) -> float | None:
+    """Return the accuracy to reach, None when it is a share of what the baseline never measured."""
+    if not isinstance(target, str):
+        return convergence.resolve_target(target, math.nan)
+    baseline = curves.get((experiment.baseline_arm, seed))
+    best = max(record.accuracy for record in baseline) if baseline else None
+    return None if best is None else convergence.resolve_target(target, best)
+
+
+def _hit(rule: str, curve: Sequence[RoundRecord], target: float) -> RoundRecord | None:
+    reached = convergence.sustained_hit if rule == "sustained" else convergence.first_hit
+    index = reached([record.accuracy for record in curve], target)
+    return None if index is None else curve[index]
+
+
+def _run(
+    experiment: Experiment,
+    curve: Sequence[RoundRecord],
+    target: Target,
+    accuracy: float,
+    outcome: Outcome | None,
+) -> dict[str, Any]:
+    rounds, accuracies = experiment.rounds, [record.accuracy for record in curve]
+    hit = _hit(rounds.rule, curve, accuracy)
+    return {
+        "arm": curve[0].arm,
+        "seed": curve[0].seed,
+        "target": str(target),
+        "target_accuracy": accuracy,
+        "rule": rounds.rule,
+        "rounds_to_target": None if hit is None else hit.round,
+        "exchanges_to_target": None if hit is None else hit.exchanges,
+        "first_hit": _costs(_hit("first", curve, accuracy)),
+        "sustained_hit": _costs(_hit("sustained", curve, accuracy)),
+        "rounds_to_plateau": convergence.plateau(accuracies, rounds.plateau.rounds, rounds.plateau.min_delta),
+        "totals": _costs(curve[-1]),
+        "stopped": "failed" if outcome is None else outcome.stopped,
+        "final_accuracy": accuracies[-1],
+        "best_accuracy": max(accuracies),
+        "weights_sha256": "" if outcome is None else outcome.weights_sha256,
+    }
+
+
+def _costs(record: RoundRecord | None) -> dict[str, Any] | None:
+    if record is None:
+        return None
+    return {
+        "round": record.round,
+        "exchanges": record.exchanges,
+        "participant_uploads": record.participant_uploads,
+        "bytes_up": record.bytes_up,
+        "bytes_down": record.bytes_down,
+        "local_steps": record.local_steps,
+        "seconds": record.seconds,
+        "test_accuracy": record.test_accuracy,
+    }
+
+
+def _pairs(experiment: Experiment, curves: Curves, arm: str, target: Target, cost: str) -> list[Pair]:
+    """Return the costs of the seeds in which both arms were evaluated."""
+    pairs = []
+    for seed in experiment.seeds:
+        baseline, other = curves.get((experiment.baseline_arm, seed)), curves.get((arm, seed))
+        accuracy = _accuracy(experiment, curves, seed, target)
+        if baseline is None or other is None or accuracy is None:
+            continue
+        reached = _hit(experiment.rounds.rule, baseline, accuracy)
+        hit = _hit(experiment.rounds.rule, other, accuracy)
+        pairs.append(
+            Pair(
+                baseline=None if reached is None else _cost(reached, cost),
+                arm=_cost_of_miss(other, cost, experiment.rounds.max) if hit is None else _cost(hit, cost),
+                arm_missed=hit is None,
+            )
+        )
+    return pairs
+
+
+def _cost(record: RoundRecord, cost: str) -> int:
+    if cost == "bytes":
+        return record.bytes_up + record.bytes_down
+    return int(getattr(record, "round" if cost == "rounds" else cost))
+
+
+def _cost_of_miss(curve: Sequence[RoundRecord], cost: str, rounds: int) -> float | None:
+    """Return the cost of the start plus ``rounds + 1`` rounds at the mean cost of those that were run.
+
+    A miss therefore counts as ``rounds + 1`` rounds, and as many exchanges plus the teachers'. None where no
+    round was run, so that nobody knows what one costs.
+    """
+    start = _cost(curve[0], cost)
+    if cost in ("rounds", "exchanges"):
+        return start + rounds + 1
+    run = curve[-1].round
+    return start + (rounds + 1) * (_cost(curve[-1], cost) - start) / run if run else None

@@ -1,0 +1,60 @@
+"""Final models: read back, and told apart by a hash."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from kdfed.errors import DataError
+from kdfed.models import State
+
+
+def load_model(path: str | Path) -> State:
+    """Read the weights of a ``.safetensors`` file.
+
+    Parameters
+    ----------
+    path
+        Such as ``models/<arm>-<seed>.safetensors`` of a run folder.
+
+    Returns
+    -------
+    dict of Tensor
+        On the CPU; ``model.load_state_dict`` takes it.
+
+    Raises
+    ------
+    DataError
+        If the file cannot be read.
+    """
+    try:
+        return dict(load_file(path))
+    except (OSError, SafetensorError) as error:
+        raise DataError(f"expected a readable .safetensors file, got {path}: {error}", "start") from error
+
+
+def weights_sha256(state: Mapping[str, torch.Tensor]) -> str:
+    """Return the SHA-256 of a model: its keys, dtypes, shapes and bytes, in any order of the keys.
+
+    Parameters
+    ----------
+    state
+        Tensors by name, on any device.
+
+    Returns
+    -------
+    str
+        64 hexadecimal digits.
+    """
+    digest = hashlib.sha256()
+    for key in sorted(state):
+        tensor = state[key].detach().cpu().contiguous()
+        digest.update(json.dumps([key, str(tensor.dtype), list(tensor.shape)]).encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,1 @@
+"""Runnable experiments: the Flower app, the engines, the command line and the reports."""

@@ -1,0 +1,320 @@
+"""The ``kdfed`` command.
+
+Exit codes: 0 the run finished; 1 it failed (what was recorded stays); 2 the input is wrong, and nothing was
+started; 130 interrupted by Ctrl-C. Heavy modules are imported by the command that needs them.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import signal
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib import import_module
+from itertools import takewhile
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import click
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from kdfed import __version__
+from kdfed.errors import ConfigError, KdfedError, RunError
+from simulations.engines import ENGINES
+
+if TYPE_CHECKING:
+    from kdfed.config import Experiment
+    from kdfed.records import RunFolder
+
+SHIPPED = Path(__file__).resolve().parent
+"""Where the experiments that come with kdfed are."""
+
+MOST_NODES = 8
+"""The default of ``--nodes`` goes no higher: a node with torch takes about 0.9 GB."""
+
+app = typer.Typer(
+    help="How many communication rounds can knowledge distillation save a federated model?",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+# Arguments are described in the commands' docstrings: typer 0.20 loses an argument's help on click 8.5.
+ExperimentArgument = Annotated[Path, typer.Argument(metavar="EXPERIMENT")]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY=VALUE...", help="Replace keys, e.g. partition.alpha=0.5 rounds.max=10."
+    ),
+]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code.
+
+    Parameters
+    ----------
+    arguments
+        Words after the command's name. Default: those of this process.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        app(expand(words), prog_name="kdfed")
+    except KdfedError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except SystemExit as end:  # how click ends
+        return end.code if isinstance(end.code, int) else 1
+    return 0
+
+
+def expand(words: Sequence[str]) -> list[str]:
+    """Let ``--seeds 0 1 2`` and ``--set a=1 b=2`` take several values after one flag.
+
+    Parameters
+    ----------
+    words
+        The command line. ``--seeds`` takes every word up to the next option or YAML file, ``--set`` every
+        word with an equals sign; both take the first word whatever it is, so that a mistake is reported.
+
+    Returns
+    -------
+    list
+        The command line with the flag repeated before every value.
+    """
+    takes: dict[str, Callable[[str], bool]] = {
+        "--seeds": lambda word: not word.startswith("--") and not word.endswith((".yaml", ".yml")),
+        "--set": lambda word: not word.startswith("--") and "=" in word,
+    }
+    result: list[str] = []
+    flag, values = "", 0
+    for position, word in enumerate(words):
+        if word == "--":
+            return result + list(words[position:])
+        name, equals, value = word.partition("=")
+        if name in takes:
+            flag, values = name, 1 if equals else 0
+            result += [f"{name}={value}"] if equals else []
+        elif flag and (takes[flag](word) or (values == 0 and not word.startswith("--"))):
+            result.append(f"{flag}={word}")
+            values += 1
+        else:
+            result += [flag] if flag and values == 0 else []  # no value at all: click says so
+            result.append(word)
+            flag = ""
+    return result + ([flag] if flag and values == 0 else [])
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"kdfed {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def run(
+    experiment: ExperimentArgument,
+    engine: Annotated[
+        str, typer.Option(click_type=click.Choice(list(ENGINES)), help="What runs it; see `kdfed list`.")
+    ] = "flower",
+    nodes: Annotated[
+        int | None,
+        typer.Option(min=1, help="Worker processes of the flower engine. Default: the cores, 8 at most."),
+    ] = None,
+    assignments: SetOption = None,
+    seeds: Annotated[
+        list[str] | None, typer.Option(metavar="N...", help="Replace the seeds, e.g. 0 1 2.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="The run folder. Default: runs/NAME.")
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace another experiment's records in the run folder.")
+    ] = False,
+) -> None:
+    """Run an experiment and count what each arm paid to reach its targets.
+
+    EXPERIMENT is a YAML file, or the name of one that comes with kdfed.
+    """
+    console = Console()
+    checked = _load(experiment, assignments, seeds)
+    from kdfed.records import RunFolder
+    from simulations.progress import Progress
+
+    path = (out if out is not None else Path("runs") / checked.name).absolute()
+    folder = RunFolder.open_for(path, checked, overwrite=overwrite)
+    module = import_module(f"simulations.engines.{engine}")
+    logging.getLogger("flwr").setLevel(logging.CRITICAL)  # the display and the records tell what happened
+    workers = nodes if nodes is not None else _default_nodes(checked)
+    try:
+        with _sigterm_exits(), Progress(checked, console) as progress:
+            module.run(checked, folder, nodes=workers, on_event=progress)
+    except RunError as error:
+        raise RunError(f"{error}\nRecorded so far: {folder.path}") from error
+    except KeyboardInterrupt:
+        print(f"Interrupted. Recorded so far: {folder.path}", file=sys.stderr)
+        raise
+    _show_results(console, folder)
+
+
+@app.command()
+def partition(
+    experiment: ExperimentArgument,
+    assignments: SetOption = None,
+    seed: Annotated[
+        str | None, typer.Option(metavar="N", help="Which draw. Default: the experiment's first seed.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="PICTURE.png", help="The picture. Default: NAME-partition.png.")
+    ] = None,
+) -> None:
+    """Show which participant holds which classes: a table, and a picture.
+
+    EXPERIMENT is a YAML file, or the name of one that comes with kdfed.
+    """
+    console = Console()
+    checked = _load(experiment, assignments, None if seed is None else [seed])
+    from kdfed.data import prepare
+    from kdfed.partition import class_counts, make_partition
+    from simulations.report import save_partition_picture
+    from simulations.server_app import partition_entry
+    from simulations.tables import partition_table
+
+    data = prepare(checked.data)
+    labels, drawn = data.dataset.labels, checked.seeds[0]
+    parts = make_partition(checked.partition, labels, data.splits.train, data.classes, drawn)
+    counts = class_counts(parts, labels, data.classes)
+    title = f"{checked.name}: {checked.partition.kind}, {len(counts)} participants, seed {drawn}"
+    console.print(partition_table(counts, data.dataset.class_names, title))
+    if parts.moved:
+        console.print(f"{parts.moved} examples moved, so that everybody holds min-examples")
+    picture = out if out is not None else Path(f"{checked.name}-partition.png")
+    save_partition_picture(partition_entry(checked, data, drawn), picture)
+    console.print(f"picture: {escape(str(picture.absolute()))}", soft_wrap=True)
+
+
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(metavar="DIR")],
+) -> None:
+    """Rebuild the pictures and the page of the run folder DIR from its records."""
+    from kdfed.records import RunFolder
+    from simulations.report import build_report
+
+    build_report(folder.absolute())
+    _show_results(Console(), RunFolder(folder.absolute()))
+
+
+@app.command("list")
+def list_() -> None:
+    """List what an experiment can name, with one line each."""
+    console = Console()
+    for title, entries in catalogue().items():
+        table = Table(title=title, title_justify="left", title_style="bold", box=None, show_header=False)
+        table.add_column(style="cyan", no_wrap=True)
+        table.add_column()
+        for name, line in entries.items():
+            table.add_row(escape(name), escape(line))
+        console.print(table, "", sep="\n")
+
+
+def catalogue() -> dict[str, dict[str, str]]:
+    """Return what an experiment can name, by kind: name -> one line, read from where it is defined."""
+    from kdfed.config import variants
+    from kdfed.data import SOURCES
+    from kdfed.distill import METHODS
+    from kdfed.ensemble import ENSEMBLES
+    from kdfed.models import MODELS
+    from kdfed.partition import PARTITIONS
+    from kdfed.train import LOCAL_MODES
+
+    return {
+        "KD methods (consolidation.method)": _lines(METHODS),
+        "ensembles (consolidation.ensemble)": _lines(ENSEMBLES),
+        "partitions (partition.kind)": _lines(PARTITIONS),
+        "data sources (data.source)": _lines(SOURCES),
+        "models (model.name)": _lines(MODELS),
+        "local training (local.mode)": _lines(LOCAL_MODES),
+        "strategies (server.strategy)": _lines(variants("server")),
+        "engines (--engine)": ENGINES,
+        "experiments that come with kdfed": {
+            path.name: _first_comment(path) for path in sorted(SHIPPED.glob("*.yaml"))
+        },
+    }
+
+
+def _lines(registry: Mapping[str, Any]) -> dict[str, str]:
+    return {name: _line(entry) for name, entry in registry.items()}
+
+
+def _line(entry: Any) -> str:
+    """Return an entry's one-line description: itself, its ``description``, or the start of its docstring."""
+    text = entry if isinstance(entry, str) else getattr(entry, "description", None) or entry.__doc__ or ""
+    return " ".join(text.split("\n\n")[0].split()).replace("``", "")
+
+
+def _first_comment(path: Path) -> str:
+    """Return the first sentence of the comment at the top of a YAML file."""
+    lines = takewhile(lambda line: line.startswith("#"), path.read_text(encoding="utf-8").splitlines())
+    return re.split(r"(?<=[.?!])\s", " ".join(line.lstrip("# ") for line in lines), maxsplit=1)[0]
+
+
+def _load(path: Path, assignments: list[str] | None, seeds: list[str] | None) -> Experiment:
+    """Read an experiment and check it, its data included; every mistake is reported before anything runs."""
+    from kdfed.config import load_experiment
+
+    shipped = SHIPPED / path.name
+    if path.parent == Path() and not path.exists() and shipped.is_file():
+        path = shipped
+    experiment = load_experiment(path, assignments or (), seeds)
+    from kdfed.preflight import check_data
+
+    mistakes = check_data(experiment)
+    if mistakes:
+        raise ConfigError(str(path), mistakes)
+    return experiment
+
+
+def _default_nodes(experiment: Experiment) -> int:
+    from os import cpu_count
+
+    return min(cpu_count() or 1, experiment.partition.participants, MOST_NODES)
+
+
+@contextmanager
+def _sigterm_exits() -> Iterator[None]:
+    """Let SIGTERM unwind like Ctrl-C, so that an engine stops what it started."""
+
+    def leave(number: int, frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _show_results(console: Console, folder: RunFolder) -> None:
+    from simulations.tables import cost_table, savings_table
+
+    summary = folder.read_summary()
+    console.print("", cost_table(summary), "", sep="\n")
+    savings = savings_table(summary)
+    if savings is not None:
+        console.print(savings, "", sep="\n")
+    console.print(f"records and report: {escape(str(folder.path))}", soft_wrap=True)

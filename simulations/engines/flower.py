@@ -1,0 +1,360 @@
+"""The ``flower`` engine: ``flwr run simulations`` on a SuperLink of its own.
+
+The SuperLink belongs to this run alone: its own FLWR_HOME, its own free port, killed with every process
+beneath it (Ray's daemons included) when the run ends, fails or is interrupted. So two runs never meet, and no
+other checkout's SuperLink is reused. Nothing is downloaded: the Flower app has no dependencies, and the
+SuperLink is told to install none.
+
+``flwr run`` exits 0 once a run is submitted, whatever becomes of it. The run's status is therefore asked from
+the SuperLink (what ``flwr ls --run-id`` prints, without starting a Python process for every question).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+import json
+import math
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kdfed.config import Experiment
+from kdfed.errors import RunError
+from kdfed.events import Event, OnEvent
+
+if TYPE_CHECKING:
+    import psutil
+
+    from kdfed.records import RunFolder
+
+APP = Path(__file__).resolve().parents[1]
+"""The Flower app: the folder of this package, which holds ``pyproject.toml`` and the experiments."""
+
+START_SECONDS = 120.0
+"""How long the SuperLink may take to answer (a cold disk takes 40 s)."""
+
+POLL_SECONDS = 0.2
+"""Between two looks at the events; the status is asked every fifth time, and every time once they end."""
+
+LOG_LINES = 15
+"""Lines of Flower's log that an error quotes."""
+
+
+def run(experiment: Experiment, folder: RunFolder, *, nodes: int, on_event: OnEvent) -> None:
+    """Run an experiment through Flower's simulation runtime.
+
+    Parameters
+    ----------
+    experiment
+        The experiment that ``folder`` was opened for.
+    folder
+        Receives the records, written by the ServerApp.
+    nodes
+        Simulated Flower nodes, each a worker process; work is dealt to any of them.
+    on_event
+        Called with every event of the run.
+
+    Raises
+    ------
+    RunError
+        If Flower did not start, or the run did not end as ``finished:completed``. Its message names the
+        file that keeps Flower's log.
+    """
+    missing = [name for name in ("ray", "psutil") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise RunError(
+            f"the flower engine needs {' and '.join(missing)}: install kdfed[sim], or use --engine inprocess"
+        )
+    with _flower_home() as home:
+        try:
+            _run(experiment, folder.path, home, nodes, on_event)
+        except RunError as error:
+            raise RunError(f"{error}\nFlower's log: {_keep_log(home)}") from error
+
+
+def _run(experiment: Experiment, folder: Path, home: Path, nodes: int, on_event: OnEvent) -> None:
+    events = _Events(home / "events.jsonl", on_event)
+    environment = _environment(home, experiment.threads, events.path)
+    address = f"127.0.0.1:{_free_port()}"
+    with _superlink(home, address, environment) as superlink:
+        run_id = _submit(home, folder, environment, _federation(experiment, nodes))
+        status, details = _follow(superlink, address, run_id, events, home / "superlink.log")
+    if status != "finished:completed":
+        reason = events.failure or details or _tail(home / "superlink.log")
+        raise RunError(f"the run ended as {status}: {reason}")
+
+
+# ----------------------------------------------------------------------------- Flower's processes
+
+
+def _environment(home: Path, threads: int, events: Path) -> dict[str, str]:
+    """Return the environment of the SuperLink, which the ServerApp and the Ray actors inherit."""
+    environment = {
+        **os.environ,
+        # Flower starts its own commands by name: they must be those of this Python.
+        "PATH": os.pathsep.join([str(_commands()), os.environ.get("PATH", "")]),
+        "FLWR_HOME": str(home),
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "FLWR_DISABLE_UPDATE_CHECK": "1",
+        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+        "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_TMPDIR": str(home),
+        "OMP_NUM_THREADS": str(threads),
+        "PYTHONUNBUFFERED": "1",
+        "KDFED_PROGRESS": str(events),
+    }
+    environment.pop("RAY_ADDRESS", None)  # a cluster of one's own, not whichever is running
+    return environment
+
+
+def _commands() -> Path:
+    return Path(sys.executable).parent
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+    return port
+
+
+@contextmanager
+def _superlink(home: Path, address: str, environment: dict[str, str]) -> Iterator[subprocess.Popen[bytes]]:
+    """Start a SuperLink as the leader of its own session, wait until it answers, and stop it on leaving."""
+    (home / "config.toml").write_text(
+        f'[superlink]\ndefault = "local"\n\n[superlink.local]\naddress = "{address}"\ninsecure = true\n'
+    )
+    host, port = address.split(":")
+    command = [str(_commands() / "flower-superlink"), "--insecure", "--simulation"]
+    command += ["--isolation", "subprocess", "--host", host, "--port", port]
+    with (home / "superlink.log").open("wb") as log:
+        try:
+            superlink = subprocess.Popen(  # noqa: S603
+                command,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise RunError(f"cannot start Flower's SuperLink: {error}; is flwr installed here?") from error
+    try:
+        _wait_until_ready(superlink, address, home / "superlink.log")
+        yield superlink
+    finally:
+        superlink.kill()
+        superlink.wait()
+
+
+def _wait_until_ready(superlink: subprocess.Popen[bytes], address: str, log: Path) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while not _answers(address):
+        if superlink.poll() is not None:
+            raise RunError(f"Flower's SuperLink did not start: {_tail(log)}")
+        if time.monotonic() > deadline:
+            raise RunError(f"Flower's SuperLink did not answer on {address} for {START_SECONDS:g} seconds")
+        time.sleep(0.1)
+
+
+def _answers(address: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"http://{address}/health", timeout=2) as reply:
+            answered: bool = reply.status == 200
+            return answered
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+def _federation(experiment: Experiment, nodes: int) -> str:
+    """Return Flower's simulation settings: one worker process a node, also where there are fewer cores."""
+    gpus = 0.0
+    if experiment.device.startswith(("auto", "cuda")):
+        import torch
+
+        share = min(1.0, torch.cuda.device_count() / nodes)
+        gpus = math.floor(share * 10_000) / 10_000  # Ray's step; rounded up, the last node would find no room
+    return (
+        f"num-supernodes={nodes} client-resources-num-cpus=1 client-resources-num-gpus={gpus} "
+        f"init-args-num-cpus={nodes}"
+    )
+
+
+def _submit(home: Path, folder: Path, environment: dict[str, str], federation: str) -> int:
+    """Hand the app to the SuperLink with ``flwr run`` and return the run's id."""
+    settings = {"experiment": str(folder / "experiment.yaml"), "out": str(folder)}
+    run_config = home / "run-config.toml"  # a file, because Flower's key=value form has no escapes
+    run_config.write_text(
+        "".join(f"{key} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in settings.items()),
+        encoding="utf-8",
+    )
+    command = [str(_commands() / "flwr"), "run", str(APP), "local", "--format", "json"]
+    command += ["--run-config", str(run_config), "--federation-config", federation]
+    reply = subprocess.run(  # noqa: S603
+        command, env=environment, cwd=home, stdin=subprocess.DEVNULL, capture_output=True, text=True
+    )
+    try:
+        answer = json.loads(reply.stdout)
+    except json.JSONDecodeError:
+        answer = {}
+    if not answer.get("success"):
+        reason = answer.get("error-message") or (reply.stderr + reply.stdout).strip()
+        raise RunError(f"Flower did not take the run: {reason}")
+    return int(answer["run-id"])
+
+
+def _follow(
+    superlink: subprocess.Popen[bytes], address: str, run_id: int, events: _Events, log: Path
+) -> tuple[str, str]:
+    """Pass events on until the run has finished; return its status and Flower's reason.
+
+    The run's own log is added to the SuperLink's when it failed.
+    """
+    from flwr.proto.control_pb2 import ListRunsRequest, StreamLogsRequest
+    from flwr.supercore.control import ControlHttpClient
+    from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
+
+    client = ControlHttpClient.from_server_address(
+        address, True, None, [RuntimeVersionHttpInterceptor(component_name="flwr CLI")]
+    )
+    try:
+        for turn in itertools.count():
+            events.read()
+            if superlink.poll() is not None:
+                return "lost", f"Flower's SuperLink ended with exit code {superlink.returncode}"
+            if events.ended or turn % 5 == 0:
+                status = client.ListRuns(ListRunsRequest(run_id=run_id)).run_dict[run_id].status
+                if status.status == "finished":
+                    break
+            time.sleep(POLL_SECONDS)
+        events.read()
+        if status.sub_status != "completed":
+            with log.open("a", encoding="utf-8") as file:
+                for reply in client.StreamLogs(StreamLogsRequest(run_id=run_id, after_timestamp=0.0)):
+                    file.write(reply.log_output)
+        return f"{status.status}:{status.sub_status}", status.details
+    finally:
+        client.close()
+
+
+class _Events:
+    """Follows the JSON-lines file to which the ServerApp appends its events."""
+
+    def __init__(self, path: Path, on_event: OnEvent) -> None:
+        self.path = path
+        self.failure = ""
+        self.ended = False
+        self._on_event = on_event
+        self._position = 0
+        path.touch()
+
+    def read(self) -> None:
+        """Pass on what was appended since the last call; half a line waits for its rest."""
+        with self.path.open("rb") as file:
+            file.seek(self._position)
+            for line in file:
+                if not line.endswith(b"\n"):
+                    break
+                self._position += len(line)
+                event = Event(**json.loads(line))
+                if event.phase == "failed" and event.message:
+                    self.failure = event.message
+                self.ended = event.arm == "" and event.phase in ("done", "failed")
+                self._on_event(event)
+
+
+# ----------------------------------------------------------------------------- cleaning up
+
+
+@contextmanager
+def _flower_home() -> Iterator[Path]:
+    """Lend a temporary FLWR_HOME; on leaving, kill every process that was started with it and remove it."""
+    # Ray keeps its sockets in here, and a socket's path has at most 107 characters: no long TMPDIR.
+    short = Path("/tmp")  # noqa: S108
+    home = Path(tempfile.mkdtemp(prefix="kdfed-", dir=short if short.is_dir() else None))
+    try:
+        yield home
+    finally:
+        with _no_interrupts():
+            _kill(home)
+            shutil.rmtree(home, ignore_errors=True)
+
+
+@contextmanager
+def _no_interrupts() -> Iterator[None]:
+    """Hold back Ctrl-C and SIGTERM, so that a second one cannot leave processes behind."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    held = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in held.items():
+            signal.signal(number, handler)
+
+
+def _kill(home: Path) -> None:
+    import psutil
+
+    deadline = time.monotonic() + 20
+    while (processes := _processes(home)) and time.monotonic() < deadline:
+        for process in processes:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        time.sleep(0.02)
+
+
+def _processes(home: Path) -> list[psutil.Process]:
+    """Return the processes that carry this FLWR_HOME, and their descendants.
+
+    Ray's workers overwrite their environment, and daemons outlive their parents: neither mark alone finds
+    all of them.
+    """
+    import psutil
+
+    found: set[psutil.Process] = set()
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get("FLWR_HOME") == str(home):
+                found |= {process, *process.children(recursive=True)}
+        except psutil.Error:
+            continue
+    return [process for process in found if _is_alive(process)]
+
+
+def _is_alive(process: psutil.Process) -> bool:
+    import psutil
+
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _keep_log(home: Path) -> Path:
+    handle, path = tempfile.mkstemp(prefix="kdfed-flower-", suffix=".log")
+    os.close(handle)
+    log = home / "superlink.log"
+    if log.exists():
+        shutil.copyfile(log, path)
+    return Path(path)
+
+
+def _tail(log: Path) -> str:
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.exists() else []
+    return "\n".join(lines[-LOG_LINES:]) or "its log is empty"

@@ -1,0 +1,214 @@
+"""The ServerApp: read the experiment, run seeds x arms, write records, then the report.
+
+The only composition root: everything that an arm needs is put together here.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from flwr.app import ArrayRecord, Context
+from flwr.serverapp import Grid, ServerApp
+
+from kdfed import convergence
+from kdfed.config import Experiment, load_experiment, split_set
+from kdfed.data import PreparedData, prepare
+from kdfed.errors import ConfigError, KdfedError, Mistake, RunError
+from kdfed.events import Event, OnEvent, ignore
+from kdfed.partition import class_counts, make_partition
+from kdfed.preflight import check_data
+from kdfed.records import Outcome, RoundRecord, RunFolder, summarise, weights_sha256
+from strategies.arm import ArmConfig, ServerData, initial_state
+from strategies.catalogue import make_strategy
+from strategies.pre_consolidation import PreConsolidation
+
+PROGRESS = "KDFED_PROGRESS"
+"""Environment variable: a file to which events are appended as JSON lines."""
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Run the experiment that the run-config names."""
+    on_event = _progress_file(os.environ.get(PROGRESS))
+    try:
+        experiment, out = _from_run_config(context.run_config)
+        mistakes = check_data(experiment)
+        if mistakes:
+            raise ConfigError(str(context.run_config["experiment"]), mistakes)
+        run_experiment(grid, experiment, RunFolder.open_for(out, experiment), "flower", on_event)
+    except KdfedError as error:
+        on_event(Event(arm="", seed=0, phase="failed", message=str(error)))
+        raise
+
+
+@dataclass
+class _Results:
+    records: list[RoundRecord] = field(default_factory=list)
+    outcomes: list[Outcome] = field(default_factory=list)
+
+
+def run_experiment(
+    grid: Grid, experiment: Experiment, folder: RunFolder, engine: str, on_event: OnEvent = ignore
+) -> dict[str, Any]:
+    """Run every arm of every seed, and leave the records of DESIGN behind.
+
+    Parameters
+    ----------
+    grid
+        The network.
+    experiment
+        Checked already.
+    folder
+        Opened for this experiment.
+    engine
+        The engine's name, for the record.
+    on_event
+        Told every step.
+
+    Returns
+    -------
+    dict
+        What ``summary.json`` holds.
+
+    Raises
+    ------
+    RunError
+        If an arm could not go on; the summary of what was recorded is written first.
+    """
+    torch.set_num_threads(experiment.threads)
+    data = prepare(experiment.data)
+    results, failure = _Results(), None
+    try:
+        for seed in experiment.seeds:
+            _run_seed(grid, experiment, data, seed, folder, results, on_event)
+    except RunError as error:
+        failure = error
+    summary = summarise(experiment, engine, results.records, results.outcomes, _partitions(experiment, data))
+    folder.write_summary(summary)
+    if results.records:
+        from simulations.report import build_report
+
+        build_report(folder.path)
+    if failure is not None:
+        raise failure
+    on_event(Event(arm="", seed=experiment.seeds[-1], phase="done"))
+    return summary
+
+
+def _run_seed(
+    grid: Grid,
+    experiment: Experiment,
+    data: PreparedData,
+    seed: int,
+    folder: RunFolder,
+    results: _Results,
+    on_event: OnEvent,
+) -> None:
+    """Run the baseline, whose best accuracy sets relative targets, then the other arms."""
+    server_data = _server_data(data)
+    baseline_best = float("nan")
+
+    def on_record(record: RoundRecord) -> None:
+        results.records.append(record)
+        folder.append(record)
+
+    for name in experiment.arm_order:
+        arm = experiment.arm(name)
+        sets_targets = name == experiment.baseline_arm and experiment.has_relative_targets
+        targets = (
+            ()
+            if sets_targets
+            else tuple(convergence.resolve_target(target, baseline_best) for target in experiment.targets)
+        )
+        config = ArmConfig(
+            arm=arm,
+            data=server_data,
+            seed=seed,
+            name=name,
+            targets=targets,
+            never_stop=sets_targets,
+            simulation={
+                "data": arm.data.model_dump_json(),
+                "partition": arm.partition.model_dump_json(),
+                "seed": seed,
+                "threads": arm.threads,
+                "device": arm.device,
+            },
+            on_record=on_record,
+            on_event=on_event,
+        )
+        start = ArrayRecord(dict(initial_state(arm, server_data, seed)))
+        try:
+            result = PreConsolidation(make_strategy(arm), config).start(
+                grid, start, arm.rounds.max, arm.server.deadlines.train
+            )
+        except RunError as error:
+            results.outcomes.append(Outcome(name, seed, "failed", ""))
+            raise RunError(f"arm {name}, seed {seed}: {error}") from error
+        state = dict(result.arrays.to_torch_state_dict())
+        folder.save_model(name, seed, state)
+        results.outcomes.append(Outcome(name, seed, result.stopped, weights_sha256(state)))
+        if name == experiment.baseline_arm:
+            baseline_best = max(record.accuracy for record in result.records)
+
+
+def _server_data(data: PreparedData) -> ServerData:
+    splits = data.splits
+    return ServerData(
+        transfer=data.examples(splits.transfer),
+        validation=data.examples(splits.validation),
+        test=data.examples(splits.test),
+        transfer_inputs=data.dataset.inputs[splits.transfer],
+        classes=data.classes,
+    )
+
+
+def _partitions(experiment: Experiment, data: PreparedData) -> list[dict[str, Any]]:
+    """Describe who holds which classes, for the summary."""
+    return [partition_entry(experiment, data, seed) for seed in experiment.seeds]
+
+
+def partition_entry(experiment: Experiment, data: PreparedData, seed: int) -> dict[str, Any]:
+    """Return one seed's entry of ``partitions`` in ``summary.json``; counts are [participants, classes]."""
+    labels = data.dataset.labels
+    partition = make_partition(experiment.partition, labels, data.splits.train, data.classes, seed)
+    counts = class_counts(partition, labels, data.classes)
+    return {
+        "seed": seed,
+        "participants": len(counts),
+        "moved": partition.moved,
+        "class_names": list(data.dataset.class_names),
+        "counts": counts[:100].tolist(),
+    }
+
+
+def _from_run_config(run_config: Any) -> tuple[Experiment, Path]:
+    """Read the run-config keys ``experiment``, ``set``, ``seeds`` and ``out``."""
+    named = Path(str(run_config["experiment"]))
+    shipped = Path(__file__).parent / named
+    path = shipped if not named.is_absolute() and not named.exists() and shipped.exists() else named
+    seeds = str(run_config["seeds"]).split()
+    experiment = load_experiment(path, split_set(str(run_config["set"])), seeds or None)
+    out = Path(str(run_config["out"]))
+    if not out.is_absolute():
+        wanted = "expected an absolute path, because Flower's working directory is not yours"
+        raise ConfigError("run-config", [Mistake("out", f"{wanted}, got {str(out)!r}")])
+    return experiment, out
+
+
+def _progress_file(path: str | None) -> OnEvent:
+    if path is None:
+        return ignore
+
+    def append(event: Event) -> None:
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(event.to_json()) + "\n")
+
+    return append

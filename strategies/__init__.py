@@ -1,0 +1,1 @@
+"""The server side: Flower strategies, the arm runner and the participant grid."""

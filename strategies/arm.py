@@ -1,0 +1,539 @@
+"""One arm, from hello to the last round: the only training loop on the server side.
+
+::
+
+    hello        who is there
+    teachers     participants train teachers and upload weights or logits   (starts from teachers only)
+    consolidate  teachers -> one student                                    (consolidated start only)
+    rounds       configure -> send -> receive -> aggregate -> evaluate -> converged?
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import FedAvg, Result, Strategy
+from torch import nn
+
+from kdfed import convergence, wire
+from kdfed.config import Arm, ModelSettings, sampled_count
+from kdfed.consolidate import average_states, consolidate
+from kdfed.data import Examples
+from kdfed.errors import RunError
+from kdfed.events import Event, OnEvent, ignore
+from kdfed.ledger import Ledger
+from kdfed.models import State, buffer_keys, build_model, load_state, state_of
+from kdfed.records import Absent, RoundRecord, load_model
+from kdfed.seeding import derive, numpy_generator
+from kdfed.train import evaluate
+from strategies.catalogue import SERVER_OPTIMISERS, WEIGHTED_MEANS
+from strategies.participant_grid import ParticipantGrid
+
+Stopped = Literal["target", "plateau", "max-rounds"]
+
+
+@dataclass(frozen=True)
+class ServerData:
+    """What the server holds: no participant's example among it.
+
+    Parameters
+    ----------
+    transfer, validation, test
+        The held-out splits, float32 [N, ...] and int64 [N]; ``test`` may be None, then its accuracy is
+        not reported.
+    transfer_inputs
+        The transfer set's inputs as stored, [N, ...]: what participants are sent when they upload logits.
+    classes
+        Number of classes.
+    """
+
+    transfer: Examples
+    validation: Examples
+    test: Examples | None
+    transfer_inputs: np.ndarray
+    classes: int
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one input."""
+        return tuple(self.validation.inputs.shape[1:])
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArmConfig:
+    """Everything that one run of one arm needs.
+
+    Parameters
+    ----------
+    arm
+        The resolved settings.
+    data
+        The server's data.
+    seed
+        The run's seed.
+    name
+        The arm's name in records.
+    targets
+        Accuracies in (0, 1]; the arm stops when all are reached, if ``arm.rounds.stop_at_target``.
+    never_stop
+        Run all rounds: for a baseline whose best accuracy sets the targets.
+    simulation
+        The ``simulation`` record of :mod:`kdfed.wire`. Default: every node of the grid is one participant.
+    on_record, on_event
+        Told every evaluation, and every step.
+    """
+
+    arm: Arm
+    data: ServerData
+    seed: int = 0
+    name: str = "arm"
+    targets: tuple[float, ...] = ()
+    never_stop: bool = False
+    simulation: dict[str, str | int] | None = None
+    on_record: Callable[[RoundRecord], None] = lambda record: None
+    on_event: OnEvent = ignore
+
+
+@dataclass
+class ArmResult(Result):
+    """Flower's result, and what kdfed adds to it.
+
+    Parameters
+    ----------
+    records
+        One per evaluation; the first is the start.
+    stopped
+        Why the arm ended.
+    """
+
+    records: list[RoundRecord] = field(default_factory=list)
+    stopped: Stopped = "max-rounds"
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """What one participant uploaded: ``arrays`` are weights, or ``logits``."""
+
+    participant: int
+    arrays: State
+    num_examples: int
+    label_counts: list[float] | None
+
+
+class ArmRunner:
+    """Runs one arm over a grid with any Flower strategy.
+
+    Parameters
+    ----------
+    strategy
+        Aggregates; it is shown this round's participants and nobody else.
+    config
+        The arm.
+    grid
+        The network.
+    """
+
+    def __init__(self, strategy: Strategy, config: ArmConfig, grid: Grid) -> None:
+        self.strategy, self.config, self.arm = strategy, config, config.arm
+        self.ledger = Ledger()
+        reply: wire.Reply = "mean" if type(strategy) in WEIGHTED_MEANS else "each"
+        roster = None if config.simulation is not None else self._roster(grid)
+        self.grid = ParticipantGrid(
+            grid,
+            cohort_size=self.arm.server.cohort_size,
+            ledger=self.ledger,
+            reply=reply,
+            simulation=config.simulation,
+            roster=roster,
+        )
+        self.device = _device(self.arm.device)
+        self.result = ArmResult()
+        self._started = time.monotonic()
+
+    # ------------------------------------------------------------------ the loop
+
+    def run(
+        self,
+        initial_arrays: ArrayRecord,
+        num_rounds: int,
+        timeout: float,
+        train_config: ConfigRecord | None = None,
+        evaluate_config: ConfigRecord | None = None,
+        evaluate_fn: Callable[[int, ArrayRecord], MetricRecord | None] | None = None,
+    ) -> ArmResult:
+        """Run the arm; the arguments are those of ``flwr.serverapp.strategy.Strategy.start``.
+
+        Raises
+        ------
+        RunError
+            If fewer than ``server.minimum`` participants answered. What was recorded stays recorded.
+        """
+        if self.config.simulation is not None:
+            self._hello()
+        common = dict(initial_arrays.to_torch_state_dict())
+        spec = wire.spec_of(common)
+        model = self._build(self.arm.model, "evaluation").to(self.device)
+        state, answered, absent = self._start(common)
+        self._evaluate(0, num_rounds, model, state, answered, absent, evaluate_fn)
+
+        for server_round in range(1, num_rounds + 1):
+            if self._converged():
+                break
+            sampled = self._sample(server_round)
+            self.grid.select(
+                sampled, phase="rounds", round_number=server_round, spec_of=lambda participant: spec
+            )
+            self._require(len(list(self.grid.get_node_ids())), f"round {server_round}", "can be sampled")
+            config = ConfigRecord({**(train_config or {}), **self._settings(server_round)})
+            messages = self.strategy.configure_train(
+                server_round, ArrayRecord(dict(state)), config, self.grid
+            )
+            replies = list(self.grid.send_and_receive(messages, timeout=timeout))
+            report = self.grid.report
+            self._require(len(report.answered), f"round {server_round}", "answered")
+            arrays, metrics = self.strategy.aggregate_train(server_round, replies)
+            if arrays is None:
+                raise RunError(f"round {server_round}: the strategy returned no arrays")
+            state = self._repair(arrays, replies, model, spec)
+            if metrics is not None:
+                self.result.train_metrics_clientapp[server_round] = metrics
+            self._evaluate(
+                server_round, num_rounds, model, state, len(report.answered), report.absent, evaluate_fn
+            )
+            self._evaluate_on_clients(server_round, state, sampled, timeout, evaluate_config)
+        else:
+            self._converged()
+        self.result.arrays = ArrayRecord(dict(state))
+        return self.result
+
+    def _repair(
+        self, arrays: ArrayRecord, replies: Sequence[Message], model: nn.Module, spec: wire.Spec
+    ) -> State:
+        """Undo what Flower's arithmetic does to a model: float64 counters, server steps on buffers."""
+        state = dict(arrays.to_torch_state_dict())
+        if isinstance(self.strategy, SERVER_OPTIMISERS) and (buffers := buffer_keys(model)):
+            states = [dict(_arrays(reply).to_torch_state_dict()) for reply in replies]
+            weights = [_number(_metrics(reply), wire.NUM_EXAMPLES) for reply in replies]
+            mean = average_states(states, weights)
+            state.update({key: mean[key] for key in buffers})
+        repaired: State = {}
+        for key, (_, dtype) in spec.items():
+            wanted = getattr(torch, dtype)
+            value = state[key].round() if not wanted.is_floating_point else state[key]
+            repaired[key] = value.to(wanted)
+        return repaired
+
+    # ------------------------------------------------------------------ who takes part
+
+    def _hello(self) -> None:
+        self._tell("hello")
+        versions = {name: version(name) for name in ("kdfed", "torch", "numpy")}
+        self.grid.hello({"versions": json.dumps(versions)}, self.arm.server.deadlines.hello)
+
+    def _roster(self, grid: Grid) -> dict[int, int]:
+        """Wait until every participant's node is connected, then number nodes by their ids."""
+        wanted, end = self.arm.partition.participants, time.monotonic() + self.arm.server.deadlines.hello
+        while len(nodes := sorted(grid.get_node_ids())) < wanted:
+            if time.monotonic() > end:
+                raise RunError(f"expected {wanted} nodes (partition.participants), got {len(nodes)} in time")
+            time.sleep(0.2)
+        return dict(enumerate(nodes[:wanted]))
+
+    def _sample(self, server_round: int) -> list[int]:
+        everyone = self.arm.partition.participants
+        drawn = numpy_generator(self.config.seed, "sample", server_round).choice(
+            everyone, size=sampled_count(self.arm), replace=False
+        )
+        return sorted(int(participant) for participant in drawn)
+
+    def _require(self, count: int, where: str, what: str) -> None:
+        least = max(self.arm.server.minimum, _least(self.strategy) if what == "can be sampled" else 1)
+        if count < least:
+            reasons = [f"participant {a.participant}: {a.reason}" for a in self.grid.report.absent]
+            more = f"; and {len(reasons) - 5} more" if len(reasons) > 5 else ""
+            raise RunError(
+                f"{where}: expected at least {least} participants (server.minimum), but {count} {what}. "
+                f"Left out: {'; '.join(reasons[:5]) or 'nobody'}{more}"
+            )
+
+    # ------------------------------------------------------------------ the start
+
+    def _start(self, common: State) -> tuple[State, int, list[Absent]]:
+        start = self.arm.start
+        if start == "random":
+            return common, 0, []
+        if start.startswith("file:"):
+            return self._from_file(Path(start.removeprefix("file:")), common), 0, []
+        teachers = self._train_teachers(common)
+        report = self.grid.report
+        if start == "averaged":
+            state = average_states([t.arrays for t in teachers], [float(t.num_examples) for t in teachers])
+        else:
+            state = self._consolidate(teachers, common)
+        return state, len(report.answered), report.absent
+
+    def _from_file(self, path: Path, common: State) -> State:
+        state = load_model(path)
+        problem = wire.problem_with(state, wire.spec_of(common))
+        if problem is not None:
+            raise RunError(f"start: {path} does not fit model {self.arm.model.name!r}: {problem}")
+        return state
+
+    def _train_teachers(self, common: State) -> list[Teacher]:
+        """One exchange: participants train teachers and upload each once."""
+        self._tell("teachers")
+        settings, participants = self.arm.teachers, self.arm.partition.participants
+        chosen = list(range(participants))
+        if isinstance(settings.count, int):
+            draw = numpy_generator(self.config.seed, "teacher-sample")
+            chosen = sorted(int(p) for p in draw.choice(participants, settings.count, replace=False))
+        contents = [self._teacher_content(model, common) for model in self._teacher_models()]
+        specs = [spec for _, spec in contents]
+        self.grid.select(
+            chosen,
+            phase="teachers",
+            round_number=0,
+            spec_of=lambda participant: specs[participant % len(specs)],
+        )
+        deadline = self.arm.server.deadlines.teachers
+        messages = [
+            Message(contents[p % len(contents)][0], p, wire.TEACHER, ttl=deadline, group_id="teachers")
+            for p in self.grid.get_node_ids()
+        ]
+        replies = list(self.grid.send_and_receive(messages, timeout=deadline))
+        self._require(len(self.grid.report.answered), "teacher phase", "answered")
+        return [_teacher(reply) for reply in replies]
+
+    def _teacher_models(self) -> tuple[ModelSettings, ...]:
+        model = self.arm.teachers.model
+        return model if isinstance(model, tuple) else (model or self.arm.model,)
+
+    def _teacher_content(self, model: ModelSettings, common: State) -> tuple[RecordDict, wire.Spec]:
+        """Return what teachers of one architecture are sent, and what they must send back."""
+        settings = self.arm.teachers
+        content = RecordDict()
+        state = common if model == self.arm.model else state_of(self._build(model, "init"))
+        if settings.init == "common":
+            content[wire.ARRAYS] = ArrayRecord(dict(state))
+        content[wire.CONFIG] = ConfigRecord(
+            {
+                "seed": self.config.seed,
+                "model": model.model_dump_json(),
+                "teachers": settings.model_dump_json(exclude={"model", "count"}),
+            }
+        )
+        if settings.upload == "weights":
+            return content, wire.spec_of(state)
+        inputs = self.config.data.transfer_inputs
+        content[wire.TRANSFER] = ArrayRecord({wire.INPUTS: torch.from_numpy(inputs)})
+        return content, {wire.LOGITS: ((len(inputs), self.config.data.classes), "float16")}
+
+    def _consolidate(self, teachers: Sequence[Teacher], common: State) -> State:
+        settings, data, seed = self.arm.consolidation, self.config.data, self.config.seed
+        student = self._build(self.arm.model, "student")
+        if settings.init == "common":
+            load_state(student, common)
+        elif settings.init == "averaged":
+            weights = [float(teacher.num_examples) for teacher in teachers]
+            load_state(student, average_states([teacher.arrays for teacher in teachers], weights))
+        student.to(self.device)
+        sources: Sequence[nn.Module] | torch.Tensor
+        if self.arm.teachers.upload == "logits":
+            sources = torch.stack([teacher.arrays[wire.LOGITS] for teacher in teachers])
+        else:
+            sources = [self._teacher_module(teacher) for teacher in teachers]
+        counts = None
+        if self.arm.teachers.label_counts.send:
+            counts = np.array([teacher.label_counts for teacher in teachers], dtype=np.float64)
+
+        def on_epoch(epoch: int, epochs: int, accuracy: float | None) -> None:
+            self._tell("consolidate", epoch, epochs, accuracy)
+
+        consolidate(
+            student,
+            sources,
+            data.transfer.to(self.device),
+            data.validation.to(self.device),
+            settings,
+            derive(seed, "consolidate"),
+            label_counts=counts,
+            on_epoch=on_epoch,
+        )
+        return state_of(student)
+
+    def _teacher_module(self, teacher: Teacher) -> nn.Module:
+        models = self._teacher_models()
+        module = self._build(models[teacher.participant % len(models)], "teacher-module")
+        load_state(module, teacher.arrays)
+        return module.to(self.device)
+
+    # ------------------------------------------------------------------ evaluation and records
+
+    def _evaluate(
+        self,
+        server_round: int,
+        num_rounds: int,
+        model: nn.Module,
+        state: State,
+        answered: int,
+        absent: Sequence[Absent],
+        evaluate_fn: Callable[[int, ArrayRecord], MetricRecord | None] | None,
+    ) -> None:
+        load_state(model, state)
+        data = self.config.data
+        accuracy, loss = evaluate(model, data.validation)
+        test_accuracy = evaluate(model, data.test)[0] if data.test is not None else float("nan")
+        costs = self.ledger.totals()
+        record = RoundRecord(
+            arm=self.config.name,
+            seed=self.config.seed,
+            round=server_round,
+            exchanges=costs.exchanges,
+            phase="start" if server_round == 0 else "rounds",
+            accuracy=accuracy,
+            test_accuracy=test_accuracy,
+            loss=loss,
+            participant_uploads=costs.participant_uploads,
+            bytes_up=costs.bytes_up,
+            bytes_down=costs.bytes_down,
+            local_steps=costs.local_steps,
+            answered=answered,
+            absent=tuple(absent),
+            seconds=time.monotonic() - self._started,
+        )
+        self.result.records.append(record)
+        metrics = MetricRecord({"accuracy": accuracy, "loss": loss})
+        if evaluate_fn is not None:
+            metrics = evaluate_fn(server_round, ArrayRecord(dict(state))) or metrics
+        self.result.evaluate_metrics_serverapp[server_round] = metrics
+        self.config.on_record(record)
+        self._tell("rounds", server_round, num_rounds, accuracy)
+
+    def _evaluate_on_clients(
+        self,
+        server_round: int,
+        state: State,
+        sampled: Sequence[int],
+        timeout: float,
+        evaluate_config: ConfigRecord | None,
+    ) -> None:
+        """Make the strategy's own evaluation trip, if it wants one; it is counted apart."""
+        config = ConfigRecord({**(evaluate_config or {}), **self._settings(server_round)})
+        messages = list(
+            self.strategy.configure_evaluate(server_round, ArrayRecord(dict(state)), config, self.grid)
+        )
+        if messages:
+            self.grid.select(
+                sampled, phase="evaluate", round_number=server_round, spec_of=lambda participant: {}
+            )
+            replies = self.grid.send_and_receive(messages, timeout=timeout)
+            metrics = self.strategy.aggregate_evaluate(server_round, replies)
+            if metrics is not None:
+                self.result.evaluate_metrics_clientapp[server_round] = metrics
+
+    def _converged(self) -> bool:
+        """Tell whether the arm may stop, and say why in the result."""
+        rounds, config = self.arm.rounds, self.config
+        curve = [record.accuracy for record in self.result.records]
+        hit = convergence.sustained_hit if rounds.rule == "sustained" else convergence.first_hit
+        if config.never_stop:
+            return False
+        reached = [hit(curve, target) is not None for target in config.targets]
+        if rounds.stop_at_target and reached and all(reached):
+            self.result.stopped = "target"
+            return True
+        if rounds.plateau.stop:
+            flat = convergence.plateau(curve, rounds.plateau.rounds, rounds.plateau.min_delta)
+            if flat is not None:
+                self.result.stopped = "plateau"
+                return True
+        return False
+
+    # ------------------------------------------------------------------ small helpers
+
+    def _settings(self, server_round: int) -> dict[str, str | int]:
+        return {
+            "server-round": server_round,
+            "seed": self.config.seed,
+            "model": self.arm.model.model_dump_json(),
+            "local": self.arm.local.model_dump_json(),
+        }
+
+    def _build(self, model: ModelSettings, phase: str) -> nn.Module:
+        seed = derive(self.config.seed, phase)
+        return build_model(model, self.config.data.input_shape, self.config.data.classes, seed)
+
+    def _tell(
+        self,
+        phase: Literal["hello", "teachers", "consolidate", "rounds"],
+        step: int = 0,
+        steps: int = 0,
+        accuracy: float | None = None,
+    ) -> None:
+        costs = self.ledger.totals()
+        self.config.on_event(
+            Event(
+                arm=self.config.name,
+                seed=self.config.seed,
+                phase=phase,
+                step=step,
+                steps=steps,
+                accuracy=accuracy,
+                bytes=costs.bytes_up + costs.bytes_down,
+                participant_uploads=costs.participant_uploads,
+            )
+        )
+
+
+def initial_state(arm: Arm, data: ServerData, seed: int) -> State:
+    """Return the common initial weights of a seed: every arm with the same model starts from them."""
+    model = build_model(arm.model, data.input_shape, data.classes, derive(seed, "init"))
+    return state_of(model)
+
+
+def _teacher(reply: Message) -> Teacher:
+    metrics = _metrics(reply)
+    counts = metrics.get(wire.LABEL_COUNTS)
+    return Teacher(
+        participant=reply.metadata.src_node_id,
+        arrays=dict(_arrays(reply).to_torch_state_dict()),
+        num_examples=int(_number(metrics, wire.NUM_EXAMPLES)),
+        label_counts=[float(count) for count in counts] if isinstance(counts, list) else None,
+    )
+
+
+def _arrays(reply: Message) -> ArrayRecord:
+    return reply.content.array_records[wire.ARRAYS]
+
+
+def _metrics(reply: Message) -> MetricRecord:
+    return reply.content.metric_records[wire.METRICS]
+
+
+def _number(metrics: MetricRecord, key: str) -> float:
+    value = metrics[key]
+    assert isinstance(value, int | float), f"{key} was checked by the participant grid"
+    return float(value)
+
+
+def _least(strategy: Strategy) -> int:
+    """Return below how many nodes a Flower strategy would wait for ever."""
+    if isinstance(strategy, FedAvg):
+        return max(strategy.min_available_nodes, strategy.min_train_nodes)
+    return 1
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(name)

@@ -1,0 +1,58 @@
+"""Flower strategies by the names that an experiment uses."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from flwr.serverapp.strategy import (
+    FedAdagrad,
+    FedAdam,
+    FedAvg,
+    FedAvgM,
+    FedMedian,
+    FedProx,
+    FedTrimmedAvg,
+    FedYogi,
+    Krum,
+    Strategy,
+)
+
+from kdfed.config import Arm, ProximalLocal, ServerBase
+
+STRATEGIES: dict[str, type[FedAvg]] = {
+    "fedavg": FedAvg,
+    "fedprox": FedProx,
+    "fedavgm": FedAvgM,
+    "fedadagrad": FedAdagrad,
+    "fedadam": FedAdam,
+    "fedyogi": FedYogi,
+    "fedmedian": FedMedian,
+    "fedtrimmedavg": FedTrimmedAvg,
+    "krum": Krum,
+}
+
+WEIGHTED_MEANS: frozenset[type[Strategy]] = frozenset(
+    {FedAvg, FedProx, FedAvgM, FedAdagrad, FedAdam, FedYogi}
+)
+"""Strategies to which a cohort's weighted mean is as good as its members. A subclass is not one of them:
+it may look at single models."""
+
+SERVER_OPTIMISERS: tuple[type[Strategy], ...] = (FedAvgM, FedAdagrad, FedAdam, FedYogi)
+"""Strategies that take a step from the mean. Buffers (BatchNorm's statistics) must not take it: a running
+variance could turn negative."""
+
+
+def make_strategy(arm: Arm) -> FedAvg:
+    """Build the strategy of an arm; sampling and minima are the arm runner's, evaluation is the server's."""
+    shared = set(ServerBase.model_fields) | {"strategy"}
+    options: dict[str, Any] = {name: value for name, value in dict(arm.server).items() if name not in shared}
+    if isinstance(arm.local, ProximalLocal) and arm.server.strategy == "fedprox":
+        options["proximal_mu"] = arm.local.mu
+    return STRATEGIES[arm.server.strategy](
+        fraction_train=1.0,
+        fraction_evaluate=0.0,
+        min_train_nodes=1,
+        min_evaluate_nodes=0,
+        min_available_nodes=1,
+        **options,
+    )

@@ -1,0 +1,460 @@
+"""The Grid whose node ids are participants.
+
+A strategy sees this round's participants as nodes, in a stable order, and ordinary Flower messages. The
+network sees a few nodes, each with one message that carries whole cohorts. In between, this decorator
+cuts, deals, packs, checks, names who is left out and why, and fills the ledger.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from uuid import uuid4
+
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+from flwr.supercore.run import Run
+
+from kdfed import wire
+from kdfed.errors import RunError, WireError
+from kdfed.ledger import Ledger
+from kdfed.records import Absent
+
+SpecOf = Callable[[int], wire.Spec]
+"""Shapes and dtypes that a participant's arrays must have; empty when none are sent back."""
+
+POLL_SECONDS = 0.02
+_FIRST_NODE_SECONDS = 60.0
+
+
+@dataclass
+class Bundle:
+    """One network message that is under way: the participants' messages it carries."""
+
+    phase: str
+    round: int
+    plan: wire.Plan
+    messages: dict[int, Message]
+    spec_of: SpecOf
+    node: int
+    deadline: float
+    late: bool = False
+
+
+@dataclass
+class Report:
+    """What an exchange brought.
+
+    Parameters
+    ----------
+    answered
+        Participants whose work was taken, in order.
+    absent
+        Participants that were left out, with the reason.
+    """
+
+    answered: list[int] = field(default_factory=list)
+    absent: list[Absent] = field(default_factory=list)
+
+
+class ParticipantGrid(Grid):
+    """A Flower Grid whose nodes are the sampled participants of one round.
+
+    Parameters
+    ----------
+    grid
+        The network: Flower's own grid, or one of the engines'.
+    cohort_size
+        At most this many participants are trained together in one call, 1 or larger.
+    ledger
+        Filled with every logical message.
+    reply
+        ``mean`` when the strategy takes weighted means (one reply per cohort), else ``each``.
+    simulation
+        The ``simulation`` record that tells simulated nodes whose data to use; never counted. Default:
+        real nodes.
+    roster
+        The node of each participant. Default: nodes own nobody, and cohorts are dealt to any of them.
+
+    Notes
+    -----
+    Cohorts are cut from the sampled participants alone, so they do not depend on nodes, on the order of
+    replies, or on who is absent. Replies are matched by ``reply_to_message_id`` only: error replies of the
+    SuperLink carry another source.
+    """
+
+    def __init__(
+        self,
+        grid: Grid,
+        *,
+        cohort_size: int,
+        ledger: Ledger,
+        reply: wire.Reply,
+        simulation: Mapping[str, str | int] | None = None,
+        roster: Mapping[int, int] | None = None,
+    ) -> None:
+        self.network = grid
+        self.cohort_size = cohort_size if roster is None else 1
+        self.ledger = ledger
+        self.simulation = simulation
+        self.roster = roster
+        self.reply: wire.Reply = reply
+        self.report = Report()
+        self._sampled: list[int] = []
+        self._phase, self._round = "", 0
+        self._spec_of: SpecOf = lambda participant: {}
+        self._cohorts: list[tuple[int, ...]] = []
+        self._open: dict[str, Bundle] = {}
+        self._ready: dict[str, Message] = {}
+        self._late: list[Absent] = []
+
+    # ------------------------------------------------------------------ what the arm runner says
+
+    def select(self, participants: Sequence[int], *, phase: str, round_number: int, spec_of: SpecOf) -> None:
+        """Begin an exchange.
+
+        Parameters
+        ----------
+        participants
+            This round's sample. Those whose earlier message is still open are left out and named.
+        phase
+            ``teachers``, ``rounds`` or ``evaluate``, for the ledger.
+        round_number
+            The federated round; 0 before the first.
+        spec_of
+            Says what a participant's arrays must look like to be summed.
+        """
+        self.report = Report()
+        self._phase, self._round, self._spec_of = phase, round_number, spec_of
+        if self._open:
+            self._pull()
+        busy = {p: bundle.round for bundle in self._open.values() for p in bundle.plan.participants}
+        self._cohorts = self._cut(sorted(participants))
+        self._sampled = [p for p in sorted(participants) if p not in busy]
+        self.report.absent += [
+            Absent(p, f"busy: has not answered round {busy[p]} yet")
+            for p in sorted(participants)
+            if p in busy
+        ]
+        if phase != "evaluate":
+            self.ledger.open_exchange(phase)
+
+    def _cut(self, participants: Sequence[int]) -> list[tuple[int, ...]]:
+        size = self.cohort_size
+        return [tuple(participants[i : i + size]) for i in range(0, len(participants), size)]
+
+    def hello(self, config: Mapping[str, str | int], timeout: float) -> dict[int, int]:
+        """Ask every node who is there.
+
+        Parameters
+        ----------
+        config
+            The settings of the hello; ``versions`` is a JSON object of those that must agree.
+        timeout
+            Seconds to wait.
+
+        Returns
+        -------
+        dict
+            Examples by participant.
+
+        Raises
+        ------
+        RunError
+            If no node answers, or one runs other versions than the server.
+        """
+        content = RecordDict({wire.CONFIG: ConfigRecord(dict(config))})
+        logical_down = _bytes(content)
+        if self.simulation is not None:
+            content[wire.SIMULATION] = ConfigRecord(dict(self.simulation))
+        messages = [Message(content, node, wire.HELLO, ttl=timeout) for node in self.nodes()]
+        replies = list(self.network.send_and_receive(messages, timeout=timeout))
+        good = [reply for reply in replies if not reply.has_error()]
+        if not good:
+            reasons = {str(reply.error.reason) for reply in replies} or {
+                f"no reply within {timeout:g} seconds"
+            }
+            raise RunError(f"expected an answer to hello from a node, got none: {'; '.join(sorted(reasons))}")
+        for reply in good:
+            theirs = reply.content.config_records[wire.CONFIG]["versions"]
+            if theirs != config["versions"]:
+                raise RunError(
+                    f"expected the server's versions {config['versions']!r} on every node, got {theirs!r}"
+                )
+        counts = good[0].content.metric_records[wire.METRICS][wire.NUM_EXAMPLES]
+        assert isinstance(counts, list)
+        logical_up = (
+            MetricRecord({wire.NUM_EXAMPLES: 1}).count_bytes()
+            + good[0].content.config_records[wire.CONFIG].count_bytes()
+        )
+        for participant in range(len(counts)):
+            self.ledger.down("hello", participant, logical_down)
+            self.ledger.up("hello", participant, logical_up, 0)
+        return {participant: int(count) for participant, count in enumerate(counts)}
+
+    # ------------------------------------------------------------------ Flower's Grid
+
+    def set_run(self, run: Run) -> None:
+        """Set the run of the network's grid."""
+        self.network.set_run(run)
+
+    @property
+    def run(self) -> Run:
+        """The run of the network's grid."""
+        return self.network.run
+
+    def create_message(
+        self,
+        content: RecordDict,
+        message_type: str,
+        dst_node_id: int,
+        group_id: str,
+        ttl: float | None = None,
+    ) -> Message:
+        """Create a message for one participant."""
+        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+
+    def get_node_ids(self) -> Iterable[int]:
+        """Return this round's participants, in order."""
+        return list(self._sampled)
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Send participants' messages, one network message a node; return the participants' message ids."""
+        return self._push(messages, time.monotonic() + 365 * 86400, None)
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Return the replies that have arrived for these message ids.
+
+        Where replies are weighted means, a cohort's reply answers the message of its first participant that
+        answered.
+        """
+        self._pull()
+        wanted = set(message_ids)
+        found = [self._ready.pop(key) for key in list(self._ready) if key in wanted]
+        return sorted(found, key=lambda message: message.metadata.src_node_id)
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
+        """Send participants' messages and wait for the replies, at most ``timeout`` seconds.
+
+        Returns
+        -------
+        list of Message
+            In participant order; whoever is missing is named in :attr:`report`.
+        """
+        end = time.monotonic() + (timeout if timeout is not None else 365 * 86400)
+        ids = set(self._push(messages, end, timeout))
+        while self._waiting() and time.monotonic() < end:
+            self._pull()
+            if self._waiting():
+                time.sleep(POLL_SECONDS)
+        for bundle in self._waiting():
+            bundle.late = True
+            self._leave_out(bundle.plan.participants, f"no reply within {timeout:g} seconds")
+        replies = [self._ready.pop(key) for key in list(self._ready) if key in ids]
+        if self._phase != "evaluate":
+            self.report.absent += self._late
+            self._late = []
+        self.report.answered.sort()
+        self.report.absent.sort(key=lambda absent: absent.participant)
+        return sorted(replies, key=lambda message: message.metadata.src_node_id)
+
+    # ------------------------------------------------------------------ sending
+
+    def nodes(self) -> list[int]:
+        """Return the network's nodes, waiting up to a minute for the first.
+
+        Raises
+        ------
+        RunError
+            If no node connects.
+        """
+        end = time.monotonic() + _FIRST_NODE_SECONDS
+        while not (nodes := sorted(self.network.get_node_ids())):
+            if time.monotonic() > end:
+                raise RunError(
+                    f"expected at least one node within {_FIRST_NODE_SECONDS:g} seconds, got none; "
+                    "start nodes, or set num-supernodes above 0"
+                )
+            time.sleep(0.05)
+        return nodes
+
+    def _push(self, messages: Iterable[Message], end: float, ttl: float | None) -> list[str]:
+        by_participant: dict[int, Message] = {}
+        for message in messages:
+            participant = message.metadata.dst_node_id
+            if participant not in self._sampled:
+                raise WireError(f"expected a participant of this round ({self._sampled}), got {participant}")
+            if participant in by_participant:
+                raise WireError(f"expected one message a participant, got two for {participant}")
+            message.metadata.__dict__["_message_id"] = str(uuid4())
+            by_participant[participant] = message
+            self.ledger.down(self._phase, participant, _bytes(message.content) + _PLAN_BYTES)
+        nodes = self.nodes()
+        occupied = {bundle.node for bundle in self._open.values()}
+        free = [node for node in nodes if node not in occupied] or nodes
+        for node, cohorts in self._deal(free, by_participant):
+            bundle = self._pack(node, cohorts, by_participant, end)
+            content = self._content(bundle)
+            first = next(iter(bundle.messages.values())).metadata
+            sent = Message(content, node, first.message_type, ttl=ttl, group_id=first.group_id)
+            (message_id,) = list(self.network.push_messages([sent])) or [""]
+            if message_id:
+                self._open[message_id] = bundle
+            else:
+                self._leave_out(bundle.plan.participants, "the network did not take the message")
+        return [message.metadata.message_id for message in by_participant.values()]
+
+    def _deal(
+        self, nodes: Sequence[int], messages: Mapping[int, Message]
+    ) -> Iterator[tuple[int, list[tuple[int, ...]]]]:
+        cohorts = [tuple(p for p in cohort if p in messages) for cohort in self._cohorts]
+        cohorts = [cohort for cohort in cohorts if cohort]
+        if self.roster is not None:
+            yield from ((self.roster[cohort[0]], [cohort]) for cohort in cohorts)
+            return
+        for index, node in enumerate(nodes):
+            if cohorts[index :: len(nodes)]:
+                yield node, cohorts[index :: len(nodes)]
+
+    def _pack(
+        self, node: int, cohorts: Sequence[tuple[int, ...]], messages: Mapping[int, Message], end: float
+    ) -> Bundle:
+        mine = {p: messages[p] for cohort in cohorts for p in cohort}
+        contents: dict[int, int] = {}
+        for message in mine.values():
+            contents.setdefault(id(message.content), len(contents))
+        variants = tuple(contents[id(message.content)] for message in mine.values())
+        reply = self.reply if self._phase == "rounds" else "each"
+        plan = wire.Plan(tuple(cohorts), variants, reply)
+        return Bundle(self._phase, self._round, plan, mine, self._spec_of, node, end)
+
+    def _content(self, bundle: Bundle) -> RecordDict:
+        content = RecordDict()
+        count = max(bundle.plan.variants) + 1
+        distinct = dict(zip(bundle.plan.variants, bundle.messages.values(), strict=True))
+        for index, message in distinct.items():
+            for key, record in message.content.items():
+                content[wire.numbered(key, index, count)] = record
+        content[wire.COHORTS] = ConfigRecord(bundle.plan.to_lists())
+        if self.simulation is not None:
+            content[wire.SIMULATION] = ConfigRecord(dict(self.simulation))
+        return content
+
+    # ------------------------------------------------------------------ receiving
+
+    def _waiting(self) -> list[Bundle]:
+        return [bundle for bundle in self._open.values() if not bundle.late]
+
+    def _pull(self) -> None:
+        for reply in self.network.pull_messages(list(self._open)):
+            bundle = self._open.pop(reply.metadata.reply_to_message_id, None)
+            if bundle is None:
+                continue
+            if bundle.late:
+                self._count_late(bundle, reply)
+            elif reply.has_error():
+                self._leave_out(bundle.plan.participants, f"error reply: {reply.error.reason}")
+            else:
+                try:
+                    self._take(bundle, reply.content)
+                except WireError as error:
+                    self._leave_out(bundle.plan.participants, str(error))
+
+    def _count_late(self, bundle: Bundle, reply: Message) -> None:
+        """Name and count a reply that came after its deadline; it is never aggregated."""
+        if reply.has_error():
+            return
+        answers, results = _read(bundle.plan, reply.content)
+        for participant, index, steps in zip(
+            answers.participants, answers.results, answers.local_steps, strict=True
+        ):
+            if index >= 0:
+                size = _bytes(results[index]) + _ANSWERS_BYTES
+                self.ledger.up(bundle.phase, participant, size, steps)
+                self._late.append(Absent(participant, f"late: reply to round {bundle.round}, not used"))
+
+    def _take(self, bundle: Bundle, content: RecordDict) -> None:
+        answers, results = _read(bundle.plan, content)
+        problems: dict[int, str | None] = {}
+        for participant, index, steps, reason in zip(
+            answers.participants, answers.results, answers.local_steps, answers.reasons, strict=True
+        ):
+            if index < 0:
+                self._leave_out([participant], reason)
+                continue
+            self.ledger.up(bundle.phase, participant, _bytes(results[index]) + _ANSWERS_BYTES, steps)
+            if index not in problems:
+                problems[index] = _problem(results[index], bundle.spec_of(participant))
+                if problems[index] is None:
+                    message = bundle.messages[participant]
+                    self._ready[message.metadata.message_id] = Message(results[index], reply_to=message)
+            problem = problems[index]
+            if problem is not None:
+                self._leave_out([participant], problem)
+            else:
+                self.report.answered.append(participant)
+
+    def _leave_out(self, participants: Iterable[int], reason: str) -> None:
+        self.report.absent += [Absent(participant, reason) for participant in participants]
+
+
+def _read(plan: wire.Plan, content: RecordDict) -> tuple[wire.Answers, list[RecordDict]]:
+    """Split a reply into its results, each an ordinary Flower reply."""
+    if wire.COHORTS not in content.config_records:  # a device, or a ClientApp that knows no cohorts
+        (participant,) = _only(plan.participants)
+        metrics = content.metric_records.get(wire.METRICS, MetricRecord())
+        count, steps = metrics.get(wire.NUM_EXAMPLES, 0), metrics.get(wire.LOCAL_STEPS, 0)
+        answers = wire.Answers((participant,), (0,), (_whole(count),), (_whole(steps),), ("",))
+        return answers, [_result(content, 0, 1)]
+    answers = wire.Answers.from_lists(content.config_records[wire.COHORTS])
+    if answers.participants != plan.participants:
+        raise WireError(f"expected answers of {plan.participants}, got {answers.participants}")
+    count = max(answers.results, default=-1) + 1
+    return answers, [_result(content, index, count) for index in range(count)]
+
+
+def _only(participants: tuple[int, ...]) -> tuple[int, ...]:
+    if len(participants) != 1:
+        raise WireError(f"expected a reply with a {wire.COHORTS} record for {len(participants)} participants")
+    return participants
+
+
+def _whole(value: object) -> int:
+    return int(value) if isinstance(value, int | float) else 0
+
+
+def _result(content: RecordDict, index: int, count: int) -> RecordDict:
+    result = RecordDict()
+    arrays = content.array_records.get(wire.numbered(wire.ARRAYS, index, count))
+    metrics = content.metric_records.get(wire.numbered(wire.METRICS, index, count))
+    if arrays is not None:
+        result[wire.ARRAYS] = arrays
+    if metrics is None:
+        raise WireError(f"expected a {wire.METRICS} record in every result, got none in result {index}")
+    result[wire.METRICS] = metrics
+    return result
+
+
+def _problem(result: RecordDict, spec: wire.Spec) -> str | None:
+    problem = wire.missing_metric(result.metric_records[wire.METRICS])
+    if problem is not None or not spec:
+        return problem
+    arrays = result.array_records.get(wire.ARRAYS, ArrayRecord())
+    return wire.problem_with({key: array.numpy() for key, array in arrays.items()}, spec)
+
+
+def _bytes(content: RecordDict) -> int:
+    """Return the bytes of a logical message: its arrays, metrics and config."""
+    return sum(record.count_bytes() for record in content.values())
+
+
+def _record_bytes(lists: wire.Lists) -> int:
+    return ConfigRecord(lists).count_bytes()
+
+
+# What a device's message and reply hold besides the strategy's records: for one participant always the same.
+_PLAN_BYTES = _record_bytes(wire.Plan(((0,),), (0,), "mean").to_lists())
+_ANSWERS_BYTES = _record_bytes(wire.Answers((0,), (0,), (1,), (1,), ("",)).to_lists())

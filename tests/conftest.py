@@ -1,0 +1,89 @@
+"""Small experiments that the tests of every package share."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from flwr.app import ArrayRecord
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy
+
+from kdfed.config import Experiment, build_experiment, merge
+
+TINY: dict[str, Any] = {
+    "name": "tiny",
+    "seeds": [3],
+    "device": "cpu",
+    "data": {"source": "digits", "limit": 400},
+    "partition": {"kind": "dirichlet", "alpha": 0.5, "participants": 5, "min-examples": 4},
+    "model": {"name": "mlp", "options": {"hidden": [16]}},
+    "local": {"mode": "plain", "epochs": 1, "batch-size": 8, "lr": 0.1},
+    "teachers": {"epochs": 2, "batch-size": 8, "lr": 0.1},
+    "consolidation": {"epochs": 3, "batch-size": 16, "lr": 0.1},
+    "server": {"strategy": "fedavg", "cohort-size": 2},
+    "rounds": {"max": 3},
+    "targets": ["90%-of-best"],
+    "arms": {"cold": {"start": "random"}, "consolidated": {"start": "consolidated"}},
+}
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def tiny() -> Callable[..., Experiment]:
+    """Return a function that builds the tiny experiment with some keys replaced (dotted names allowed)."""
+
+    def build(**changes: Any) -> Experiment:
+        return build_experiment(
+            merge(TINY, {key.replace("__", "."): value for key, value in changes.items()})
+        )
+
+    return build
+
+
+@pytest.fixture
+def run_arm() -> Callable[..., Any]:
+    """Return a function that runs one arm of an experiment on the in-process grid."""
+    from clients.client_app import app
+    from kdfed.data import prepare
+    from simulations.engines.inprocess import InProcessGrid
+    from simulations.server_app import _server_data
+    from strategies.arm import ArmConfig, initial_state
+    from strategies.catalogue import make_strategy
+    from strategies.pre_consolidation import PreConsolidation
+
+    def run(
+        experiment: Experiment,
+        name: str = "cold",
+        *,
+        nodes: int = 2,
+        order: random.Random | None = None,
+        grid: Grid | None = None,
+        strategy: Strategy | None = None,
+        **config: Any,
+    ) -> Any:
+        arm, seed = experiment.arm(name), experiment.seeds[0]
+        data = _server_data(prepare(arm.data))
+        simulation = {
+            "data": arm.data.model_dump_json(),
+            "partition": arm.partition.model_dump_json(),
+            "seed": seed,
+            "threads": arm.threads,
+            "device": arm.device,
+        }
+        arm_config = ArmConfig(
+            **{"arm": arm, "data": data, "seed": seed, "name": name, "simulation": simulation, **config}
+        )
+        start = ArrayRecord(dict(initial_state(arm, data, seed)))
+        return PreConsolidation(strategy or make_strategy(arm), arm_config).start(
+            grid or InProcessGrid(app, nodes, order), start, arm.rounds.max, arm.server.deadlines.train
+        )
+
+    return run

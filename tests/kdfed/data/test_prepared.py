@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from kdfed.config import DataSettings, NormaliseSettings
+from kdfed.data import Normalisation, prepare
+from kdfed.errors import DataError
+
+FEATURES = "synthetic:examples=400,classes=4,shape=5"
+IMAGES = "synthetic:examples=400,classes=4,shape=3x6x6"
+
+
+def test_an_image_is_scaled_then_normalised() -> None:
+    """(51 / 255 - 0.1) / 0.5 = (0.2 - 0.1) / 0.5 = 0.2, and (255 / 255 - 0.5) / 0.25 = 2."""
+    image = np.array([51, 255], np.uint8).reshape(1, 2, 1, 1)
+    result = Normalisation((0.1, 0.5), (0.5, 0.25)).apply(image)
+    torch.testing.assert_close(result.flatten(), torch.tensor([0.2, 2.0]))
+    assert result.dtype == torch.float32
+    assert image[0, 0, 0, 0] == 51
+
+
+def test_normalisation_agrees_with_a_loop() -> None:
+    data = prepare(
+        DataSettings(source=IMAGES, normalise=NormaliseSettings(mean=(0.1, 0.2, 0.3), std=(1, 2, 3)))
+    )
+    rows = data.splits.validation
+    twin = np.empty((len(rows), 3, 6, 6))
+    for place, row in enumerate(rows):
+        for channel in range(3):
+            pixels = data.dataset.inputs[row, channel] / 255
+            twin[place, channel] = (pixels - (0.1, 0.2, 0.3)[channel]) / (1, 2, 3)[channel]
+    np.testing.assert_allclose(data.examples(rows).inputs.numpy(), twin, atol=1e-6)
+
+
+def test_known_sources_have_their_constants_and_other_images_a_half() -> None:
+    assert prepare(DataSettings(source="digits")).normalisation == Normalisation((0.3053,), (0.3759,))
+    assert prepare(DataSettings(source=IMAGES)).normalisation == Normalisation((0.5,) * 3, (0.5,) * 3)
+
+
+def test_the_constants_are_those_of_the_images() -> None:
+    for source in ("digits", "mnist5k"):
+        data = prepare(DataSettings(source=source))
+        inputs = data.examples(np.arange(len(data.dataset))).inputs
+        assert abs(float(inputs.mean())) < 0.01
+        assert abs(float(inputs.std()) - 1) < 0.01
+
+
+def test_features_get_the_statistics_of_the_transfer_split_alone() -> None:
+    data = prepare(DataSettings(source=FEATURES))
+    inputs = data.examples(data.splits.transfer).inputs
+    torch.testing.assert_close(inputs.mean(0), torch.zeros(5), atol=1e-5, rtol=0)
+    torch.testing.assert_close(inputs.std(0, correction=0), torch.ones(5), atol=1e-5, rtol=0)
+
+
+def constant_feature(settings: DataSettings) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
+    return np.full((40, 1), 7.0), np.arange(40) % 2, ("a", "b")
+
+
+def test_a_constant_feature_becomes_zero(monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+    import types
+
+    module = types.ModuleType("constant_source")
+    module.make = constant_feature  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "constant_source", module)
+    data = prepare(DataSettings(source="constant_source:make"))
+    assert torch.count_nonzero(data.examples(data.splits.train).inputs) == 0
+
+
+def test_examples_keep_the_order_of_their_indices() -> None:
+    data = prepare(DataSettings(source="digits"))
+    examples = data.examples(np.array([5, 2, 9]))
+    assert examples.labels.tolist() == data.dataset.labels[[5, 2, 9]].tolist()
+    assert examples.labels.dtype == torch.int64
+    assert len(examples) == 3
+    assert examples.inputs.shape == (3, *data.input_shape) == (3, 1, 8, 8)
+    assert data.classes == 10
+    assert examples.to("cpu").labels.tolist() == examples.labels.tolist()
+
+
+def test_the_same_settings_are_prepared_once_a_process() -> None:
+    text = DataSettings(source="digits", limit=100).model_dump_json()
+    one, two = (prepare(DataSettings.model_validate_json(text)) for _ in range(2))
+    assert one is two
+
+
+def test_a_wrong_number_of_means_is_refused() -> None:
+    settings = DataSettings(source=IMAGES, normalise=NormaliseSettings(mean=(0.5,), std=(0.5,)))
+    with pytest.raises(DataError, match="each of the 3 channels, got 1") as caught:
+        prepare(settings)
+    assert caught.value.key == "data.normalise"

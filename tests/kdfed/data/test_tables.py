@@ -1,0 +1,359 @@
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from kdfed.config import ColumnSettings, DataSettings, SplitSettings
+from kdfed.data import Dataset, load_source, prepare
+from kdfed.errors import DataError
+
+CIFAR10 = Path(__file__).parents[3] / "../shared/data/cifar10"
+NAMES = ["cat", "dog", "owl"]
+IMAGE_FEATURES = {"image": {"_type": "Image"}, "label": {"_type": "ClassLabel", "names": NAMES}}
+
+
+def png(value: int, size: tuple[int, int] = (4, 4), mode: str = "L") -> bytes:
+    stream = io.BytesIO()
+    Image.new(mode, size, value if mode == "L" else (value, 0, 255 - value)).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def write(path: Path, columns: dict[str, Any], features: dict[str, Any] | None = None) -> Path:
+    table = pa.table(columns)
+    if features:
+        table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(table, path)
+    return path
+
+
+def write_images(path: Path, rows: int, **image: Any) -> Path:
+    images = [{"bytes": png(10 * row, **image), "path": f"{row}.png"} for row in range(rows)]
+    return write(path, {"image": images, "label": [row % 2 for row in range(rows)]}, IMAGE_FEATURES)
+
+
+def load(path: Path, **settings: Any) -> Dataset:
+    return load_source(DataSettings(source=f"parquet:{path}", **settings))
+
+
+# ----------------------------------------------------------------------------- images
+
+
+def test_class_names_come_from_the_files_metadata_not_from_the_labels_present(tmp_path: Path) -> None:
+    """Of cat, dog and owl the file holds no owl; there are three classes all the same."""
+    data = load(write_images(tmp_path / "a.parquet", 6))
+    assert data.class_names == ("cat", "dog", "owl")
+    assert data.labels.tolist() == [0, 1, 0, 1, 0, 1]
+    assert data.inputs.shape == (6, 1, 4, 4)
+    assert data.inputs[:, 0, 0, 0].tolist() == [0, 10, 20, 30, 40, 50]
+    assert data.official_test is None
+
+
+def test_files_named_test_are_the_official_test_part(tmp_path: Path) -> None:
+    write_images(tmp_path / "data/train-00000-of-00001.parquet", 8)
+    write_images(tmp_path / "data/test-00000-of-00001.parquet", 4)
+    data = load(tmp_path)
+    assert data.official_test is not None
+    assert data.inputs[data.official_test, 0, 0, 0].tolist() == [0, 10, 20, 30]
+    assert len(data) == 12
+
+
+def test_a_limit_decodes_only_the_rows_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from PIL import Image as image
+
+    opened = []
+    real = image.open
+    monkeypatch.setattr(image, "open", lambda *a, **k: opened.append(1) or real(*a, **k))
+    data = load(write_images(tmp_path / "a.parquet", 20), limit=5)
+    assert len(data) == 5
+    assert len(opened) <= 2 * 5
+    assert (data.inputs[:, 0, 0, 0] // 10 % 2 == data.labels).all()
+
+
+def test_colour_images_keep_their_channels_in_order(tmp_path: Path) -> None:
+    data = load(write_images(tmp_path / "a.parquet", 3, mode="RGB"))
+    assert data.inputs[2, :, 0, 0].tolist() == [20, 0, 235]
+
+
+def test_images_of_differing_sizes_need_a_shape(tmp_path: Path) -> None:
+    images = [{"bytes": png(9, (4, 4)), "path": None}, {"bytes": png(9, (5, 4)), "path": None}]
+    path = write(tmp_path / "a.parquet", {"image": images, "label": [0, 1]}, IMAGE_FEATURES)
+    with pytest.raises(
+        DataError, match=r"row 0 is \(1, 4, 4\).*row 1 is \(1, 4, 5\); set data\.shape"
+    ) as caught:
+        load(path)
+    assert caught.value.key == "data.shape"
+    assert load(path, shape=(1, 6, 6)).inputs.shape == (2, 1, 6, 6)
+
+
+def test_a_broken_image_is_named(tmp_path: Path) -> None:
+    images = [{"bytes": png(9), "path": None}, {"bytes": b"no image", "path": None}]
+    path = write(tmp_path / "a.parquet", {"image": images, "label": [0, 1]}, IMAGE_FEATURES)
+    with pytest.raises(DataError, match="cannot decode the image in row 1"):
+        load(path)
+
+
+def test_an_image_without_bytes_or_file_is_named(tmp_path: Path) -> None:
+    images = pa.array(
+        [{"bytes": None, "path": "gone.png"}], pa.struct({"bytes": pa.binary(), "path": pa.string()})
+    )
+    path = write(tmp_path / "a.parquet", {"image": images, "label": [0]}, IMAGE_FEATURES)
+    with pytest.raises(DataError, match="neither bytes nor the path of a file"):
+        load(path)
+
+
+def test_sixteen_bit_images_are_refused(tmp_path: Path) -> None:
+    stream = io.BytesIO()
+    Image.fromarray(np.full((4, 4), 1000, np.uint16)).save(stream, "PNG")
+    images = [{"bytes": stream.getvalue(), "path": None}]
+    path = write(tmp_path / "a.parquet", {"image": images, "label": [0]}, IMAGE_FEATURES)
+    with pytest.raises(DataError, match="8 bits a channel"):
+        load(path)
+
+
+@pytest.mark.skipif(not CIFAR10.is_dir(), reason="needs the CIFAR-10 parquet files in ../shared/data/cifar10")
+def test_real_cifar10_is_read_with_its_names_and_test_part() -> None:
+    settings = DataSettings(
+        source=f"parquet:{CIFAR10}",
+        limit=1200,
+        splits=SplitSettings(test="official", validation=0.1, transfer=0.2),
+    )
+    data = prepare(settings)
+    assert data.input_shape == (3, 32, 32)
+    assert data.dataset.class_names[:2] == ("airplane", "automobile")
+    assert [len(part) for part in vars(data.splits).values()] == [200, 100, 200, 700]
+    assert abs(np.bincount(data.dataset.labels) - 120).max() <= 2
+
+
+# ----------------------------------------------------------------------------- tables
+
+
+def test_feature_columns_are_all_numeric_ones_but_the_label(tmp_path: Path) -> None:
+    columns = {"height": [1, 2], "name": ["x", "y"], "weight": [0.5, 1.5], "label": [1, 0]}
+    data = load(write(tmp_path / "a.parquet", columns), classes=2)
+    assert data.inputs.tolist() == [[1, 0.5], [2, 1.5]]
+    assert data.inputs.dtype == np.float32
+    assert not data.is_images
+
+
+def test_columns_can_be_chosen(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.parquet", {"a": [1, 2], "b": [3, 4], "c": [0, 1]})
+    data = load(path, classes=2, columns=ColumnSettings(inputs=("b", "a"), label="c"))
+    assert data.inputs.tolist() == [[3, 1], [4, 2]]
+    assert data.labels.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.dictionary(pa.int8(), pa.string())])
+def test_label_words_get_the_place_they_have_in_classes(tmp_path: Path, kind: pa.DataType) -> None:
+    """Alphabetical order of what is present would make dog 0; in classes it is 2."""
+    labels = pa.array(["owl", "dog", "owl"], pa.string()).cast(kind)
+    path = write(tmp_path / "a.parquet", {"x": [1, 2, 3], "label": labels})
+    assert load(path, classes=("owl", "cat", "dog")).labels.tolist() == [0, 2, 0]
+
+
+@pytest.mark.parametrize(
+    ("columns", "settings", "key", "message"),
+    [
+        ({"x": [1], "label": ["a"]}, {}, "data.classes", "does not declare its classes"),
+        ({"x": [1], "label": ["a"]}, {"classes": 2}, "data.classes", "holds names and not indices"),
+        ({"x": [1], "label": ["a"]}, {"classes": ("b", "c")}, "data.classes", r"holds the classes \['a'\]"),
+        ({"x": [1], "label": [3]}, {"classes": 3}, "data.classes", "labels from 0 to 2.*got 3 in row 0"),
+        ({"x": [1], "label": [0]}, {}, "data.classes", "to their number"),
+        ({"x": [1], "y": [0]}, {"classes": 1}, "data.columns.label", r"set data\.columns\.label"),
+        ({"x": ["w"], "label": [0]}, {"classes": 1}, "data.columns.inputs", r"set data\.columns\.inputs"),
+        ({"x": [None, 1.0], "label": [0, 0]}, {"classes": 1}, "data.columns.inputs", "1 are missing"),
+        ({"x": [1, 1], "label": [0, None]}, {"classes": 1}, "data.source", "a label in every row"),
+        ({"x": [1], "label": [0.5]}, {"classes": 1}, "data.source", "whole numbers as labels"),
+        (
+            {"x": [1], "label": [0]},
+            {"classes": 1, "columns": ColumnSettings(label="lable")},
+            "data.columns",
+            "no column 'lable'",
+        ),
+        (
+            {"x": ["w"], "label": [0]},
+            {"classes": 1, "columns": ColumnSettings(inputs="x")},
+            "data.columns.inputs",
+            "expected numbers in the feature column 'x'",
+        ),
+    ],
+)
+def test_a_table_that_does_not_fit_is_refused(
+    tmp_path: Path, columns: dict[str, Any], settings: dict[str, Any], key: str, message: str
+) -> None:
+    path = write(tmp_path / "a.parquet", columns)
+    with pytest.raises(DataError, match=message) as caught:
+        load(path, **settings)
+    assert caught.value.key == key
+
+
+def test_two_columns_of_classes_need_a_choice(tmp_path: Path) -> None:
+    """As in CIFAR-100, which has fine and coarse labels."""
+    features = {
+        "img": {"_type": "Image"},
+        "fine_label": {"_type": "ClassLabel", "names": ["a", "b"]},
+        "coarse_label": {"_type": "ClassLabel", "names": ["c"]},
+    }
+    images = [{"bytes": png(row), "path": None} for row in range(2)]
+    columns = {"img": images, "fine_label": [0, 1], "coarse_label": [0, 0]}
+    path = write(tmp_path / "a.parquet", columns, features)
+    with pytest.raises(DataError, match="got 2 columns of classes"):
+        load(path)
+    assert load(path, columns=ColumnSettings(label="fine_label")).class_names == ("a", "b")
+
+
+def test_a_path_that_holds_no_parquet_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="expected a parquet file"):
+        load(tmp_path / "gone")
+    (tmp_path / "b.parquet").write_bytes(b"not parquet")
+    with pytest.raises(DataError, match="as parquet"):
+        load(tmp_path)
+
+
+def test_files_of_differing_classes_are_refused(tmp_path: Path) -> None:
+    write(
+        tmp_path / "a.parquet", {"x": [1], "label": [0]}, {"label": {"_type": "ClassLabel", "names": ["a"]}}
+    )
+    write(
+        tmp_path / "b.parquet", {"x": [1], "label": [0]}, {"label": {"_type": "ClassLabel", "names": ["b"]}}
+    )
+    with pytest.raises(DataError, match="same columns and classes in all files"):
+        load(tmp_path)
+
+
+# ----------------------------------------------------------------------------- the Hub
+
+
+CARD = """---
+configs:
+- config_name: default
+  data_files:
+  - split: train
+    path: data/train-*
+  - split: test
+    path: data/test-*
+- config_name: small
+  data_files:
+  - split: train
+    path: data/test-*
+---
+"""
+
+
+@pytest.fixture
+def hub_folder(tmp_path: Path) -> Path:
+    """Write a data set as a clone of a Hub repository holds it."""
+    folder = tmp_path / "tiny"
+    write_images(folder / "data/train-00000-of-00001.parquet", 8)
+    write_images(folder / "data/test-00000-of-00001.parquet", 4)
+    (folder / "README.md").write_text(CARD)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+    import huggingface_hub
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+
+
+def test_a_local_folder_in_the_hubs_layout_is_a_data_set(hub_folder: Path) -> None:
+    data = load_source(DataSettings(source=f"hf:{hub_folder}"))
+    assert data.class_names == tuple(NAMES)
+    assert data.inputs.shape == (12, 1, 4, 4)
+    assert data.official_test is not None
+    assert data.inputs[data.official_test, 0, 0, 0].tolist() == [0, 10, 20, 30]
+
+
+def test_a_configuration_is_named_behind_an_at_sign(hub_folder: Path) -> None:
+    data = load_source(DataSettings(source=f"hf:{hub_folder}@small"))
+    assert len(data) == 4
+    assert data.official_test is None
+
+
+def test_an_unknown_configuration_is_refused(hub_folder: Path) -> None:
+    with pytest.raises(DataError, match="cannot load the Hugging Face data set"):
+        load_source(DataSettings(source=f"hf:{hub_folder}@large"))
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # datasets leaves its CSV open
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_a_table_of_features_is_read_too(tmp_path: Path) -> None:
+    (tmp_path / "table").mkdir()
+    (tmp_path / "table/train.csv").write_text("a,b,kind\n1,2,x\n3,4,y\n5,6,x\n")
+    settings = DataSettings(
+        source=f"hf:{tmp_path / 'table'}", classes=("y", "x"), columns=ColumnSettings(label="kind")
+    )
+    data = load_source(settings)
+    assert data.inputs.tolist() == [[1, 2], [3, 4], [5, 6]]
+    assert data.labels.tolist() == [1, 0, 1]
+
+
+def test_images_in_class_folders_are_read_as_the_hub_does(tmp_path: Path) -> None:
+    """The layout `imagefolder`: images stay files, the table holds their paths."""
+    for split in ("train", "test"):
+        for value, name in enumerate(("cat", "dog")):
+            folder = tmp_path / "pets" / split / name
+            folder.mkdir(parents=True)
+            (folder / "0.png").write_bytes(png(100 * value))
+    data = load_source(DataSettings(source=f"hf:{tmp_path / 'pets'}"))
+    assert data.class_names == ("cat", "dog")
+    assert (data.inputs[:, 0, 0, 0] == 100 * data.labels).all()
+    assert data.official_test is not None
+    assert len(data.official_test) == 2
+
+
+def cached(hub: Path, folder: Path) -> None:
+    """Lay a folder into a Hub cache as `huggingface_hub` leaves it after a download."""
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    repository = hub / "datasets--someone--tiny"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs/main").write_text(commit)
+    (repository / "snapshots").mkdir()
+    folder.rename(repository / "snapshots" / commit)
+
+
+def test_a_name_is_found_in_the_local_cache_without_the_network(hub_folder: Path, tmp_path: Path) -> None:
+    cached(tmp_path / "hub", hub_folder)
+    assert len(load_source(DataSettings(source="hf:someone/tiny"))) == 12
+
+
+def test_a_name_that_is_nowhere_is_refused_without_the_network() -> None:
+    with pytest.raises(DataError, match="cannot load the Hugging Face data set 'someone/missing'"):
+        load_source(DataSettings(source="hf:someone/missing"))
+
+
+def test_the_environment_variable_alone_keeps_a_process_offline(hub_folder: Path, tmp_path: Path) -> None:
+    cached(tmp_path / "home/hub", hub_folder)
+    code = (
+        "from kdfed.config import DataSettings; from kdfed.data import load_source;"
+        "print(len(load_source(DataSettings(source='hf:someone/tiny'))))"
+    )
+    environment = {
+        **os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "home"), "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(Path(__file__).parents[3]),
+    }  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=environment,
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        check=False,
+    )
+    assert done.stdout.strip() == "12", done.stderr

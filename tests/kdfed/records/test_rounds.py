@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+
+import pytest
+
+from kdfed.records import Absent, RoundRecord
+
+RECORD = RoundRecord(
+    arm="cold",
+    seed=3,
+    round=2,
+    exchanges=2,
+    phase="rounds",
+    accuracy=0.1 + 0.2,
+    test_accuracy=0.25,
+    loss=2.302585092994046,
+    participant_uploads=9,
+    bytes_up=10**12,
+    bytes_down=5,
+    local_steps=70,
+    answered=4,
+    absent=(Absent(4, "error reply: naïve\n{}"),),
+    seconds=1.5,
+)
+
+
+def test_a_record_reads_back_equal():
+    assert RoundRecord.from_json(RECORD.to_json()) == RECORD
+
+
+def test_a_record_is_one_line_with_the_keys_of_the_contract():
+    line = RECORD.to_json()
+    assert "\n" not in line
+    assert list(json.loads(line)) == [
+        *("arm", "seed", "round", "exchanges", "phase", "accuracy", "test_accuracy", "loss"),
+        *("participant_uploads", "bytes_up", "bytes_down", "local_steps", "answered", "absent", "seconds"),
+    ]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_numbers_that_json_does_not_know_become_null(value):
+    record = replace(RECORD, loss=value, test_accuracy=value)
+    assert record.loss is None
+    assert json.loads(record.to_json())["test_accuracy"] is None
+    assert RoundRecord.from_json(record.to_json()) == record
+
+
+def test_a_line_with_other_keys_is_refused():
+    with pytest.raises(ValueError, match="expected an object with the keys absent, accuracy"):
+        RoundRecord.from_json('{"arm": "cold"}')

@@ -1,0 +1,252 @@
+"""Experiment files: what is read, and that every mistake is reported at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from kdfed.config import (
+    COMBINATIONS,
+    Experiment,
+    build_experiment,
+    load_experiment,
+    merge,
+    parse_set,
+    sampled_count,
+    split_set,
+)
+from kdfed.errors import ConfigError
+
+DESIGN = """
+name: quickstart
+seeds: [0, 1, 2]
+threads: 1
+data: {source: mnist5k, splits: {test: 0.15, validation: 0.10, transfer: 0.15}}
+partition: {kind: dirichlet, alpha: 0.1, participants: 20, min-examples: 1}
+model: {name: cnn}
+local: {mode: plain, epochs: 1, batch-size: 10, optimizer: sgd, lr: 0.05, momentum: 0.9}
+teachers: {count: all, epochs: 10, init: common, upload: weights}
+consolidation: {method: vanilla, ensemble: mean-probabilities, temperature: 3.0, epochs: 60}
+server: {strategy: fedavg, sampled: all, minimum: 1, cohort-size: 8}
+rounds: {max: 40, evaluate-on: validation}
+targets: [0.9, "90%-of-best", "95%-of-best"]
+baseline: cold
+arms:
+  cold: {start: random}
+  consolidated: {start: consolidated}
+"""
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    file = tmp_path / "experiment.yaml"
+    file.write_text(DESIGN)
+    return file
+
+
+def _mistakes(path: Path, *assignments: str, seeds: list[str] | None = None) -> dict[str, str]:
+    with pytest.raises(ConfigError) as caught:
+        load_experiment(path, assignments, seeds)
+    return {mistake.key: mistake.message for mistake in caught.value.mistakes}
+
+
+def test_the_file_of_the_design_reads(path):
+    experiment = load_experiment(path)
+    assert experiment.arm_order == ("cold", "consolidated")
+    assert experiment.arm("consolidated").start == "consolidated"
+    assert experiment.arm("cold").partition.participants == 20
+
+
+def test_a_resolved_experiment_reads_back_equal(path):
+    experiment = load_experiment(path, ["arms.consolidated.consolidation.epochs=3", "seeds=[4]"])
+    assert build_experiment(yaml.safe_load(experiment.to_yaml())) == experiment
+
+
+def test_settings_are_frozen(path):
+    with pytest.raises(ValueError, match="frozen"):
+        load_experiment(path).name = "other"
+
+
+def test_arms_replace_nested_and_dotted_keys(path):
+    experiment = load_experiment(
+        path, ["arms.consolidated={consolidation.epochs: 2, consolidation: {lr: 0.2}}"]
+    )
+    assert experiment.arm("consolidated").consolidation.epochs == 2
+    assert experiment.arm("consolidated").consolidation.lr == 0.2
+    assert experiment.arm("cold").consolidation.epochs == 60
+
+
+def test_another_kind_drops_the_keys_of_the_old_one(path):
+    experiment = load_experiment(
+        path, ["partition.kind=uniform", "server.strategy=fedadam", "server.eta=1e-2"]
+    )
+    assert experiment.partition.kind == "uniform"
+    assert experiment.partition.participants == 20
+    assert experiment.server.eta == 0.01
+
+
+def test_another_model_drops_the_options_of_the_old_one(path):
+    experiment = load_experiment(
+        path, ["model.options.width=4", "arms.cold.model={name: mlp, options: {hidden: [8]}}"]
+    )
+    assert experiment.arm("cold").model.options == {"hidden": (8,)}
+    assert experiment.arm("consolidated").model.options == {"width": 4}
+
+
+def test_merge_changes_neither_of_its_arguments():
+    base, changes = {"a": {"b": 1}}, {"a.c": 2}
+    assert merge(base, changes) == {"a": {"b": 1, "c": 2}}
+    assert (base, changes) == ({"a": {"b": 1}}, {"a.c": 2})
+
+
+def test_all_mistakes_are_reported_at_once_with_key_value_expectation_and_near_match(path):
+    mistakes = _mistakes(
+        path,
+        "partition.alpha=0",
+        "consolidation.metod=vanilla",
+        "consolidation.method=vanila",
+        "teachers.count=many",
+        "targets=[1.5, soon]",
+        "arms.cold.local.lr=-1",
+        "arms.cold.seeds=[1]",
+        "threads=true",
+        "server.strategy=fedavgg",
+        "model.nam=x",
+        "rounds.plateau.stop=1",
+        "baseline=colt",
+        seeds=["0", "one"],
+    )
+    assert "above 0" in mistakes["partition.alpha"]
+    assert "got 0" in mistakes["partition.alpha"]
+    assert "did you mean 'method'?" in mistakes["consolidation.metod"]
+    assert "did you mean 'vanilla'?" in mistakes["consolidation.method"]
+    assert (
+        "expected 'all', got 'many'" in mistakes["teachers.count"]
+        or "whole number" in mistakes["teachers.count"]
+    )
+    assert "at most 1.0, got 1.5" in mistakes["targets.0"]
+    assert "got 'soon'" in mistakes["targets.1"]
+    assert "got -1" in mistakes["arms.cold.local.lr"]
+    assert "arms share it" in mistakes["arms.cold.seeds"]
+    assert "whole number, got True" in mistakes["threads"]
+    assert "did you mean 'fedavg'?" in mistakes["server.strategy"]
+    assert "did you mean 'name'?" in mistakes["model.nam"]
+    assert "true or false" in mistakes["rounds.plateau.stop"]
+    assert "did you mean 'cold'?" in mistakes["baseline"]
+    assert "got 'one'" in mistakes["seeds.1"]
+
+
+@pytest.mark.parametrize(
+    ("assignments", "key", "text"),
+    [
+        (["local.optimizer=adam"], "local.momentum", "no such option"),
+        (["server.strategy=fedprox"], "local.mode", "expected 'proximal'"),
+        (["data.splits.test=0.8"], "data.splits", "leave examples"),
+        (["data.columns.label=y"], "data.columns", "remove it"),
+        (["server.sampled=21"], "server.sampled", "at most the 20 participants"),
+        (["server.minimum=5", "server.sampled=0.1"], "server.minimum", "at most the 2 participants"),
+        (["teachers.count=21"], "arms.consolidated.teachers.count", "at most the 20"),
+        (["consolidation.weight=0.5"], "arms.consolidated.consolidation.weight", "labels: true"),
+        (["consolidation.labels=true"], "arms.consolidated.consolidation.labels", "no effect"),
+        (["consolidation.ensemble=label-counts"], "arms.consolidated.consolidation.ensemble", "send: true"),
+        (
+            ["teachers.label-counts.epsilon=1"],
+            "arms.consolidated.teachers.label-counts.epsilon",
+            "no effect unless send",
+        ),
+        (
+            ["teachers.upload=logits", "consolidation.init=averaged"],
+            "arms.consolidated.consolidation.init",
+            "needs teachers.upload 'weights'",
+        ),
+        (
+            ["teachers.upload=logits", "consolidation.ensemble=validated"],
+            "arms.consolidated.consolidation.ensemble",
+            "needs teachers.upload 'weights'",
+        ),
+        (["arms.bad/name.start=random"], "arms.bad/name", "letters"),
+        (["model.name=cnnn"], "model", "cnn"),
+        (["model.options.widht=3"], "model", "width"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(path, assignments, key, text):
+    assert text in _mistakes(path, *assignments)[key]
+
+
+def test_a_mistake_in_a_section_that_no_arm_uses_is_still_a_wrong_value(path):
+    assert "arms.cold.teachers.lr" in _mistakes(path, "arms.cold.teachers.lr=0")
+
+
+@pytest.mark.parametrize("choice", sorted(COMBINATIONS))
+def test_every_combination_is_taken_or_refused_as_the_table_says(path, choice):
+    method, upload, labels, augmentation = choice
+    assignments = [
+        f"consolidation.method={method}",
+        f"teachers.upload={upload}",
+        f"consolidation.labels={str(labels).lower()}",
+        f"consolidation.weight={0.5 if labels else 1}",
+        f"consolidation.augmentation={['flip'] if augmentation else []}",
+    ]
+    refused = COMBINATIONS[choice]
+    if refused is None:
+        load_experiment(path, assignments)
+    else:
+        assert refused in _mistakes(path, *assignments)["arms.consolidated.consolidation"]
+
+
+def test_a_repeated_key_is_a_mistake(tmp_path):
+    file = tmp_path / "twice.yaml"
+    file.write_text("name: a\nname: b\n")
+    with pytest.raises(ConfigError, match="'name' stands twice"):
+        load_experiment(file)
+
+
+@pytest.mark.parametrize("text", ["[1, 2]", "name: [", ""])
+def test_a_file_that_is_no_mapping_is_one_clear_mistake(tmp_path, text):
+    file = tmp_path / "bad.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=r"1 mistake\n  expected"):
+        load_experiment(file)
+
+
+def test_a_missing_file_is_one_clear_mistake(tmp_path):
+    with pytest.raises(ConfigError, match="expected a readable YAML file: No such file"):
+        load_experiment(tmp_path / "absent.yaml")
+
+
+def test_set_values_are_yaml_and_mistakes_in_them_are_collected():
+    assert parse_set(["a.b=1e-3", "a.c=[x, y]"]) == {"a": {"b": 0.001, "c": ["x", "y"]}}
+    with pytest.raises(ConfigError, match="--set: 2 mistakes"):
+        parse_set(["novalue", "a=["])
+
+
+def test_the_run_config_key_set_is_split_at_spaces_outside_quotes():
+    assert split_set('a=1  b="x y" c={"k":2}') == ["a=1", 'b="x y"', 'c={"k":2}']
+
+
+def test_relative_paths_become_absolute(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    experiment = load_experiment(path, ["data.source=parquet:here", "arms.cold.start=file:m.safetensors"])
+    assert experiment.data.source == f"parquet:{tmp_path / 'here'}"
+    assert experiment.arm("cold").start == f"file:{tmp_path / 'm.safetensors'}"
+
+
+@pytest.mark.parametrize(("sampled", "count"), [("all", 20), (7, 7), (0.25, 5), (0.01, 1)])
+def test_sampled_is_all_or_a_number_or_a_share(path, sampled, count):
+    assert sampled_count(load_experiment(path, [f"server.sampled={sampled}"])) == count
+
+
+def test_every_field_has_a_meaning():
+    def walk(model: type, seen: set[type]) -> None:
+        for name, field in model.model_fields.items():
+            discriminator = name in ("kind", "mode", "strategy")
+            assert field.description or discriminator, f"{model.__name__}.{name} has no sentence"
+
+    from kdfed import config
+
+    settings = [v for v in vars(config).values() if isinstance(v, type) and issubclass(v, config.Settings)]
+    assert Experiment in settings
+    for model in settings:
+        walk(model, set())

@@ -1,0 +1,312 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from kdfed.config import ModelSettings, TeacherSettings, VanillaConsolidation
+from kdfed.consolidate import average_states, consolidate, cosine, teacher_logits
+from kdfed.data import Examples
+from kdfed.distill.vanilla import kd_loss
+from kdfed.ensemble import combine, validated_scores
+from kdfed.errors import KdfedError
+from kdfed.models import State, build_model, state_of
+from kdfed.train import evaluate, predict, train_teacher
+
+CLASSES = 3
+
+
+def some_examples(count: int, seed: int) -> Examples:
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(CLASSES, (count,), generator=generator)
+    centres = torch.randn(CLASSES, 1, 8, 8, generator=torch.Generator().manual_seed(99))
+    return Examples(centres[labels] + 0.7 * torch.randn(count, 1, 8, 8, generator=generator), labels)
+
+
+TRANSFER, VALIDATION = some_examples(30, 1), some_examples(40, 2)
+
+
+def some_model(seed: int, name: str = "mlp") -> nn.Module:
+    return build_model(ModelSettings(name=name), (1, 8, 8), CLASSES, seed)
+
+
+@pytest.fixture(scope="module")
+def teachers() -> list[nn.Module]:
+    """Teacher k has seen all classes but k."""
+    found = []
+    for k in range(CLASSES):
+        model, examples = some_model(k), some_examples(60, 10 + k)
+        keep = examples.labels != k
+        train_teacher(
+            model, Examples(examples.inputs[keep], examples.labels[keep]), TeacherSettings(epochs=5), k
+        )
+        found.append(model)
+    return found
+
+
+COUNTS = 20 * (1 - np.eye(CLASSES))
+
+
+def settings(**changes: object) -> VanillaConsolidation:
+    return VanillaConsolidation.model_validate({"epochs": 4, "batch_size": 8, **changes})
+
+
+def same(first: nn.Module, second: nn.Module) -> bool:
+    one, two = state_of(first), state_of(second)
+    return all(torch.equal(one[key], two[key]) for key in one)
+
+
+def slow_consolidate(
+    student: nn.Module, target: torch.Tensor, chosen: VanillaConsolidation, seed: int, labelled: bool
+) -> None:
+    """The training spelt out, without augmentation."""
+    optimizer = torch.optim.SGD(student.parameters(), lr=chosen.lr, momentum=chosen.momentum)
+    generator = torch.Generator().manual_seed(seed)
+    step, steps = 0, chosen.epochs * math.ceil(len(TRANSFER) / chosen.batch_size)
+    for _ in range(chosen.epochs):
+        order = torch.randperm(len(TRANSFER), generator=generator).tolist()
+        for start in range(0, len(order), chosen.batch_size):
+            batch = order[start : start + chosen.batch_size]
+            if chosen.schedule == "cosine":
+                optimizer.param_groups[0]["lr"] = chosen.lr / 2 * (1 + math.cos(math.pi * step / steps))
+            labels = TRANSFER.labels[batch] if labelled else None
+            logits = student(TRANSFER.inputs[batch])
+            optimizer.zero_grad()
+            kd_loss(logits, target[batch], labels, chosen.temperature, chosen.weight).backward()
+            optimizer.step()
+            step += 1
+
+
+@pytest.mark.parametrize(
+    ("ensemble", "changes"),
+    [
+        ("mean-logits", {}),
+        ("mean-probabilities", {"schedule": "cosine", "momentum": 0.9}),
+        ("label-counts", {"labels": True, "weight": 0.6}),
+        ("confidence", {"temperature": 1.0}),
+        ("validated", {"batch_size": 7}),
+    ],
+)
+def test_consolidation_agrees_with_the_slow_twin(
+    teachers: list[nn.Module], ensemble: str, changes: dict[str, object]
+) -> None:
+    chosen = settings(ensemble=ensemble, **changes)
+    fast, slow = some_model(5), some_model(5)
+    counts = COUNTS if ensemble == "label-counts" else None
+    result = consolidate(fast, teachers, TRANSFER, VALIDATION, chosen, 3, label_counts=counts)
+    logits = torch.stack([teacher.eval()(TRANSFER.inputs).detach() for teacher in teachers])
+    checks = torch.stack([teacher.eval()(VALIDATION.inputs).detach() for teacher in teachers])
+    scores = None
+    if ensemble == "label-counts":
+        scores = torch.as_tensor(COUNTS)
+    if ensemble == "validated":
+        scores = validated_scores(checks, VALIDATION.labels)
+    target = combine(ensemble, logits, chosen.temperature, scores)
+    slow_consolidate(slow, target, chosen, 3, labelled=chosen.labels)
+    for one, two in zip(fast.parameters(), slow.parameters(), strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-5)
+    assert result.steps == 4 * math.ceil(30 / chosen.batch_size)
+    assert result.accuracy == evaluate(fast, VALIDATION)[0]
+    guess = combine(ensemble, checks, chosen.temperature, scores).argmax(1)
+    assert result.ensemble_accuracy == pytest.approx(float((guess == VALIDATION.labels).float().mean()))
+
+
+@pytest.mark.parametrize("augmentation", [(), ("flip", "crop")])
+def test_the_same_seed_gives_the_same_bits(teachers: list[nn.Module], augmentation: tuple[str, ...]) -> None:
+    chosen = settings(augmentation=augmentation)
+    students = [some_model(5) for _ in range(3)]
+    for student, seed in zip(students, (1, 1, 2), strict=True):
+        consolidate(student, teachers, TRANSFER, VALIDATION, chosen, seed)
+    assert same(students[0], students[1])
+    assert not same(students[0], students[2])
+
+
+def test_augmentation_changes_the_student(teachers: list[nn.Module]) -> None:
+    plain, changed = some_model(5), some_model(5)
+    consolidate(plain, teachers, TRANSFER, VALIDATION, settings(), 1)
+    consolidate(changed, teachers, TRANSFER, VALIDATION, settings(augmentation=("flip",)), 1)
+    assert not same(plain, changed)
+
+
+def test_uploaded_logits_give_the_student_that_their_teachers_give(teachers: list[nn.Module]) -> None:
+    weights, logits = some_model(5), some_model(5)
+    uploaded = teacher_logits(teachers, TRANSFER.inputs)
+    first = consolidate(weights, teachers, TRANSFER, VALIDATION, settings(), 1)
+    second = consolidate(logits, uploaded, TRANSFER, VALIDATION, settings(), 1)
+    assert same(weights, logits)
+    assert (first.accuracy, second.ensemble_accuracy) == (second.accuracy, None)
+    half = some_model(5)
+    consolidate(half, uploaded.half(), TRANSFER, VALIDATION, settings(), 1)
+    for one, two in zip(half.parameters(), weights.parameters(), strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-2, atol=1e-2)
+
+
+def test_teachers_stay_as_they_are(teachers: list[nn.Module]) -> None:
+    before = [state_of(teacher) for teacher in teachers]
+    modes = [teacher.training for teacher in teachers]
+    consolidate(some_model(5), teachers, TRANSFER, VALIDATION, settings(augmentation=("crop",)), 1)
+    for teacher, state in zip(teachers, before, strict=True):
+        assert all(torch.equal(state[key], value) for key, value in state_of(teacher).items())
+    assert [teacher.training for teacher in teachers] == modes
+
+
+def test_labels_of_the_transfer_set_are_touched_only_when_asked_for(teachers: list[nn.Module]) -> None:
+    wrong = Examples(TRANSFER.inputs, (TRANSFER.labels + 1) % CLASSES)
+    students = [some_model(5) for _ in range(4)]
+    for student, transfer in zip(students[:2], (TRANSFER, wrong), strict=True):
+        consolidate(student, teachers, transfer, VALIDATION, settings(), 1)
+    for student, transfer in zip(students[2:], (TRANSFER, wrong), strict=True):
+        consolidate(student, teachers, transfer, VALIDATION, settings(labels=True, weight=0.5), 1)
+    assert same(students[0], students[1])
+    assert not same(students[2], students[3])
+
+
+def test_a_student_distilled_from_itself_stays_as_it_is() -> None:
+    student = some_model(5)
+    consolidate(student, [some_model(5)], TRANSFER, VALIDATION, settings(), 1)
+    for now, before in zip(student.parameters(), some_model(5).parameters(), strict=True):
+        torch.testing.assert_close(now, before, rtol=0, atol=1e-5)
+
+
+def test_students_and_teachers_may_differ_in_architecture(teachers: list[nn.Module]) -> None:
+    student = some_model(5, "cnn")
+    start = evaluate(student, VALIDATION)[0]
+    result = consolidate(
+        student, [*teachers, some_model(1, "cnn")], TRANSFER, VALIDATION, settings(epochs=20), 1
+    )
+    assert result.accuracy > start
+
+
+def test_the_last_student_is_evaluated_once(teachers: list[nn.Module]) -> None:
+    seen: list[tuple[int, int, float | None]] = []
+    result = consolidate(
+        some_model(5), teachers, TRANSFER, VALIDATION, settings(), 1, on_epoch=lambda *told: seen.append(told)
+    )
+    assert seen == [(1, 4, None), (2, 4, None), (3, 4, None), (4, 4, result.accuracy)]
+    assert (result.epochs, result.best_epoch) == (4, 4)
+
+
+def test_the_best_student_is_kept(teachers: list[nn.Module]) -> None:
+    """With this learning rate the student jumps about, so the best epoch is not the last."""
+    chosen, seen = settings(select="best", lr=3.0, epochs=8), []
+    student = some_model(5)
+    result = consolidate(
+        student, teachers, TRANSFER, VALIDATION, chosen, 1, on_epoch=lambda *told: seen.append(told[2])
+    )
+    assert result.accuracy == max(seen) > seen[-1]
+    assert result.best_epoch == seen.index(max(seen)) + 1
+    assert evaluate(student, VALIDATION)[0] == result.accuracy
+    again = some_model(5)
+    last = settings(lr=3.0, epochs=8)
+    assert consolidate(again, teachers, TRANSFER, VALIDATION, last, 1).accuracy == seen[-1]
+
+
+def test_batch_norm_students_survive_a_trailing_example(teachers: list[nn.Module]) -> None:
+    student = build_model(ModelSettings(options={"norm": "batch"}), (1, 8, 8), CLASSES, 0)
+    result = consolidate(student, teachers, TRANSFER, VALIDATION, settings(batch_size=29), 1)
+    assert result.steps == 4
+    assert torch.isfinite(predict(student, VALIDATION.inputs)).all()
+
+
+def test_a_teacher_that_is_not_finite_is_named(teachers: list[nn.Module]) -> None:
+    broken = some_model(0)
+    with torch.no_grad():
+        next(broken.parameters()).fill_(math.nan)
+    with pytest.raises(KdfedError, match="got infinity or NaN from teacher 1 of 3"):
+        consolidate(some_model(5), [teachers[0], broken, teachers[2]], TRANSFER, VALIDATION, settings(), 1)
+    logits = torch.zeros(4, 30, CLASSES, dtype=torch.float16)
+    logits[3, 7, 0] = math.inf
+    with pytest.raises(KdfedError, match="from teacher 3 of 4"):
+        consolidate(some_model(5), logits, TRANSFER, VALIDATION, settings(), 1)
+
+
+def test_what_does_not_go_together_is_refused(teachers: list[nn.Module]) -> None:
+    student = some_model(5)
+    with pytest.raises(KdfedError, match="at least one teacher"):
+        consolidate(student, [], TRANSFER, VALIDATION, settings(), 1)
+    with pytest.raises(KdfedError, match=r"logits of shape \(teachers, 30, classes\), got \(2, 29, 3\)"):
+        consolidate(student, torch.zeros(2, 29, 3), TRANSFER, VALIDATION, settings(), 1)
+    with pytest.raises(KdfedError, match="uploaded logits belong to the images as they are"):
+        consolidate(student, torch.zeros(2, 30, 3), TRANSFER, VALIDATION, settings(augmentation=("flip",)), 1)
+    with pytest.raises(KdfedError, match="'label-counts' needs one score per teacher"):
+        consolidate(student, teachers, TRANSFER, VALIDATION, settings(ensemble="label-counts"), 1)
+    wide = nn.Sequential(nn.Flatten(), nn.Linear(64, 4))
+    with pytest.raises(KdfedError, match=r"teachers with the same classes, got \[3, 4\]"):
+        consolidate(student, [teachers[0], wide], TRANSFER, VALIDATION, settings(), 1)
+
+
+def test_features_cannot_be_augmented(teachers: list[nn.Module]) -> None:
+    flat = Examples(TRANSFER.inputs.flatten(1), TRANSFER.labels)
+    with pytest.raises(KdfedError, match="needs images"):
+        consolidate(some_model(5), teachers, flat, VALIDATION, settings(augmentation=("crop",)), 1)
+
+
+def test_the_cosine_starts_at_one_halves_halfway_and_ends_at_zero() -> None:
+    assert [cosine(0.0), cosine(0.5), cosine(1.0)] == pytest.approx([1.0, 0.5, 0.0])
+
+
+# ----------------------------------------------------------------------------- averages
+
+
+def some_states(count: int) -> list[State]:
+    states = [
+        state_of(build_model(ModelSettings(options={"norm": "batch"}), (1, 8, 8), 3, k)) for k in range(count)
+    ]
+    for k, state in enumerate(states):
+        state["norm1.num_batches_tracked"] = torch.tensor(10 * k + 1)
+    return states
+
+
+def test_a_worked_average() -> None:
+    """(1 * 2 + 3 * 6) / 4 = 5; the counter (1 * 1 + 3 * 4) / 4 = 3.25 is rounded to 3."""
+    states = [
+        {"w": torch.tensor([2.0], dtype=torch.float16), "n": torch.tensor(1)},
+        {"w": torch.tensor([6.0], dtype=torch.float16), "n": torch.tensor(4)},
+    ]
+    average = average_states(states, [1, 3])
+    assert (average["w"].dtype, average["n"].dtype) == (torch.float16, torch.int64)
+    assert (average["w"].item(), average["n"].item()) == (5.0, 3)
+
+
+def test_an_average_agrees_with_the_slow_twin() -> None:
+    states, weights = some_states(3), [5.0, 0.0, 2.0]
+    average = average_states(states, weights)
+    for key, value in average.items():
+        for place, number in enumerate(value.flatten().tolist()):
+            terms = [w * state[key].flatten()[place].item() for w, state in zip(weights, states, strict=True)]
+            assert number == pytest.approx(
+                sum(terms) / 7, rel=1e-5, abs=0.5 if key.endswith("tracked") else 1e-7
+            )
+
+
+def test_the_average_of_identical_states_is_the_identity() -> None:
+    state = some_states(1)[0]
+    average = average_states([state] * 7, [0.1, 3, 1e-9, 1e9, 7, 1 / 3, 2])
+    assert list(average) == list(state)
+    assert all(torch.equal(average[key], value) for key, value in state.items())
+
+
+def test_the_scale_of_the_weights_does_not_matter() -> None:
+    states = some_states(2)
+    first, second = average_states(states, [1, 3]), average_states(states, [2, 6])
+    assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+@pytest.mark.parametrize("weights", [[0, 0], [1, -1], [2, -1], [math.nan, 1], [math.inf, 1]])
+def test_weights_that_make_no_mean_are_refused(weights: list[float]) -> None:
+    with pytest.raises(KdfedError, match="weights of at least 0 with a sum above 0"):
+        average_states(some_states(2), weights)
+
+
+def test_states_that_do_not_go_together_are_refused() -> None:
+    with pytest.raises(KdfedError, match="one weight per state, got 2 states and 1 weights"):
+        average_states(some_states(2), [1])
+    with pytest.raises(KdfedError, match="got 0 states"):
+        average_states([], [])
+    first, second = some_states(2)
+    second["conv1.weight"] = second["conv1.weight"][:2]
+    with pytest.raises(KdfedError, match=r"state 1 differs in conv1\.weight"):
+        average_states([first, second], [1, 1])

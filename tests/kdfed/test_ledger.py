@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kdfed.ledger import Costs, Ledger
+
+COSTS = st.builds(Costs, *[st.integers(0, 9)] * 5)
+
+
+def two_participants() -> Ledger:
+    """Hello, teachers and one round of participants 0 and 1, of whom 1 does not answer the round."""
+    ledger = Ledger()
+    for participant in (0, 1):
+        ledger.down("hello", participant, 5)
+        ledger.up("hello", participant, 7, 0)
+    ledger.open_exchange("teachers")
+    for participant in (0, 1):
+        ledger.down("teachers", participant, 100)
+        ledger.up("teachers", participant, 110, 20)
+    ledger.open_exchange("rounds")
+    for participant in (0, 1):
+        ledger.down("rounds", participant, 100)
+    ledger.up("rounds", 0, 105, 3)
+    return ledger
+
+
+def test_costs_add_up_to_what_the_messages_carried():
+    """Down 2*5 + 2*100 + 2*100 = 410; up 2*7 + 2*110 + 105 = 339; uploads 2 + 1; steps 2*20 + 3."""
+    assert two_participants().totals() == Costs(
+        exchanges=2, participant_uploads=3, bytes_up=339, bytes_down=410, local_steps=43
+    )
+
+
+def test_hello_costs_bytes_only():
+    assert two_participants().by_phase()["hello"] == Costs(bytes_up=14, bytes_down=10)
+
+
+def test_hello_is_no_exchange():
+    with pytest.raises(ValueError, match="hello is no exchange"):
+        Ledger().open_exchange("hello")
+
+
+def test_client_evaluation_is_counted_apart():
+    ledger = two_participants()
+    before = ledger.totals()
+    ledger.open_exchange("evaluate")
+    ledger.down("evaluate", 0, 100)
+    ledger.up("evaluate", 0, 9, 0)
+    assert ledger.totals() == before
+    assert ledger.by_participant() == two_participants().by_participant()
+    assert ledger.by_phase()["evaluate"] == Costs(1, 1, 9, 100, 0)
+
+
+def test_shares_of_participants_and_phases_sum_to_the_totals():
+    ledger = two_participants()
+    assert sum(ledger.by_phase().values(), Costs()) == ledger.totals()
+    shared = sum(ledger.by_participant().values(), Costs(exchanges=2))
+    assert shared == ledger.totals()
+    assert list(ledger.by_participant()) == [0, 1]
+
+
+def test_an_unused_ledger_costs_nothing():
+    assert Ledger().totals() == Costs()
+
+
+@given(COSTS, COSTS, COSTS)
+def test_costs_are_a_commutative_monoid(a, b, c):
+    assert a + Costs() == a
+    assert a + b == b + a
+    assert (a + b) + c == a + (b + c)

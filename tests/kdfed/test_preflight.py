@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+import sys
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from kdfed.config import Experiment, ModelSettings
+from kdfed.models import build_model, state_of
+from kdfed.preflight import check_data
+
+Build = Callable[..., Experiment]
+FEATURES = "synthetic:examples=400,classes=4,shape=5"
+
+
+def found(experiment: Experiment) -> dict[str, str]:
+    return {mistake.key: mistake.message for mistake in check_data(experiment)}
+
+
+def test_an_experiment_that_fits_its_data_has_no_mistakes(tiny: Build) -> None:
+    assert check_data(tiny()) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "key", "message"),
+    [
+        ({"data.source": "parquet:/no/such/file"}, "data.source", "expected a parquet file"),
+        ({"partition.participants": 5000}, "partition.participants", "as examples for them"),
+        ({"partition.min-examples": 100}, "partition.min-examples", "need 500 examples"),
+        (
+            {"partition": {"kind": "k-classes", "classes": 11, "participants": 5}},
+            "partition.classes",
+            "at most the 10 classes",
+        ),
+        ({"data.splits.test": "official"}, "data.splits.test", "has no test part of its own"),
+        ({"data.classes": 4}, "data.classes", "declares 10 classes"),
+        ({"data.shape": [2, 8, 8]}, "data.shape", "expected 1"),
+        ({"data.normalise": {"mean": [0, 0], "std": [1, 1]}}, "data.normalise", "each of the 1 channels"),
+    ],
+)
+def test_what_does_not_fit_the_data_is_reported_under_its_key(
+    tiny: Build, changes: dict[str, Any], key: str, message: str
+) -> None:
+    mistakes = found(tiny(**changes))
+    assert list(mistakes) == [key]
+    assert message in mistakes[key]
+
+
+def test_every_seed_is_dealt(tiny: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    from kdfed import preflight
+
+    seeds = []
+    monkeypatch.setattr(preflight, "make_partition", lambda *arguments: seeds.append(arguments[-1]))
+    assert check_data(tiny(seeds=[4, 9])) == []
+    assert seeds == [4, 9]
+
+
+def test_a_model_that_cannot_take_the_data_is_reported_once_for_all_arms(tiny: Build) -> None:
+    mistakes = check_data(tiny(data={"source": FEATURES}, model={"name": "cnn", "options": {}}))
+    assert [mistake.key for mistake in mistakes] == ["model"]
+    assert "needs images" in mistakes[0].message
+
+
+def test_an_arms_own_model_and_teachers_are_reported_in_the_arm(tiny: Build) -> None:
+    cnn = {"name": "cnn", "options": {}}
+    arms = {
+        "cold": {"model": cnn},
+        "warm": {"start": "consolidated", "teachers": {"model": [{"name": "mlp"}, cnn]}},
+        "unused": {"teachers": {"model": cnn}},
+    }
+    mistakes = found(tiny(data={"source": FEATURES}, arms=arms))
+    assert list(mistakes) == ["arms.cold.model", "arms.warm.teachers.model"]
+
+
+def test_features_cannot_be_augmented(tiny: Build) -> None:
+    mistakes = found(tiny(data={"source": FEATURES}, consolidation__augmentation=["flip"]))
+    assert mistakes == {
+        "consolidation.augmentation": "expected images to flip, got feature vectors; remove it"
+    }
+
+
+def test_weights_to_start_from_are_read_and_compared_with_the_model(tiny: Build, tmp_path: Path) -> None:
+    good, other, broken = (tmp_path / f"{name}.safetensors" for name in ("good", "other", "broken"))
+    for path, hidden in ((good, 16), (other, 8)):
+        settings = ModelSettings(name="mlp", options={"hidden": (hidden,)})
+        save_file(state_of(build_model(settings, (1, 8, 8), 10, 0)), path)
+    broken.write_bytes(b"no weights")
+    starts = {"good": good, "other": other, "broken": broken, "gone": tmp_path / "gone.safetensors"}
+    mistakes = found(tiny(arms={name: {"start": f"file:{path}"} for name, path in starts.items()}))
+    assert list(mistakes) == ["arms.other.start", "arms.broken.start", "arms.gone.start"]
+    assert "shape" in mistakes["arms.other.start"]
+    assert "expected a readable .safetensors file" in mistakes["arms.broken.start"]
+
+
+def test_mistakes_of_data_and_of_weights_are_reported_together(tiny: Build) -> None:
+    experiment = tiny(data__source="mnist6k", arms={"cold": {"start": "file:gone"}, "warm": {}})
+    assert set(found(experiment)) == {"data.source", "arms.cold.start"}
+
+
+def test_loading_draws_nothing_from_global_generators(tiny: Build) -> None:
+    torch.manual_seed(5)
+    np.random.seed(5)
+    before = torch.get_rng_state(), np.random.get_state()[1].copy()  # type: ignore[index]
+    check_data(tiny(data__source="synthetic:examples=300,classes=10,shape=1x8x8", data__limit=250))
+    assert torch.equal(before[0], torch.get_rng_state())
+    assert np.array_equal(before[1], np.random.get_state()[1])  # type: ignore[index]
+
+
+def test_a_users_source_is_called_once(tiny: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def make(settings: object) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
+        calls.append(settings)
+        return np.random.default_rng(0).normal(size=(200, 3)), np.arange(200) % 2, ("a", "b")
+
+    module = types.ModuleType("once_source")
+    module.make = make  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "once_source", module)
+    experiment = tiny(data={"source": "once_source:make"})
+    assert check_data(experiment) == check_data(experiment) == []
+    assert len(calls) == 1

@@ -1,0 +1,294 @@
+from __future__ import annotations
+
+import copy
+import math
+from typing import get_args
+
+import pytest
+import torch
+from torch import nn
+
+from kdfed.config import (
+    KDLocal,
+    LocalSettings,
+    ModelSettings,
+    OptimiserSettings,
+    PlainLocal,
+    ProximalLocal,
+    TeacherSettings,
+)
+from kdfed.data import Examples
+from kdfed.distill.vanilla import kd_loss
+from kdfed.errors import KdfedError
+from kdfed.models import build_model, state_of
+from kdfed.train import (
+    LOCAL_LOSSES,
+    LOCAL_MODES,
+    accuracy,
+    batch_sizes,
+    evaluate,
+    fit,
+    kd_local_loss,
+    plain_loss,
+    predict,
+    proximal_loss,
+    train_local,
+    train_teacher,
+)
+
+SHAPE = (1, 8, 8)
+
+
+def some_examples(count: int = 23, classes: int = 3, seed: int = 0) -> Examples:
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(classes, (count,), generator=generator)
+    inputs = torch.randn(count, *SHAPE, generator=generator) + labels.view(-1, 1, 1, 1)
+    return Examples(inputs, labels)
+
+
+def some_model(norm: str = "none", seed: int = 0) -> nn.Module:
+    return build_model(ModelSettings(options={"width": 4, "norm": norm}), SHAPE, 3, seed)
+
+
+def slow_fit(model: nn.Module, examples: Examples, settings: OptimiserSettings, seed: int) -> float:
+    """Plain training, spelt out with torch's unfused optimisers."""
+    if settings.optimizer == "sgd":
+        optimizer: torch.optim.Optimizer = torch.optim.SGD(
+            model.parameters(), lr=settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay
+        )
+    else:
+        kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[settings.optimizer]
+        optimizer = kind(model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
+    generator = torch.Generator().manual_seed(seed)
+    model.train()
+    for _ in range(settings.epochs):
+        order = torch.randperm(len(examples), generator=generator).tolist()
+        total = 0.0
+        for start in range(0, len(order), settings.batch_size):
+            batch = order[start : start + settings.batch_size]
+            logits = model(torch.stack([examples.inputs[i] for i in batch]))
+            labels = torch.stack([examples.labels[i] for i in batch])
+            loss = nn.functional.cross_entropy(logits, labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            total += loss.item() * len(batch)
+    return total / len(examples)
+
+
+def equal_states(first: nn.Module, second: nn.Module) -> bool:
+    one, two = state_of(first), state_of(second)
+    return all(torch.equal(one[key], two[key]) for key in one)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        OptimiserSettings(epochs=3, batch_size=5, momentum=0.9, weight_decay=0.01),
+        OptimiserSettings(epochs=2, batch_size=10),
+        OptimiserSettings(epochs=2, batch_size=64, optimizer="adam", lr=0.01, weight_decay=0.01),
+        OptimiserSettings(epochs=2, batch_size=4, optimizer="adamw", lr=0.01, weight_decay=0.01),
+    ],
+)
+def test_fit_agrees_with_the_slow_twin(settings: OptimiserSettings) -> None:
+    fast, slow, examples = some_model(), some_model(), some_examples()
+    result = fit(fast, examples, settings, plain_loss, seed=7)
+    loss = slow_fit(slow, examples, settings, seed=7)
+    for one, two in zip(fast.parameters(), slow.parameters(), strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-5)
+    assert result.loss == pytest.approx(loss, rel=1e-4)
+    assert result.steps == settings.epochs * math.ceil(23 / settings.batch_size)
+    assert result.examples == 23
+
+
+def test_one_worked_step() -> None:
+    """Logits (0, 0) for input 2 with label 0: gradient of w is (1/2 - 1, 1/2) * 2 = (-1, 1); lr 0.1 gives
+    (0.1, -0.1). The loss before the step is ln 2.
+    """
+    model = nn.Linear(1, 2, bias=False)
+    nn.init.zeros_(model.weight)
+    examples = Examples(torch.tensor([[2.0]]), torch.tensor([0]))
+    result = fit(model, examples, OptimiserSettings(lr=0.1), plain_loss, seed=0)
+    torch.testing.assert_close(model.weight.detach(), torch.tensor([[0.1], [-0.1]]))
+    assert result.loss == pytest.approx(math.log(2))
+    assert result.steps == 1
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_seed_another_order() -> None:
+    models = [some_model() for _ in range(3)]
+    before = torch.random.get_rng_state()
+    for model, seed in zip(models, (1, 1, 2), strict=True):
+        fit(model, some_examples(), OptimiserSettings(), plain_loss, seed)
+    assert equal_states(models[0], models[1])
+    assert not equal_states(models[0], models[2])
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_dropout_repeats_with_the_seed() -> None:
+    states = []
+    for _ in range(2):
+        torch.rand(3)  # whatever was drawn before does not matter
+        model = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(64, 3))
+        nn.init.zeros_(model[2].weight)
+        nn.init.zeros_(model[2].bias)
+        fit(model, some_examples(), OptimiserSettings(), plain_loss, seed=5)
+        states.append(model[2].weight.detach().clone())
+    assert torch.equal(*states)
+
+
+def test_a_participant_without_examples_is_refused() -> None:
+    with pytest.raises(KdfedError, match="at least one example to train on, got none"):
+        fit(some_model(), some_examples(0), OptimiserSettings(), plain_loss, seed=0)
+
+
+def test_the_lists_of_local_modes_agree_with_the_experiment() -> None:
+    modes = {variant.model_fields["mode"].annotation for variant in get_args(get_args(LocalSettings)[0])}
+    assert {get_args(mode)[0] for mode in modes} == set(LOCAL_LOSSES) == set(LOCAL_MODES)
+
+
+def test_a_teacher_is_trained_like_a_plain_participant() -> None:
+    teacher, plain = some_model(), some_model()
+    train_teacher(teacher, some_examples(), TeacherSettings(epochs=2), seed=3)
+    train_local(plain, some_examples(), PlainLocal(epochs=2), seed=3)
+    assert equal_states(teacher, plain)
+
+
+@pytest.mark.parametrize(
+    "settings", [ProximalLocal(mode="proximal", mu=0.0), KDLocal(mode="kd", weight=0.0, temperature=4.0)]
+)
+def test_mu_0_and_weight_0_are_plain_training_to_the_bit(settings: LocalSettings) -> None:
+    other, plain = some_model(), some_model()
+    train_local(other, some_examples(), settings, seed=3)
+    train_local(plain, some_examples(), PlainLocal(), seed=3)
+    assert equal_states(other, plain)
+
+
+def test_a_worked_proximal_term() -> None:
+    """Received weights (1, 2) and biases (0, 0); now (4, 6) and (1, 0): squared distance 9 + 16 + 1 = 26,
+    times mu / 2 = 0.05.
+    """
+    model = nn.Linear(1, 2)
+    model.load_state_dict({"weight": torch.tensor([[1.0], [2.0]]), "bias": torch.zeros(2)})
+    loss = proximal_loss(model, ProximalLocal(mode="proximal", mu=0.1))
+    model.load_state_dict({"weight": torch.tensor([[4.0], [6.0]]), "bias": torch.tensor([1.0, 0.0])})
+    inputs, labels = torch.tensor([[1.0]]), torch.tensor([0])
+    difference = loss(model, inputs, labels) - plain_loss(model, inputs, labels)
+    assert difference.item() == pytest.approx(1.3, rel=1e-5)
+
+
+def test_the_proximal_gradient_is_mu_times_the_way_from_the_received_weights() -> None:
+    model = some_model()
+    loss = proximal_loss(model, ProximalLocal(mode="proximal", mu=0.3))
+    moved = some_model(seed=1)
+    examples = some_examples()
+    gradients = []
+    for function in (loss, plain_loss):
+        moved.zero_grad()
+        function(moved, examples.inputs, examples.labels).backward()
+        gradients.append(
+            [parameter.grad.clone() for parameter in moved.parameters() if parameter.grad is not None]
+        )
+    for pulled, plain, now, received in zip(*gradients, moved.parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(pulled - plain, 0.3 * (now - received).detach(), rtol=1e-3, atol=1e-6)
+
+
+def test_a_larger_mu_stays_nearer_to_the_received_weights() -> None:
+    def distance(mu: float) -> float:
+        model = some_model()
+        train_local(model, some_examples(), ProximalLocal(mode="proximal", mu=mu, epochs=3), seed=0)
+        pairs = zip(model.parameters(), some_model().parameters(), strict=True)
+        return sum(float((now - before).detach().square().sum()) for now, before in pairs)
+
+    assert distance(5.0) < distance(0.1) < distance(0.0)
+
+
+def test_local_distillation_is_the_kd_loss_from_the_received_model() -> None:
+    received, model, examples = some_model(), some_model(seed=1), some_examples()
+    loss = kd_local_loss(received, KDLocal(mode="kd", temperature=4.0, weight=0.3))
+    target = torch.softmax(predict(received, examples.inputs) / 4.0, 1)
+    with torch.no_grad():
+        found = loss(model, examples.inputs, examples.labels)
+        expected = kd_loss(model(examples.inputs), target, examples.labels, 4.0, 0.3)
+    torch.testing.assert_close(found, expected)
+
+
+def test_the_received_model_stays_frozen_while_its_copy_trains() -> None:
+    """With w = 1 and no dropout the received model is the optimum of its own distillation: nothing moves."""
+    model = some_model()
+    result = train_local(model, some_examples(), KDLocal(mode="kd", weight=1.0, epochs=3), seed=0)
+    assert result.loss == pytest.approx(0.0, abs=1e-5)
+    for now, received in zip(model.parameters(), some_model().parameters(), strict=True):
+        torch.testing.assert_close(now, received, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("count", "batch", "merge", "sizes"),
+    [
+        (10, 5, False, [5, 5]),
+        (11, 5, False, [5, 5, 1]),
+        (11, 5, True, [5, 6]),
+        (12, 5, True, [5, 5, 2]),
+        (3, 5, True, [3]),
+        (1, 5, True, [1]),
+    ],
+)
+def test_a_trailing_batch_of_one_joins_the_one_before(
+    count: int, batch: int, merge: bool, sizes: list[int]
+) -> None:
+    assert batch_sizes(count, batch, merge_single=merge) == sizes
+    assert sum(sizes) == count
+
+
+@pytest.mark.parametrize(("count", "batch"), [(11, 5), (1, 5), (3, 1), (2, 1), (5, 4)])
+def test_batch_norm_survives_batches_of_one(count: int, batch: int) -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 4), nn.BatchNorm1d(4), nn.Linear(4, 3))
+    result = fit(model, some_examples(count), OptimiserSettings(batch_size=batch), plain_loss, seed=0)
+    assert math.isfinite(result.loss)
+    assert all(torch.isfinite(value).all() for value in state_of(model).values())
+
+
+def test_batch_norm_statistics_stay_where_every_batch_holds_one_example() -> None:
+    model = some_model("batch")
+    fit(model, some_examples(3), OptimiserSettings(batch_size=1), plain_loss, seed=0)
+    assert int(model.norm1.num_batches_tracked) == 0  # type: ignore[union-attr, arg-type]
+    fit(model, some_examples(3), OptimiserSettings(batch_size=3), plain_loss, seed=0)
+    assert int(model.norm1.num_batches_tracked) == 1  # type: ignore[union-attr, arg-type]
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_predicting_changes_nothing_and_restores_the_mode(training: bool) -> None:
+    model = some_model("batch").train(training)
+    before = copy.deepcopy(model)
+    logits = predict(model, some_examples().inputs, batch_size=4)
+    assert model.training is training
+    assert equal_states(model, before)
+    assert not logits.requires_grad
+    torch.testing.assert_close(logits, model.eval()(some_examples().inputs).detach())
+
+
+def test_worked_accuracy_and_cross_entropy() -> None:
+    """Logits (ln 3, 0) for both inputs, labels 0 and 1: one right, cross entropy (ln(4/3) + ln 4) / 2."""
+    model = nn.Linear(1, 2)
+    model.load_state_dict({"weight": torch.zeros(2, 1), "bias": torch.tensor([math.log(3), 0.0])})
+    found = evaluate(model, Examples(torch.ones(2, 1), torch.tensor([0, 1])))
+    assert found == (0.5, pytest.approx((math.log(4 / 3) + math.log(4)) / 2))
+
+
+def test_evaluating_on_nothing_is_refused() -> None:
+    with pytest.raises(KdfedError, match="at least one example to evaluate"):
+        evaluate(some_model(), some_examples(0))
+
+
+def test_accuracy_takes_probabilities_as_well_as_logits() -> None:
+    logits, labels = torch.randn(9, 3, generator=torch.Generator().manual_seed(0)), torch.arange(9) % 3
+    assert accuracy(logits, labels) == accuracy(torch.softmax(logits, 1), labels)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_training_on_a_gpu_agrees_with_the_cpu() -> None:
+    near, far = some_model(), some_model().cuda()
+    here = train_local(near, some_examples(), KDLocal(mode="kd", epochs=2), seed=0)
+    there = train_local(far, some_examples(), KDLocal(mode="kd", epochs=2), seed=0)
+    assert there.loss == pytest.approx(here.loss, rel=1e-2)
+    assert next(far.parameters()).is_cuda
+    assert not predict(far, some_examples().inputs).is_cuda

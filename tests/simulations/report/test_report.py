@@ -1,0 +1,259 @@
+from __future__ import annotations
+
+import math
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from kdfed.config import build_experiment
+from kdfed.errors import RunFolderError
+from kdfed.records import Absent, Outcome, RoundRecord, RunFolder, summarise
+from simulations.report import build_report, partition_figure, save_partition_picture
+from simulations.report.figures import curves_figure, to_svg
+
+VOID = {"meta", "br", "link", "path", "use", "rect", "circle", "line", "image"}
+
+
+def make_run(
+    path: Path, seeds: tuple[int, ...] = (0, 1, 2), summary: bool = True, **changes: Any
+) -> RunFolder:
+    """Write a run folder of make-believe curves: cold starts at 10%, warm at 60% after a teacher exchange."""
+    values = {
+        "name": "make-believe",
+        "seeds": list(seeds),
+        "targets": [0.8, "90%-of-best"],
+        "rounds": {"max": 12},
+        "arms": {"cold": {}, "warm": {"start": "consolidated"}},
+    }
+    experiment = build_experiment(values | changes)
+    folder = RunFolder.open_for(path, experiment)
+    records, outcomes = [], []
+    for seed in seeds:
+        for arm in experiment.arm_order:
+            teachers, start = (0, 0.1) if arm == "cold" else (1, 0.6)
+            for r in range(13 if arm == "cold" else 8 + seed):
+                accuracy = start + (0.95 - start) * (1 - math.exp(-r / (4 + 0.1 * seed)))
+                absent = (
+                    (Absent(4, "error reply: <script>alert('&')</script>"),) if (r, seed) == (2, 0) else ()
+                )
+                trips = r + teachers
+                record = RoundRecord(
+                    *(arm, seed, r, trips, "rounds" if r else "start", accuracy, accuracy, 1.0),
+                    *(20 * trips, 3_600_000 * trips + 400, 3_700_000 * trips + 900, 320 * trips),
+                    *(20 - len(absent), absent, float(r)),
+                )
+                records.append(record)
+                folder.append(record)
+            outcomes.append(Outcome(arm, seed, "max-rounds" if arm == "cold" else "target", "ab" * 32))
+    if summary:
+        folder.write_summary(
+            summarise(experiment, "inprocess", records, outcomes, [partition(s) for s in seeds])
+        )
+    return folder
+
+
+def partition(seed: int = 0, participants: int = 20, names: tuple[str, ...] = ("a", "b<c")) -> dict[str, Any]:
+    counts = np.random.default_rng(seed).integers(0, 30, (min(participants, 100), len(names)))
+    return {
+        "seed": seed,
+        "participants": participants,
+        "moved": 3,
+        "class_names": list(names),
+        "counts": counts.tolist(),
+    }
+
+
+class Outline(HTMLParser):
+    """Collects the text outside of pictures, and fails on tags that do not nest."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.words: list[str] = []
+        self.ids: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag not in VOID:
+            self.open.append(tag)
+        self.ids += [value for name, value in attrs if name == "id" and value]
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.ids += [value for name, value in attrs if name == "id" and value]
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if "svg" not in self.open and "style" not in self.open:
+            self.words.append(data)
+
+
+def read_page(folder: RunFolder) -> tuple[str, str]:
+    """Return the page's source and its words."""
+    source = (folder.path / "report.html").read_text(encoding="utf-8")
+    outline = Outline()
+    outline.feed(source)
+    assert outline.open == []
+    assert len(outline.ids) == len(set(outline.ids))
+    return source, " ".join("".join(outline.words).split())
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    folder = make_run(tmp_path_factory.mktemp("run"))
+    build_report(folder.path)
+    return folder
+
+
+def test_a_report_is_a_picture_and_a_page(run):
+    assert (run.path / "curves.png").read_bytes().startswith(b"\x89PNG")
+    _, words = read_page(run)
+    for heading in (
+        "What was saved",
+        "How accuracy grew",
+        "Who holds which classes",
+        "Settings",
+        "What it cost",
+    ):
+        assert heading in words
+
+
+def test_the_headline_is_the_saving_of_the_summary(run):
+    _, words = read_page(run)
+    (entry,) = [
+        c
+        for c in run.read_summary()["comparisons"]
+        if (c["target"], c["cost"]) == ("90%-of-best", "exchanges")
+    ]
+    saved = entry["saved_percent"]
+    sentence = f"{saved['mean']:.0f}% fewer [{saved['low']:.0f}, {saved['high']:.0f}] over 3 seeds."
+    assert sentence in words
+    assert "instead of" in words
+
+
+def test_a_page_needs_no_other_file(run):
+    source, _ = read_page(run)
+    assert not re.search(r"<(script|link|img|iframe)\b", source)
+    assert not re.search(r"(src|href)=\"(?!#)", source)
+    assert "@import" not in source
+    assert not re.search(r"url\((?!#)", source)
+
+
+def test_what_participants_wrote_is_shown_and_not_run(run):
+    source, words = read_page(run)
+    assert "error reply: <script>alert('&')</script>" in words
+    assert "<script>" not in source
+    assert "b&lt;c" in source
+
+
+def test_the_cost_table_tells_the_start_from_the_rounds(run):
+    """Warm ran 7, 8 and 9 rounds after a teacher exchange of 20 uploads: 8 rounds and 180 uploads."""
+    _, words = read_page(run)
+    assert re.search(r"warm ?start: hello, teachers, consolidation ?1 ?20 ?3.6 MB", words)
+    assert re.search(r"8 federated rounds ?8 ?160", words)
+    assert re.search(r"total ?9 ?180", words)
+
+
+def test_the_same_records_give_the_same_page(run, tmp_path):
+    before = {name: (run.path / name).read_bytes() for name in ("report.html", "curves.png")}
+    build_report(run.path)
+    assert before == {name: (run.path / name).read_bytes() for name in before}
+
+
+def test_every_arm_starts_where_its_teachers_were_paid_for(run):
+    figure = curves_figure(run.read_experiment(), run.read_rounds(), run.read_summary())
+    assert len(figure.axes) == 3
+    starts = {
+        (axes.get_xlabel(), line.get_color()): float(line.get_xdata()[0])
+        for axes in figure.axes
+        for line in axes.get_lines()
+        if line.get_linewidth() > 2
+    }
+    assert starts == pytest.approx(
+        {
+            ("exchanges", "#0072b2"): 0,
+            ("exchanges", "#d55e00"): 1,
+            ("participant uploads", "#0072b2"): 0,
+            ("participant uploads", "#d55e00"): 20,
+            ("bytes up and down (MB)", "#0072b2"): 0.0013,
+            ("bytes up and down (MB)", "#d55e00"): 7.3013,
+        }
+    )
+
+
+def test_a_target_line_is_the_mean_over_seeds(run):
+    summary = run.read_summary()
+    figure = curves_figure(run.read_experiment(), run.read_rounds(), summary)
+    levels = {line.get_ydata()[0] for line in figure.axes[0].get_lines() if line.get_linestyle() == "--"}
+    relative = {r["target_accuracy"] for r in summary["runs"] if r["target"] == "90%-of-best"}
+    assert len(relative) == 3
+    assert sorted(levels) == pytest.approx([0.8, sum(relative) / 3])
+
+
+def test_a_single_seed_says_that_it_has_no_interval(tmp_path):
+    folder = make_run(tmp_path, seeds=(5,))
+    build_report(tmp_path)
+    assert "in one seed, which gives no interval" in read_page(folder)[1]
+
+
+def test_synthetic_data_are_named_so(tmp_path):
+    folder = make_run(tmp_path, seeds=(0,), data={"source": "synthetic:classes=3,size=500"})
+    build_report(tmp_path)
+    assert "The data are synthetic (synthetic:classes=3,size=500)" in read_page(folder)[1]
+
+
+def test_one_arm_alone_is_compared_with_nothing(tmp_path):
+    folder = make_run(tmp_path, seeds=(0,), arms={"cold": {}})
+    build_report(tmp_path)
+    assert "There is no other arm to compare with." in read_page(folder)[1]
+
+
+def test_a_run_that_was_killed_is_shown_as_far_as_recorded(tmp_path):
+    folder = make_run(tmp_path, summary=False)
+    lines = (tmp_path / "rounds.jsonl").read_text().splitlines()
+    (tmp_path / "rounds.jsonl").write_text("\n".join(lines[:20]) + '\n{"arm": "wa')
+    build_report(tmp_path)
+    assert "This run did not end" in read_page(folder)[1]
+
+
+def test_a_run_that_failed_is_named(tmp_path):
+    folder = make_run(tmp_path, seeds=(0,), summary=False)
+    summary = summarise(folder.read_experiment(), "flower", folder.read_rounds()[:15], [])
+    folder.write_summary(summary)
+    build_report(tmp_path)
+    words = read_page(folder)[1]
+    assert "Failed before the end, and read as far as recorded: cold (seed 0), warm (seed 0)." in words
+
+
+def test_a_folder_without_records_gives_no_report(tmp_path):
+    with pytest.raises(RunFolderError, match=r"experiment\.yaml"):
+        build_report(tmp_path)
+
+
+def test_a_partition_picture_has_a_bubble_for_everything_held(tmp_path):
+    entry = partition(names=("a", "b", "c"))
+    figure = partition_figure(entry)
+    bars, bubbles = figure.axes
+    assert len(bubbles.collections[0].get_offsets()) == np.count_nonzero(entry["counts"])
+    assert [bar.get_height() for bar in bars.patches] == np.sum(entry["counts"], axis=1).tolist()
+    save_partition_picture(entry, tmp_path / "new" / "partition.png")
+    assert (tmp_path / "new" / "partition.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_only_the_first_hundred_participants_are_drawn():
+    figure = partition_figure(partition(participants=300))
+    assert figure.axes[0].get_title(loc="left") == "Who holds what, seed 0: the first 100 of 300 participants"
+    assert len(figure.axes[0].patches) == 100
+
+
+def test_a_participant_with_nothing_and_a_name_with_dollars_can_be_drawn():
+    entry = partition(names=("$x$", "a very long name of a class"))
+    entry["counts"][0] = [0, 0]
+    svg = to_svg(partition_figure(entry), "p")
+    assert "$x$" in svg
+    assert "a very long name …" in svg

@@ -1,0 +1,273 @@
+"""The ``kdfed`` command: its words, its exit codes, and that nothing is started on wrong input."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+
+from kdfed import __version__
+from simulations.cli import catalogue, expand, main
+
+
+@pytest.fixture
+def experiment(tmp_path, monkeypatch, tiny):
+    """The tiny experiment as ``tiny.yaml`` in the current directory."""
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "tiny.yaml"
+    path.write_text(tiny(rounds__max=1).to_yaml())
+    return path
+
+
+# ----------------------------------------------------------------------------- several values after a flag
+
+
+@pytest.mark.parametrize(
+    ("words", "expanded"),
+    [
+        ("run a.yaml --seeds 0 1 2", "run a.yaml --seeds=0 --seeds=1 --seeds=2"),
+        ("run a.yaml --seeds 0 --seeds 1", "run a.yaml --seeds=0 --seeds=1"),
+        ("run a.yaml --seeds=0 1", "run a.yaml --seeds=0 --seeds=1"),
+        ("run --seeds 0 1 a.yaml", "run --seeds=0 --seeds=1 a.yaml"),
+        ("run a.yaml --seeds 0 one --out d", "run a.yaml --seeds=0 --seeds=one --out d"),
+        ("run a.yaml --seeds -1", "run a.yaml --seeds=-1"),
+        ("run --set a=1 b.c=2 a.yaml", "run --set=a=1 --set=b.c=2 a.yaml"),
+        ("run a.yaml --set alpha --out d", "run a.yaml --set=alpha --out d"),
+        ("run a.yaml --set a=1 --seeds 0 1", "run a.yaml --set=a=1 --seeds=0 --seeds=1"),
+        ("run a.yaml --seeds", "run a.yaml --seeds"),
+        ("run -- --seeds 0 1", "run -- --seeds 0 1"),
+    ],
+)
+def test_seeds_and_set_take_several_values(words, expanded):
+    assert expand(words.split()) == expanded.split()
+
+
+def test_values_of_set_may_hold_spaces():
+    assert expand(["--set", "targets=[0.8, 0.9]", "name=x"]) == ["--set=targets=[0.8, 0.9]", "--set=name=x"]
+
+
+# ----------------------------------------------------------------------------- wrong input
+
+
+WRONG = {
+    "an unknown key": (["--set", "rounds.maxx=3"], "rounds.maxx: unknown key; did you mean 'max'?"),
+    "a misspelt method": (["--set", "consolidation.method=vanila"], "did you mean 'vanilla'?"),
+    "alpha 0": (["--set", "partition.alpha=0"], "partition.alpha: expected a number above 0.0, got 0"),
+    "more participants than examples": (
+        ["--set", "partition.participants=5000", "partition.min-examples=1"],
+        "partition.participants: ",
+    ),
+    "more classes than there are": (
+        ["--set", "partition={kind: k-classes, classes: 11, participants: 4}"],
+        "partition.classes: ",
+    ),
+    "a target above 1": (["--set", "targets=[1.5]"], "targets"),
+    "a word as a seed": (["--seeds", "0", "one"], "seeds"),
+    "an unreadable data path": (["--set", "data.source=parquet:not/there"], "data.source: "),
+    "an unknown engine": (["--engine", "spark"], "flower"),
+    "no node": (["--nodes", "0"], "nodes"),
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_wrong_input_is_one_error_and_starts_nothing(what, experiment, capsys):
+    words, message = WRONG[what]
+    assert main(["run", str(experiment), "--engine", "inprocess", *words]) == 2
+    shown = capsys.readouterr()
+    assert message in shown.err
+    assert "Traceback" not in shown.err
+    assert shown.out == ""
+    assert not (experiment.parent / "runs").exists()
+
+
+def test_every_mistake_is_reported_in_one_error(experiment, capsys):
+    assert main(["run", str(experiment), "--set", "partition.alpha=0", "nam=x", "--seeds", "one"]) == 2
+    shown = capsys.readouterr().err
+    assert shown.count("error: ") == 1
+    for key in ("partition.alpha", "nam: unknown key", "seeds"):
+        assert key in shown
+
+
+def test_a_file_that_is_not_there_is_an_error(tmp_path, capsys):
+    assert main(["run", str(tmp_path / "none.yaml")]) == 2
+    assert "none.yaml" in capsys.readouterr().err
+
+
+def test_a_folder_that_holds_another_experiment_is_an_error(experiment, capsys):
+    run = ["run", str(experiment), "--engine", "inprocess", "--out", "mine"]
+    assert main(run) == 0
+    before = (experiment.parent / "mine/rounds.jsonl").read_text()
+    capsys.readouterr()
+    assert main([*run, "--set", "local.lr=0.2"]) == 2
+    shown = capsys.readouterr()
+    assert "local" in shown.err
+    assert shown.out == ""
+    assert (experiment.parent / "mine/rounds.jsonl").read_text() == before
+    assert main([*run, "--set", "local.lr=0.2", "--overwrite"]) == 0
+
+
+# ----------------------------------------------------------------------------- running
+
+
+def test_a_run_shows_its_results_and_where_they_are(experiment, capsys):
+    assert main(["run", str(experiment), "--engine", "inprocess", "--seeds", "0", "1"]) == 0
+    shown = capsys.readouterr().out
+    folder = experiment.parent / "runs/tiny"
+    assert str(folder) in shown
+    assert "saved against cold" in shown
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["seeds"] == [0, 1]
+    assert summary["engine"] == "inprocess"
+
+
+def test_a_failed_run_exits_with_1_and_says_where_its_records_are(experiment, monkeypatch, capsys):
+    from kdfed.errors import RunError
+    from simulations.engines import inprocess
+
+    def fail(*_, **__):
+        raise RunError("only 1 of 3 participants answered")
+
+    monkeypatch.setattr(inprocess, "run", fail)
+    assert main(["run", str(experiment), "--engine", "inprocess"]) == 1
+    shown = capsys.readouterr().err
+    assert "only 1 of 3 participants answered" in shown
+    assert str(experiment.parent / "runs/tiny") in shown
+
+
+def test_an_interrupted_run_exits_with_130(experiment, monkeypatch, capsys):
+    from simulations.engines import inprocess
+
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(inprocess, "run", interrupt)
+    assert main(["run", str(experiment), "--engine", "inprocess"]) == 130
+    assert "Interrupted" in capsys.readouterr().err
+
+
+def test_an_error_that_nobody_foresaw_keeps_its_traceback(experiment, monkeypatch):
+    from simulations.engines import inprocess
+
+    def crash(*_, **__):
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr(inprocess, "run", crash)
+    with pytest.raises(ZeroDivisionError, match="a bug"):
+        main(["run", str(experiment), "--engine", "inprocess"])
+
+
+def test_report_rebuilds_the_page_from_the_records(experiment, capsys):
+    assert main(["run", str(experiment), "--engine", "inprocess", "--out", "mine"]) == 0
+    page = experiment.parent / "mine/report.html"
+    page.unlink()
+    assert main(["report", "mine"]) == 0
+    assert page.exists()
+    assert "cost to target" in capsys.readouterr().out
+
+
+def test_report_of_a_folder_without_records_is_an_error(tmp_path, capsys):
+    assert main(["report", str(tmp_path)]) == 2
+    assert str(tmp_path) in capsys.readouterr().err
+
+
+# ----------------------------------------------------------------------------- looking
+
+
+def test_partition_shows_a_table_and_draws_a_picture(experiment, capsys):
+    assert main(["partition", str(experiment), "--seed", "4", "--out", "who.png"]) == 0
+    shown = capsys.readouterr().out
+    assert "dirichlet, 5 participants, seed 4" in shown
+    assert (experiment.parent / "who.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_partition_checks_its_input_like_run(experiment, capsys):
+    assert main(["partition", str(experiment), "--seed", "four"]) == 2
+    assert "seeds" in capsys.readouterr().err
+
+
+def test_list_names_everything_that_an_experiment_can_name(capsys):
+    assert main(["list"]) == 0
+    shown = capsys.readouterr().out
+    for name in (
+        "vanilla",
+        "label-counts",
+        "dirichlet",
+        "mnist5k",
+        "resnet8",
+        "proximal",
+        "krum",
+        "inprocess",
+    ):
+        assert name in shown
+    assert "quickstart.yaml" in shown
+
+
+def test_everything_listed_has_a_line():
+    for entries in catalogue().values():
+        assert entries
+        assert all(line and "\n" not in line for line in entries.values())
+
+
+def test_version(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.strip() == f"kdfed {__version__}"
+
+
+def test_help_is_fast_and_imports_nothing_heavy():
+    code = (
+        "import sys; from simulations.cli import main; code = main(['run', '--help'])\n"
+        "heavy = {'torch', 'ray', 'matplotlib', 'flwr', 'numpy'} & set(sys.modules)\n"
+        "sys.exit(f'imported {heavy}' if heavy else code)"
+    )
+    start = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "EXPERIMENT" in done.stdout
+    assert time.monotonic() - start < 3
+
+
+# ----------------------------------------------------------------------------- through Flower
+
+
+@pytest.mark.sim
+def test_an_experiment_runs_through_flower_from_the_command_line(experiment, capsys):
+    folder = experiment.parent / "a folder's name"
+    words = ["--nodes", "2", "--set", "partition.participants=4", "--out", folder.name]
+    assert main(["run", str(experiment), *words]) == 0
+    assert json.loads((folder / "summary.json").read_text())["engine"] == "flower"
+    assert (folder / "report.html").exists()
+    assert "rounds 1/1" in capsys.readouterr().out
+
+
+@pytest.mark.sim
+def test_ctrl_c_stops_everything_that_was_started(experiment):
+    command = [sys.executable, "-c", "import sys; from simulations.cli import main; sys.exit(main())"]
+    run = subprocess.Popen(
+        [*command, "run", str(experiment), "--nodes", "1"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )
+    assert "meeting the nodes" in run.stdout.readline()
+    started = psutil.Process(run.pid).children(recursive=True)
+    assert any("flower-superlink" in " ".join(process.cmdline()) for process in started)
+    run.send_signal(signal.SIGINT)
+    _, error = run.communicate(timeout=60)
+    assert run.returncode == 130
+    assert "Interrupted. Recorded so far: " in error
+    assert "Traceback" not in error
+    assert not [process for process in started if is_alive(process)]
+
+
+def is_alive(process):
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False

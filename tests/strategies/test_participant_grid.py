@@ -1,0 +1,250 @@
+"""The grid whose nodes are participants: cutting, packing, checks, deadlines, costs."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+import torch
+from flwr.app import Message
+from flwr.serverapp.strategy import FedAvg
+
+import clients.client_app
+from clients.client_app import app
+from kdfed import wire
+from kdfed.errors import RunError, WireError
+from simulations.engines.inprocess import InProcessGrid
+
+
+class Recording(InProcessGrid):
+    """Keeps every message that crossed the network."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.sent: list[Message] = []
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        messages = list(messages)
+        self.sent += messages
+        return super().push_messages(messages)
+
+    def plans(self, message_type: str) -> list[wire.Plan]:
+        found = [m for m in self.sent if m.metadata.message_type == message_type]
+        return [wire.Plan.from_lists(m.content.config_records[wire.COHORTS]) for m in found]
+
+
+def test_one_message_a_node_carries_the_shared_arrays_once(tiny, run_arm):
+    grid = Recording(app, 2)
+    run_arm(tiny(**{"rounds.max": 1}), grid=grid)
+    sent = [m for m in grid.sent if m.metadata.message_type == wire.TRAIN]
+    assert len(sent) == 2
+    assert [len(m.content.array_records) for m in sent] == [1, 1]
+    assert [plan.cohorts for plan in grid.plans(wire.TRAIN)] == [((0, 1), (4,)), ((2, 3),)]
+
+
+@pytest.mark.parametrize("nodes", [1, 3])
+def test_cohorts_do_not_depend_on_nodes(tiny, run_arm, nodes):
+    grid = Recording(app, nodes)
+    run_arm(tiny(**{"rounds.max": 1}), grid=grid)
+    cohorts = sorted(cohort for plan in grid.plans(wire.TRAIN) for cohort in plan.cohorts)
+    assert cohorts == [(0, 1), (2, 3), (4,)]
+
+
+def test_results_are_the_same_for_any_number_of_nodes_and_any_order_of_replies(tiny, run_arm):
+    experiment = tiny()
+    for arm in ("cold", "consolidated"):
+        first = run_arm(experiment, arm, nodes=1)
+        for nodes, order in [(1, None), (2, None), (4, None), (4, random.Random(5)), (5, random.Random(6))]:
+            again = run_arm(experiment, arm, nodes=nodes, order=order)
+            for key, value in first.arrays.to_torch_state_dict().items():
+                assert torch.equal(value, again.arrays.to_torch_state_dict()[key])
+            assert [_timeless(r) for r in first.records] == [_timeless(r) for r in again.records]
+
+
+def _timeless(record: Any) -> dict[str, Any]:
+    return {key: value for key, value in vars(record).items() if key != "seconds"}
+
+
+def test_a_cohort_mean_is_as_good_as_its_members(tiny, run_arm):
+    class LooksAtSingleModels(FedAvg):
+        pass
+
+    options = {"fraction_evaluate": 0.0, "min_train_nodes": 1, "min_available_nodes": 1}
+    mean = run_arm(tiny(), strategy=FedAvg(**options)).arrays.to_torch_state_dict()
+    each = run_arm(tiny(), strategy=LooksAtSingleModels(**options)).arrays.to_torch_state_dict()
+    for key in mean:
+        torch.testing.assert_close(mean[key], each[key], rtol=1e-4, atol=1e-5)
+
+
+def _break(monkeypatch: pytest.MonkeyPatch, participant: int, how: str) -> None:
+    """Make one participant's local training go wrong, in every round."""
+    honest, drawn = clients.client_app.train_local, clients.client_app.derive
+
+    def derive(seed: int, phase: str, round_number: int = 0, who: int = -1, **more: int) -> Any:
+        return (
+            (drawn(seed, phase, round_number, who, **more), who)
+            if phase == "train"
+            else drawn(seed, phase, round_number, who, **more)
+        )
+
+    def train_local(model: Any, examples: Any, settings: Any, seed: Any) -> Any:
+        derived, who = seed
+        result = honest(model, examples, settings, derived)
+        if who == participant:
+            if how == "error":
+                raise RuntimeError("out of battery")
+            first = next(iter(model.parameters()))
+            first.data = first.data[:1] if how == "shape" else torch.full_like(first, float("nan"))
+        return result
+
+    monkeypatch.setattr(clients.client_app, "derive", derive)
+    monkeypatch.setattr(clients.client_app, "train_local", train_local)
+
+
+@pytest.mark.parametrize(
+    ("how", "reason"),
+    [("nan", "not finite"), ("error", "RuntimeError: out of battery"), ("shape", "wrong shape")],
+)
+@pytest.mark.parametrize("strategy", ["fedavg", "fedmedian"])
+def test_one_bad_participant_is_named_and_costs_only_itself(
+    tiny, run_arm, monkeypatch, how, reason, strategy
+):
+    _break(monkeypatch, 1, how)
+    result = run_arm(tiny(**{"server.strategy": strategy}))
+    for record in result.records[1:]:
+        assert record.answered == 4
+        ((absent),) = record.absent
+        assert absent.participant == 1
+        assert reason in absent.reason
+    assert all(bool(value.isfinite().all()) for value in result.arrays.to_torch_state_dict().values())
+
+
+def test_a_bad_participant_leaves_the_mean_of_the_others(tiny, run_arm, monkeypatch):
+    """Five participants, one of them broken, equal the four others alone."""
+    experiment = tiny(**{"rounds.max": 1, "server.cohort-size": 5})
+    _break(monkeypatch, 4, "nan")
+    four = run_arm(experiment).arrays.to_torch_state_dict()
+    monkeypatch.undo()
+    monkeypatch.setattr("strategies.arm.numpy_generator", lambda *a: _FirstFour())
+    alone = run_arm(experiment).arrays.to_torch_state_dict()
+    for key in four:
+        assert torch.equal(four[key], alone[key])
+
+
+class _FirstFour:
+    def choice(self, everyone: int, size: int, replace: bool) -> list[int]:
+        return [0, 1, 2, 3]
+
+
+def test_below_the_minimum_the_run_stops_and_what_was_recorded_stays(tiny, run_arm, monkeypatch):
+    _break(monkeypatch, 0, "error")
+    records: list[Any] = []
+    with pytest.raises(
+        RunError, match=r"round 1: expected at least 5 .*, but 4 answered.*participant 0.*battery"
+    ):
+        run_arm(tiny(**{"server.minimum": 5}), on_record=records.append)
+    assert [record.round for record in records] == [0]
+
+
+class Withholding(InProcessGrid):
+    """Keeps one node's reply back until it is released."""
+
+    def __init__(self, *args: Any, node: int, message_type: str) -> None:
+        super().__init__(*args)
+        self.node, self.message_type, self.held = node, message_type, True
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        def is_held(message_id: str) -> bool:
+            message = self._pending.get(message_id)
+            return (
+                message is not None
+                and self.held
+                and message.metadata.dst_node_id == self.node
+                and message.metadata.message_type == self.message_type
+            )
+
+        return super().pull_messages([i for i in message_ids if not is_held(i)])
+
+
+def test_a_reply_after_the_deadline_is_named_late_and_never_aggregated(tiny, run_arm):
+    experiment = tiny(**{"server.deadlines.train": 0.5, "rounds.max": 3})
+    grid = Withholding(app, 2, node=1002, message_type=wire.TRAIN)
+
+    def release(record: Any) -> None:
+        if record.round == 2:
+            grid.held = False
+
+    records = run_arm(experiment, grid=grid, on_record=release).records
+    assert [(a.participant, a.reason) for a in records[1].absent] == [
+        (2, "no reply within 0.5 seconds"),
+        (3, "no reply within 0.5 seconds"),
+    ]
+    assert records[1].answered == 3
+    assert [(a.participant, a.reason) for a in records[2].absent] == [
+        (2, "busy: has not answered round 1 yet"),
+        (3, "busy: has not answered round 1 yet"),
+    ]
+    assert [(a.participant, a.reason) for a in records[3].absent] == [
+        (2, "late: reply to round 1, not used"),
+        (3, "late: reply to round 1, not used"),
+    ]
+    assert records[3].answered == 5
+    uploads = [record.participant_uploads for record in records]
+    assert uploads == [0, 3, 6, 13], "a late upload is counted in the round in which it arrives"
+
+
+class Deaf(InProcessGrid):
+    """One node's work always ends in an error reply."""
+
+    def _handle(self, message: Message) -> Message:
+        if message.metadata.dst_node_id == 1001 and message.metadata.message_type == wire.TRAIN:
+            message.content.config_records.pop(wire.COHORTS)
+        return super()._handle(message)
+
+
+def test_an_error_reply_of_a_node_costs_its_participants_only(tiny, run_arm):
+    records = run_arm(tiny(**{"rounds.max": 1}), grid=Deaf(app, 2)).records
+    assert [absent.participant for absent in records[1].absent] == [0, 1, 4]
+    assert records[1].answered == 2
+
+
+@pytest.mark.parametrize("cohort_size", [1, 2, 5])
+def test_the_ledger_counts_what_a_device_would_exchange(tiny, run_arm, cohort_size):
+    """Same bytes, whatever a network message carries: 3 rounds x 5 participants x one model each way."""
+    experiment = tiny(**{"server.cohort-size": cohort_size})
+    result = run_arm(experiment)
+    model_bytes = sum(len(array.data) + len(key) for key, array in result.arrays.items())
+    last = result.records[-1]
+    assert last.participant_uploads == 15
+    assert last.exchanges == 3
+    hello = result.records[0]
+    assert hello.participant_uploads == hello.exchanges == 0
+    assert hello.bytes_up > 0
+    up = (last.bytes_up - hello.bytes_up) / 15 - model_bytes
+    down = (last.bytes_down - hello.bytes_down) / 15 - model_bytes
+    assert 0 < up < 300
+    assert 0 < down < 1000
+    reference = run_arm(tiny(**{"server.cohort-size": 3}), nodes=3).records[-1]
+    assert (last.bytes_up, last.bytes_down) == (reference.bytes_up, reference.bytes_down)
+
+
+def test_teachers_are_counted_as_one_exchange_and_an_upload_each(tiny, run_arm):
+    start = run_arm(tiny(), "consolidated").records[0]
+    assert (start.exchanges, start.participant_uploads, start.answered) == (1, 5, 5)
+    fewer = run_arm(tiny(**{"teachers.count": 2}), "consolidated").records[0]
+    assert (fewer.exchanges, fewer.participant_uploads, fewer.answered) == (1, 2, 2)
+    assert fewer.local_steps < start.local_steps
+
+
+def test_a_message_for_somebody_else_is_refused(tiny, run_arm):
+    class Confused(FedAvg):
+        def configure_train(self, *args: Any, **kwargs: Any) -> Iterable[Message]:
+            messages = list(super().configure_train(*args, **kwargs))
+            messages[0].metadata.dst_node_id = 77
+            return messages
+
+    strategy = Confused(fraction_evaluate=0.0, min_train_nodes=1, min_available_nodes=1)
+    with pytest.raises(WireError, match="expected a participant of this round"):
+        run_arm(tiny(), strategy=strategy)

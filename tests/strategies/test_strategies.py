@@ -1,0 +1,230 @@
+"""Every strategy that an experiment can name, and the wrapper around any other."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from flwr.app import ArrayRecord, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp.strategy import FedAvg, FedProx
+
+from clients.participant import participants_of
+from kdfed import wire
+from kdfed.config import variants
+from kdfed.data import prepare
+from kdfed.errors import ConfigError
+from kdfed.models import build_model, load_state, state_of
+from kdfed.seeding import derive
+from kdfed.train import train_local
+from simulations.engines.inprocess import InProcessGrid
+from strategies.catalogue import STRATEGIES
+
+BATCH_NORM = {"name": "cnn", "options": {"width": 4, "norm": "batch"}}
+
+
+def test_the_catalogue_has_every_strategy_that_an_experiment_can_name():
+    assert set(STRATEGIES) == set(variants("server"))
+
+
+@pytest.mark.parametrize("name", sorted(STRATEGIES))
+def test_models_with_batch_norm_go_through_every_strategy(tiny, run_arm, name):
+    changes: dict[str, Any] = {"server.strategy": name, "model": BATCH_NORM, "rounds.max": 2}
+    if name == "fedprox":
+        changes |= {"local.mode": "proximal", "local.mu": 0.1}
+    experiment = tiny(**changes)
+    result = run_arm(experiment)
+    state = result.arrays.to_torch_state_dict()
+    data = prepare(experiment.data)
+    model = build_model(experiment.model, data.input_shape, data.classes, seed=0)
+    assert wire.spec_of(state) == wire.spec_of(state_of(model)), "dtypes and shapes of the initial model"
+    variances = [value for key, value in state.items() if key.endswith("running_var")]
+    assert variances
+    assert all(bool((value > 0).all()) for value in variances)
+    assert all(bool(value.isfinite().all()) for value in state.values())
+    assert len(result.records) == 3
+
+
+def test_mu_of_zero_is_fedavg(tiny, run_arm):
+    prox = tiny(**{"server.strategy": "fedprox", "local.mode": "proximal", "local.mu": 0.0})
+    plain = tiny()
+    a, b = (run_arm(e).arrays.to_torch_state_dict() for e in (prox, plain))
+    assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_mu_pulls_towards_the_received_model(tiny, run_arm):
+    def moved(mu: float) -> float:
+        experiment = tiny(
+            **{"rounds.max": 1, "server.strategy": "fedprox", "local.mode": "proximal", "local.mu": mu}
+        )
+        before = run_arm(
+            experiment.model_copy(update={"rounds": experiment.rounds.model_copy(update={"max": 0})})
+        )
+        after = run_arm(experiment).arrays.to_torch_state_dict()
+        return sum(float((after[k] - v).norm()) for k, v in before.arrays.to_torch_state_dict().items())
+
+    assert moved(5.0) < moved(0.0)
+
+
+def test_one_participant_is_local_training(tiny, run_arm):
+    """FedAvg over one participant returns what that participant trained, to the bit."""
+    experiment = tiny(**{"partition.participants": 1, "rounds.max": 1})
+    grid = InProcessGrid(ClientApp(), 1)
+    simulation = {
+        "data": experiment.data.model_dump_json(),
+        "partition": experiment.partition.model_dump_json(),
+        "seed": 3,
+        "threads": 1,
+        "device": "cpu",
+    }
+    participants = participants_of(simulation, next(iter(grid._contexts.values())))
+    data = prepare(experiment.data)
+    model = build_model(experiment.model, data.input_shape, data.classes, derive(3, "init"))
+    train_local(model, participants.examples(0), experiment.local, derive(3, "train", 1, 0))
+    result = run_arm(experiment).arrays.to_torch_state_dict()
+    assert all(torch.equal(value, result[key]) for key, value in state_of(model).items())
+
+
+@pytest.mark.parametrize("mode", ["plain", "proximal", "kd"])
+def test_every_local_mode_learns(tiny, run_arm, mode):
+    changes = {"plain": {}, "proximal": {"local.mu": 0.01}, "kd": {"local.weight": 0.3}}[mode]
+    records = run_arm(tiny(**{"local.mode": mode, "rounds.max": 5, **changes})).records
+    assert records[-1].accuracy > records[0].accuracy + 0.2
+
+
+def test_kd_with_weight_zero_is_plain(tiny, run_arm):
+    kd = tiny(**{"local.mode": "kd", "local.weight": 0.0})
+    a, b = (run_arm(e).arrays.to_torch_state_dict() for e in (kd, tiny()))
+    assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_starts_differ_only_in_the_start(tiny, run_arm):
+    experiment = tiny(arms={s: {"start": s} for s in ("random", "consolidated", "averaged")})
+    starts = {name: run_arm(experiment, name).records[0] for name in experiment.arms}
+    assert starts["consolidated"].accuracy > starts["random"].accuracy
+    assert starts["random"].exchanges == 0
+    assert starts["averaged"].exchanges == starts["consolidated"].exchanges == 1
+
+
+def test_a_model_file_can_be_the_start(tiny, run_arm, tmp_path):
+    from safetensors.torch import save_file
+
+    trained = run_arm(tiny()).arrays.to_torch_state_dict()
+    path = tmp_path / "model.safetensors"
+    save_file(dict(trained), path)
+    again = tiny(arms={"warm": {"start": f"file:{path}"}}, **{"rounds.max": 0})
+    warm = run_arm(again, "warm").arrays.to_torch_state_dict()
+    assert all(torch.equal(trained[key], warm[key]) for key in trained)
+
+
+def test_arms_stop_at_their_targets_and_a_relative_baseline_does_not(tiny, run_arm):
+    experiment = tiny(**{"rounds.max": 12})
+    stopped = run_arm(experiment, targets=(0.3,))
+    assert stopped.stopped == "target"
+    assert len(stopped.records) < 13
+    everything = run_arm(experiment, targets=(), never_stop=True)
+    assert everything.stopped == "max-rounds"
+    assert len(everything.records) == 13
+
+
+def test_an_arm_stops_on_a_plateau(tiny, run_arm):
+    flat = {
+        "rounds.max": 9,
+        "local.lr": 1e-9,
+        "rounds.plateau": {"rounds": 2, "min-delta": 0.1, "stop": True},
+    }
+    result = run_arm(tiny(**flat))
+    assert result.stopped == "plateau"
+    assert len(result.records) == 3
+
+
+# ----------------------------------------------------------------------------- other people's apps
+
+
+def _their_app(calls: list[str]) -> ClientApp:
+    """Return a ClientApp that knows nothing of kdfed but its teacher message: a linear model on two blobs."""
+    app = ClientApp()
+
+    def fit(message: Any, context: Any, steps: int) -> Any:
+        calls.append(message.metadata.message_type)
+        weights = message.content["arrays"].to_torch_state_dict()
+        generator = torch.Generator().manual_seed(context.node_id)
+        labels = torch.randint(0, 2, (40,), generator=generator)
+        inputs = torch.randn(40, 2, generator=generator) * 0.3 + labels[:, None] * 2.0
+        model = _linear()
+        load_state(model, weights)
+        optimiser = torch.optim.SGD(model.parameters(), lr=0.1)
+        for _ in range(steps):
+            optimiser.zero_grad()
+            torch.nn.functional.cross_entropy(model(inputs), labels).backward()
+            optimiser.step()
+        reply = RecordDict(
+            {"arrays": ArrayRecord(model.state_dict()), "metrics": MetricRecord({"num-examples": 40})}
+        )
+        from flwr.app import Message
+
+        return Message(reply, reply_to=message)
+
+    app.train()(lambda message, context: fit(message, context, 1))
+    app.train("teacher")(lambda message, context: fit(message, context, 50))
+
+    @app.evaluate()
+    def evaluate(message: Any, context: Any) -> Any:
+        from flwr.app import Message
+
+        calls.append("evaluate")
+        reply = RecordDict({"metrics": MetricRecord({"num-examples": 40, "eval-acc": 0.5})})
+        return Message(reply, reply_to=message)
+
+    return app
+
+
+def _linear() -> torch.nn.Module:
+    from kdfed.config import ModelSettings
+
+    return build_model(ModelSettings(name="mlp", options={"hidden": (4,)}), (2,), 2, seed=1)
+
+
+def test_it_works_in_a_stock_server_app_with_somebody_elses_client_app():
+    from kdfed.config import Arm, ModelSettings, UniformPartition, VanillaConsolidation
+    from kdfed.data import Examples
+    from strategies.arm import ArmConfig, ServerData
+    from strategies.pre_consolidation import PreConsolidation
+
+    labels = torch.arange(60) % 2
+    inputs = torch.randn(60, 2, generator=torch.Generator().manual_seed(0)) * 0.3 + labels[:, None] * 2.0
+    examples = Examples(inputs, labels)
+    arm = Arm(
+        start="consolidated",
+        device="cpu",
+        model=ModelSettings(name="mlp", options={"hidden": (4,)}),
+        partition=UniformPartition(kind="uniform", participants=3),
+        consolidation=VanillaConsolidation(epochs=20, batch_size=6),
+    )
+    data = ServerData(examples, examples, None, inputs.numpy(), 2)
+    calls: list[str] = []
+    strategy = PreConsolidation(FedAvg(), ArmConfig(arm=arm, data=data))
+    seen = []
+    result = strategy.start(
+        InProcessGrid(_their_app(calls), 3),
+        ArrayRecord(_linear().state_dict()),
+        num_rounds=2,
+        evaluate_fn=lambda r, arrays: seen.append(r),
+    )
+    assert calls.count("train.teacher") == 3
+    assert calls.count("train") == 6
+    assert calls.count("evaluate") == 6
+    assert seen == [0, 1, 2]
+    assert result.records[0].accuracy > 0.9
+    assert result.evaluate_metrics_clientapp[1]["eval-acc"] == 0.5
+    assert result.records[-1].exchanges == 3, "evaluation trips are counted apart"
+
+
+def test_a_strategy_that_would_sample_or_wait_for_ever_is_refused(tiny, run_arm):
+    with pytest.raises(ConfigError, match=r"fraction_train: expected 1.0, got 0.5; set server.sampled"):
+        run_arm(tiny(), strategy=FedAvg(fraction_train=0.5))
+    with pytest.raises(ConfigError, match="min_available_nodes: expected at most the 5 participants"):
+        run_arm(tiny(), strategy=FedAvg(min_available_nodes=6))
+    with pytest.raises(ConfigError, match=r"proximal_mu: expected arm\.local of mode 'proximal'"):
+        run_arm(tiny(), strategy=FedProx(proximal_mu=0.1))

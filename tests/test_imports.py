@@ -1,0 +1,111 @@
+"""The import direction: ``simulations -> {strategies, clients} -> kdfed``, checked on the source."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("kdfed", "strategies", "clients", "simulations")
+FORBIDDEN = {
+    "kdfed": {"flwr", "ray", "strategies", "clients", "simulations"},
+    "strategies": {"clients", "simulations"},
+    "clients": {"strategies", "simulations"},
+    "simulations": set(),
+}
+HEAVY = {
+    "PIL",
+    "datasets",
+    "flwr_datasets",
+    "matplotlib",
+    "mlxtend",
+    "pandas",
+    "psutil",
+    "pyarrow",
+    "ray",
+    "scipy",
+    "sklearn",
+    "torchvision",
+}
+"""What only an extra installs: imported where it is needed, never at the top of a module."""
+
+
+def sources(package: str) -> list[Path]:
+    return sorted((ROOT / package).rglob("*.py"))
+
+
+def imported(tree: ast.AST) -> Iterator[tuple[str, int]]:
+    """Yield the top-level name and the line of everything that code imports, lazily or not."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for name in node.names:
+                yield name.name.partition(".")[0], node.lineno
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            yield node.module.partition(".")[0], node.lineno
+        elif isinstance(node, ast.Call) and node.args:
+            called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+            argument = node.args[0]
+            if called in ("import_module", "__import__") and isinstance(argument, ast.Constant):
+                yield str(argument.value).partition(".")[0], node.lineno
+
+
+def at_import_time(tree: ast.Module) -> ast.Module:
+    """Return the code that runs when a module is imported: no function bodies, nothing for type checkers."""
+
+    class Pruner(ast.NodeTransformer):
+        def visit_FunctionDef(self, node: ast.FunctionDef) -> None:
+            return None
+
+        def visit_AsyncFunctionDef(self, node: ast.AsyncFunctionDef) -> None:
+            return None
+
+        def visit_If(self, node: ast.If) -> ast.AST | None:
+            if "TYPE_CHECKING" in ast.unparse(node.test):
+                return None
+            return self.generic_visit(node)
+
+    pruned = Pruner().visit(tree)
+    assert isinstance(pruned, ast.Module)
+    return pruned
+
+
+def offences(path: Path, names: set[str], *, lazily_too: bool) -> list[str]:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    code = tree if lazily_too else at_import_time(tree)
+    return [
+        f"{path.relative_to(ROOT)}:{line} imports {name}" for name, line in imported(code) if name in names
+    ]
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_imports_run_one_way(package: str) -> None:
+    files = sources(package)
+    assert files, f"no source in {package}/"
+    assert [
+        offence for path in files for offence in offences(path, FORBIDDEN[package], lazily_too=True)
+    ] == []
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_heavy_libraries_are_imported_lazily(package: str) -> None:
+    assert [offence for path in sources(package) for offence in offences(path, HEAVY, lazily_too=False)] == []
+
+
+def test_no_relative_import_hides_the_direction() -> None:
+    relative = [
+        f"{path.relative_to(ROOT)}:{node.lineno}"
+        for package in PACKAGES
+        for path in sources(package)
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ImportFrom) and node.level > 0
+    ]
+    assert relative == []
+
+
+def test_the_check_sees_lazy_and_dynamic_imports() -> None:
+    code = "def f():\n    import ray.util\n    importlib.import_module('flwr.app')\n"
+    assert {name for name, _ in imported(ast.parse(code))} == {"ray", "flwr"}
+    assert list(imported(at_import_time(ast.parse(code)))) == []
