@@ -279,6 +279,10 @@ class VanillaConsolidation(OptimiserSettings):
     augmentation: tuple[Augmentation, ...] = ()
     """Random changes of the transfer images while distilling: ``flip`` (left-right), ``crop`` (pad by an
     eighth, crop back)."""
+    views: PositiveInt | None = None
+    """Changed copies of each transfer image, drawn once: teachers answer for each once, and an epoch passes
+    over all. Default: fresh changes in every step, each of which every teacher answers. Only with
+    ``augmentation``."""
     select: Literal["last", "best"] = "last"
     """Keep the last student, or the best of all epochs on the validation split."""
     init: Literal["random", "common", "averaged"] = "common"
@@ -921,6 +925,8 @@ def _check_teachers(arm: Arm) -> list[Mistake]:
             "consolidation.labels",
             "has no effect with weight 1; lower consolidation.weight or set labels: false",
         )
+    if consolidation.views is not None and not consolidation.augmentation:
+        wrong("consolidation.views", "has no effect without augmentation; name one or remove it")
     if consolidation.ensemble == "label-counts" and not teachers.label_counts.send:
         wrong("consolidation.ensemble", "'label-counts' needs teachers.label-counts.send: true")
     if consolidation.ensemble == "validated" and teachers.upload == "logits":

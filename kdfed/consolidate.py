@@ -1,6 +1,7 @@
 """Teachers, or their logits, into one student: distillation on the transfer set before the first round.
 
-The teachers' logits are computed once, unless the transfer images change from step to step. Labels of the
+The teachers' logits are computed once, unless the transfer images change from step to step (augmentation
+without fixed views). Labels of the
 transfer set are touched only where the settings say so; the validation split serves selection and the
 ``validated`` ensemble.
 
@@ -25,7 +26,7 @@ from kdfed.errors import KdfedError
 from kdfed.models import State, load_state, state_of
 from kdfed.seeding import torch_generator, torch_seed
 from kdfed.train import accuracy, device_of, epochs, evaluate, predict
-from kdfed.transfer import augment
+from kdfed.transfer import augment, views_of
 
 if TYPE_CHECKING:
     from kdfed.data import Examples
@@ -103,7 +104,16 @@ def consolidate(
         If there is no teacher, logits do not fit the transfer set, a teacher's logits are not finite, or
         features or uploaded logits are to be augmented.
     """
+    if isinstance(teachers, torch.Tensor) and settings.augmentation:
+        raise KdfedError(
+            f"augmentation {list(settings.augmentation)} needs teachers' weights: uploaded logits belong to "
+            "the images as they are; remove it or set teachers.upload: weights"
+        )
     device = device_of(student)
+    fresh = bool(settings.augmentation) and settings.views is None
+    if settings.views is not None:
+        draw = torch_generator(seed, "augmentation")
+        transfer = views_of(transfer, settings.augmentation, settings.views, draw)
     inputs = transfer.inputs.to(device)
     scores_KC, ensemble_accuracy = None, None
     if settings.ensemble == "label-counts" and label_counts is not None:
@@ -113,18 +123,13 @@ def consolidate(
         return combine(settings.ensemble, logits_KNC, settings.temperature, scores_KC).to(device)
 
     if isinstance(teachers, torch.Tensor):
-        if settings.augmentation:
-            raise KdfedError(
-                f"augmentation {list(settings.augmentation)} needs teachers' weights: uploaded logits belong "
-                "to the images as they are; remove it or set teachers.upload: weights"
-            )
         batch_of = _unchanged(inputs, target_of(_uploaded_logits(teachers, len(transfer))))
     else:
         validation_KNC, labels_N = teacher_logits(teachers, validation.inputs), validation.labels.cpu()
         if settings.ensemble == "validated":
             scores_KC = validated_scores(validation_KNC, labels_N)
         ensemble_accuracy = accuracy(target_of(validation_KNC).cpu(), labels_N)
-        if settings.augmentation:
+        if fresh:
             batch_of = _augmented(inputs, teachers, target_of, settings.augmentation, seed)
         else:
             batch_of = _unchanged(inputs, target_of(teacher_logits(teachers, transfer.inputs)))

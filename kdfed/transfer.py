@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch.nn import functional
 
+from kdfed.data import Examples
 from kdfed.errors import KdfedError
 
 
@@ -64,3 +65,26 @@ def augment(images: torch.Tensor, names: Sequence[str], generator: torch.Generat
     for name in names:
         images = AUGMENTATIONS[name](images, generator)
     return images
+
+
+def views_of(examples: Examples, names: Sequence[str], views: int, generator: torch.Generator) -> Examples:
+    """Return ``views`` changed copies of every example, view after view, with its label.
+
+    Parameters
+    ----------
+    examples
+        N images [N, C, H, W] with labels.
+    names
+        Keys of :data:`AUGMENTATIONS`.
+    views
+        V, 1 or larger.
+    generator
+        CPU generator of every draw.
+
+    Returns
+    -------
+    kdfed.data.Examples
+        V x N examples.
+    """
+    images = torch.cat([augment(examples.inputs, names, generator) for _ in range(views)])
+    return Examples(images, examples.labels.repeat(views))

@@ -202,6 +202,8 @@ def partition(
     console.print(partition_table(counts, data.dataset.class_names, title))
     if parts.moved:
         console.print(f"{parts.moved} examples moved, so that everybody holds min-examples")
+    if parts.unused:
+        console.print(f"{parts.unused} examples belong to classes that nobody holds: they are not used")
     picture = out if out is not None else Path(f"{checked.name}-partition.png")
     save_partition_picture(partition_entry(checked, data, drawn), picture)
     console.print(f"picture: {escape(str(picture.absolute()))}", soft_wrap=True)
@@ -215,8 +217,12 @@ def report(
     from kdfed.records import RunFolder
     from simulations.report import build_report
 
-    build_report(folder.absolute())
-    _show_results(Console(), RunFolder(folder.absolute()))
+    records = RunFolder(folder.absolute())
+    build_report(records.path)
+    if (records.path / "summary.json").exists():
+        _show_results(Console(), records)
+    else:
+        Console().print(f"the run did not end; report of what it recorded: {escape(str(records.path))}")
 
 
 @app.command("list")

@@ -188,6 +188,8 @@ class Progress:
 
 
 def _is_milestone(event: Event) -> bool:
+    if event.phase == "consolidate":
+        return event.step == event.steps
     every = max(1, math.ceil(event.steps / PLAIN_LINES))
     return event.step == event.steps or event.step % every == 0
 

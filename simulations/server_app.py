@@ -184,6 +184,7 @@ def partition_entry(experiment: Experiment, data: PreparedData, seed: int) -> di
         "seed": seed,
         "participants": len(counts),
         "moved": partition.moved,
+        "unused": partition.unused,
         "class_names": list(data.dataset.class_names),
         "counts": counts[:100].tolist(),
     }

@@ -29,7 +29,7 @@ def cost_table(summary: Mapping[str, Any]) -> Table:
         What ``summary.json`` holds.
     """
     headers = ("rounds", "exchanges", "uploads", "bytes", "missed")
-    table = _table("cost to target (mean over the seeds that reached it)", headers)
+    table = _table("cost to target (mean over the seeds that reached it)", ("arm", "target"), headers)
     for arm, target in dict.fromkeys((run["arm"], run["target"]) for run in summary["runs"]):
         runs = [run for run in summary["runs"] if (run["arm"], run["target"]) == (arm, target)]
         hits = [hit for hit in (run[f"{run['rule']}_hit"] for run in runs) if hit is not None]
@@ -44,12 +44,12 @@ def cost_table(summary: Mapping[str, Any]) -> Table:
     return table
 
 
-def _table(title: str, headers: Sequence[str]) -> Table:
+def _table(title: str, words: Sequence[str], headers: Sequence[str]) -> Table:
     table = Table(
         title=title, title_justify="left", caption_justify="left", box=box.SIMPLE_HEAD, pad_edge=False
     )
-    table.add_column("arm", overflow="fold")
-    table.add_column("target", overflow="fold")
+    for word in words:
+        table.add_column(word, overflow="fold")
     for header in headers:
         table.add_column(header, justify="right", min_width=len(header))
     return table
@@ -76,14 +76,17 @@ def savings_table(summary: Mapping[str, Any]) -> Table | None:
         return None
     baseline = next(iter(comparisons.values()))["baseline"]
     headers = ("rounds", "exchanges", "uploads", "bytes", "pairs")
-    table = _table(f"saved against {escape(baseline)} (mean over paired seeds [95% interval])", headers)
+    table = _table(
+        f"saved against {escape(baseline)}: mean over paired seeds, its 95% interval",
+        ("arm and target",),
+        headers,
+    )
     for arm, target in dict.fromkeys((arm, target) for arm, target, _ in comparisons):
         row = [comparisons[arm, target, cost] for cost in SAVED_COSTS]
         censored = row[0]["censored"]
         left_out = censored["baseline"] + censored["both"]
         table.add_row(
-            escape(arm),
-            target,
+            f"{escape(arm)}\n{target}",
             *(_saving(comparison) for comparison in row),
             str(row[0]["pairs"]) + (f" of {row[0]['pairs'] + left_out}" if left_out else ""),
         )
@@ -97,7 +100,7 @@ def _saving(comparison: Mapping[str, Any]) -> str:
     saved = comparison["saved_percent"]
     if saved is None:
         return "–"
-    interval = "" if comparison["pairs"] < 2 else escape(f" [{saved['low']:.0f}, {saved['high']:.0f}]")
+    interval = "" if comparison["pairs"] < 2 else escape(f"\n[{saved['low']:.0f}, {saved['high']:.0f}]")
     return f"{saved['mean']:.0f}%{interval}"
 
 

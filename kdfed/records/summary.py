@@ -42,8 +42,8 @@ def summarise(
     outcomes
         How each run ended.
     partitions
-        Who holds which classes: ``seed``, ``participants``, ``moved``, ``class_names``, and ``counts``
-        (the first 100 participants x classes) of each seed.
+        Who holds which classes: ``seed``, ``participants``, ``moved``, ``unused``, ``class_names``, and
+        ``counts`` (the first 100 participants x classes) of each seed.
 
     Returns
     -------

@@ -210,10 +210,11 @@ def _partitions(summary: Mapping[str, Any]) -> str:
     pictures = []
     for index, entry in enumerate(summary["partitions"][:_PARTITIONS_SHOWN]):
         shown = min(entry["participants"], PARTICIPANTS_SHOWN)
-        moved = entry["moved"]
+        moved, unused = entry["moved"], entry["unused"]
         caption = (
             "A bubble's area is the number of examples of a class that a participant holds. "
-            + (f"{plural(moved, 'example')} moved to meet min-examples." if moved else "")
+            + (f"{plural(moved, 'example')} moved to meet min-examples. " if moved else "")
+            + (f"{plural(unused, 'example')} of classes that nobody holds are not used." if unused else "")
             + (f" Only the first {shown} participants are drawn." if shown < entry["participants"] else "")
         )
         svg = to_svg(partition_figure(entry), f"partition-{index}")

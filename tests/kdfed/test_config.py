@@ -150,6 +150,11 @@ def test_all_mistakes_are_reported_at_once_with_key_value_expectation_and_near_m
         (["teachers.count=21"], "arms.consolidated.teachers.count", "at most the 20"),
         (["consolidation.weight=0.5"], "arms.consolidated.consolidation.weight", "labels: true"),
         (["consolidation.labels=true"], "arms.consolidated.consolidation.labels", "no effect"),
+        (
+            ["consolidation.views=4"],
+            "arms.consolidated.consolidation.views",
+            "no effect without augmentation",
+        ),
         (["consolidation.ensemble=label-counts"], "arms.consolidated.consolidation.ensemble", "send: true"),
         (
             ["teachers.label-counts.epsilon=1"],

@@ -14,7 +14,9 @@ from kdfed.distill.vanilla import kd_loss
 from kdfed.ensemble import combine, validated_scores
 from kdfed.errors import KdfedError
 from kdfed.models import State, build_model, state_of
+from kdfed.seeding import torch_generator
 from kdfed.train import evaluate, predict, train_teacher
+from kdfed.transfer import views_of
 
 CLASSES = 3
 
@@ -129,6 +131,24 @@ def test_augmentation_changes_the_student(teachers: list[nn.Module]) -> None:
     consolidate(plain, teachers, TRANSFER, VALIDATION, settings(), 1)
     consolidate(changed, teachers, TRANSFER, VALIDATION, settings(augmentation=("flip",)), 1)
     assert not same(plain, changed)
+
+
+def test_fixed_views_are_a_larger_transfer_set_that_teachers_answer_once(teachers: list[nn.Module]) -> None:
+    chosen = settings(augmentation=("crop",), views=3)
+    asked: list[int] = []
+    handles = [
+        teacher.register_forward_hook(lambda module, inputs, output: asked.append(len(inputs[0])))
+        for teacher in teachers
+    ]
+    student, twin = some_model(5), some_model(5)
+    result = consolidate(student, teachers, TRANSFER, VALIDATION, chosen, 3)
+    for handle in handles:
+        handle.remove()
+    assert sum(asked) == len(teachers) * (3 * len(TRANSFER) + len(VALIDATION))
+    assert result.steps == chosen.epochs * math.ceil(3 * len(TRANSFER) / chosen.batch_size)
+    larger = views_of(TRANSFER, ("crop",), 3, torch_generator(3, "augmentation"))
+    consolidate(twin, teachers, larger, VALIDATION, settings(), 3)
+    assert same(student, twin)
 
 
 def test_uploaded_logits_give_the_student_that_their_teachers_give(teachers: list[nn.Module]) -> None:

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from kdfed.config import Augmentation
+from kdfed.data import Examples
 from kdfed.errors import KdfedError
-from kdfed.transfer import AUGMENTATIONS, augment, crop, flip
+from kdfed.transfer import AUGMENTATIONS, augment, crop, flip, views_of
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -61,3 +62,12 @@ def test_no_augmentation_is_the_identity() -> None:
 def test_features_are_refused() -> None:
     with pytest.raises(KdfedError, match=r"\['flip'\] needs images .* got inputs of shape \(5, 3\); remove"):
         augment(torch.zeros(5, 3), ("flip",), generator())
+
+
+def test_views_agree_with_the_slow_twin_and_keep_their_labels() -> None:
+    images = torch.randn(3, 1, 8, 8, generator=generator(1))
+    views = views_of(Examples(images, torch.tensor([2, 0, 1])), ["flip", "crop"], 4, generator())
+    draws = generator()
+    slow = [augment(images, ["flip", "crop"], draws) for _ in range(4)]
+    assert torch.equal(views.inputs, torch.cat(slow))
+    assert views.labels.tolist() == [2, 0, 1] * 4

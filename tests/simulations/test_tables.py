@@ -68,7 +68,7 @@ def test_an_arm_that_never_reached_the_target_has_no_costs():
 
 def test_savings_come_with_their_interval_and_what_was_left_out():
     text = text_of(savings_table({"comparisons": [comparison(cost) for cost in COSTS]}))
-    assert text.count("64% [58, 70]") == 4
+    assert text.count("64%") == text.count("[58, 70]") == 4
     row = next(line for line in text.splitlines() if "warm" in line)
     assert row.rstrip().endswith(" 3 of 5")
 

@@ -62,6 +62,7 @@ def partition(seed: int = 0, participants: int = 20, names: tuple[str, ...] = ("
         "seed": seed,
         "participants": participants,
         "moved": 3,
+        "unused": 2,
         "class_names": list(names),
         "counts": counts.tolist(),
     }

@@ -1,0 +1,33 @@
+"""Same experiment, same seed, same result: bit for bit on both engines and for any number of nodes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kdfed.events import Event
+from kdfed.records import RunFolder
+from simulations.engines import flower, inprocess
+
+
+def _records(engine: Any, experiment: Any, out: Path, nodes: int) -> tuple[list[dict[str, Any]], list[str]]:
+    events: list[Event] = []
+    folder = RunFolder.open_for(out, experiment)
+    engine.run(experiment, folder, nodes=nodes, on_event=events.append)
+    assert events[-1].phase == "done"
+    rows = [json.loads(line) for line in (out / "rounds.jsonl").read_text().splitlines()]
+    for row in rows:
+        del row["seconds"]
+    return rows, [run["weights_sha256"] for run in folder.read_summary()["runs"]]
+
+
+@pytest.mark.sim
+@pytest.mark.slow
+@pytest.mark.parametrize("nodes", [1, 2, 4])
+def test_flowers_runtime_gives_the_bits_of_the_in_process_engine(tiny, tmp_path, nodes):
+    experiment = tiny(**{"rounds.max": 2, "model": {"name": "cnn", "options": {"width": 4, "norm": "batch"}}})
+    reference = _records(inprocess, experiment, tmp_path / "inprocess", 1)
+    assert _records(flower, experiment, tmp_path / "flower", nodes) == reference
