@@ -83,7 +83,7 @@ def _contract(grid: Grid, nodes: int) -> None:
         arrived += grid.pull_messages(pushed)
         time.sleep(0.05)
     assert {m.metadata.reply_to_message_id for m in arrived} == set(pushed)
-    assert list(grid.pull_messages(pushed)) == [], "a reply is delivered once"
+    assert not any(m.has_content() for m in grid.pull_messages(pushed)), "a reply is delivered once"
 
 
 def test_the_contract_covers_every_abstract_member():
