@@ -19,7 +19,7 @@ from kdfed.config import COMBINATIONS, Experiment, Settings
 PAGE = Path(__file__).parent / "reference.md"
 
 HEAD = """\
-<!-- Written by docs/generate_reference.py from kdfed/config.py. Change that file, then run `make docs`. -->
+<!-- Written by docs/generate_reference.py from kdfed/config. Change that, then run `make docs`. -->
 
 # Experiment file
 

@@ -1,0 +1,146 @@
+"""How the keys of one arm go together."""
+
+from __future__ import annotations
+
+from kdfed.config.experiment import Arm, sampled_count
+from kdfed.config.sections import ModelSettings, NormaliseSettings, OptimiserSettings
+from kdfed.errors import Mistake
+
+# What consolidation can be asked for: (method, upload, labels, augmentation) -> None when it is valid, else
+# why not. A test walks every entry.
+COMBINATIONS: dict[tuple[str, str, bool, bool], str | None] = {
+    ("vanilla", "weights", False, False): None,
+    ("vanilla", "weights", False, True): None,
+    ("vanilla", "weights", True, False): None,
+    ("vanilla", "weights", True, True): None,
+    ("vanilla", "logits", False, False): None,
+    ("vanilla", "logits", True, False): None,
+    ("vanilla", "logits", False, True): "uploaded logits belong to the images as they are",
+    ("vanilla", "logits", True, True): "uploaded logits belong to the images as they are",
+}
+
+
+def cross_checks(arm: Arm) -> list[Mistake]:
+    """Return the mistakes that lie in how keys of one arm go together.
+
+    Parameters
+    ----------
+    arm
+        An arm whose single keys are valid. Sections that its start does not use are not checked.
+    """
+    from kdfed.models import check_model  # imports torch: not needed to print help
+
+    mistakes: list[Mistake] = []
+
+    def wrong(key: str, message: str) -> None:
+        mistakes.append(Mistake(key, message))
+
+    models: list[tuple[str, ModelSettings]] = [("model", arm.model)]
+    trained: list[tuple[str, OptimiserSettings]] = [("local", arm.local)]
+    if arm.start in ("consolidated", "averaged"):
+        trained.append(("teachers", arm.teachers))
+        teacher = arm.teachers.model
+        several = teacher if isinstance(teacher, tuple) else (teacher,) if teacher is not None else ()
+        models += [("teachers.model", model) for model in several]
+    if arm.start == "consolidated":
+        trained.append(("consolidation", arm.consolidation))
+    for section, model in models:
+        problem = check_model(model)
+        if problem is not None:
+            wrong(section, problem)
+    for section, settings in trained:
+        if settings.optimizer != "sgd" and settings.momentum != 0:
+            wrong(
+                f"{section}.momentum",
+                f"expected 0 with optimizer {settings.optimizer!r}, which has no such option, got "
+                f"{settings.momentum}; use optimizer: sgd or remove it",
+            )
+    if arm.server.strategy == "fedprox" and arm.local.mode != "proximal":
+        wrong("local.mode", f"expected 'proximal' with strategy 'fedprox', got {arm.local.mode!r}")
+    total = sum(
+        share
+        for share in (arm.data.splits.test, arm.data.splits.validation, arm.data.splits.transfer)
+        if not isinstance(share, str)
+    )
+    if total >= 1:
+        wrong("data.splits", f"expected shares that leave examples for participants, got {total:g} of them")
+    if arm.data.columns is not None and not arm.data.source.startswith(("parquet:", "hf:")):
+        wrong("data.columns", f"goes with parquet: and hf: sources, got {arm.data.source!r}; remove it")
+    if isinstance(arm.data.classes, tuple) and len(set(arm.data.classes)) != len(arm.data.classes):
+        wrong("data.classes", "expected distinct names; remove the repeated ones")
+    normalise = arm.data.normalise
+    if isinstance(normalise, NormaliseSettings) and len(normalise.mean) != len(normalise.std):
+        wrong(
+            "data.normalise",
+            f"expected as many std as mean, got {len(normalise.mean)} mean and {len(normalise.std)} std",
+        )
+    participants = arm.partition.participants
+    sampled = arm.server.sampled
+    if isinstance(sampled, int) and sampled > participants:
+        wrong("server.sampled", f"expected at most the {participants} participants, got {sampled}")
+    drawn = sampled_count(arm)
+    if arm.server.minimum > drawn:
+        wrong(
+            "server.minimum", f"expected at most the {drawn} participants sampled, got {arm.server.minimum}"
+        )
+    if arm.start in ("consolidated", "averaged"):
+        mistakes += _check_teachers(arm)
+    return mistakes
+
+
+def _check_teachers(arm: Arm) -> list[Mistake]:
+    mistakes: list[Mistake] = []
+
+    def wrong(key: str, message: str) -> None:
+        mistakes.append(Mistake(key, message))
+
+    teachers, consolidation = arm.teachers, arm.consolidation
+    if isinstance(teachers.count, int) and teachers.count > arm.partition.participants:
+        wrong(
+            "teachers.count",
+            f"expected at most the {arm.partition.participants} participants, got {teachers.count}",
+        )
+    if teachers.label_counts.epsilon is not None and not teachers.label_counts.send:
+        wrong("teachers.label-counts.epsilon", "has no effect unless send is true; set it or remove epsilon")
+    averaged = arm.start == "averaged" or consolidation.init == "averaged"
+    where = "start" if arm.start == "averaged" else "consolidation.init"
+    if averaged and teachers.upload != "weights":
+        wrong(where, f"'averaged' needs teachers.upload 'weights', got {teachers.upload!r}")
+    if averaged and teachers.model is not None and teachers.model != arm.model:
+        wrong(where, "'averaged' needs teachers of the federated model's architecture; remove teachers.model")
+    if arm.start == "averaged":
+        return mistakes
+    choice = (
+        consolidation.method,
+        teachers.upload,
+        consolidation.labels,
+        bool(consolidation.augmentation),
+    )
+    refused = COMBINATIONS[choice]
+    if refused is not None:
+        wrong(
+            "consolidation",
+            f"method {choice[0]!r} with upload {choice[1]!r}, labels {choice[2]} and augmentation "
+            f"{list(consolidation.augmentation)} is not possible: {refused}",
+        )
+    if consolidation.weight < 1 and not consolidation.labels:
+        wrong(
+            "consolidation.weight",
+            f"expected 1 on a transfer set without labels, got {consolidation.weight:g}; "
+            "set labels: true or remove it",
+        )
+    if consolidation.labels and consolidation.weight == 1:
+        wrong(
+            "consolidation.labels",
+            "has no effect with weight 1; lower consolidation.weight or set labels: false",
+        )
+    if consolidation.views is not None and not consolidation.augmentation:
+        wrong("consolidation.views", "has no effect without augmentation; name one or remove it")
+    if consolidation.ensemble == "label-counts" and not teachers.label_counts.send:
+        wrong("consolidation.ensemble", "'label-counts' needs teachers.label-counts.send: true")
+    if consolidation.ensemble == "validated" and teachers.upload == "logits":
+        wrong(
+            "consolidation.ensemble",
+            "'validated' runs teachers on the validation split and needs teachers.upload 'weights'",
+        )
+    return mistakes

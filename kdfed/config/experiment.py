@@ -1,0 +1,148 @@
+"""Arms and experiments: the sections put together."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Annotated, Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, Field, field_validator
+
+from kdfed.config.merging import merge
+from kdfed.config.sections import (
+    ConsolidationSettings,
+    DataSettings,
+    DirichletPartition,
+    FedAvgServer,
+    LocalSettings,
+    ModelSettings,
+    PartitionSettings,
+    PlainLocal,
+    PositiveInt,
+    RoundSettings,
+    ServerSettings,
+    Settings,
+    TeacherSettings,
+    VanillaConsolidation,
+    kebab,
+)
+
+ModelT = TypeVar("ModelT", bound=BaseModel)
+
+
+def validate(model: type[ModelT], values: Mapping[str, Any]) -> ModelT:
+    """Validate as JSON: strict, so that no word becomes a number, while lists still become tuples."""
+    text = json.dumps(values, default=str)
+    return model.model_validate_json(text, strict=True, by_alias=True, by_name=False)
+
+
+class ArmSettings(Settings):
+    """The keys that an arm can replace."""
+
+    start: str = Field(
+        default="random", pattern=r"^(random|consolidated|averaged|file:.+)$", validate_default=True
+    )
+    """``random``, ``consolidated`` (teachers distilled into one student), ``averaged`` (teachers' weights
+    averaged) or ``file:PATH`` (a .safetensors file)."""
+    model: ModelSettings = ModelSettings()
+    """The federated model, also the student."""
+    local: LocalSettings = PlainLocal()
+    """Local training in a federated round."""
+    teachers: TeacherSettings = TeacherSettings()
+    """Local training before the first round; only arms that start from teachers use it."""
+    consolidation: ConsolidationSettings = VanillaConsolidation()
+    """Teachers into one student; only arms with ``start: consolidated`` use it."""
+    server: ServerSettings = FedAvgServer()
+    """Strategy, sampling, cohorts, deadlines."""
+
+
+class Arm(ArmSettings):
+    """One way of running an experiment: everything that one arm needs, all keys resolved."""
+
+    threads: PositiveInt = 1
+    """Intra-op threads of every process that trains, distils, aggregates or evaluates. Part of the
+    experiment: two threads give other bits than one."""
+    device: str = Field(default="auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
+    """Where training runs: ``cpu``, ``cuda``, ``cuda:N``, ``mps``, or ``auto`` (cuda when there is one)."""
+    data: DataSettings = DataSettings()
+    """Where the examples come from."""
+    partition: PartitionSettings = DirichletPartition(kind="dirichlet", alpha=0.1)
+    """Who holds what."""
+    rounds: RoundSettings = RoundSettings()
+    """How long an arm runs and how its curve is read."""
+
+
+Target = (
+    Annotated[float, Field(gt=0, le=1)] | Annotated[str, Field(pattern=r"^(100|[1-9]?\d)(\.\d+)?%-of-best$")]
+)
+
+
+class Experiment(Arm):
+    """A whole experiment file."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)
+    """Letters, digits, dot, hyphen, underscore. The default output folder is ``runs/<name>``."""
+    seeds: Annotated[tuple[Annotated[int, Field(ge=0, lt=2**32)], ...], Field(min_length=1)] = (0,)
+    """One run each. A seed varies partition, initial weights and sampling together."""
+    targets: Annotated[tuple[Target, ...], Field(min_length=1)] = ("90%-of-best",)
+    """Accuracies in (0, 1], or shares of the baseline's best such as ``95%-of-best``."""
+    baseline: str | None = None
+    """The arm that others are compared with. Default: the first."""
+    arms: Annotated[dict[str, dict[str, Any]], Field(min_length=1)]
+    """The arms by name; each replaces some keys of the experiment."""
+
+    @field_validator("seeds")
+    @classmethod
+    def _distinct(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(seeds)) != len(seeds):
+            raise ValueError("expected distinct seeds; remove the repeated ones")
+        return seeds
+
+    @property
+    def baseline_arm(self) -> str:
+        """Name of the arm that others are compared with."""
+        return self.baseline if self.baseline is not None else next(iter(self.arms))
+
+    @property
+    def arm_order(self) -> tuple[str, ...]:
+        """Names of the arms in the order they run: the baseline first, for relative targets."""
+        rest = (name for name in self.arms if name != self.baseline_arm)
+        return (self.baseline_arm, *rest)
+
+    @property
+    def has_relative_targets(self) -> bool:
+        """Whether a target is a share of the baseline's best accuracy."""
+        return any(isinstance(target, str) for target in self.targets)
+
+    def arm(self, name: str) -> Arm:
+        """Return one arm with every key resolved.
+
+        Raises
+        ------
+        KeyError
+            If there is no such arm.
+        """
+        return validate(Arm, self._arm_values(name))
+
+    def _arm_values(self, name: str) -> dict[str, Any]:
+        shared = {key: value for key, value in self.model_dump(mode="json").items() if key in ARM_KEYS}
+        return merge(shared, self.arms[name])
+
+    def to_yaml(self) -> str:
+        """Return the resolved experiment as YAML that reads back to an equal experiment."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+ARM_KEYS = {kebab(name) for name in Arm.model_fields}
+REPLACEABLE_KEYS = {kebab(name) for name in ArmSettings.model_fields}
+
+
+def sampled_count(arm: Arm) -> int:
+    """Return how many participants a round samples, at least one."""
+    sampled = arm.server.sampled
+    if sampled == "all":
+        return arm.partition.participants
+    if isinstance(sampled, int):
+        return sampled
+    return max(1, round(sampled * arm.partition.participants))

@@ -1,0 +1,161 @@
+"""Putting pydantic's problems into words: key, what was expected, what arrived, a near match."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, get_args
+
+from pydantic import BaseModel
+
+from kdfed.config.experiment import Experiment
+from kdfed.config.merging import DISCRIMINATORS
+from kdfed.config.sections import kebab
+from kdfed.errors import Mistake
+
+
+def near(word: object, known: Iterable[str]) -> str:
+    """Return the end of a message: the nearest known name, else all of them."""
+    names = sorted(str(name) for name in known)
+    match = difflib.get_close_matches(str(word), names, n=1, cutoff=0.6)
+    if match:
+        return f"; did you mean {match[0]!r}?"
+    return f"; known: {', '.join(names)}" if names else ""
+
+
+def _raw_path(location: Sequence[int | str], values: Any) -> list[int | str]:
+    """Return the part of a pydantic location that exists in the file: no union tags, no types."""
+    path: list[int | str] = []
+    holder = values
+    for part in location:
+        inside = isinstance(holder, dict) and part in holder
+        if inside or (isinstance(holder, list) and isinstance(part, int) and part < len(holder)):
+            path.append(part)
+            holder = holder[part]
+    return path
+
+
+def remove(values: dict[str, Any], problem: Mapping[str, Any]) -> None:
+    """Remove what is wrong, so that the mistakes it hides show."""
+    location = list(problem["loc"])
+    if problem["type"] == "missing" and len(location) == 1:
+        values[location[0]] = {"arm": {}} if location[0] == "arms" else "unnamed"
+        return
+    path = _raw_path(location, values)
+    while path and isinstance(path[-1], int):
+        path.pop()
+    if not path:
+        return
+    holder: Any = values
+    for part in path[:-1]:
+        holder = holder[part]
+    holder.pop(path[-1], None)
+
+
+def _models_at(location: Sequence[int | str]) -> list[type[BaseModel]]:
+    """Return the settings classes that the last key of a location can belong to."""
+    models: list[type[BaseModel]] = [Experiment]
+    for part in location[:-1]:
+        chosen = [model for model in models if str(part) in map(str, _tags(model))]
+        if chosen:
+            models = chosen
+            continue
+        fields = [
+            field for model in models for name, field in model.model_fields.items() if kebab(name) == part
+        ]
+        if fields:
+            models = [model for field in fields for model in _models_in(field.annotation)]
+    return models
+
+
+def _tags(model: type[BaseModel]) -> tuple[Any, ...]:
+    for tag in DISCRIMINATORS:
+        if tag in model.model_fields:
+            return get_args(model.model_fields[tag].annotation)
+    return ()
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for argument in get_args(annotation) for model in _models_in(argument)]
+
+
+_EXPECTED = {
+    "int_type": "a whole number",
+    "float_type": "a number",
+    "string_type": "a word",
+    "bool_type": "true or false",
+    "dict_type": "a mapping of keys",
+    "model_type": "a mapping of keys",
+    "model_attributes_type": "a mapping of keys",
+    "tuple_type": "a list",
+    "greater_than": "a number above {gt}",
+    "greater_than_equal": "a number of at least {ge}",
+    "less_than": "a number below {lt}",
+    "less_than_equal": "a number of at most {le}",
+    "too_short": "a list of at least {min_length}",
+    "too_long": "a list of at most {max_length}",
+    "string_too_long": "at most {max_length} characters",
+    "literal_error": "{expected}",
+    "finite_number": "a finite number",
+}
+
+
+def describe_all(problems: Sequence[Any], values: Any) -> list[Mistake]:
+    """Put pydantic's problems into words; the members of a union make one mistake together."""
+    grouped: dict[tuple[str, str], list[Any]] = {}
+    for problem in problems:
+        path = _raw_path(problem["loc"], values)
+        if problem["type"] == "missing":
+            path.append(problem["loc"][-1])
+        if problem["type"] in ("union_tag_invalid", "union_tag_not_found"):
+            path.append(problem["ctx"]["discriminator"].strip("'"))
+        kind = "value" if problem["type"] in {*_EXPECTED, "string_pattern_mismatch"} else problem["type"]
+        grouped.setdefault((".".join(map(str, path)), kind), []).append(problem)
+    return [Mistake(key, _describe(group)) for (key, _), group in grouped.items()]
+
+
+def _describe(group: Sequence[Any]) -> str:
+    problem = group[0]
+    kind, location, got = problem["type"], list(problem["loc"]), problem.get("input")
+    context = problem.get("ctx", {})
+    if kind == "extra_forbidden":
+        known = {kebab(name) for model in _models_at(location) for name in model.model_fields}
+        return f"unknown key{near(location[-1], known)}"
+    if kind == "union_tag_invalid":
+        tags = re.findall(r"'([^']*)'", context["expected_tags"])
+        return f"expected one of {', '.join(tags)}, got {context['tag']!r}{near(context['tag'], tags)}"
+    if kind == "union_tag_not_found":
+        return f"is required: expected one of {', '.join(_tags_at(location))}"
+    if kind == "missing":
+        return f"is required{_meaning(location)}"
+    if kind == "value_error":
+        return f"{context['error']}, got {got!r}"
+    if "string_pattern_mismatch" in {p["type"] for p in group}:
+        return f"got {got!r}, which is not valid{_meaning(location)}"
+    if kind in _EXPECTED:
+        fitting = [p for p in group if not p["type"].endswith("_type")] or group
+        wanted = list(dict.fromkeys(_EXPECTED[p["type"]].format(**p.get("ctx", {})) for p in fitting))
+        hint = ""
+        if isinstance(got, str):
+            choices = [word for text in wanted for word in re.findall(r"'([^']*)'", text)]
+            close = difflib.get_close_matches(got, choices, n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+        return f"expected {' or '.join(wanted)}, got {got!r}{hint}"
+    return f"{problem['msg']}, got {got!r}"
+
+
+def _tags_at(location: Sequence[int | str]) -> list[str]:
+    return [str(tag) for model in _models_at([*location, ""]) for tag in _tags(model)]
+
+
+def _meaning(location: Sequence[int | str]) -> str:
+    """Return the sentence under the field that a location names."""
+    for length in range(len(location), 0, -1):
+        for model in _models_at(location[:length]):
+            for name, field in model.model_fields.items():
+                if kebab(name) == location[length - 1] and field.description:
+                    return f". Expected: {' '.join(field.description.split())}"
+    return ""

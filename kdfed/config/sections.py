@@ -1,0 +1,424 @@
+"""The sections of an experiment: data, partition, model, training, consolidation, server, rounds."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+def kebab(name: str) -> str:
+    """Return a field's key in the file: ``batch_size`` is ``batch-size``."""
+    return name.replace("_", "-")
+
+
+class Settings(BaseModel):
+    """Base of every part of an experiment: frozen, kebab-case, unknown keys forbidden."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        alias_generator=kebab,
+        validate_by_name=True,
+        validate_by_alias=True,
+        serialize_by_alias=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+    )
+
+
+PositiveInt = Annotated[int, Field(ge=1)]
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+
+
+# ----------------------------------------------------------------------------- data and partition
+
+
+class SplitSettings(Settings):
+    """Which share of the data is held out before it is partitioned; the rest goes to participants."""
+
+    test: Fraction | Literal["official"] = 0.15
+    """Share of all examples, or ``official`` for the test part that the source itself has.
+    Reported only: nothing is ever selected, stopped or tuned on it."""
+    validation: Fraction = 0.10
+    """Share of all examples (with ``test: official``, of those outside the test part). Targets, stopping
+    and every selection use it."""
+    transfer: Fraction = 0.15
+    """Share, counted like ``validation``, on which teachers and student are compared. Never overlaps
+    another split or any participant."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Seed of the split. It is not the run's seed, so the test set stays the same for every run."""
+
+
+class ColumnSettings(Settings):
+    """Which columns of a table (``parquet:``, ``hf:``) hold what."""
+
+    inputs: str | tuple[str, ...] | None = None
+    """The image column, or the feature columns. Default: the only image column, else every numeric
+    column that is not the label."""
+    label: str | None = None
+    """The label column. Default: the only column of Hugging Face type ``ClassLabel``, else ``label``."""
+
+
+class NormaliseSettings(Settings):
+    """Fixed normalisation ``(x - mean) / std``, per channel or per feature."""
+
+    mean: tuple[float, ...]
+    """One number per channel (images, after scaling to [0, 1]) or per feature."""
+    std: tuple[Annotated[float, Field(gt=0)], ...]
+    """One number above 0 per channel or feature."""
+
+
+class DataSettings(Settings):
+    """Where the examples come from.
+
+    Class indices, shape and normalisation are fixed by these keys (or by what the source declares), never by
+    the files that happen to be present.
+    """
+
+    source: str = "mnist5k"
+    """``mnist5k``, ``digits``, ``parquet:PATH``, ``hf:NAME``, ``torchvision:NAME``, ``folder:PATH``,
+    ``synthetic:KEY=VALUE,...`` or ``package.module:name``."""
+    splits: SplitSettings = SplitSettings()
+    """The held-out shares."""
+    limit: PositiveInt | None = None
+    """Use only this many examples, drawn with the split's seed. Default: all."""
+    columns: ColumnSettings | None = None
+    """For ``parquet:`` and ``hf:`` only. Default: found by the rules of each key."""
+    classes: PositiveInt | tuple[str, ...] | None = None
+    """Number or names of the classes, in label order. Required where the source does not declare them."""
+    shape: Annotated[tuple[PositiveInt, ...], Field(min_length=3, max_length=3)] | None = None
+    """``[channels, height, width]``: images are converted and resized to it. Default: as stored."""
+    normalise: NormaliseSettings | Literal["auto"] = "auto"
+    """``auto``: known constants for known sources, mean 0.5 and std 0.5 for other images, statistics of
+    the transfer split for feature tables."""
+
+
+class PartitionBase(Settings):
+    """What every data distribution has."""
+
+    participants: PositiveInt = 20
+    """Number of participants."""
+    min_examples: PositiveInt = 1
+    """Every participant holds at least this many: single examples move from the largest participants,
+    and the record says how many."""
+
+
+class UniformPartition(PartitionBase):
+    """IID: shuffled, equal sizes."""
+
+    kind: Literal["uniform"]
+
+
+class QuantitySkewPartition(PartitionBase):
+    """IID labels, sizes drawn from a symmetric Dirichlet distribution."""
+
+    kind: Literal["quantity-skew"]
+    alpha: Annotated[float, Field(gt=0)]
+    """Concentration of the sizes, above 0; smaller is more skewed."""
+
+
+class LabelOverlapPartition(PartitionBase):
+    """Label skew with overlap: a participant draws from its own group of classes and, in part, from all."""
+
+    kind: Literal["label-overlap"]
+    classes: PositiveInt = 2
+    """Classes in a participant's own group. With fewer participants than groups, what belongs to the
+    groups of nobody is left out."""
+    overlap: Annotated[float, Field(ge=0, le=1)]
+    """Share of a participant's examples drawn from all classes alike: 0 is disjoint groups, 1 is uniform."""
+
+
+class KClassesPartition(PartitionBase):
+    """Pathological: every participant holds exactly k classes."""
+
+    kind: Literal["k-classes"]
+    classes: PositiveInt
+    """k. Where participants x k does not exceed the number of classes, participants are disjoint, and the
+    examples of classes that nobody holds are left out."""
+
+
+class DirichletPartition(PartitionBase):
+    """Label skew: each class is dealt to participants by a draw from a symmetric Dirichlet distribution."""
+
+    kind: Literal["dirichlet"]
+    alpha: Annotated[float, Field(gt=0)]
+    """Concentration, above 0; smaller is more skewed."""
+
+
+PartitionSettings = Annotated[
+    UniformPartition | QuantitySkewPartition | LabelOverlapPartition | KClassesPartition | DirichletPartition,
+    Field(discriminator="kind"),
+]
+
+
+# ----------------------------------------------------------------------------- models and training
+
+
+class ModelSettings(Settings):
+    """A model, fitted to the data's input shape and number of classes."""
+
+    name: str = "cnn"
+    """``cnn``, ``mlp``, ``resnet8``, ``resnet18``, ``torchvision:NAME`` or ``package.module:name``."""
+    options: dict[str, bool | int | float | str | tuple[int, ...]] = {}
+    """Keyword arguments of the model, e.g. ``{width: 32}``; checked against its signature."""
+
+
+class OptimiserSettings(Settings):
+    """Mini-batch training."""
+
+    epochs: PositiveInt = 1
+    """Passes over the examples."""
+    batch_size: PositiveInt = 10
+    """Examples a step; the last batch of an epoch may be smaller."""
+    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
+    """torch.optim optimiser; its state starts afresh each time."""
+    lr: Annotated[float, Field(gt=0)] = 0.05
+    """Learning rate, above 0."""
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Momentum in [0, 1), for sgd only; 0 turns it off."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """L2 penalty (decoupled for adamw); 0 turns it off."""
+
+
+class PlainLocal(OptimiserSettings):
+    """Local training by cross entropy."""
+
+    mode: Literal["plain"] = "plain"
+
+
+class ProximalLocal(OptimiserSettings):
+    """Cross entropy plus ``mu / 2 * ||w - w_received||^2`` (FedProx, Li et al. 2020, equation 2)."""
+
+    mode: Literal["proximal"]
+    mu: Annotated[float, Field(ge=0)]
+    """Weight of the proximal term; 0 is plain training."""
+
+
+class KDLocal(OptimiserSettings):
+    """Cross entropy plus distillation from the received model, which stays frozen."""
+
+    mode: Literal["kd"]
+    temperature: Annotated[float, Field(gt=0)] = 3.0
+    """Temperature T, above 0."""
+    weight: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """Weight w of the distillation term in [0, 1]; 0 is plain training."""
+
+
+LocalSettings = Annotated[PlainLocal | ProximalLocal | KDLocal, Field(discriminator="mode")]
+
+
+class LabelCountSettings(Settings):
+    """Whether teachers tell how many examples of each class they were trained on."""
+
+    send: bool = False
+    """Send the counts with the teacher's reply."""
+    epsilon: Annotated[float, Field(gt=0)] | None = None
+    """Add Laplace noise of scale 1 / epsilon to each count (one example changes one count by one, so the
+    counts are epsilon-differentially private). Default: exact counts."""
+
+
+class TeacherSettings(OptimiserSettings):
+    """The participants' own training before the first round."""
+
+    epochs: PositiveInt = 10
+    """Passes over the participant's examples."""
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Momentum in [0, 1), for sgd only; 0 turns it off."""
+    count: PositiveInt | Literal["all"] = "all"
+    """How many participants train a teacher, drawn with the run's seed."""
+    init: Literal["common", "own"] = "common"
+    """Start from the same initial weights, or each from its own."""
+    upload: Literal["weights", "logits"] = "weights"
+    """What a teacher uploads: its weights, or only its logits on the transfer set, as float16."""
+    model: ModelSettings | tuple[ModelSettings, ...] | None = None
+    """The teachers' architecture; a list is dealt to participants in turn. Default: the federated model."""
+    label_counts: LabelCountSettings = LabelCountSettings()
+    """Label counts, needed by the ensemble ``label-counts``."""
+
+
+Ensemble = Literal["mean-logits", "mean-probabilities", "label-counts", "confidence", "validated"]
+Augmentation = Literal["flip", "crop"]
+
+
+class VanillaConsolidation(OptimiserSettings):
+    """Vanilla KD (Hinton et al. 2015) from the ensemble of teachers into one student."""
+
+    method: Literal["vanilla"] = "vanilla"
+    """The KD method."""
+    ensemble: Ensemble = "mean-probabilities"
+    """How the teachers' outputs become one target."""
+    temperature: Annotated[float, Field(gt=0)] = 3.0
+    """Temperature T of the distillation term, above 0."""
+    labels: bool = False
+    """Use the labels of the transfer set."""
+    weight: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """Weight w of the distillation term; 1 - w goes to cross entropy. Below 1 only with ``labels``."""
+    epochs: PositiveInt = 60
+    """Passes over the transfer set."""
+    batch_size: PositiveInt = 64
+    """Examples a step."""
+    lr: Annotated[float, Field(gt=0)] = 0.05
+    """Learning rate, above 0."""
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Momentum in [0, 1), for sgd only; 0 turns it off."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    """Learning rate over the epochs; ``cosine`` decays to 0."""
+    augmentation: tuple[Augmentation, ...] = ()
+    """Random changes of the transfer images while distilling: ``flip`` (left-right), ``crop`` (pad by an
+    eighth, crop back)."""
+    views: PositiveInt | None = None
+    """Changed copies of each transfer image, drawn once: teachers answer for each once, and an epoch passes
+    over all. Default: fresh changes in every step, each of which every teacher answers. Only with
+    ``augmentation``."""
+    select: Literal["last", "best"] = "last"
+    """Keep the last student, or the best of all epochs on the validation split."""
+    init: Literal["random", "common", "averaged"] = "common"
+    """The student starts from a draw of its own, from the common initial weights (those of a cold
+    start), or from the average of the teachers' weights."""
+
+
+ConsolidationSettings = VanillaConsolidation
+
+
+# ----------------------------------------------------------------------------- server and rounds
+
+
+class DeadlineSettings(Settings):
+    """Seconds until a missing reply counts as late."""
+
+    hello: Annotated[float, Field(gt=0)] = 120.0
+    """For the first contact."""
+    teachers: Annotated[float, Field(gt=0)] = 3600.0
+    """For the teacher exchange."""
+    train: Annotated[float, Field(gt=0)] = 3600.0
+    """For one federated round."""
+
+
+class ServerBase(Settings):
+    """What every strategy has."""
+
+    sampled: PositiveInt | Fraction | Literal["all"] = "all"
+    """Participants sampled a round: a number, a share in (0, 1), or all."""
+    minimum: PositiveInt = 1
+    """A round goes on while at least this many participants answered."""
+    cohort_size: PositiveInt = 8
+    """At most this many participants are trained together in one call. Part of the experiment: another
+    value agrees to float tolerance, not to the bit."""
+    deadlines: DeadlineSettings = DeadlineSettings()
+    """When a missing reply counts as late."""
+
+
+class FedAvgServer(ServerBase):
+    """Federated averaging (McMahan et al. 2017)."""
+
+    strategy: Literal["fedavg"] = "fedavg"
+
+
+class FedProxServer(ServerBase):
+    """FedAvg with proximal local training (Li et al. 2020).
+
+    Needs ``local.mode: proximal``, whose ``mu`` it sends.
+    """
+
+    strategy: Literal["fedprox"]
+
+
+class FedAvgMServer(ServerBase):
+    """FedAvg with server momentum (Hsu et al. 2019)."""
+
+    strategy: Literal["fedavgm"]
+    server_learning_rate: Annotated[float, Field(gt=0)] = 1.0
+    """Server step size, above 0."""
+    server_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """Server momentum in [0, 1)."""
+
+
+class FedAdagradServer(ServerBase):
+    """FedAdagrad: server steps scaled by all past updates (Reddi et al. 2021)."""
+
+    strategy: Literal["fedadagrad"]
+    eta: Annotated[float, Field(gt=0)] = 0.1
+    """Server learning rate, above 0."""
+    tau: Annotated[float, Field(gt=0)] = 1e-3
+    """Degree of adaptability, above 0."""
+
+
+class FedAdamServer(FedAdagradServer):
+    """FedAdam: server steps scaled by a moving average of updates (Reddi et al. 2021)."""
+
+    strategy: Literal["fedadam"]  # type: ignore[assignment]
+    beta_1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """First moment in [0, 1)."""
+    beta_2: Annotated[float, Field(ge=0, lt=1)] = 0.99
+    """Second moment in [0, 1)."""
+
+
+class FedYogiServer(FedAdamServer):
+    """FedYogi: like FedAdam, with a scale that changes more slowly (Reddi et al. 2021)."""
+
+    strategy: Literal["fedyogi"]  # type: ignore[assignment]
+
+
+class FedMedianServer(ServerBase):
+    """Coordinate-wise median (Yin et al. 2018)."""
+
+    strategy: Literal["fedmedian"]
+
+
+class FedTrimmedAvgServer(ServerBase):
+    """Coordinate-wise trimmed mean (Yin et al. 2018)."""
+
+    strategy: Literal["fedtrimmedavg"]
+    beta: Annotated[float, Field(ge=0, lt=0.5)] = 0.2
+    """Share cut off at each end, in [0, 0.5)."""
+
+
+class KrumServer(ServerBase):
+    """Krum (Blanchard et al. 2017)."""
+
+    strategy: Literal["krum"]
+    num_malicious_nodes: Annotated[int, Field(ge=0)] = 0
+    """How many participants may lie."""
+
+
+ServerSettings = Annotated[
+    FedAvgServer
+    | FedProxServer
+    | FedAvgMServer
+    | FedAdagradServer
+    | FedAdamServer
+    | FedYogiServer
+    | FedMedianServer
+    | FedTrimmedAvgServer
+    | KrumServer,
+    Field(discriminator="strategy"),
+]
+
+
+class PlateauSettings(Settings):
+    """When a curve counts as flat."""
+
+    rounds: PositiveInt = 10
+    """Flat when the best accuracy did not rise for this many rounds..."""
+    min_delta: Annotated[float, Field(ge=0, lt=1)] = 0.002
+    """...by more than this accuracy in [0, 1)."""
+    stop: bool = False
+    """Stop an arm there. A baseline that sets relative targets never stops early."""
+
+
+class RoundSettings(Settings):
+    """How long an arm runs and how its curve is read."""
+
+    max: Annotated[int, Field(ge=0)] = 40
+    """Federated rounds at most; 0 evaluates the start only."""
+    evaluate_on: Literal["validation"] = "validation"
+    """The split that targets and stops use. The test split is reported beside it, never used."""
+    rule: Literal["sustained", "first"] = "sustained"
+    """``sustained``: the first round from which the mean of three evaluations reaches the target;
+    ``first``: the first evaluation that does."""
+    stop_at_target: bool = True
+    """Stop an arm when it has reached every target. A baseline that sets relative targets never stops
+    early."""
+    plateau: PlateauSettings = PlateauSettings()
+    """When a curve counts as flat."""
