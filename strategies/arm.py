@@ -20,14 +20,14 @@ from typing import Literal
 
 import numpy as np
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg, Result, Strategy
 from torch import nn
 
 from kdfed import convergence, wire
 from kdfed.config import Arm, ModelSettings, sampled_count
-from kdfed.consolidate import average_states, consolidate
+from kdfed.consolidate import average_states
 from kdfed.data import Examples
 from kdfed.errors import RunError
 from kdfed.events import Event, OnEvent, ignore
@@ -38,6 +38,7 @@ from kdfed.seeding import derive, numpy_generator
 from kdfed.train import evaluate
 from strategies.catalogue import SERVER_OPTIMISERS, WEIGHTED_MEANS
 from strategies.participant_grid import ParticipantGrid
+from strategies.teachers import TeacherPhase, average
 
 Stopped = Literal["target", "plateau", "max-rounds"]
 
@@ -120,16 +121,6 @@ class ArmResult(Result):
     stopped: Stopped = "max-rounds"
 
 
-@dataclass(frozen=True)
-class Teacher:
-    """What one participant uploaded: ``arrays`` are weights, or ``logits``."""
-
-    participant: int
-    arrays: State
-    num_examples: int
-    label_counts: list[float] | None
-
-
 class ArmRunner:
     """Runs one arm over a grid with any Flower strategy.
 
@@ -193,14 +184,17 @@ class ArmRunner:
             self.grid.select(
                 sampled, phase="rounds", round_number=server_round, spec_of=lambda participant: spec
             )
-            self._require(len(list(self.grid.get_node_ids())), f"round {server_round}", "can be sampled")
+            least = max(self.arm.server.minimum, _least(self.strategy))
+            self._require(
+                len(list(self.grid.get_node_ids())), least, f"round {server_round}", "can be sampled"
+            )
             config = ConfigRecord({**(train_config or {}), **self._settings(server_round)})
             messages = self.strategy.configure_train(
                 server_round, ArrayRecord(dict(state)), config, self.grid
             )
             replies = list(self.grid.send_and_receive(messages, timeout=timeout))
             report = self.grid.report
-            self._require(len(report.answered), f"round {server_round}", "answered")
+            self._require(len(report.answered), self.arm.server.minimum, f"round {server_round}", "answered")
             arrays, metrics = self.strategy.aggregate_train(server_round, replies)
             if arrays is None:
                 raise RunError(f"round {server_round}: the strategy returned no arrays")
@@ -256,8 +250,7 @@ class ArmRunner:
         )
         return sorted(int(participant) for participant in drawn)
 
-    def _require(self, count: int, where: str, what: str) -> None:
-        least = max(self.arm.server.minimum, _least(self.strategy) if what == "can be sampled" else 1)
+    def _require(self, count: int, least: int, where: str, what: str) -> None:
         if count < least:
             reasons = [f"participant {a.participant}: {a.reason}" for a in self.grid.report.absent]
             more = f"; and {len(reasons) - 5} more" if len(reasons) > 5 else ""
@@ -274,13 +267,18 @@ class ArmRunner:
             return common, 0, []
         if start.startswith("file:"):
             return self._from_file(Path(start.removeprefix("file:")), common), 0, []
-        teachers = self._train_teachers(common)
-        report = self.grid.report
+        self._tell("teachers")
+        phase = TeacherPhase(self.config, self.grid, common, self.device)
+        teachers = phase.train()
+        answered, least = len(self.grid.report.answered), min(self.arm.server.minimum, phase.count)
+        self._require(answered, least, "teacher phase", "answered")
         if start == "averaged":
-            state = average_states([t.arrays for t in teachers], [float(t.num_examples) for t in teachers])
+            state = average(teachers)
         else:
-            state = self._consolidate(teachers, common)
-        return state, len(report.answered), report.absent
+            state = phase.consolidate(
+                teachers, lambda epoch, epochs, accuracy: self._tell("consolidate", epoch, epochs, accuracy)
+            )
+        return state, answered, self.grid.report.absent
 
     def _from_file(self, path: Path, common: State) -> State:
         state = load_model(path)
@@ -288,94 +286,6 @@ class ArmRunner:
         if problem is not None:
             raise RunError(f"start: {path} does not fit model {self.arm.model.name!r}: {problem}")
         return state
-
-    def _train_teachers(self, common: State) -> list[Teacher]:
-        """One exchange: participants train teachers and upload each once."""
-        self._tell("teachers")
-        settings, participants = self.arm.teachers, self.arm.partition.participants
-        chosen = list(range(participants))
-        if isinstance(settings.count, int):
-            draw = numpy_generator(self.config.seed, "teacher-sample")
-            chosen = sorted(int(p) for p in draw.choice(participants, settings.count, replace=False))
-        contents = [self._teacher_content(model, common) for model in self._teacher_models()]
-        specs = [spec for _, spec in contents]
-        self.grid.select(
-            chosen,
-            phase="teachers",
-            round_number=0,
-            spec_of=lambda participant: specs[participant % len(specs)],
-        )
-        deadline = self.arm.server.deadlines.teachers
-        messages = [
-            Message(contents[p % len(contents)][0], p, wire.TEACHER, ttl=deadline, group_id="teachers")
-            for p in self.grid.get_node_ids()
-        ]
-        replies = list(self.grid.send_and_receive(messages, timeout=deadline))
-        self._require(len(self.grid.report.answered), "teacher phase", "answered")
-        return [_teacher(reply) for reply in replies]
-
-    def _teacher_models(self) -> tuple[ModelSettings, ...]:
-        model = self.arm.teachers.model
-        return model if isinstance(model, tuple) else (model or self.arm.model,)
-
-    def _teacher_content(self, model: ModelSettings, common: State) -> tuple[RecordDict, wire.Spec]:
-        """Return what teachers of one architecture are sent, and what they must send back."""
-        settings = self.arm.teachers
-        content = RecordDict()
-        state = common if model == self.arm.model else state_of(self._build(model, "init"))
-        if settings.init == "common":
-            content[wire.ARRAYS] = ArrayRecord(dict(state))
-        content[wire.CONFIG] = ConfigRecord(
-            {
-                "seed": self.config.seed,
-                "model": model.model_dump_json(),
-                "teachers": settings.model_dump_json(exclude={"model", "count"}),
-            }
-        )
-        if settings.upload == "weights":
-            return content, wire.spec_of(state)
-        inputs = self.config.data.transfer_inputs
-        content[wire.TRANSFER] = ArrayRecord({wire.INPUTS: torch.from_numpy(inputs)})
-        return content, {wire.LOGITS: ((len(inputs), self.config.data.classes), "float16")}
-
-    def _consolidate(self, teachers: Sequence[Teacher], common: State) -> State:
-        settings, data, seed = self.arm.consolidation, self.config.data, self.config.seed
-        student = self._build(self.arm.model, "student")
-        if settings.init == "common":
-            load_state(student, common)
-        elif settings.init == "averaged":
-            weights = [float(teacher.num_examples) for teacher in teachers]
-            load_state(student, average_states([teacher.arrays for teacher in teachers], weights))
-        student.to(self.device)
-        sources: Sequence[nn.Module] | torch.Tensor
-        if self.arm.teachers.upload == "logits":
-            sources = torch.stack([teacher.arrays[wire.LOGITS] for teacher in teachers])
-        else:
-            sources = [self._teacher_module(teacher) for teacher in teachers]
-        counts = None
-        if self.arm.teachers.label_counts.send:
-            counts = np.array([teacher.label_counts for teacher in teachers], dtype=np.float64)
-
-        def on_epoch(epoch: int, epochs: int, accuracy: float | None) -> None:
-            self._tell("consolidate", epoch, epochs, accuracy)
-
-        consolidate(
-            student,
-            sources,
-            data.transfer.to(self.device),
-            data.validation.to(self.device),
-            settings,
-            derive(seed, "consolidate"),
-            label_counts=counts,
-            on_epoch=on_epoch,
-        )
-        return state_of(student)
-
-    def _teacher_module(self, teacher: Teacher) -> nn.Module:
-        models = self._teacher_models()
-        module = self._build(models[teacher.participant % len(models)], "teacher-module")
-        load_state(module, teacher.arrays)
-        return module.to(self.device)
 
     # ------------------------------------------------------------------ evaluation and records
 
@@ -470,8 +380,8 @@ class ArmRunner:
         }
 
     def _build(self, model: ModelSettings, phase: str) -> nn.Module:
-        seed = derive(self.config.seed, phase)
-        return build_model(model, self.config.data.input_shape, self.config.data.classes, seed)
+        data = self.config.data
+        return build_model(model, data.input_shape, data.classes, derive(self.config.seed, phase))
 
     def _tell(
         self,
@@ -499,17 +409,6 @@ def initial_state(arm: Arm, data: ServerData, seed: int) -> State:
     """Return the common initial weights of a seed: every arm with the same model starts from them."""
     model = build_model(arm.model, data.input_shape, data.classes, derive(seed, "init"))
     return state_of(model)
-
-
-def _teacher(reply: Message) -> Teacher:
-    metrics = _metrics(reply)
-    counts = metrics.get(wire.LABEL_COUNTS)
-    return Teacher(
-        participant=reply.metadata.src_node_id,
-        arrays=dict(_arrays(reply).to_torch_state_dict()),
-        num_examples=int(_number(metrics, wire.NUM_EXAMPLES)),
-        label_counts=[float(count) for count in counts] if isinstance(counts, list) else None,
-    )
 
 
 def _arrays(reply: Message) -> ArrayRecord:

@@ -11,6 +11,7 @@ import torch
 
 import clients.client_app
 from clients.client_app import app
+from kdfed.config import COMBINATIONS
 from kdfed.errors import ConfigError, RunError
 from kdfed.events import Event
 from kdfed.records import RunFolder, load_model, weights_sha256
@@ -176,6 +177,22 @@ def test_every_option_of_the_teacher_phase_runs_and_beats_the_cold_start(tiny, t
     _run(tiny(**{**longer, **changes}), tmp_path / "run")
     accuracy = {row["arm"]: row["accuracy"] for row in _timeless(tmp_path / "run")}
     assert accuracy["consolidated"] > accuracy["cold"]
+
+
+@pytest.mark.parametrize("choice", sorted(c for c, refused in COMBINATIONS.items() if refused is None))
+def test_every_valid_combination_consolidates(tiny, tmp_path, choice):
+    method, upload, labels, augmentation = choice
+    changes = {
+        "consolidation.method": method,
+        "teachers.upload": upload,
+        "consolidation.labels": labels,
+        "consolidation.weight": 0.5 if labels else 1.0,
+        "consolidation.augmentation": ["crop"] if augmentation else [],
+        "rounds.max": 0,
+    }
+    _run(tiny(**changes), tmp_path / "run")
+    loss = {row["arm"]: row["loss"] for row in _timeless(tmp_path / "run")}
+    assert loss["consolidated"] < loss["cold"]
 
 
 def test_a_start_from_logits_and_from_weights_agree(tiny, tmp_path):

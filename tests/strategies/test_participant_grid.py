@@ -238,6 +238,11 @@ def test_teachers_are_counted_as_one_exchange_and_an_upload_each(tiny, run_arm):
     assert fewer.local_steps < start.local_steps
 
 
+def test_fewer_teachers_than_the_minimum_of_a_round_are_enough(tiny, run_arm):
+    experiment = tiny(**{"teachers.count": 2, "server.minimum": 4, "rounds.max": 1})
+    assert [record.answered for record in run_arm(experiment, "consolidated").records] == [2, 5]
+
+
 def test_a_message_for_somebody_else_is_refused(tiny, run_arm):
     class Confused(FedAvg):
         def configure_train(self, *args: Any, **kwargs: Any) -> Iterable[Message]:

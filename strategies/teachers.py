@@ -1,0 +1,178 @@
+"""The teacher phase: participants train teachers and upload each once; the server distils them.
+
+============= ========= =======================================================================
+message       direction content
+============= ========= =======================================================================
+train.teacher down      ``arrays``: initial weights (``init: common``); ``config``: settings;
+                        ``transfer``: the transfer set's inputs as stored (``upload: logits``)
+train.teacher up        ``arrays``: weights, or ``logits`` float16 [N, C]; ``metrics``:
+                        ``num-examples``, ``train-loss``, ``local-steps``, label counts when asked
+============= ========= =======================================================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
+
+import numpy as np
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
+from torch import nn
+
+from kdfed import wire
+from kdfed.config import ModelSettings
+from kdfed.consolidate import average_states, consolidate
+from kdfed.models import State, build_model, load_state, state_of
+from kdfed.seeding import derive, numpy_generator
+from strategies.participant_grid import ParticipantGrid
+
+if TYPE_CHECKING:
+    from strategies.arm import ArmConfig
+
+OnEpoch: TypeAlias = Callable[[int, int, float | None], None]
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """What one participant uploaded: ``arrays`` are weights, or ``logits``."""
+
+    participant: int
+    arrays: State
+    num_examples: int
+    label_counts: list[float] | None
+
+
+def average(teachers: Sequence[Teacher]) -> State:
+    """Return the mean of the teachers' weights, weighted by their numbers of examples."""
+    weights = [float(teacher.num_examples) for teacher in teachers]
+    return average_states([teacher.arrays for teacher in teachers], weights)
+
+
+class TeacherPhase:
+    """One exchange, and what the server makes of it.
+
+    Parameters
+    ----------
+    config
+        The arm.
+    grid
+        Whose participants become teachers.
+    common
+        The common initial weights.
+    device
+        Where the server distils.
+    """
+
+    def __init__(self, config: ArmConfig, grid: ParticipantGrid, common: State, device: torch.device) -> None:
+        self.config, self.arm, self.grid, self.common, self.device = config, config.arm, grid, common, device
+        model = self.arm.teachers.model
+        self._models = model if isinstance(model, tuple) else (model or self.arm.model,)
+
+    def train(self) -> list[Teacher]:
+        """Have the chosen participants train teachers, and receive each once."""
+        contents = [self._content(model) for model in self._models]
+        specs = [spec for _, spec in contents]
+        self.grid.select(
+            self._chosen(),
+            phase="teachers",
+            round_number=0,
+            spec_of=lambda participant: specs[participant % len(specs)],
+        )
+        deadline = self.arm.server.deadlines.teachers
+        messages = [
+            Message(contents[p % len(contents)][0], p, wire.TEACHER, ttl=deadline, group_id="teachers")
+            for p in self.grid.get_node_ids()
+        ]
+        replies = list(self.grid.send_and_receive(messages, timeout=deadline))
+        return [_teacher(reply) for reply in replies]
+
+    @property
+    def count(self) -> int:
+        """How many participants train a teacher."""
+        count = self.arm.teachers.count
+        return count if isinstance(count, int) else self.arm.partition.participants
+
+    def _chosen(self) -> list[int]:
+        draw = numpy_generator(self.config.seed, "teacher-sample")
+        chosen = draw.choice(self.arm.partition.participants, self.count, replace=False)
+        return sorted(int(participant) for participant in chosen)
+
+    def _content(self, model: ModelSettings) -> tuple[RecordDict, wire.Spec]:
+        """Return what teachers of one architecture are sent, and what they must send back."""
+        settings = self.arm.teachers
+        content = RecordDict()
+        state = self.common if model == self.arm.model else state_of(self._build(model, "init"))
+        if settings.init == "common":
+            content[wire.ARRAYS] = ArrayRecord(dict(state))
+        content[wire.CONFIG] = ConfigRecord(
+            {
+                "seed": self.config.seed,
+                "model": model.model_dump_json(),
+                "teachers": settings.model_dump_json(exclude={"model", "count"}),
+            }
+        )
+        if settings.upload == "weights":
+            return content, wire.spec_of(state)
+        inputs = self.config.data.transfer_inputs
+        content[wire.TRANSFER] = ArrayRecord({wire.INPUTS: torch.from_numpy(inputs)})
+        return content, {wire.LOGITS: ((len(inputs), self.config.data.classes), "float16")}
+
+    def consolidate(self, teachers: Sequence[Teacher], on_epoch: OnEpoch) -> State:
+        """Distil the teachers into a student and return its weights.
+
+        Parameters
+        ----------
+        teachers
+            At least one.
+        on_epoch
+            Told (epoch from 1, epochs, validation accuracy or None) after each epoch.
+        """
+        settings, data = self.arm.consolidation, self.config.data
+        student = self._build(self.arm.model, "student")
+        if settings.init == "common":
+            load_state(student, self.common)
+        elif settings.init == "averaged":
+            load_state(student, average(teachers))
+        sources: Sequence[nn.Module] | torch.Tensor
+        if self.arm.teachers.upload == "logits":
+            sources = torch.stack([teacher.arrays[wire.LOGITS] for teacher in teachers])
+        else:
+            sources = [self._module(teacher) for teacher in teachers]
+        counts = None
+        if self.arm.teachers.label_counts.send:
+            counts = np.array([teacher.label_counts for teacher in teachers], dtype=np.float64)
+        consolidate(
+            student.to(self.device),
+            sources,
+            data.transfer.to(self.device),
+            data.validation.to(self.device),
+            settings,
+            derive(self.config.seed, "consolidate"),
+            label_counts=counts,
+            on_epoch=on_epoch,
+        )
+        return state_of(student)
+
+    def _module(self, teacher: Teacher) -> nn.Module:
+        model = self._models[teacher.participant % len(self._models)]
+        module = self._build(model, "teacher-module")
+        load_state(module, teacher.arrays)
+        return module.to(self.device)
+
+    def _build(self, model: ModelSettings, phase: str) -> nn.Module:
+        data = self.config.data
+        return build_model(model, data.input_shape, data.classes, derive(self.config.seed, phase))
+
+
+def _teacher(reply: Message) -> Teacher:
+    metrics = reply.content.metric_records[wire.METRICS]
+    examples, counts = metrics[wire.NUM_EXAMPLES], metrics.get(wire.LABEL_COUNTS)
+    assert isinstance(examples, int | float), "checked by the participant grid"
+    return Teacher(
+        participant=reply.metadata.src_node_id,
+        arrays=dict(reply.content.array_records[wire.ARRAYS].to_torch_state_dict()),
+        num_examples=int(examples),
+        label_counts=[float(count) for count in counts] if isinstance(counts, list) else None,
+    )
