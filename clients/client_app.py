@@ -6,6 +6,7 @@ experiment file and keeps no state that a restart would lose.
 
 from __future__ import annotations
 
+import copy
 import json
 from functools import lru_cache
 from importlib.metadata import version
@@ -76,7 +77,8 @@ def teacher(message: Message, context: Context) -> Message:
         if settings.upload == "logits":
             return {wire.LOGITS: ((len(task.transfer[wire.INPUTS]), participants.data.classes), "float16")}
         data = participants.data
-        return _model_spec(str(task.config["model"]), data.input_shape, data.classes)
+        template = _template(str(task.config["model"]), data.input_shape, data.classes)
+        return wire.spec_of(template.state_dict())
 
     return answer(message, work, expected)
 
@@ -132,15 +134,20 @@ def _participants(message: Message, context: Context) -> SimulatedParticipants:
 
 
 def _model(task: Task, participants: SimulatedParticipants, seed: int) -> nn.Module:
-    """Build the model that a task names; received weights replace the seeded ones."""
-    settings = ModelSettings.model_validate_json(str(task.config["model"]))
-    model = build_model(settings, participants.data.input_shape, participants.data.classes, seed)
-    if task.arrays:
-        load_state(model, task.arrays)
+    """Build the model that a task names: with the received weights, else with seeded ones."""
+    data, name = participants.data, str(task.config["model"])
+    if not task.arrays:
+        return _build(name, data.input_shape, data.classes, seed).to(participants.device)
+    model = copy.deepcopy(_template(name, data.input_shape, data.classes))
+    load_state(model, task.arrays)
     return model.to(participants.device)
 
 
+def _build(name: str, input_shape: tuple[int, ...], classes: int, seed: int) -> nn.Module:
+    return build_model(ModelSettings.model_validate_json(name), input_shape, classes, seed)
+
+
 @lru_cache(maxsize=16)
-def _model_spec(model: str, input_shape: tuple[int, ...], classes: int) -> wire.Spec:
-    settings = ModelSettings.model_validate_json(model)
-    return wire.spec_of(build_model(settings, input_shape, classes, seed=0).state_dict())
+def _template(name: str, input_shape: tuple[int, ...], classes: int) -> nn.Module:
+    """Return a model to copy, which is quicker than to build one; its weights mean nothing."""
+    return _build(name, input_shape, classes, seed=0)

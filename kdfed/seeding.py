@@ -58,11 +58,23 @@ def torch_generator(
 
 @contextmanager
 def torch_seed(derived: int) -> Iterator[None]:
-    """Seed torch's own generator inside a ``with`` block, and restore it afterwards.
+    """Seed torch's own generators inside a ``with`` block, and restore them afterwards.
 
     For code that cannot be handed a generator: layer initialisation and dropout.
+
+    Notes
+    -----
+    Not ``torch.manual_seed``: where a CUDA build runs without a GPU it formats a stack trace at every call,
+    and keeps it, for three devices that are not there.
     """
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(derived)
+    cuda = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    cpu_state, cuda_states = torch.get_rng_state(), torch.cuda.get_rng_state_all() if cuda else []
+    torch.default_generator.manual_seed(derived)
+    if cuda:
+        torch.cuda.manual_seed_all(derived)
+    try:
         yield
+    finally:
+        torch.set_rng_state(cpu_state)
+        if cuda:
+            torch.cuda.set_rng_state_all(cuda_states)
