@@ -128,9 +128,10 @@ def versions() -> dict[str, str]:
 
 def _participants(message: Message, context: Context) -> SimulatedParticipants:
     simulation = message.content.config_records.get(wire.SIMULATION)
-    if simulation is not None and torch.get_num_threads() != int(simulation["threads"]):  # type: ignore[arg-type]
-        torch.set_num_threads(int(simulation["threads"]))  # type: ignore[arg-type]
-    return participants_of(simulation, context)
+    participants = participants_of(simulation, context)
+    if torch.get_num_threads() != participants.threads:
+        torch.set_num_threads(participants.threads)
+    return participants
 
 
 def _model(task: Task, participants: SimulatedParticipants, seed: int) -> nn.Module:

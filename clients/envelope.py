@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
 from kdfed import wire
@@ -81,7 +80,7 @@ def answer(message: Message, work: Callable[[Task], Work], expected: Callable[[T
         return Message(_records([done]), reply_to=message)
 
     results: list[Work] = []
-    rows: list[tuple[int, int, int, int, str]] = []
+    rows: list[tuple[int, int, int, str]] = []
     variant = iter(plan.variants)
     for cohort in plan.cohorts:
         finished: list[tuple[int, Work]] = []
@@ -90,20 +89,22 @@ def answer(message: Message, work: Callable[[Task], Work], expected: Callable[[T
             task = Task(participant, task.arrays, task.config, task.transfer)
             try:
                 done = work(task)
-                problem = wire.problem_with(done.arrays, expected(task)) or wire.missing_metric(done.metrics)
+                problem = wire.problem_with(done.arrays, expected(task)) or wire.problem_with_metrics(
+                    done.metrics
+                )
             except Exception as error:
                 log.exception("participant %d failed", participant)
                 problem = f"{type(error).__name__}: {error}"
             if problem is None:
                 finished.append((participant, done))
             else:
-                rows.append((participant, -1, 0, 0, problem))
+                rows.append((participant, -1, 0, problem))
         if plan.reply == "each":
             for participant, done in finished:
-                rows.append((participant, len(results), *_counts(done), ""))
+                rows.append((participant, len(results), _steps(done), ""))
                 results.append(done)
         elif finished:
-            rows += [(participant, len(results), *_counts(done), "") for participant, done in finished]
+            rows += [(participant, len(results), _steps(done), "") for participant, done in finished]
             results.append(_weighted_mean([done for _, done in finished]))
     rows.sort(key=lambda row: plan.participants.index(row[0]))
     content = _records(results)
@@ -137,23 +138,24 @@ def _records(results: list[Work]) -> RecordDict:
     return content
 
 
-def _counts(done: Work) -> tuple[int, int]:
-    steps = done.metrics.get(wire.LOCAL_STEPS, 0)
-    count = done.metrics[wire.NUM_EXAMPLES]
-    if not isinstance(steps, int | float) or not isinstance(count, int | float):
-        raise ParticipantError(f"expected numbers of steps and examples, got {steps!r} and {count!r}")
-    return int(count), int(steps)
+def _steps(done: Work) -> int:
+    return int(_number(done, wire.LOCAL_STEPS)) if wire.LOCAL_STEPS in done.metrics else 0
+
+
+def _number(done: Work, key: str) -> float:
+    value = done.metrics[key]
+    if not isinstance(value, int | float):
+        raise ParticipantError(f"expected a number as {key}, got {value!r}")
+    return float(value)
 
 
 def _weighted_mean(done: list[Work]) -> Work:
     """Return a cohort's mean, weighted by ``num-examples``, which add up like the steps."""
-    counts = [_counts(one) for one in done]
-    weights = [float(examples) for examples, _ in counts]
-    losses = torch.tensor([float(one.metrics[wire.TRAIN_LOSS]) for one in done], dtype=torch.float64)  # type: ignore[arg-type]
-    share = torch.tensor(weights, dtype=torch.float64) / sum(weights)
+    weights = [_number(one, wire.NUM_EXAMPLES) for one in done]
+    losses = [weight * _number(one, wire.TRAIN_LOSS) for weight, one in zip(weights, done, strict=True)]
     metrics: dict[str, int | float | list[float]] = {
-        wire.NUM_EXAMPLES: sum(examples for examples, _ in counts),
-        wire.TRAIN_LOSS: float((losses * share).sum()),
-        wire.LOCAL_STEPS: sum(steps for _, steps in counts),
+        wire.NUM_EXAMPLES: int(sum(weights)),
+        wire.TRAIN_LOSS: sum(losses) / sum(weights),
+        wire.LOCAL_STEPS: sum(_steps(one) for one in done),
     }
     return Work(average_states([one.arrays for one in done], weights), metrics)

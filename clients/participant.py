@@ -40,11 +40,14 @@ class SimulatedParticipants:
         Who holds which examples.
     device
         Where their training runs.
+    threads
+        Intra-op threads of their training.
     """
 
     data: PreparedData
     partition: Partition
     device: torch.device
+    threads: int
 
     def examples(self, participant: int) -> Examples:
         """Return one participant's examples on the device.
@@ -67,8 +70,10 @@ class SimulatedParticipants:
 
 def is_simulated(context: Context) -> bool:
     """Tell whether this process is part of a simulation: a Ray actor, or the in-process engine."""
+    if context.node_config.get(IN_PROCESS):
+        return True
     ray = sys.modules.get("ray")
-    return bool(context.node_config.get(IN_PROCESS)) or (ray is not None and ray.is_initialized())
+    return ray is not None and ray.is_initialized() and ray.get_runtime_context().get_actor_id() is not None
 
 
 def participants_of(simulation: Mapping[str, Any] | None, context: Context) -> SimulatedParticipants:
@@ -89,15 +94,16 @@ def participants_of(simulation: Mapping[str, Any] | None, context: Context) -> S
         str(simulation["partition"]),
         int(simulation["seed"]),
         str(simulation["device"]),
+        int(simulation["threads"]),
     )
 
 
 @lru_cache(maxsize=4)
-def _simulated(data: str, partition: str, seed: int, device: str) -> SimulatedParticipants:
+def _simulated(data: str, partition: str, seed: int, device: str, threads: int) -> SimulatedParticipants:
     prepared = prepare(DataSettings.model_validate_json(data))
     settings = _PARTITION.validate_json(partition)
     made = make_partition(settings, prepared.dataset.labels, prepared.splits.train, prepared.classes, seed)
-    return SimulatedParticipants(prepared, made, resolve_device(device))
+    return SimulatedParticipants(prepared, made, resolve_device(device), threads)
 
 
 def resolve_device(name: str) -> torch.device:

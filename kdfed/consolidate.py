@@ -211,7 +211,7 @@ def _finite(logits_KNC: torch.Tensor) -> torch.Tensor:
     if broken:
         raise KdfedError(
             f"expected finite logits, got infinity or NaN from teacher {', '.join(map(str, broken))} of "
-            f"{len(logits_KNC)} (counted from 0); lower teachers.lr or leave it out"
+            f"{len(logits_KNC)} (counted from 0); lower teachers.lr"
         )
     return logits_KNC
 

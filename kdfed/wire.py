@@ -21,8 +21,9 @@ evaluate        down      arrays, config          global weights; settings
 
 In a simulation one network message carries many participants: distinct contents once each, and a
 ``cohorts`` record (:class:`Plan`) that says who is served by which. Its reply holds one result per
-cohort or per participant, and a ``cohorts`` record (:class:`Answers`) that says who answered. A message
-without a ``cohorts`` record is for the one participant of a device.
+cohort or per participant, and a ``cohorts`` record (:class:`Answers`) that says who answered. A device's
+message has that record too, with one participant. A reply without one is an ordinary Flower reply of one
+participant: that of a ClientApp that knows no cohorts.
 
 This module knows no Flower: it turns plans and answers into the plain lists that a ``ConfigRecord`` holds.
 """
@@ -143,15 +144,14 @@ class Answers:
         Everybody the message was for.
     results
         For each, the index of the result that holds its work, or -1 when it is left out.
-    num_examples, local_steps
-        For each, examples trained on and optimiser steps made; 0 when it is left out.
+    local_steps
+        For each, the optimiser steps made; 0 when it is left out.
     reasons
         For each, why it is left out; empty when it is not.
     """
 
     participants: tuple[int, ...]
     results: tuple[int, ...]
-    num_examples: tuple[int, ...]
     local_steps: tuple[int, ...]
     reasons: tuple[str, ...]
 
@@ -160,7 +160,6 @@ class Answers:
         return {
             "participants": list(self.participants),
             "results": list(self.results),
-            "num-examples": list(self.num_examples),
             "local-steps": list(self.local_steps),
             "reasons": list(self.reasons),
         }
@@ -178,7 +177,6 @@ class Answers:
             answers = cls(
                 participants=tuple(int(p) for p in lists["participants"]),
                 results=tuple(int(r) for r in lists["results"]),
-                num_examples=tuple(int(n) for n in lists["num-examples"]),
                 local_steps=tuple(int(n) for n in lists["local-steps"]),
                 reasons=tuple(str(reason) for reason in lists["reasons"]),
             )
@@ -236,9 +234,26 @@ def problem_with(arrays: Mapping[str, np.ndarray | torch.Tensor], spec: Spec) ->
     return None
 
 
-def missing_metric(metrics: Mapping[str, Any]) -> str | None:
-    """Say what is wrong with a participant's metrics: ``num-examples`` must be a number above 0."""
-    count = metrics.get(NUM_EXAMPLES)
+def problem_with_metrics(metrics: Mapping[str, Any]) -> str | None:
+    """Say what is wrong with a participant's metrics.
+
+    Parameters
+    ----------
+    metrics
+        What arrived: numbers and lists of numbers by key. ``num-examples`` must be above 0, ``local-steps``
+        (where it is there) a whole number of at least 0, and every number finite.
+
+    Returns
+    -------
+    str or None
+        One sentence; None when all is well.
+    """
+    count, steps = metrics.get(NUM_EXAMPLES), metrics.get(LOCAL_STEPS, 0)
     if not isinstance(count, int | float) or not np.isfinite(count) or count <= 0:
         return f"expected {NUM_EXAMPLES} above 0, got {count!r}"
+    if not isinstance(steps, int) or steps < 0:
+        return f"expected {LOCAL_STEPS} as a whole number of at least 0, got {steps!r}"
+    for key, value in metrics.items():
+        if not np.isfinite(value).all():
+            return f"not finite: {key}"
     return None

@@ -43,8 +43,9 @@ def main(grid: Grid, context: Context) -> None:
         if mistakes:
             raise ConfigError(str(context.run_config["experiment"]), mistakes)
         run_experiment(grid, experiment, RunFolder.open_for(out, experiment), "flower", on_event)
-    except KdfedError as error:
-        on_event(Event(arm="", seed=0, phase="failed", message=str(error)))
+    except Exception as error:
+        message = str(error) if isinstance(error, KdfedError) else f"{type(error).__name__}: {error}"
+        on_event(Event(arm="", seed=0, phase="failed", message=message))
         raise
 
 
@@ -80,15 +81,16 @@ def run_experiment(
     Raises
     ------
     RunError
-        If an arm could not go on; the summary of what was recorded is written first.
+        If an arm could not go on. Whatever is raised, the summary of what was recorded is written first.
     """
     torch.set_num_threads(experiment.threads)
     data = prepare(experiment.data)
-    results, failure = _Results(), None
+    results = _Results()
+    failure: Exception | None = None
     try:
         for seed in experiment.seeds:
             _run_seed(grid, experiment, data, seed, folder, results, on_event)
-    except RunError as error:
+    except Exception as error:
         failure = error
     summary = summarise(experiment, engine, results.records, results.outcomes, _partitions(experiment, data))
     folder.write_summary(summary)
@@ -149,9 +151,11 @@ def _run_seed(
             result = PreConsolidation(make_strategy(arm), config).start(
                 grid, start, arm.rounds.max, arm.server.deadlines.train
             )
-        except RunError as error:
+        except Exception as error:
             results.outcomes.append(Outcome(name, seed, "failed", ""))
-            raise RunError(f"arm {name}, seed {seed}: {error}") from error
+            if isinstance(error, KdfedError):
+                raise RunError(f"arm {name}, seed {seed}: {error}") from error
+            raise
         state = dict(result.arrays.to_torch_state_dict())
         folder.save_model(name, seed, state)
         results.outcomes.append(Outcome(name, seed, result.stopped, weights_sha256(state)))

@@ -199,6 +199,9 @@ class ArmRunner:
             if arrays is None:
                 raise RunError(f"round {server_round}: the strategy returned no arrays")
             state = self._repair(arrays, replies, model, spec)
+            self._require_finite(
+                state, spec, f"round {server_round}", "lower local.lr or the server's step size"
+            )
             if metrics is not None:
                 self.result.train_metrics_clientapp[server_round] = metrics
             self._evaluate(
@@ -269,16 +272,23 @@ class ArmRunner:
             return self._from_file(Path(start.removeprefix("file:")), common), 0, []
         self._tell("teachers")
         phase = TeacherPhase(self.config, self.grid, common, self.device)
-        teachers = phase.train()
-        answered, least = len(self.grid.report.answered), min(self.arm.server.minimum, phase.count)
-        self._require(answered, least, "teacher phase", "answered")
+        teachers, report = phase.train(), self.grid.report
+        least = min(self.arm.server.minimum, phase.count)
+        self._require(len(report.answered), least, "teacher phase", "answered with a teacher")
         if start == "averaged":
             state = average(teachers)
         else:
             state = phase.consolidate(
                 teachers, lambda epoch, epochs, accuracy: self._tell("consolidate", epoch, epochs, accuracy)
             )
-        return state, answered, self.grid.report.absent
+        spec = wire.spec_of(common)
+        self._require_finite(state, spec, "consolidation", "lower consolidation.lr or the temperature")
+        return state, len(report.answered), report.absent
+
+    def _require_finite(self, state: State, spec: wire.Spec, where: str, advice: str) -> None:
+        problem = wire.problem_with(state, spec)
+        if problem is not None:
+            raise RunError(f"{where}: expected a finite model, got {problem}; {advice}")
 
     def _from_file(self, path: Path, common: State) -> State:
         state = load_model(path)
@@ -338,14 +348,14 @@ class ArmRunner:
         evaluate_config: ConfigRecord | None,
     ) -> None:
         """Make the strategy's own evaluation trip, if it wants one; it is counted apart."""
+        self.grid.select(sampled, phase="evaluate", round_number=server_round, spec_of=lambda participant: {})
+        if len(list(self.grid.get_node_ids())) < _least(self.strategy):
+            return  # Flower would wait for ever
         config = ConfigRecord({**(evaluate_config or {}), **self._settings(server_round)})
         messages = list(
             self.strategy.configure_evaluate(server_round, ArrayRecord(dict(state)), config, self.grid)
         )
         if messages:
-            self.grid.select(
-                sampled, phase="evaluate", round_number=server_round, spec_of=lambda participant: {}
-            )
             replies = self.grid.send_and_receive(messages, timeout=timeout)
             metrics = self.strategy.aggregate_evaluate(server_round, replies)
             if metrics is not None:

@@ -42,6 +42,14 @@ class Bundle:
     late: bool = False
 
 
+@dataclass(frozen=True)
+class Ready:
+    """A checked result, and whose work is in it."""
+
+    reply: Message
+    participants: tuple[int, ...]
+
+
 @dataclass
 class Report:
     """What an exchange brought.
@@ -106,7 +114,7 @@ class ParticipantGrid(Grid):
         self._spec_of: SpecOf = lambda participant: {}
         self._cohorts: list[tuple[int, ...]] = []
         self._open: dict[str, Bundle] = {}
-        self._ready: dict[str, Message] = {}
+        self._ready: dict[str, Ready] = {}
         self._late: list[Absent] = []
 
     # ------------------------------------------------------------------ what the arm runner says
@@ -162,7 +170,7 @@ class ParticipantGrid(Grid):
         Raises
         ------
         RunError
-            If no node answers, or one runs other versions than the server.
+            If no node answers, one runs other versions than the server, or nodes hold different data.
         """
         content = RecordDict({wire.CONFIG: ConfigRecord(dict(config))})
         logical_down = _bytes(content)
@@ -176,22 +184,21 @@ class ParticipantGrid(Grid):
                 f"no reply within {timeout:g} seconds"
             }
             raise RunError(f"expected an answer to hello from a node, got none: {'; '.join(sorted(reasons))}")
-        for reply in good:
-            theirs = reply.content.config_records[wire.CONFIG]["versions"]
-            if theirs != config["versions"]:
-                raise RunError(
-                    f"expected the server's versions {config['versions']!r} on every node, got {theirs!r}"
-                )
-        counts = good[0].content.metric_records[wire.METRICS][wire.NUM_EXAMPLES]
-        assert isinstance(counts, list)
+        told = {_hello(reply, str(config["versions"])) for reply in good}
+        if len(told) > 1:
+            raise RunError(
+                f"expected every node to hold the same partition, got {sorted(told)}; give all nodes the "
+                "same data"
+            )
+        (counts,) = told
         logical_up = (
             MetricRecord({wire.NUM_EXAMPLES: 1}).count_bytes()
-            + good[0].content.config_records[wire.CONFIG].count_bytes()
+            + ConfigRecord({"versions": str(config["versions"])}).count_bytes()
         )
         for participant in range(len(counts)):
             self.ledger.down("hello", participant, logical_down)
             self.ledger.up("hello", participant, logical_up, 0)
-        return {participant: int(count) for participant, count in enumerate(counts)}
+        return dict(enumerate(counts))
 
     # ------------------------------------------------------------------ Flower's Grid
 
@@ -231,7 +238,7 @@ class ParticipantGrid(Grid):
         """
         self._pull()
         wanted = set(message_ids)
-        found = [self._ready.pop(key) for key in list(self._ready) if key in wanted]
+        found = [self._ready.pop(key).reply for key in list(self._ready) if key in wanted]
         return sorted(found, key=lambda message: message.metadata.src_node_id)
 
     def send_and_receive(
@@ -253,13 +260,14 @@ class ParticipantGrid(Grid):
         for bundle in self._waiting():
             bundle.late = True
             self._leave_out(bundle.plan.participants, f"no reply within {timeout:g} seconds")
-        replies = [self._ready.pop(key) for key in list(self._ready) if key in ids]
+        ready = [self._ready.pop(key) for key in list(self._ready) if key in ids]
+        replies = self._agreeing(sorted(ready, key=lambda one: one.participants))
         if self._phase != "evaluate":
             self.report.absent += self._late
             self._late = []
         self.report.answered.sort()
         self.report.absent.sort(key=lambda absent: absent.participant)
-        return sorted(replies, key=lambda message: message.metadata.src_node_id)
+        return replies
 
     # ------------------------------------------------------------------ sending
 
@@ -358,27 +366,33 @@ class ParticipantGrid(Grid):
             elif reply.has_error():
                 self._leave_out(bundle.plan.participants, f"error reply: {reply.error.reason}")
             else:
-                try:
-                    self._take(bundle, reply.content)
-                except WireError as error:
-                    self._leave_out(bundle.plan.participants, str(error))
+                self._take(bundle, reply.content)
 
     def _count_late(self, bundle: Bundle, reply: Message) -> None:
         """Name and count a reply that came after its deadline; it is never aggregated."""
         if reply.has_error():
             return
-        answers, results = _read(bundle.plan, reply.content)
+        try:
+            answers, results = _read(bundle.plan, reply.content)
+        except Exception as error:
+            reason = f"late: reply to round {bundle.round}, which cannot be read: {error}"
+            self._late += [Absent(participant, reason) for participant in bundle.plan.participants]
+            return
         for participant, index, steps in zip(
             answers.participants, answers.results, answers.local_steps, strict=True
         ):
             if index >= 0:
-                size = _bytes(results[index]) + _ANSWERS_BYTES
-                self.ledger.up(bundle.phase, participant, size, steps)
+                self.ledger.up(bundle.phase, participant, _bytes(results[index]) + _ANSWERS_BYTES, steps)
                 self._late.append(Absent(participant, f"late: reply to round {bundle.round}, not used"))
 
     def _take(self, bundle: Bundle, content: RecordDict) -> None:
-        answers, results = _read(bundle.plan, content)
-        problems: dict[int, str | None] = {}
+        """Take a reply's results; whatever is wrong with them costs their participants and nobody else."""
+        try:
+            answers, results = _read(bundle.plan, content)
+        except Exception as error:
+            self._leave_out(bundle.plan.participants, f"a reply that cannot be read: {error}")
+            return
+        members: dict[int, list[int]] = {}
         for participant, index, steps, reason in zip(
             answers.participants, answers.results, answers.local_steps, answers.reasons, strict=True
         ):
@@ -386,16 +400,29 @@ class ParticipantGrid(Grid):
                 self._leave_out([participant], reason)
                 continue
             self.ledger.up(bundle.phase, participant, _bytes(results[index]) + _ANSWERS_BYTES, steps)
-            if index not in problems:
-                problems[index] = _problem(results[index], bundle.spec_of(participant))
-                if problems[index] is None:
-                    message = bundle.messages[participant]
-                    self._ready[message.metadata.message_id] = Message(results[index], reply_to=message)
-            problem = problems[index]
+            members.setdefault(index, []).append(participant)
+        for index, participants in members.items():
+            problem = _problem(results[index], bundle.spec_of(participants[0]))
             if problem is not None:
-                self._leave_out([participant], problem)
-            else:
-                self.report.answered.append(participant)
+                self._leave_out(participants, problem)
+                continue
+            message = bundle.messages[participants[0]]
+            reply = Message(results[index], reply_to=message)
+            self._ready[message.metadata.message_id] = Ready(reply, tuple(participants))
+            self.report.answered += participants
+
+    def _agreeing(self, ready: Sequence[Ready]) -> list[Message]:
+        """Leave out replies whose metrics have other keys than most: a strategy would refuse all of them."""
+        shapes = [_shape_of(one.reply.content.metric_records[wire.METRICS]) for one in ready]
+        usual = max(shapes, key=shapes.count, default=())
+        kept = []
+        for one, shape in zip(ready, shapes, strict=True):
+            if shape == usual:
+                kept.append(one.reply)
+                continue
+            self.report.answered = [p for p in self.report.answered if p not in one.participants]
+            self._leave_out(one.participants, f"other metrics than most: {dict(shape)}, not {dict(usual)}")
+        return kept
 
     def _leave_out(self, participants: Iterable[int], reason: str) -> None:
         self.report.absent += [Absent(participant, reason) for participant in participants]
@@ -406,8 +433,8 @@ def _read(plan: wire.Plan, content: RecordDict) -> tuple[wire.Answers, list[Reco
     if wire.COHORTS not in content.config_records:  # a device, or a ClientApp that knows no cohorts
         (participant,) = _only(plan.participants)
         metrics = content.metric_records.get(wire.METRICS, MetricRecord())
-        count, steps = metrics.get(wire.NUM_EXAMPLES, 0), metrics.get(wire.LOCAL_STEPS, 0)
-        answers = wire.Answers((participant,), (0,), (_whole(count),), (_whole(steps),), ("",))
+        steps = metrics.get(wire.LOCAL_STEPS, 0)
+        answers = wire.Answers((participant,), (0,), (steps if isinstance(steps, int) else 0,), ("",))
         return answers, [_result(content, 0, 1)]
     answers = wire.Answers.from_lists(content.config_records[wire.COHORTS])
     if answers.participants != plan.participants:
@@ -420,10 +447,6 @@ def _only(participants: tuple[int, ...]) -> tuple[int, ...]:
     if len(participants) != 1:
         raise WireError(f"expected a reply with a {wire.COHORTS} record for {len(participants)} participants")
     return participants
-
-
-def _whole(value: object) -> int:
-    return int(value) if isinstance(value, int | float) else 0
 
 
 def _result(content: RecordDict, index: int, count: int) -> RecordDict:
@@ -439,11 +462,33 @@ def _result(content: RecordDict, index: int, count: int) -> RecordDict:
 
 
 def _problem(result: RecordDict, spec: wire.Spec) -> str | None:
-    problem = wire.missing_metric(result.metric_records[wire.METRICS])
+    problem = wire.problem_with_metrics(result.metric_records[wire.METRICS])
     if problem is not None or not spec:
         return problem
     arrays = result.array_records.get(wire.ARRAYS, ArrayRecord())
-    return wire.problem_with({key: array.numpy() for key, array in arrays.items()}, spec)
+    try:
+        return wire.problem_with({key: array.numpy() for key, array in arrays.items()}, spec)
+    except Exception as error:
+        return f"arrays that cannot be read: {error}"
+
+
+def _shape_of(metrics: MetricRecord) -> tuple[tuple[str, int], ...]:
+    """Return the metrics' keys with their lengths: 0 for a number, else that of the list."""
+    return tuple(
+        sorted((key, len(value) if isinstance(value, list) else 0) for key, value in metrics.items())
+    )
+
+
+def _hello(reply: Message, versions: str) -> tuple[int, ...]:
+    """Return the examples of every participant that a node tells of."""
+    content = reply.content
+    theirs = content.config_records.get(wire.CONFIG, ConfigRecord()).get("versions")
+    if theirs != versions:
+        raise RunError(f"expected the server's versions {versions} on every node, got {theirs!r}")
+    counts = content.metric_records.get(wire.METRICS, MetricRecord()).get(wire.NUM_EXAMPLES)
+    if not isinstance(counts, list) or not all(count > 0 for count in counts):
+        raise RunError(f"expected every node to tell each participant's examples, got {counts!r}")
+    return tuple(int(count) for count in counts)
 
 
 def _bytes(content: RecordDict) -> int:
@@ -457,4 +502,4 @@ def _record_bytes(lists: wire.Lists) -> int:
 
 # What a device's message and reply hold besides the strategy's records: for one participant always the same.
 _PLAN_BYTES = _record_bytes(wire.Plan(((0,),), (0,), "mean").to_lists())
-_ANSWERS_BYTES = _record_bytes(wire.Answers((0,), (0,), (1,), (1,), ("",)).to_lists())
+_ANSWERS_BYTES = _record_bytes(wire.Answers((0,), (0,), (1,), ("",)).to_lists())

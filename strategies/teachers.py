@@ -25,11 +25,16 @@ from kdfed import wire
 from kdfed.config import ModelSettings
 from kdfed.consolidate import average_states, consolidate
 from kdfed.models import State, build_model, load_state, state_of
+from kdfed.records import Absent
 from kdfed.seeding import derive, numpy_generator
+from kdfed.train import predict
 from strategies.participant_grid import ParticipantGrid
 
 if TYPE_CHECKING:
     from strategies.arm import ArmConfig
+
+_PROBED = 32
+"""Validation examples on which a teacher is tried before it joins the ensemble."""
 
 OnEpoch: TypeAlias = Callable[[int, int, float | None], None]
 
@@ -86,7 +91,21 @@ class TeacherPhase:
             for p in self.grid.get_node_ids()
         ]
         replies = list(self.grid.send_and_receive(messages, timeout=deadline))
-        return [_teacher(reply) for reply in replies]
+        teachers = [_teacher(reply) for reply in replies]
+        return [teacher for teacher in teachers if self._is_sound(teacher)]
+
+    def _is_sound(self, teacher: Teacher) -> bool:
+        """Tell whether a teacher's logits are finite; weights can be finite and overflow all the same."""
+        if self.arm.teachers.upload == "logits" or self.arm.start == "averaged":
+            return True
+        logits = predict(self._module(teacher), self.config.data.validation.inputs[:_PROBED])
+        if bool(torch.isfinite(logits).all()):
+            return True
+        report = self.grid.report
+        report.answered.remove(teacher.participant)
+        report.absent.append(Absent(teacher.participant, "its teacher's logits are not finite"))
+        report.absent.sort(key=lambda absent: absent.participant)
+        return False
 
     @property
     def count(self) -> int:

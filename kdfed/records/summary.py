@@ -78,7 +78,7 @@ def summarise(
                 "target": str(target),
                 "rule": experiment.rounds.rule,
                 "cost": cost,
-                **compare(_pairs(experiment, curves, arm, target, cost)),
+                **_compare(experiment, curves, ends, arm, target, cost),
             }
             for arm in experiment.arm_order[1:]
             for target in experiment.targets
@@ -146,16 +146,29 @@ def _costs(record: RoundRecord | None) -> dict[str, Any] | None:
     }
 
 
-def _pairs(experiment: Experiment, curves: Curves, arm: str, target: Target, cost: str) -> list[Pair]:
-    """Return the costs of the seeds in which both arms were evaluated."""
-    pairs = []
+def _compare(
+    experiment: Experiment,
+    curves: Curves,
+    ends: Mapping[tuple[str, int], Outcome],
+    arm: str,
+    target: Target,
+    cost: str,
+) -> dict[str, Any]:
+    """Compare an arm with the baseline over the seeds in which both ran; a failed run is no miss."""
+    pairs, failed = [], 0
     for seed in experiment.seeds:
         baseline, other = curves.get((experiment.baseline_arm, seed)), curves.get((arm, seed))
         accuracy = _accuracy(experiment, curves, seed, target)
         if baseline is None or other is None or accuracy is None:
+            failed += 1
             continue
         reached = _hit(experiment.rounds.rule, baseline, accuracy)
         hit = _hit(experiment.rounds.rule, other, accuracy)
+        if (reached is None and _failed(ends, experiment.baseline_arm, seed)) or (
+            hit is None and _failed(ends, arm, seed)
+        ):
+            failed += 1
+            continue
         pairs.append(
             Pair(
                 baseline=None if reached is None else _cost(reached, cost),
@@ -163,7 +176,11 @@ def _pairs(experiment: Experiment, curves: Curves, arm: str, target: Target, cos
                 arm_missed=hit is None,
             )
         )
-    return pairs
+    return {**compare(pairs), "failed": failed}
+
+
+def _failed(ends: Mapping[tuple[str, int], Outcome], arm: str, seed: int) -> bool:
+    return (arm, seed) not in ends or ends[arm, seed].stopped == "failed"
 
 
 def _cost(record: RoundRecord, cost: str) -> int:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kdfed.errors import WireError
-from kdfed.wire import Answers, Plan, missing_metric, numbered, problem_with, spec_of
+from kdfed.wire import Answers, Plan, numbered, problem_with, problem_with_metrics, spec_of
 
 
 @given(st.lists(st.lists(st.integers(0, 99), min_size=1, max_size=4), min_size=1, max_size=5))
@@ -19,7 +19,7 @@ def test_a_plan_reads_back_equal(cohorts):
 
 
 def test_answers_read_back_equal():
-    answers = Answers((4, 7), (0, -1), (10, 0), (2, 0), ("", "not finite: w"))
+    answers = Answers((4, 7), (0, -1), (2, 0), ("", "not finite: w"))
     assert Answers.from_lists(answers.to_lists()) == answers
 
 
@@ -39,9 +39,7 @@ def test_a_plan_that_does_not_fit_together_is_refused(lists):
 
 def test_answers_of_different_lengths_are_refused():
     with pytest.raises(WireError, match="one entry a participant"):
-        Answers.from_lists(
-            {"participants": [1, 2], "results": [0], "num-examples": [1], "local-steps": [1], "reasons": [""]}
-        )
+        Answers.from_lists({"participants": [1, 2], "results": [0], "local-steps": [1], "reasons": [""]})
 
 
 def test_records_are_numbered_only_where_there_are_several():
@@ -71,5 +69,15 @@ def test_tensors_and_arrays_have_the_same_spec():
 
 @pytest.mark.parametrize("count", [0, -1, None, float("nan"), "5"])
 def test_a_participant_without_examples_cannot_be_weighted(count):
-    assert "num-examples" in missing_metric({"num-examples": count})
-    assert missing_metric({"num-examples": 5}) is None
+    assert "num-examples above 0" in problem_with_metrics({"num-examples": count})
+    assert problem_with_metrics({"num-examples": 5}) is None
+
+
+@pytest.mark.parametrize("steps", [-1, 1.5, float("inf"), "3"])
+def test_steps_are_a_whole_number(steps):
+    assert "whole number" in problem_with_metrics({"num-examples": 5, "local-steps": steps})
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), [1.0, float("nan")]])
+def test_a_metric_that_is_not_finite_is_named(value):
+    assert problem_with_metrics({"num-examples": 5, "train-loss": value}) == "not finite: train-loss"

@@ -119,6 +119,26 @@ def test_a_failed_run_keeps_what_was_recorded_and_says_why(tiny, tmp_path, monke
     assert "done" not in [event.phase for event in events]
 
 
+def test_a_failed_arm_is_no_miss_and_whatever_went_wrong_a_summary_is_written(tiny, tmp_path, monkeypatch):
+    honest = server_app.PreConsolidation.start
+
+    def fails(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if self.config.name == "consolidated":
+            raise ValueError("nobody expected this")
+        return honest(self, *args, **kwargs)
+
+    monkeypatch.setattr(server_app.PreConsolidation, "start", fails)
+    experiment = tiny()
+    folder = RunFolder.open_for(tmp_path / "run", experiment)
+    with pytest.raises(ValueError, match="nobody expected this"):
+        inprocess.run(experiment, folder, nodes=1, on_event=lambda event: None)
+    summary = folder.read_summary()
+    assert [run["arm"] for run in summary["runs"]] == ["cold"]
+    for comparison in summary["comparisons"]:
+        assert (comparison["pairs"], comparison["failed"]) == (0, 1)
+        assert set(comparison["censored"].values()) == {0}
+
+
 def test_events_follow_the_phases_of_each_arm(tiny, tmp_path):
     events: list[Event] = []
     experiment = tiny()

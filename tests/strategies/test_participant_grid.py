@@ -210,6 +210,109 @@ def test_an_error_reply_of_a_node_costs_its_participants_only(tiny, run_arm):
     assert records[1].answered == 2
 
 
+class Tampering(InProcessGrid):
+    """Changes one participant's reply; cohorts must hold one participant each."""
+
+    def __init__(self, *args: Any, tamper: Any, message_type: str = wire.TRAIN) -> None:
+        super().__init__(*args)
+        self.tamper, self.message_type = tamper, message_type
+
+    def _handle(self, message: Message) -> Message:
+        reply = super()._handle(message)
+        if message.metadata.message_type == self.message_type:
+            plan = wire.Plan.from_lists(message.content.config_records[wire.COHORTS])
+            if 3 in plan.participants:
+                count = len(plan.participants)
+                self.tamper(reply.content, plan.participants.index(3), count)
+        return reply
+
+
+def _corrupt_bytes(content: Any, index: int, count: int) -> None:
+    record = content[wire.numbered("arrays", index, count)]
+    record[next(iter(record))].data = b"nonsense"
+
+
+def _extra_metric(content: Any, index: int, count: int) -> None:
+    content[wire.numbered("metrics", index, count)]["extra"] = 1.0
+
+
+def _endless_loss(content: Any, index: int, count: int) -> None:
+    content[wire.numbered("metrics", index, count)]["train-loss"] = float("inf")
+
+
+@pytest.mark.parametrize(
+    ("tamper", "reason"),
+    [
+        (_corrupt_bytes, "arrays that cannot be read"),
+        (_extra_metric, "other metrics than most"),
+        (_endless_loss, "not finite: train-loss"),
+    ],
+)
+@pytest.mark.parametrize("strategy", ["fedavg", "krum"])
+def test_whatever_a_reply_holds_it_costs_only_its_sender(tiny, run_arm, tamper, reason, strategy):
+    experiment = tiny(**{"server.strategy": strategy, "server.cohort-size": 1, "rounds.max": 1})
+    record = run_arm(experiment, grid=Tampering(app, 2, tamper=tamper)).records[1]
+    assert record.answered == 4
+    ((absent),) = record.absent
+    assert absent.participant == 3
+    assert reason in absent.reason
+
+
+def test_a_reply_that_cannot_be_read_costs_its_participants(tiny, run_arm):
+    def unreadable(content: Any, index: int, count: int) -> None:
+        content.config_records.pop(wire.COHORTS)
+
+    record = run_arm(tiny(**{"rounds.max": 1}), grid=Tampering(app, 2, tamper=unreadable)).records[1]
+    assert [absent.participant for absent in record.absent] == [2, 3]
+    assert record.answered == 3
+
+
+def test_a_teacher_that_overflows_is_left_out_of_the_ensemble(tiny, run_arm):
+    def huge(content: Any, index: int, count: int) -> None:
+        from flwr.app import Array
+
+        record = content[wire.numbered("arrays", index, count)]
+        for key, array in record.items():
+            record[key] = Array(array.numpy() * 0 + 3e38)
+
+    grid = Tampering(app, 2, tamper=huge, message_type=wire.TEACHER)
+    start = run_arm(tiny(**{"rounds.max": 0}), "consolidated", grid=grid).records[0]
+    assert start.answered == 4
+    assert [(a.participant, a.reason) for a in start.absent] == [(3, "its teacher's logits are not finite")]
+
+
+def test_a_student_that_diverged_stops_the_run(tiny, run_arm):
+    with pytest.raises(RunError, match=r"expected a finite model, got .*lower consolidation\.lr"):
+        run_arm(tiny(**{"consolidation.lr": 1e30}), "consolidated")
+
+
+def test_nodes_with_different_data_are_noticed(tiny, run_arm):
+    class TwoWorlds(InProcessGrid):
+        def _handle(self, message: Message) -> Message:
+            reply = super()._handle(message)
+            if message.metadata.message_type == wire.HELLO and message.metadata.dst_node_id == 1002:
+                reply.content[wire.METRICS][wire.NUM_EXAMPLES] = [1, 2]
+            return reply
+
+    with pytest.raises(RunError, match=r"expected every node to hold the same partition, got .*1, 2"):
+        run_arm(tiny(), grid=TwoWorlds(app, 2))
+
+
+def test_a_node_with_other_versions_is_refused(tiny, run_arm, monkeypatch):
+    monkeypatch.setattr(clients.client_app, "versions", lambda: {"kdfed": "0.0.1"})
+    with pytest.raises(RunError, match=r"expected the server's versions .* on every node, got .*0\.0\.1"):
+        run_arm(tiny())
+
+
+def test_an_evaluation_trip_goes_only_to_those_who_are_not_busy(tiny, run_arm):
+    grid = Withholding(app, 2, node=1002, message_type=wire.TRAIN)
+    experiment = tiny(**{"server.deadlines.train": 0.3, "rounds.max": 1})
+    strategy = FedAvg(min_train_nodes=1, min_evaluate_nodes=1, min_available_nodes=1)
+    result = run_arm(experiment, grid=grid, strategy=strategy)
+    assert result.records[1].answered == 3
+    assert 0 <= result.evaluate_metrics_clientapp[1]["eval-acc"] <= 1
+
+
 @pytest.mark.parametrize("cohort_size", [1, 2, 5])
 def test_the_ledger_counts_what_a_device_would_exchange(tiny, run_arm, cohort_size):
     """Same bytes, whatever a network message carries: 3 rounds x 5 participants x one model each way."""

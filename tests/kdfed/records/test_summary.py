@@ -42,7 +42,10 @@ WARM = [0.6, 0.8, 0.8, 0.8]
 MISS = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7]
 
 
-def summary_of(records, outcomes=(), **changes):
+def summary_of(records, outcomes=None, **changes):
+    """Sum up; unless told otherwise, every run ended after its last round."""
+    if outcomes is None:
+        outcomes = [Outcome(arm, seed, "max-rounds", "") for arm, seed in {(r.arm, r.seed) for r in records}]
     summary = summarise(experiment(**changes), "inprocess", records, outcomes)
     assert json.loads(json.dumps(summary, allow_nan=False)) == summary
     return summary
@@ -66,7 +69,18 @@ def test_a_summary_has_the_keys_of_the_contract():
         *("best_accuracy", "weights_sha256"),
     ]
     assert list(summary["comparisons"][0]) == [
-        *("baseline", "arm", "target", "rule", "cost", "saved_percent", "ratio", "pairs", "censored")
+        *(
+            "baseline",
+            "arm",
+            "target",
+            "rule",
+            "cost",
+            "saved_percent",
+            "ratio",
+            "pairs",
+            "censored",
+            "failed",
+        )
     ]
     assert [entry["cost"] for entry in summary["comparisons"]] == [
         *("rounds", "exchanges", "participant_uploads", "bytes", "local_steps")
@@ -165,7 +179,7 @@ def test_the_rule_first_counts_first_hits():
 
 def test_a_run_without_an_outcome_is_a_failed_one():
     records = curve("cold", 0, COLD[:3])
-    summary = summary_of(records, targets=[0.8, "90%-of-best"])
+    summary = summary_of(records, [], targets=[0.8, "90%-of-best"])
     assert [(run["arm"], run["stopped"], run["weights_sha256"]) for run in summary["runs"]] == [
         ("cold", "failed", "")
     ] * 2
