@@ -77,7 +77,9 @@ def _section(section: str, base: type[Settings] | None) -> Iterator[str]:
         yield _prose(base.__doc__)
         if variants:
             tag = _tag(next(iter(variants.values())))
-            yield f"`{tag}` chooses a variant below. An experiment that has `{section}` at all must say it."
+            default = next((n for n, v in variants.items() if not v.model_fields[tag].is_required()), None)
+            rule = f"`{default}` where it is left out" if default else f"required where `{section}` is given"
+            yield f"`{tag}` chooses a variant below; it is {rule}."
         yield _table(_fields(base), section)
     for name, variant in variants.items():
         tag = _tag(variant)

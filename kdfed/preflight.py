@@ -10,16 +10,18 @@ from torch import nn
 
 from kdfed.config import Arm, Experiment, ModelSettings
 from kdfed.data import PreparedData, prepare
+from kdfed.device import resolve_device
 from kdfed.errors import ConfigError, DataError, KdfedError, Mistake
 from kdfed.models import build_model, load_state
 from kdfed.partition import make_partition
 
 
 def check_data(experiment: Experiment) -> list[Mistake]:
-    """Load the data and try everything that depends on them.
+    """Load the data and try everything that depends on them, or on this machine.
 
-    The data are read and split, every seed's participants are dealt, every arm's models are built for the
-    data's shape and classes, and weights to start from are read. What was loaded stays cached for the run.
+    The device is looked for, the data are read and split, every seed's participants are dealt, every arm's
+    models are built for the data's shape and classes, and weights to start from are read. What was loaded
+    stays cached for the run.
 
     Parameters
     ----------
@@ -33,6 +35,10 @@ def check_data(experiment: Experiment) -> list[Mistake]:
     """
     mistakes: list[Mistake] = []
     data: PreparedData | None = None
+    try:
+        resolve_device(experiment.device)
+    except DataError as error:
+        mistakes.append(Mistake(error.key, str(error)))
     try:
         data = prepare(experiment.data)
         for seed in experiment.seeds:

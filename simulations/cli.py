@@ -24,7 +24,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from kdfed import __version__
-from kdfed.errors import ConfigError, KdfedError, RunError
+from kdfed.errors import ConfigError, KdfedError, RunError, RunFolderError
 from simulations.engines import ENGINES
 
 if TYPE_CHECKING:
@@ -52,6 +52,12 @@ SetOption = Annotated[
         "--set", metavar="KEY=VALUE...", help="Replace keys, e.g. partition.alpha=0.5 rounds.max=10."
     ),
 ]
+
+
+def _out(text: str) -> Path:
+    if not text:
+        raise RunFolderError("--out: expected where to write, got ''; name it or leave --out away")
+    return Path(text)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -140,7 +146,7 @@ def run(
         list[str] | None, typer.Option(metavar="N...", help="Replace the seeds, e.g. 0 1 2.")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="The run folder. Default: runs/NAME.")
+        Path | None, typer.Option(parser=_out, metavar="DIR", help="The run folder. Default: runs/NAME.")
     ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace another experiment's records in the run folder.")
@@ -156,7 +162,7 @@ def run(
     from simulations.progress import Progress
 
     path = (out if out is not None else Path("runs") / checked.name).absolute()
-    folder = RunFolder.open_for(path, checked, overwrite=overwrite)
+    folder = RunFolder.open_for(path, checked, overwrite=overwrite, source=experiment)
     module = import_module(f"simulations.engines.{engine}")
     logging.getLogger("flwr").setLevel(logging.CRITICAL)  # the display and the records tell what happened
     workers = nodes if nodes is not None else _default_nodes(checked)
@@ -179,7 +185,8 @@ def partition(
         str | None, typer.Option(metavar="N", help="Which draw. Default: the experiment's first seed.")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(metavar="PICTURE.png", help="The picture. Default: NAME-partition.png.")
+        Path | None,
+        typer.Option(parser=_out, metavar="PICTURE.png", help="The picture. Default: NAME-partition.png."),
     ] = None,
 ) -> None:
     """Show which participant holds which classes: a table, and a picture.
@@ -281,16 +288,18 @@ def _first_comment(path: Path) -> str:
 
 def _load(path: Path, assignments: list[str] | None, seeds: list[str] | None) -> Experiment:
     """Read an experiment and check it, its data included; every mistake is reported before anything runs."""
-    from kdfed.config import load_experiment
+    from kdfed.config import examine_experiment, unrelated
 
     shipped = SHIPPED / path.name
     if path.parent == Path() and not path.exists() and shipped.is_file():
         path = shipped
-    experiment = load_experiment(path, assignments or (), seeds)
-    from kdfed.preflight import check_data
+    experiment, mistakes = examine_experiment(path, assignments or (), seeds)
+    sections = {mistake.key.partition(".")[0] for mistake in mistakes}
+    if experiment is not None and not sections & {"data", "partition"}:
+        from kdfed.preflight import check_data
 
-    mistakes = check_data(experiment)
-    if mistakes:
+        mistakes += unrelated(check_data(experiment), mistakes)
+    if mistakes or experiment is None:
         raise ConfigError(str(path), mistakes)
     return experiment
 

@@ -6,6 +6,7 @@ The only composition root: everything that an arm needs is put together here.
 from __future__ import annotations
 
 import json
+import logging
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,19 +31,26 @@ from strategies.pre_consolidation import PreConsolidation
 PROGRESS = "KDFED_PROGRESS"
 """Environment variable: a file to which events are appended as JSON lines."""
 
+log = logging.getLogger("flwr")
 app = ServerApp()
 
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Run the experiment that the run-config names."""
-    on_event = _progress_file(os.environ.get(PROGRESS))
+    progress = _progress_file(os.environ.get(PROGRESS))
+
+    def on_event(event: Event) -> None:
+        progress(event)
+        _log(event)
+
     try:
         experiment, out = _from_run_config(context.run_config)
         mistakes = check_data(experiment)
         if mistakes:
             raise ConfigError(str(context.run_config["experiment"]), mistakes)
         run_experiment(grid, experiment, RunFolder.open_for(out, experiment), "flower", on_event)
+        log.info("records and report: %s", out)
     except Exception as error:
         message = str(error) if isinstance(error, KdfedError) else f"{type(error).__name__}: {error}"
         on_event(Event(arm="", seed=0, phase="failed", message=message))
@@ -201,11 +209,28 @@ def _from_run_config(run_config: Any) -> tuple[Experiment, Path]:
     path = shipped if not named.is_absolute() and not named.exists() and shipped.exists() else named
     seeds = str(run_config["seeds"]).split()
     experiment = load_experiment(path, split_set(str(run_config["set"])), seeds or None)
-    out = Path(str(run_config["out"]))
-    if not out.is_absolute():
+    out = str(run_config["out"])
+    if not Path(out).is_absolute():
         wanted = "expected an absolute path, because Flower's working directory is not yours"
-        raise ConfigError("run-config", [Mistake("out", f"{wanted}, got {str(out)!r}")])
-    return experiment, out
+        raise ConfigError("run-config", [Mistake("out", f"{wanted}, got {out!r}")])
+    return experiment, Path(out)
+
+
+def _log(event: Event) -> None:
+    """Log what `flwr run --stream` and `flwr log` should show: phases, and one line an evaluation."""
+    if event.phase == "failed":
+        log.error("%s", event.message)
+    elif event.phase == "rounds":
+        log.info(
+            "%s, seed %d: round %d of %d, accuracy %.3f",
+            event.arm,
+            event.seed,
+            event.step,
+            event.steps,
+            event.accuracy,
+        )
+    elif event.step == 0 and event.arm:
+        log.info("%s, seed %d: %s", event.arm, event.seed, event.phase)
 
 
 def _progress_file(path: str | None) -> OnEvent:

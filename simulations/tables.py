@@ -84,14 +84,15 @@ def savings_table(summary: Mapping[str, Any]) -> Table | None:
     for arm, target in dict.fromkeys((arm, target) for arm, target, _ in comparisons):
         row = [comparisons[arm, target, cost] for cost in SAVED_COSTS]
         censored = row[0]["censored"]
-        left_out = censored["baseline"] + censored["both"]
+        left_out = censored["baseline"] + censored["both"] + row[0]["failed"]
         table.add_row(
             f"{escape(arm)}\n{target}",
             *(_saving(comparison) for comparison in row),
             str(row[0]["pairs"]) + (f" of {row[0]['pairs'] + left_out}" if left_out else ""),
         )
     table.caption = (
-        "Pairs whose baseline missed the target are not counted; an arm that misses counts in full."
+        "Pairs whose baseline missed, or in which a run failed, are not counted; an arm that misses counts "
+        "in full."
     )
     return table
 

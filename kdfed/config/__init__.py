@@ -11,7 +11,15 @@ Reading order: :mod:`kdfed.config.sections`, :mod:`kdfed.config.experiment`, :mo
 from kdfed.config.checks import COMBINATIONS, cross_checks
 from kdfed.config.experiment import Arm, ArmSettings, Experiment, Target, sampled_count
 from kdfed.config.merging import merge, variants
-from kdfed.config.reading import build_experiment, load_experiment, parse_set, read_mapping, split_set
+from kdfed.config.reading import (
+    build_experiment,
+    examine_experiment,
+    load_experiment,
+    parse_set,
+    read_mapping,
+    split_set,
+    unrelated,
+)
 from kdfed.config.sections import (
     Augmentation,
     ColumnSettings,
@@ -101,11 +109,13 @@ __all__ = [
     "VanillaConsolidation",
     "build_experiment",
     "cross_checks",
+    "examine_experiment",
     "load_experiment",
     "merge",
     "parse_set",
     "read_mapping",
     "sampled_count",
     "split_set",
+    "unrelated",
     "variants",
 ]

@@ -83,6 +83,13 @@ def cross_checks(arm: Arm) -> list[Mistake]:
         wrong(
             "server.minimum", f"expected at most the {drawn} participants sampled, got {arm.server.minimum}"
         )
+    server = arm.server
+    if server.strategy == "krum" and server.num_malicious_nodes >= drawn - 2:
+        wrong(
+            "server.num-malicious-nodes",
+            "Krum compares with the nearest sampled - num-malicious-nodes - 2, and expected at least 1, "
+            f"got {drawn} - {server.num_malicious_nodes} - 2; sample more participants or lower it",
+        )
     if arm.start in ("consolidated", "averaged"):
         mistakes += _check_teachers(arm)
     return mistakes
@@ -102,6 +109,12 @@ def _check_teachers(arm: Arm) -> list[Mistake]:
         )
     if teachers.label_counts.epsilon is not None and not teachers.label_counts.send:
         wrong("teachers.label-counts.epsilon", "has no effect unless send is true; set it or remove epsilon")
+    if teachers.label_counts.send and (arm.start == "averaged" or consolidation.ensemble != "label-counts"):
+        wrong(
+            "teachers.label-counts.send",
+            "tells what participants hold, and only start: consolidated with the ensemble 'label-counts' "
+            f"uses it, got start: {arm.start} with {consolidation.ensemble!r}; set it to false",
+        )
     averaged = arm.start == "averaged" or consolidation.init == "averaged"
     where = "start" if arm.start == "averaged" else "consolidation.init"
     if averaged and teachers.upload != "weights":

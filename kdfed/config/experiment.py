@@ -7,19 +7,19 @@ from collections.abc import Mapping
 from typing import Annotated, Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, Field, field_validator
+from pydantic import AfterValidator, BaseModel, Field
 
 from kdfed.config.merging import merge
 from kdfed.config.sections import (
     ConsolidationSettings,
     DataSettings,
     DirichletPartition,
+    Distinct,
     FedAvgServer,
     LocalSettings,
     ModelSettings,
     PartitionSettings,
     PlainLocal,
-    PositiveInt,
     RoundSettings,
     ServerSettings,
     Settings,
@@ -32,7 +32,14 @@ ModelT = TypeVar("ModelT", bound=BaseModel)
 
 
 def validate(model: type[ModelT], values: Mapping[str, Any]) -> ModelT:
-    """Validate as JSON: strict, so that no word becomes a number, while lists still become tuples."""
+    """Validate as JSON: strict, so that no word becomes a number, while lists still become tuples.
+
+    ``local`` without ``mode`` is plain, ``server`` without ``strategy`` is fedavg.
+    """
+    values = dict(values)
+    for section, default in (("local", {"mode": "plain"}), ("server", {"strategy": "fedavg"})):
+        if isinstance(values.get(section), Mapping):
+            values[section] = {**default, **values[section]}
     text = json.dumps(values, default=str)
     return model.model_validate_json(text, strict=True, by_alias=True, by_name=False)
 
@@ -60,10 +67,10 @@ class ArmSettings(Settings):
 class Arm(ArmSettings):
     """One way of running an experiment: everything that one arm needs, all keys resolved."""
 
-    threads: PositiveInt = 1
+    threads: Annotated[int, Field(ge=1, le=256)] = 1
     """Intra-op threads of every process that trains, distils, aggregates or evaluates. Part of the
     experiment: two threads give other bits than one."""
-    device: str = Field(default="auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
+    device: str = Field(default="auto", pattern=r"^(auto|cpu|mps|cuda(:(0|[1-9][0-9]*))?)$")
     """Where training runs: ``cpu``, ``cuda``, ``cuda:N``, ``mps``, or ``auto`` (cuda when there is one)."""
     data: DataSettings = DataSettings()
     """Where the examples come from."""
@@ -73,9 +80,20 @@ class Arm(ArmSettings):
     """How long an arm runs and how its curve is read."""
 
 
-Target = (
-    Annotated[float, Field(gt=0, le=1)] | Annotated[str, Field(pattern=r"^(100|[1-9]?\d)(\.\d+)?%-of-best$")]
-)
+_SHARE = r"^(100(\.0+)?|[1-9][0-9]?(\.[0-9]+)?|0\.[0-9]*[1-9][0-9]*)%-of-best$"
+
+Target = Annotated[float, Field(gt=0, le=1)] | Annotated[str, Field(pattern=_SHARE)]
+
+
+def _distinct_targets(targets: tuple[Target, ...]) -> tuple[Target, ...]:
+    """Refuse a target that stands twice, as ``90%-of-best`` and ``90.0%-of-best`` do."""
+    values = {
+        (target, False) if isinstance(target, float) else (float(target.partition("%")[0]), True)
+        for target in targets
+    }
+    if len(values) != len(targets):
+        raise ValueError("expected distinct targets; remove the repeated ones")
+    return targets
 
 
 class Experiment(Arm):
@@ -83,21 +101,16 @@ class Experiment(Arm):
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)
     """Letters, digits, dot, hyphen, underscore. The default output folder is ``runs/<name>``."""
-    seeds: Annotated[tuple[Annotated[int, Field(ge=0, lt=2**32)], ...], Field(min_length=1)] = (0,)
+    seeds: Annotated[tuple[Annotated[int, Field(ge=0, lt=2**32)], ...], Field(min_length=1), Distinct] = (0,)
     """One run each. A seed varies partition, initial weights and sampling together."""
-    targets: Annotated[tuple[Target, ...], Field(min_length=1)] = ("90%-of-best",)
-    """Accuracies in (0, 1], or shares of the baseline's best such as ``95%-of-best``."""
+    targets: Annotated[tuple[Target, ...], Field(min_length=1), AfterValidator(_distinct_targets)] = (
+        "90%-of-best",
+    )
+    """Accuracies in (0, 1], or shares in (0, 100] % of the baseline's best, such as ``95%-of-best``."""
     baseline: str | None = None
     """The arm that others are compared with. Default: the first."""
     arms: Annotated[dict[str, dict[str, Any]], Field(min_length=1)]
-    """The arms by name; each replaces some keys of the experiment."""
-
-    @field_validator("seeds")
-    @classmethod
-    def _distinct(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
-        if len(set(seeds)) != len(seeds):
-            raise ValueError("expected distinct seeds; remove the repeated ones")
-        return seeds
+    """The arms by name (letters, digits, hyphen, underscore); each replaces some keys of the experiment."""
 
     @property
     def baseline_arm(self) -> str:

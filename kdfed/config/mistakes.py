@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 from kdfed.config.experiment import Experiment
 from kdfed.config.merging import DISCRIMINATORS
-from kdfed.config.sections import kebab
+from kdfed.config.sections import OptimiserSettings, PartitionBase, ServerBase, kebab
 from kdfed.errors import Mistake
 
 
@@ -36,21 +36,57 @@ def _raw_path(location: Sequence[int | str], values: Any) -> list[int | str]:
     return path
 
 
-def remove(values: dict[str, Any], problem: Mapping[str, Any]) -> None:
-    """Remove what is wrong, so that the mistakes it hides show."""
-    location = list(problem["loc"])
-    if problem["type"] == "missing" and len(location) == 1:
-        values[location[0]] = {"arm": {}} if location[0] == "arms" else "unnamed"
-        return
-    path = _raw_path(location, values)
-    while path and isinstance(path[-1], int):
-        path.pop()
-    if not path:
-        return
-    holder: Any = values
+def related(key: str, other: str) -> bool:
+    """Whether two dotted keys are the same, or one is inside the other."""
+    return f"{key}.".startswith(f"{other}.") or f"{other}.".startswith(f"{key}.")
+
+
+_SHARED: dict[str, tuple[type[BaseModel], dict[str, Any]]] = {
+    "partition": (PartitionBase, {"kind": "uniform"}),
+    "local": (OptimiserSettings, {"mode": "plain"}),
+    "server": (ServerBase, {"strategy": "fedavg"}),
+}
+"""What every variant of a section has, and a variant that needs nothing else."""
+
+
+def remove_all(values: dict[str, Any], problems: Sequence[Mapping[str, Any]]) -> None:
+    """Remove or replace what is wrong, so that the mistakes it hides show, and none that it alone makes."""
+    for path, missing in [(_raw_path(problem["loc"], values), _missing(problem)) for problem in problems]:
+        if missing and (not path or path[0] in ("partition", "local")):
+            _put(values, [*path, missing], {"arms": {"arm": {}}, "name": "unnamed"}.get(missing, 1))
+            continue
+        while path and isinstance(path[-1], int):
+            path.pop()
+        if path == ["arms"]:
+            values["arms"] = {"arm": {}}
+        elif len(path) == 2 and path[0] == "arms":
+            _put(values, path, {})
+        elif path and path[0] in _SHARED and len(path) == 1:
+            model, variant = _SHARED[str(path[0])]
+            old = values.get(str(path[0]))
+            shared = {kebab(name) for name in model.model_fields} & set(old if isinstance(old, dict) else ())
+            values[str(path[0])] = {**variant, **{key: old[key] for key in shared}} if old else variant
+        elif path:
+            _put(values, path, None)
+    if list(values["arms"]) == ["arm"] and values.get("baseline") != "arm":
+        values.pop("baseline", None)  # the arms were invented here
+
+
+def _missing(problem: Mapping[str, Any]) -> str:
+    return str(problem["loc"][-1]) if problem["type"] == "missing" else ""
+
+
+def _put(values: Any, path: Sequence[int | str], value: Any) -> None:
+    """Set, or with None remove, what is at a path; nothing where something on the way is gone already."""
     for part in path[:-1]:
-        holder = holder[part]
-    holder.pop(path[-1], None)
+        try:
+            values = values[part]
+        except (KeyError, IndexError):
+            return
+    if value is None:
+        values.pop(path[-1], None)
+    else:
+        values[path[-1]] = value
 
 
 def _models_at(location: Sequence[int | str]) -> list[type[BaseModel]]:
@@ -104,7 +140,10 @@ _EXPECTED = {
 
 
 def describe_all(problems: Sequence[Any], values: Any) -> list[Mistake]:
-    """Put pydantic's problems into words; the members of a union make one mistake together."""
+    """Put pydantic's problems into words; the members of a union make one mistake together.
+
+    Where a key inside a value is wrong, nothing is said of the value itself.
+    """
     grouped: dict[tuple[str, str], list[Any]] = {}
     for problem in problems:
         path = _raw_path(problem["loc"], values)
@@ -114,7 +153,12 @@ def describe_all(problems: Sequence[Any], values: Any) -> list[Mistake]:
             path.append(problem["ctx"]["discriminator"].strip("'"))
         kind = "value" if problem["type"] in {*_EXPECTED, "string_pattern_mismatch"} else problem["type"]
         grouped.setdefault((".".join(map(str, path)), kind), []).append(problem)
-    return [Mistake(key, _describe(group)) for (key, _), group in grouped.items()]
+    keys = {key for key, _ in grouped}
+    return [
+        Mistake(key, _describe(group))
+        for (key, _), group in grouped.items()
+        if not any(other != key and other.startswith(f"{key}.") for other in keys)
+    ]
 
 
 def _describe(group: Sequence[Any]) -> str:

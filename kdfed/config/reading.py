@@ -14,13 +14,13 @@ from pydantic import ValidationError
 from kdfed.config.checks import cross_checks
 from kdfed.config.experiment import ARM_KEYS, REPLACEABLE_KEYS, Arm, Experiment, validate
 from kdfed.config.merging import merge, undotted
-from kdfed.config.mistakes import describe_all, near, remove
+from kdfed.config.mistakes import describe_all, near, related, remove_all
 from kdfed.config.sections import kebab
 from kdfed.errors import ConfigError, Mistake
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 with two repairs: ``1e-3`` is a number, and a repeated key is a mistake."""
+    """YAML 1.1 with repairs: ``1e-3`` is a number; a repeated key, or one that is no word, is a mistake."""
 
 
 _Loader.add_implicit_resolver(
@@ -35,15 +35,26 @@ def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
     result: dict[Any, Any] = {}
     for key_node, value_node in node.value:
         key = loader.construct_object(key_node, deep=True)
-        if key in result:
-            raise yaml.constructor.ConstructorError(
-                None, None, f"the key {key!r} stands twice; remove one", key_node.start_mark
+        problem = ""
+        if not isinstance(key_node, yaml.ScalarNode):
+            problem = f"expected a word as a key, got {key!r}"
+        elif not isinstance(key, str):
+            problem = (
+                f"expected a word as a key, got {key_node.value!r}, which YAML reads as {key!r}; "
+                "write it in quotes"
             )
+        elif key in result:
+            problem = f"the key {key!r} stands twice; remove one"
+        if problem:
+            raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
         result[key] = loader.construct_object(value_node, deep=True)
     return result
 
 
 _Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
+
+_NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)
+"""ValueError: a date that does not exist, a number of thousands of digits."""
 
 
 def parse_set(assignments: Iterable[str]) -> dict[str, Any]:
@@ -63,7 +74,7 @@ def parse_set(assignments: Iterable[str]) -> dict[str, Any]:
             continue
         try:
             value = yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
-        except yaml.YAMLError as error:
+        except _NOT_YAML as error:
             mistakes.append(Mistake(key, f"expected a YAML value, got {text!r} ({_one_line(error)})"))
             continue
         values = merge(values, {key.strip(): value})
@@ -90,7 +101,7 @@ def read_mapping(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise ConfigError(str(path), [Mistake("", f"expected a readable YAML file: {reason}")]) from error
-    except yaml.YAMLError as error:
+    except _NOT_YAML as error:
         raise ConfigError(str(path), [Mistake("", f"expected YAML: {_one_line(error)}")]) from error
     if not isinstance(values, dict):
         got = type(values).__name__
@@ -122,19 +133,42 @@ def load_experiment(
     ConfigError
         Every mistake at once: key, what was expected, what arrived, and a near match.
     """
+    experiment, mistakes = examine_experiment(path, assignments, seeds)
+    return _faultless(experiment, mistakes, str(path))
+
+
+def examine_experiment(
+    path: str | Path, assignments: Sequence[str] = (), seeds: Sequence[str | int] | None = None
+) -> tuple[Experiment | None, list[Mistake]]:
+    """Read an experiment like :func:`load_experiment`, and return its mistakes.
+
+    Returns
+    -------
+    experiment, mistakes
+        With mistakes, an experiment from which they were removed, so that more can be looked for; None where
+        that is not possible.
+
+    Raises
+    ------
+    ConfigError
+        If the file or an assignment is not YAML.
+    """
     values = merge(read_mapping(Path(path)), parse_set(assignments))
     if seeds is not None:
         values["seeds"] = [_number(seed) for seed in seeds]
-    return build_experiment(values, str(path))
+    return _check(_resolve_paths(values))
 
 
 def _number(seed: str | int) -> str | int:
-    return int(seed) if isinstance(seed, str) and re.fullmatch(r"-?\d+", seed) else seed
+    return int(seed) if isinstance(seed, str) and re.fullmatch(r"-?[0-9]{1,20}", seed) else seed
 
 
 def build_experiment(values: Mapping[str, Any], source: str = "experiment") -> Experiment:
     """Check an experiment that was read already; see :func:`load_experiment`."""
-    experiment, mistakes = _check(_resolve_paths(merge({}, values)))
+    return _faultless(*_check(_resolve_paths(merge({}, values))), source)
+
+
+def _faultless(experiment: Experiment | None, mistakes: Sequence[Mistake], source: str) -> Experiment:
     if mistakes or experiment is None:
         raise ConfigError(source, mistakes)
     return experiment
@@ -151,17 +185,25 @@ def _check(values: dict[str, Any]) -> tuple[Experiment | None, list[Mistake]]:
             break
         except ValidationError as error:
             problems = error.errors()
-            known = {mistake.key for mistake in mistakes}
-            mistakes += [m for m in describe_all(problems, pruned) if m.key not in known]
-            for problem in problems:
-                remove(pruned, problem)
+            mistakes += unrelated(describe_all(problems, pruned), mistakes)
+            remove_all(pruned, problems)
     if experiment is None:
         return None, mistakes
-    return experiment, mistakes + _check_arms(experiment)
+    experiment, more = _check_arms(experiment, mistakes)
+    return experiment, mistakes + unrelated(more, mistakes)
 
 
-def _check_arms(experiment: Experiment) -> list[Mistake]:
+def unrelated(found: Iterable[Mistake], known: Iterable[Mistake]) -> list[Mistake]:
+    """Return the mistakes of whose keys nothing is known yet."""
+    keys = [mistake.key for mistake in known]
+    return [mistake for mistake in found if not any(related(mistake.key, key) for key in keys)]
+
+
+def _check_arms(experiment: Experiment, known: Sequence[Mistake]) -> tuple[Experiment, list[Mistake]]:
+    """Return the mistakes of the arms, and the experiment without them."""
     mistakes: list[Mistake] = []
+    good: dict[str, dict[str, Any]] = {}
+    baseline = experiment.baseline if experiment.baseline in experiment.arms else None
     if experiment.baseline is not None and experiment.baseline not in experiment.arms:
         hint = near(experiment.baseline, experiment.arms)
         mistakes.append(
@@ -170,9 +212,9 @@ def _check_arms(experiment: Experiment) -> list[Mistake]:
     base = validate(Arm, {k: v for k, v in experiment.model_dump(mode="json").items() if k in ARM_KEYS})
     base_mistakes = cross_checks(base)
     for name, changes in experiment.arms.items():
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
             mistakes.append(
-                Mistake(f"arms.{name}", "expected a name of letters, digits, dot, hyphen and underscore")
+                Mistake(f"arms.{name}", "expected a name of letters, digits, hyphen and underscore")
             )
         fixed = {key for key in undotted(changes) if key not in REPLACEABLE_KEYS}
         for key in sorted(fixed):
@@ -183,17 +225,32 @@ def _check_arms(experiment: Experiment) -> list[Mistake]:
             mistakes.append(Mistake(f"arms.{name}.{key}", why))
         kept = {key: value for key, value in undotted(changes).items() if key not in fixed}
         values = merge(base.model_dump(mode="json"), kept)
+        mistakes += [
+            Mistake(f"arms.{name}.{section}", f"has no effect with start: {values['start']}; remove it")
+            for section in _without_effect(values["start"])
+            if section in kept
+        ]
+        good[name] = {}
         try:
             arm = validate(Arm, values)
         except ValidationError as error:
             for mistake in describe_all(error.errors(), values):
                 mistakes.append(Mistake(f"arms.{name}.{mistake.key}", mistake.message))
             continue
-        for mistake in cross_checks(arm):
+        good[name] = kept
+        for mistake in unrelated(cross_checks(arm), known):
             key = mistake.key if mistake in base_mistakes else f"arms.{name}.{mistake.key}"
             if Mistake(key, mistake.message) not in mistakes:
                 mistakes.append(Mistake(key, mistake.message))
-    return mistakes
+    return experiment.model_copy(update={"arms": good, "baseline": baseline}), mistakes
+
+
+def _without_effect(start: object) -> tuple[str, ...]:
+    """Return the sections that an arm with this start does not use."""
+    if start == "averaged":
+        return ("consolidation",)
+    unused = start == "random" or str(start).startswith("file:")
+    return ("teachers", "consolidation") if unused else ()
 
 
 _SOURCE_PATH = r"(parquet:|folder:|hf:(?=[.~])|torchvision:\w+@)(.+)"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+Items = TypeVar("Items", bound=tuple[object, ...])
 
 
 def kebab(name: str) -> str:
@@ -27,6 +29,13 @@ class Settings(BaseModel):
     )
 
 
+def _distinct(items: Items) -> Items:
+    if len(set(items)) != len(items):
+        raise ValueError("expected distinct entries; remove the repeated ones")
+    return items
+
+
+Distinct = AfterValidator(_distinct)
 PositiveInt = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 
@@ -215,7 +224,8 @@ class LabelCountSettings(Settings):
     """Send the counts with the teacher's reply."""
     epsilon: Annotated[float, Field(gt=0)] | None = None
     """Add Laplace noise of scale 1 / epsilon to each count (one example changes one count by one, so the
-    counts are epsilon-differentially private). Default: exact counts."""
+    counts are epsilon-differentially private). Default: exact counts. The total is not protected: the reply
+    says in ``num-examples`` how many examples there are."""
 
 
 class TeacherSettings(OptimiserSettings):
@@ -231,10 +241,10 @@ class TeacherSettings(OptimiserSettings):
     """Start from the same initial weights, or each from its own."""
     upload: Literal["weights", "logits"] = "weights"
     """What a teacher uploads: its weights, or only its logits on the transfer set, as float16."""
-    model: ModelSettings | tuple[ModelSettings, ...] | None = None
+    model: ModelSettings | Annotated[tuple[ModelSettings, ...], Field(min_length=1)] | None = None
     """The teachers' architecture; a list is dealt to participants in turn. Default: the federated model."""
     label_counts: LabelCountSettings = LabelCountSettings()
-    """Label counts, needed by the ensemble ``label-counts``."""
+    """Label counts, sent for the ensemble ``label-counts`` only."""
 
 
 Ensemble = Literal["mean-logits", "mean-probabilities", "label-counts", "confidence", "validated"]
@@ -264,7 +274,7 @@ class VanillaConsolidation(OptimiserSettings):
     """Momentum in [0, 1), for sgd only; 0 turns it off."""
     schedule: Literal["constant", "cosine"] = "constant"
     """Learning rate over the epochs; ``cosine`` decays to 0."""
-    augmentation: tuple[Augmentation, ...] = ()
+    augmentation: Annotated[tuple[Augmentation, ...], Distinct] = ()
     """Random changes of the transfer images while distilling: ``flip`` (left-right), ``crop`` (pad by an
     eighth, crop back)."""
     views: PositiveInt | None = None
@@ -379,7 +389,7 @@ class KrumServer(ServerBase):
 
     strategy: Literal["krum"]
     num_malicious_nodes: Annotated[int, Field(ge=0)] = 0
-    """How many participants may lie."""
+    """How many participants may lie: fewer than those sampled less 2."""
 
 
 ServerSettings = Annotated[
@@ -415,8 +425,8 @@ class RoundSettings(Settings):
     evaluate_on: Literal["validation"] = "validation"
     """The split that targets and stops use. The test split is reported beside it, never used."""
     rule: Literal["sustained", "first"] = "sustained"
-    """``sustained``: the first round from which the mean of three evaluations reaches the target;
-    ``first``: the first evaluation that does."""
+    """``sustained``: the first round from which the mean of three evaluations reaches the target (never,
+    with ``max`` below 2); ``first``: the first evaluation that does."""
     stop_at_target: bool = True
     """Stop an arm when it has reached every target. A baseline that sets relative targets never stops
     early."""

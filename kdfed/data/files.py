@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import difflib
 import inspect
 from pathlib import Path
@@ -32,7 +33,9 @@ def folder(argument: str, settings: DataSettings) -> Listing:
     open_image = opener()
     root = Path(argument).expanduser()
     if not root.is_dir():
-        raise DataError(f"expected a folder with one sub-folder per class, got {root}")
+        raise DataError(
+            f"expected a folder with one sub-folder per class, got {root}{'' if root.exists() else ', which does not exist'}"
+        )
     names = class_names(settings, None, needs_names=True)
     present = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
     files = [
@@ -130,10 +133,13 @@ def _part(maker: Any, name: str, root: Path, test: bool) -> Any:
     except (RuntimeError, OSError, ValueError) as missing:
         if "download" not in parameters:
             raise DataError(f"cannot read torchvision:{name} in {root}: {one_line(missing)}") from missing
+    is_new = not root.exists()
     try:
         root.mkdir(parents=True, exist_ok=True)
         return maker(str(root), **choice, download=True)
     except (RuntimeError, OSError, ValueError) as error:
+        if is_new:
+            shutil.rmtree(root, ignore_errors=True)
         raise DataError(
             f"torchvision:{name} is not in {root} and cannot be downloaded: {one_line(error)}; give "
             f"the folder that holds it as torchvision:{name}@ROOT"

@@ -79,28 +79,41 @@ def user(name: str, settings: DataSettings) -> Listing:
         if not colon:
             raise ImportError("it names no function")
         function = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
+        if not callable(function):
+            raise TypeError(f"{attribute} is no function, but of type {type(function).__name__}")
+    except Exception as error:  # importing runs a user's module
         near = difflib.get_close_matches(module, [key.partition(":")[0] for key in SOURCES], n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(SOURCES)}"
         raise DataError(
             f"expected a source or an importable package.module:name, got {name!r} ({error}); {hint}"
         ) from error
-    made = function(settings)
+    try:
+        made = function(settings)
+    except DataError:
+        raise
+    except Exception as error:
+        raise DataError(
+            f"expected (inputs, labels, class names) from {name}, which takes the data settings; it raised "
+            f"{type(error).__name__}: {error}"
+        ) from error
     if not isinstance(made, Dataset | tuple) or (isinstance(made, tuple) and len(made) != 3):
         raise DataError(
             f"expected (inputs, labels, class names) or a kdfed.data.Dataset from {name}, got "
             f"{type(made).__name__}"
         )
     dataset = Dataset(*made) if isinstance(made, tuple) else made
-    inputs = np.asarray(dataset.inputs)
+    try:
+        inputs, labels = np.asarray(dataset.inputs), np.asarray(dataset.labels)
+        names = class_names(settings, tuple(dataset.class_names))
+    except (TypeError, ValueError) as error:
+        raise DataError(f"expected arrays and a list of class names from {name}: {error}") from error
     if inputs.dtype.kind == "f" and inputs.ndim == 2:
         inputs = inputs.astype(np.float32, copy=False)
     elif inputs.dtype != np.uint8 or inputs.ndim != 4:
         raise DataError(
             f"expected uint8 [N, C, H, W] or floats [N, F] from {name}, got {inputs.dtype} {inputs.shape}"
         )
-    names = class_names(settings, tuple(dataset.class_names))
-    labels = check_labels(np.asarray(dataset.labels), len(names), name)
+    labels = check_labels(labels, len(names), name)
     if len(labels) != len(inputs):
         raise DataError(f"expected as many labels as inputs from {name}, got {len(labels)} and {len(inputs)}")
     test = None

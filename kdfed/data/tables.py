@@ -38,7 +38,9 @@ def parquet(argument: str, settings: DataSettings) -> Listing:
     path = Path(argument).expanduser()
     files = [path] if path.is_file() else sorted(path.rglob("*.parquet"))
     if not files:
-        raise DataError(f"expected a parquet file, or a folder that holds some, got {path}")
+        raise DataError(
+            f"expected a parquet file, or a folder that holds some, got {path}{'' if path.exists() else ', which does not exist'}"
+        )
     tables, features = [], []
     for file in files:
         try:

@@ -32,7 +32,13 @@ class RunFolder:
         self.path = Path(path)
 
     @classmethod
-    def open_for(cls, path: str | Path, experiment: Experiment, overwrite: bool = False) -> RunFolder:
+    def open_for(
+        cls,
+        path: str | Path,
+        experiment: Experiment,
+        overwrite: bool = False,
+        source: Path | None = None,
+    ) -> RunFolder:
         """Create the folder, or clear it of an earlier run of the same experiment.
 
         Files that a run does not write are never touched.
@@ -45,6 +51,9 @@ class RunFolder:
             What will be run; ``experiment.yaml`` is written.
         overwrite
             Also clear the records of another experiment.
+        source
+            The file that the experiment was read from. It is refused as the folder's ``experiment.yaml``
+            where writing the resolved experiment would change it.
 
         Returns
         -------
@@ -59,6 +68,14 @@ class RunFolder:
         folder = cls(path)
         try:
             old = folder._old_experiment(experiment, overwrite)
+            file = folder.path / EXPERIMENT
+            resolved = experiment.to_yaml().encode()
+            own = source is not None and source.exists() and file.exists() and file.samefile(source)
+            if own and file.read_bytes() != resolved:
+                raise RunFolderError(
+                    f"{file}: this run would replace the file that it was started from by the resolved "
+                    "experiment; choose another output folder (--out), or rename the file"
+                )
             ours = folder._files_of(old) + folder._files_of(experiment)
             for name in experiment.arms:
                 start = experiment.arm(name).start.removeprefix("file:")
@@ -68,9 +85,9 @@ class RunFolder:
                         "choose another output folder (--out)"
                     )
             (folder.path / MODELS).mkdir(parents=True, exist_ok=True)
-            for file in ours:
-                file.unlink(missing_ok=True)
-            write_atomically(folder.path / EXPERIMENT, experiment.to_yaml().encode())
+            for record in ours:
+                record.unlink(missing_ok=True)
+            write_atomically(file, resolved)
         except OSError as error:
             reason = error.strerror or str(error)
             raise RunFolderError(
@@ -160,7 +177,7 @@ class RunFolder:
         Raises
         ------
         RunFolderError
-            If it is missing or no JSON object.
+            If it is missing, no JSON object, or lacks what every summary has.
         """
         try:
             summary = json.loads(self._read(SUMMARY))
@@ -168,6 +185,12 @@ class RunFolder:
             raise RunFolderError(f"{self.path / SUMMARY}: expected JSON: {error}") from error
         if not isinstance(summary, dict):
             raise RunFolderError(f"{self.path / SUMMARY}: expected an object, got {type(summary).__name__}")
+        wrong = _wrong_in_summary(summary)
+        if wrong:
+            raise RunFolderError(
+                f"{self.path / SUMMARY}: {wrong}; remove the file to see what was recorded, or run the "
+                "experiment again"
+            )
         return summary
 
     def read_experiment(self) -> Experiment:
@@ -194,11 +217,63 @@ class RunFolder:
             ) from error
 
 
+_SUMMARY: dict[str, type] = {
+    "experiment": str,
+    "engine": str,
+    "seeds": list,
+    "targets": list,
+    "versions": dict,
+    "runs": list,
+    "comparisons": list,
+    "partitions": list,
+}
+_ENTRIES = {
+    "runs": (
+        *("arm", "seed", "target", "target_accuracy", "rule", "rounds_to_target", "exchanges_to_target"),
+        *("first_hit", "sustained_hit", "rounds_to_plateau", "totals", "stopped"),
+        *("final_accuracy", "best_accuracy", "weights_sha256"),
+    ),
+    "comparisons": (
+        *("baseline", "arm", "target", "rule", "cost", "saved_percent", "ratio", "pairs", "censored"),
+    ),
+    "partitions": ("seed", "participants", "moved", "unused", "class_names", "counts"),
+}
+
+
+def _wrong_in_summary(summary: Mapping[str, Any]) -> str:
+    """Return what a summary lacks; empty when it is whole."""
+    for key, kind in _SUMMARY.items():
+        if not isinstance(summary.get(key), kind):
+            return f"expected {key!r} to be a {kind.__name__}, got {summary.get(key)!r}"
+    for key, wanted in _ENTRIES.items():
+        for number, entry in enumerate(summary[key]):
+            if not isinstance(entry, dict) or not set(wanted) <= set(entry):
+                return f"expected an object with the keys {', '.join(wanted)} as entry {number} of {key!r}"
+    return ""
+
+
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that no reader ever sees half of it."""
+    """Write a file so that no reader ever sees half of it.
+
+    Raises
+    ------
+    RunFolderError
+        If it cannot be written.
+    """
     part = path.with_name(f".{path.name}.part")
-    part.write_bytes(content)
-    os.replace(part, path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.write_bytes(content)
+        try:
+            os.replace(part, path)
+        except OSError:
+            part.unlink()
+            raise
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise RunFolderError(
+            f"{path}: expected a file that can be written: {reason}; choose another place, or make room"
+        ) from error
 
 
 def _differences(old: Experiment, new: Experiment) -> list[str]:

@@ -7,6 +7,8 @@ import math
 from dataclasses import asdict, dataclass, fields
 from typing import Literal
 
+from pydantic import TypeAdapter, ValidationError
+
 Stopped = Literal["target", "plateau", "max-rounds", "failed"]
 
 
@@ -85,13 +87,23 @@ class RoundRecord:
         Raises
         ------
         ValueError
-            If the line is not JSON, or does not have exactly the keys of a record.
+            If the line is not JSON, does not have exactly the keys of a record, or has a value of another
+            type.
         """
         values = json.loads(line)
         known = {field.name for field in fields(cls)}
         if not isinstance(values, dict) or set(values) != known:
             raise ValueError(f"expected an object with the keys {', '.join(sorted(known))}")
-        return cls(**{**values, "absent": tuple(Absent(**absent) for absent in values["absent"])})
+        try:
+            return _RECORD.validate_json(line, strict=True)
+        except ValidationError as error:
+            wrong = (
+                f"{'.'.join(map(str, e['loc']))}: {e['msg']}, got {e['input']!r}" for e in error.errors()
+            )
+            raise ValueError("; ".join(wrong)) from error
+
+
+_RECORD = TypeAdapter(RoundRecord)
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,11 @@ def build_report(folder: Path) -> None:
 
 
 def save_partition_picture(entry: dict[str, Any], path: Path) -> None:
-    """Write the picture of one entry of ``partitions`` as PNG; see :func:`partition_figure`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write the picture of one entry of ``partitions`` as PNG; see :func:`partition_figure`.
+
+    Raises
+    ------
+    RunFolderError
+        If it cannot be written.
+    """
     write_atomically(path, to_png(partition_figure(entry)))

@@ -113,6 +113,8 @@ def headline(summary: Mapping[str, Any], experiment: Experiment, arm: str, targe
         )
     if missed["both"]:
         notes.append(f"Left out: {plural(missed['both'], 'seed')} in which neither reached the target.")
+    if comparison["failed"]:
+        notes.append(f"Left out: {plural(comparison['failed'], 'seed')} in which a run failed.")
     return sentence, " ".join(notes)
 
 

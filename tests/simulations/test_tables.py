@@ -44,6 +44,7 @@ def comparison(cost, **changes):
         "saved_percent": {"mean": 64.2, "low": 58.1, "high": 70.4},
         "pairs": 3,
         "censored": {"baseline": 1, "arm": 0, "both": 1},
+        "failed": 0,
     }
     return entry | changes
 

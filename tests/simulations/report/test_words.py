@@ -25,6 +25,7 @@ def said(*costs: tuple[int | None, int | None]) -> tuple[str, str]:
         "target": "90%-of-best",
         "cost": "exchanges",
         **compare(pairs),
+        "failed": 0,
     }
     return headline({"runs": runs, "comparisons": [entry]}, EXPERIMENT, "warm", "90%-of-best")
 
