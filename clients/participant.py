@@ -19,6 +19,7 @@ from pydantic import TypeAdapter
 
 from kdfed.config import DataSettings, PartitionSettings
 from kdfed.data import Examples, PreparedData, prepare
+from kdfed.device import resolve_device
 from kdfed.errors import ParticipantError
 from kdfed.partition import Partition, make_partition
 
@@ -104,10 +105,3 @@ def _simulated(data: str, partition: str, seed: int, device: str, threads: int) 
     settings = _PARTITION.validate_json(partition)
     made = make_partition(settings, prepared.dataset.labels, prepared.splits.train, prepared.classes, seed)
     return SimulatedParticipants(prepared, made, resolve_device(device), threads)
-
-
-def resolve_device(name: str) -> torch.device:
-    """Return the torch device of the experiment's ``device`` key; ``auto`` is cuda when there is one."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(name)

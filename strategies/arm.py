@@ -29,6 +29,7 @@ from kdfed import convergence, wire
 from kdfed.config import Arm, ModelSettings, sampled_count
 from kdfed.consolidate import average_states
 from kdfed.data import Examples
+from kdfed.device import resolve_device
 from kdfed.errors import RunError
 from kdfed.events import Event, OnEvent, ignore
 from kdfed.ledger import Ledger
@@ -147,7 +148,7 @@ class ArmRunner:
             simulation=config.simulation,
             roster=roster,
         )
-        self.device = _device(self.arm.device)
+        self.device = resolve_device(self.arm.device)
         self.result = ArmResult()
         self._started = time.monotonic()
 
@@ -440,9 +441,3 @@ def _least(strategy: Strategy) -> int:
     if isinstance(strategy, FedAvg):
         return max(strategy.min_available_nodes, strategy.min_train_nodes)
     return 1
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(name)

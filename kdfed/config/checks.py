@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from kdfed.config.experiment import Arm, sampled_count
+from kdfed.config.mistakes import related
 from kdfed.config.sections import ModelSettings, NormaliseSettings, OptimiserSettings
 from kdfed.errors import Mistake
 
@@ -20,20 +23,23 @@ COMBINATIONS: dict[tuple[str, str, bool, bool], str | None] = {
 }
 
 
-def cross_checks(arm: Arm) -> list[Mistake]:
+def cross_checks(arm: Arm, known: Collection[str] = ()) -> list[Mistake]:
     """Return the mistakes that lie in how keys of one arm go together.
 
     Parameters
     ----------
     arm
         An arm whose single keys are valid. Sections that its start does not use are not checked.
+    known
+        Keys that were wrong, and are left out of the arm: what depends on them is not checked.
     """
     from kdfed.models import check_model  # imports torch: not needed to print help
 
     mistakes: list[Mistake] = []
 
-    def wrong(key: str, message: str) -> None:
-        mistakes.append(Mistake(key, message))
+    def wrong(key: str, message: str, *others: str) -> None:
+        if not any(related(read, bad) for read in (key, *others) for bad in known):
+            mistakes.append(Mistake(key, message))
 
     models: list[tuple[str, ModelSettings]] = [("model", arm.model)]
     trained: list[tuple[str, OptimiserSettings]] = [("local", arm.local)]
@@ -54,9 +60,14 @@ def cross_checks(arm: Arm) -> list[Mistake]:
                 f"{section}.momentum",
                 f"expected 0 with optimizer {settings.optimizer!r}, which has no such option, got "
                 f"{settings.momentum}; use optimizer: sgd or remove it",
+                f"{section}.optimizer",
             )
     if arm.server.strategy == "fedprox" and arm.local.mode != "proximal":
-        wrong("local.mode", f"expected 'proximal' with strategy 'fedprox', got {arm.local.mode!r}")
+        wrong(
+            "local.mode",
+            f"expected 'proximal' with strategy 'fedprox', got {arm.local.mode!r}",
+            "server.strategy",
+        )
     total = sum(
         share
         for share in (arm.data.splits.test, arm.data.splits.validation, arm.data.splits.transfer)
@@ -65,7 +76,11 @@ def cross_checks(arm: Arm) -> list[Mistake]:
     if total >= 1:
         wrong("data.splits", f"expected shares that leave examples for participants, got {total:g} of them")
     if arm.data.columns is not None and not arm.data.source.startswith(("parquet:", "hf:")):
-        wrong("data.columns", f"goes with parquet: and hf: sources, got {arm.data.source!r}; remove it")
+        wrong(
+            "data.columns",
+            f"goes with parquet: and hf: sources, got {arm.data.source!r}; remove it",
+            "data.source",
+        )
     if isinstance(arm.data.classes, tuple) and len(set(arm.data.classes)) != len(arm.data.classes):
         wrong("data.classes", "expected distinct names; remove the repeated ones")
     normalise = arm.data.normalise
@@ -77,11 +92,17 @@ def cross_checks(arm: Arm) -> list[Mistake]:
     participants = arm.partition.participants
     sampled = arm.server.sampled
     if isinstance(sampled, int) and sampled > participants:
-        wrong("server.sampled", f"expected at most the {participants} participants, got {sampled}")
-    drawn = sampled_count(arm)
+        wrong(
+            "server.sampled",
+            f"expected at most the {participants} participants, got {sampled}",
+            "partition.participants",
+        )
+    drawn, counted = sampled_count(arm), ("server.sampled", "partition.participants")
     if arm.server.minimum > drawn:
         wrong(
-            "server.minimum", f"expected at most the {drawn} participants sampled, got {arm.server.minimum}"
+            "server.minimum",
+            f"expected at most the {drawn} participants sampled, got {arm.server.minimum}",
+            *counted,
         )
     server = arm.server
     if server.strategy == "krum" and server.num_malicious_nodes >= drawn - 2:
@@ -89,38 +110,53 @@ def cross_checks(arm: Arm) -> list[Mistake]:
             "server.num-malicious-nodes",
             "Krum compares with the nearest sampled - num-malicious-nodes - 2, and expected at least 1, "
             f"got {drawn} - {server.num_malicious_nodes} - 2; sample more participants or lower it",
+            *counted,
         )
     if arm.start in ("consolidated", "averaged"):
-        mistakes += _check_teachers(arm)
+        mistakes += _check_teachers(arm, known)
     return mistakes
 
 
-def _check_teachers(arm: Arm) -> list[Mistake]:
+def _check_teachers(arm: Arm, known: Collection[str]) -> list[Mistake]:
     mistakes: list[Mistake] = []
 
-    def wrong(key: str, message: str) -> None:
-        mistakes.append(Mistake(key, message))
+    def wrong(key: str, message: str, *others: str) -> None:
+        if not any(related(read, bad) for read in (key, *others) for bad in known):
+            mistakes.append(Mistake(key, message))
 
     teachers, consolidation = arm.teachers, arm.consolidation
     if isinstance(teachers.count, int) and teachers.count > arm.partition.participants:
         wrong(
             "teachers.count",
             f"expected at most the {arm.partition.participants} participants, got {teachers.count}",
+            "partition.participants",
         )
     if teachers.label_counts.epsilon is not None and not teachers.label_counts.send:
-        wrong("teachers.label-counts.epsilon", "has no effect unless send is true; set it or remove epsilon")
+        wrong(
+            "teachers.label-counts.epsilon",
+            "has no effect unless send is true; set it or remove epsilon",
+            "teachers.label-counts.send",
+        )
     if teachers.label_counts.send and (arm.start == "averaged" or consolidation.ensemble != "label-counts"):
         wrong(
             "teachers.label-counts.send",
             "tells what participants hold, and only start: consolidated with the ensemble 'label-counts' "
             f"uses it, got start: {arm.start} with {consolidation.ensemble!r}; set it to false",
+            "consolidation.ensemble",
         )
     averaged = arm.start == "averaged" or consolidation.init == "averaged"
     where = "start" if arm.start == "averaged" else "consolidation.init"
     if averaged and teachers.upload != "weights":
-        wrong(where, f"'averaged' needs teachers.upload 'weights', got {teachers.upload!r}")
+        wrong(
+            where, f"'averaged' needs teachers.upload 'weights', got {teachers.upload!r}", "teachers.upload"
+        )
     if averaged and teachers.model is not None and teachers.model != arm.model:
-        wrong(where, "'averaged' needs teachers of the federated model's architecture; remove teachers.model")
+        wrong(
+            where,
+            "'averaged' needs teachers of the federated model's architecture; remove teachers.model",
+            "model",
+            "teachers.model",
+        )
     if arm.start == "averaged":
         return mistakes
     choice = (
@@ -135,25 +171,37 @@ def _check_teachers(arm: Arm) -> list[Mistake]:
             "consolidation",
             f"method {choice[0]!r} with upload {choice[1]!r}, labels {choice[2]} and augmentation "
             f"{list(consolidation.augmentation)} is not possible: {refused}",
+            "teachers.upload",
         )
     if consolidation.weight < 1 and not consolidation.labels:
         wrong(
             "consolidation.weight",
             f"expected 1 on a transfer set without labels, got {consolidation.weight:g}; "
             "set labels: true or remove it",
+            "consolidation.labels",
         )
     if consolidation.labels and consolidation.weight == 1:
         wrong(
             "consolidation.labels",
             "has no effect with weight 1; lower consolidation.weight or set labels: false",
+            "consolidation.weight",
         )
     if consolidation.views is not None and not consolidation.augmentation:
-        wrong("consolidation.views", "has no effect without augmentation; name one or remove it")
+        wrong(
+            "consolidation.views",
+            "has no effect without augmentation; name one or remove it",
+            "consolidation.augmentation",
+        )
     if consolidation.ensemble == "label-counts" and not teachers.label_counts.send:
-        wrong("consolidation.ensemble", "'label-counts' needs teachers.label-counts.send: true")
+        wrong(
+            "consolidation.ensemble",
+            "'label-counts' needs teachers.label-counts.send: true",
+            "teachers.label-counts.send",
+        )
     if consolidation.ensemble == "validated" and teachers.upload == "logits":
         wrong(
             "consolidation.ensemble",
             "'validated' runs teachers on the validation split and needs teachers.upload 'weights'",
+            "teachers.upload",
         )
     return mistakes

@@ -63,12 +63,13 @@ def remove_all(values: dict[str, Any], problems: Sequence[Mapping[str, Any]]) ->
             _put(values, path, {})
         elif path and path[0] in _SHARED and len(path) == 1:
             model, variant = _SHARED[str(path[0])]
-            old = values.get(str(path[0]))
-            shared = {kebab(name) for name in model.model_fields} & set(old if isinstance(old, dict) else ())
-            values[str(path[0])] = {**variant, **{key: old[key] for key in shared}} if old else variant
+            shared = {kebab(name) for name in model.model_fields}
+            old = values.get(path[0])
+            kept = {k: v for k, v in old.items() if k in shared} if isinstance(old, dict) else {}
+            values[str(path[0])] = {**variant, **kept}
         elif path:
             _put(values, path, None)
-    if list(values["arms"]) == ["arm"] and values.get("baseline") != "arm":
+    if values.get("arms") == {"arm": {}} and values.get("baseline") != "arm":
         values.pop("baseline", None)  # the arms were invented here
 
 
@@ -201,5 +202,5 @@ def _meaning(location: Sequence[int | str]) -> str:
         for model in _models_at(location[:length]):
             for name, field in model.model_fields.items():
                 if kebab(name) == location[length - 1] and field.description:
-                    return f". Expected: {' '.join(field.description.split())}"
+                    return f". Expected: {' '.join(field.description.replace('``', '').split())}"
     return ""

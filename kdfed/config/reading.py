@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -189,7 +189,7 @@ def _check(values: dict[str, Any]) -> tuple[Experiment | None, list[Mistake]]:
             remove_all(pruned, problems)
     if experiment is None:
         return None, mistakes
-    experiment, more = _check_arms(experiment, mistakes)
+    experiment, more = _check_arms(experiment, [mistake.key for mistake in mistakes])
     return experiment, mistakes + unrelated(more, mistakes)
 
 
@@ -199,7 +199,7 @@ def unrelated(found: Iterable[Mistake], known: Iterable[Mistake]) -> list[Mistak
     return [mistake for mistake in found if not any(related(mistake.key, key) for key in keys)]
 
 
-def _check_arms(experiment: Experiment, known: Sequence[Mistake]) -> tuple[Experiment, list[Mistake]]:
+def _check_arms(experiment: Experiment, known: Collection[str]) -> tuple[Experiment, list[Mistake]]:
     """Return the mistakes of the arms, and the experiment without them."""
     mistakes: list[Mistake] = []
     good: dict[str, dict[str, Any]] = {}
@@ -238,11 +238,12 @@ def _check_arms(experiment: Experiment, known: Sequence[Mistake]) -> tuple[Exper
                 mistakes.append(Mistake(f"arms.{name}.{mistake.key}", mistake.message))
             continue
         good[name] = kept
-        for mistake in unrelated(cross_checks(arm), known):
+        for mistake in cross_checks(arm, known):
             key = mistake.key if mistake in base_mistakes else f"arms.{name}.{mistake.key}"
             if Mistake(key, mistake.message) not in mistakes:
                 mistakes.append(Mistake(key, mistake.message))
-    return experiment.model_copy(update={"arms": good, "baseline": baseline}), mistakes
+    faultless = experiment.model_copy(update={"arms": good, "baseline": baseline}) if mistakes else experiment
+    return faultless, mistakes
 
 
 def _without_effect(start: object) -> tuple[str, ...]:

@@ -143,7 +143,7 @@ class KClassesPartition(PartitionBase):
 
     kind: Literal["k-classes"]
     classes: PositiveInt
-    """k. Where participants x k does not exceed the number of classes, participants are disjoint, and the
+    """Classes that each participant holds, k. Where participants x k does not exceed the number of classes, participants are disjoint, and the
     examples of classes that nobody holds are left out."""
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import shutil
 import difflib
 import inspect
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +33,8 @@ def folder(argument: str, settings: DataSettings) -> Listing:
     open_image = opener()
     root = Path(argument).expanduser()
     if not root.is_dir():
-        raise DataError(
-            f"expected a folder with one sub-folder per class, got {root}{'' if root.exists() else ', which does not exist'}"
-        )
+        absent = "" if root.exists() else ", which does not exist"
+        raise DataError(f"expected a folder with one sub-folder per class, got {root}{absent}")
     names = class_names(settings, None, needs_names=True)
     present = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
     files = [

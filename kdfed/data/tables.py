@@ -38,9 +38,8 @@ def parquet(argument: str, settings: DataSettings) -> Listing:
     path = Path(argument).expanduser()
     files = [path] if path.is_file() else sorted(path.rglob("*.parquet"))
     if not files:
-        raise DataError(
-            f"expected a parquet file, or a folder that holds some, got {path}{'' if path.exists() else ', which does not exist'}"
-        )
+        absent = "" if path.exists() else ", which does not exist"
+        raise DataError(f"expected a parquet file, or a folder that holds some, got {path}{absent}")
     tables, features = [], []
     for file in files:
         try:

@@ -39,6 +39,9 @@ arms:
 """
 
 
+COUNT, VIEWS = "arms.consolidated.teachers.count", "arms.consolidated.consolidation.views"
+
+
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     file = tmp_path / "experiment.yaml"
@@ -171,6 +174,28 @@ def test_all_mistakes_are_reported_at_once_with_key_value_expectation_and_near_m
             "arms.consolidated.consolidation.ensemble",
             "needs teachers.upload 'weights'",
         ),
+        (
+            ["server.strategy=krum", "server.num-malicious-nodes=3", "server.sampled=5"],
+            "server.num-malicious-nodes",
+            "expected at least 1, got 5 - 3 - 2",
+        ),
+        (["arms.cold.teachers.lr=0.1"], "arms.cold.teachers", "no effect with start: random"),
+        (["arms.cold.consolidation.lr=0.1"], "arms.cold.consolidation", "no effect with start: random"),
+        (
+            ["arms.consolidated={start: averaged, consolidation: {lr: 0.1}}"],
+            "arms.consolidated.consolidation",
+            "no effect with start: averaged",
+        ),
+        (
+            ["teachers.label-counts.send=true"],
+            "arms.consolidated.teachers.label-counts.send",
+            "only start: consolidated with the ensemble 'label-counts' uses it",
+        ),
+        (
+            ["teachers.label-counts.send=true", "arms.consolidated.start=averaged"],
+            "arms.consolidated.teachers.label-counts.send",
+            "got start: averaged",
+        ),
         (["arms.bad/name.start=random"], "arms.bad/name", "letters"),
         (["model.name=cnnn"], "model", "cnn"),
         (["model.options.widht=3"], "model", "width"),
@@ -178,6 +203,83 @@ def test_all_mistakes_are_reported_at_once_with_key_value_expectation_and_near_m
 )
 def test_options_that_do_not_go_together_are_refused(path, assignments, key, text):
     assert text in _mistakes(path, *assignments)[key]
+
+
+@pytest.mark.parametrize(
+    ("assignment", "text"),
+    [
+        ("threads=257", "at most 256"),
+        ("teachers.model=[]", "a list of at least 1"),
+        ("targets=[0.9, 0.90]", "distinct targets"),
+        ("targets=['90%-of-best', 90.0%-of-best]", "distinct targets"),
+        ("seeds=[1, 1]", "distinct entries"),
+        ("consolidation.augmentation=[flip, crop, flip]", "distinct entries"),
+        ("device=cuda:01", "not valid"),
+        ("rounds.max=1e400", "a whole number, got inf"),
+    ],
+)
+def test_values_out_of_range_are_refused(path, assignment, text):
+    mistakes = _mistakes(path, assignment)
+    assert list(mistakes) == [assignment.partition("=")[0]]
+    assert text in next(iter(mistakes.values()))
+
+
+def test_a_share_of_the_best_is_above_none_and_at_most_all_of_it(path):
+    wrong = ["0%-of-best", "0.0%-of-best", "100.5%-of-best", "٩٠%-of-best"]
+    assert list(_mistakes(path, f"targets={wrong}")) == [f"targets.{i}" for i in range(len(wrong))]
+    right = ["0.05%-of-best", "9.5%-of-best", "90%-of-best", "100.0%-of-best"]
+    assert load_experiment(path, [f"targets={right}"]).targets == tuple(right)
+
+
+@pytest.mark.parametrize(("malicious", "sampled"), [(0, 3), (2, 5), (17, "all")])
+def test_krum_with_a_single_neighbour_is_taken(path, malicious, sampled):
+    words = ["server.strategy=krum", f"server.num-malicious-nodes={malicious}", f"server.sampled={sampled}"]
+    load_experiment(path, words)
+
+
+def test_mode_and_strategy_may_be_left_out_and_kind_not(tmp_path):
+    file = tmp_path / "short.yaml"
+    file.write_text("name: x\nlocal: {lr: 0.1}\nserver: {sampled: 6}\narms: {cold: {}}\n")
+    experiment = load_experiment(file)
+    assert (experiment.local.mode, experiment.server.strategy) == ("plain", "fedavg")
+    assert (experiment.local.lr, sampled_count(experiment)) == (0.1, 6)
+    assert load_experiment(file, ["server.strategy=fedadam"]).server.sampled == 6
+    assert "uniform, quantity-skew" in _mistakes(file, "partition.participants=6")["partition.kind"]
+
+
+@pytest.mark.parametrize(
+    ("assignments", "keys"),
+    [
+        (["seeds=[a]"], ["seeds.0"]),
+        (["data.normalise={mean: [0.1, 0.2], std: [0, 1]}"], ["data.normalise.std.0"]),
+        (["data.normalise={mean: [0.1]}"], ["data.normalise.std"]),
+        (["teachers.model=[cnn]"], ["teachers.model.0"]),
+        (["teachers.model=[{nam: x}, 3]"], ["teachers.model.0.nam", "teachers.model.1"]),
+        (["teachers.model=[3, 4]", "teachers.count=21"], [*("teachers.model.0", "teachers.model.1"), COUNT]),
+        (["arms.cold="], ["arms.cold"]),
+        (["arms="], ["arms"]),
+        (
+            ["partition={kind: dirichlet, alpha: 0, participants: 50}", "server.sampled=30"],
+            ["partition.alpha"],
+        ),
+        (["partition={kind: null, participants: 50}", "server.sampled=30"], ["partition.kind"]),
+        (["partition={kind: dirichlt, participants: 50}", "server.sampled=30"], ["partition.kind"]),
+        (["partition={kind: dirichlt, participants: 0}"], ["partition.kind", "partition.participants"]),
+        (["server.strategy=fedprox", "local={mode: proximal, mu: -1}"], ["local.mu"]),
+        (["server.strategy=fedprox", "local={mode: proximl}"], ["local.mode"]),
+        (["server={strategy: fedavgg, cohort-size: 0}"], ["server.strategy", "server.cohort-size"]),
+        (["consolidation.labels=1", "consolidation.weight=0.5"], ["consolidation.labels"]),
+        (
+            ["teachers.label-counts.send=1", "consolidation.ensemble=label-counts"],
+            ["teachers.label-counts.send"],
+        ),
+        (["partition.participants=x", "server.sampled=30"], ["partition.participants"]),
+        (["consolidation.temperature=0", "consolidation.views=2"], ["consolidation.temperature", VIEWS]),
+        (["arms.cold.start=randm", "arms.cold.model.name=x"], ["arms.cold.start"]),
+    ],
+)
+def test_every_mistake_is_reported_and_none_that_another_one_makes(path, assignments, keys):
+    assert list(_mistakes(path, *assignments)) == keys
 
 
 def test_a_mistake_in_a_section_that_no_arm_uses_is_still_a_wrong_value(path):
@@ -208,7 +310,38 @@ def test_a_repeated_key_is_a_mistake(tmp_path):
         load_experiment(file)
 
 
-@pytest.mark.parametrize("text", ["[1, 2]", "name: [", ""])
+@pytest.mark.parametrize(
+    ("key", "text"),
+    [
+        *(("[1]", "got [1]"), ("{a: 1}", "got {'a': 1}"), ("3", "got '3', which YAML reads as 3")),
+        *(("null", "YAML reads as None"), ("no", "YAML reads as False; write it in quotes")),
+    ],
+)
+def test_a_key_that_is_no_word_is_one_clear_mistake(path, key, text):
+    path.write_text(f"name: x\narms:\n  ? {key}\n  : {{}}\n")
+    with pytest.raises(ConfigError, match=r"1 mistake\n  expected YAML: expected a word as a key") as in_file:
+        load_experiment(path)
+    path.write_text(DESIGN)
+    with pytest.raises(ConfigError, match=r"1 mistake\n  arms: .*expected a word as a key") as in_set:
+        load_experiment(path, [f"arms={{? {key} : {{}}}}"])
+    assert text in str(in_file.value)
+    assert text in str(in_set.value)
+
+
+def test_a_dotted_arm_name_is_refused(tmp_path):
+    file = tmp_path / "dotted.yaml"
+    file.write_text("name: x\narms: {a.b: {}}\n")
+    assert "letters, digits, hyphen and underscore" in _mistakes(file)["arms.a.b"]
+
+
+def test_words_of_seeds_are_ascii_digits(path):
+    mistakes = _mistakes(path, seeds=["٣", "²", "1" * 21, "1" * 5000, "-1", str(2**32)])
+    assert list(mistakes) == [f"seeds.{i}" for i in range(6)]
+    assert "whole number" in mistakes["seeds.0"]
+    assert "at least 0, got -1" in mistakes["seeds.4"]
+
+
+@pytest.mark.parametrize("text", ["[1, 2]", "name: [", "", "x: " + "9" * 5000, "x: 2020-13-45", "[" * 3000])
 def test_a_file_that_is_no_mapping_is_one_clear_mistake(tmp_path, text):
     file = tmp_path / "bad.yaml"
     file.write_text(text)

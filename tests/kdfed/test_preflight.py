@@ -72,10 +72,27 @@ def test_an_arms_own_model_and_teachers_are_reported_in_the_arm(tiny: Build) -> 
     arms = {
         "cold": {"model": cnn},
         "warm": {"start": "consolidated", "teachers": {"model": [{"name": "mlp"}, cnn]}},
-        "unused": {"teachers": {"model": cnn}},
     }
     mistakes = found(tiny(data={"source": FEATURES}, arms=arms))
     assert list(mistakes) == ["arms.cold.model", "arms.warm.teachers.model"]
+
+
+def test_teachers_that_no_arm_trains_are_not_built(tiny: Build) -> None:
+    cnn = {"name": "cnn", "options": {}}
+    assert (
+        found(tiny(data={"source": FEATURES}, teachers__model=cnn, arms__consolidated__start="random")) == {}
+    )
+
+
+@pytest.mark.parametrize("device", ["cuda:9", "mps"])
+def test_a_device_that_this_machine_lacks_is_reported_beside_what_does_not_fit_the_data(
+    tiny: Build, monkeypatch: pytest.MonkeyPatch, device: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    mistakes = found(tiny(device=device, partition__participants=5000))
+    assert set(mistakes) == {"device", "partition.participants"}
+    assert f"(cpu, cuda:0), got {device!r}; choose one, or auto" in mistakes["device"]
 
 
 def test_features_cannot_be_augmented(tiny: Build) -> None:

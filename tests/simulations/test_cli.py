@@ -70,6 +70,8 @@ WRONG = {
     "a target above 1": (["--set", "targets=[1.5]"], "targets"),
     "a word as a seed": (["--seeds", "0", "one"], "seeds"),
     "an unreadable data path": (["--set", "data.source=parquet:not/there"], "data.source: "),
+    "a device that is not there": (["--set", "device=cuda:99"], "device: expected a device of this machine"),
+    "nowhere": (["--out", ""], "--out: expected where to write"),
     "an unknown engine": (["--engine", "spark"], "flower"),
     "no node": (["--nodes", "0"], "nodes"),
 }
@@ -92,6 +94,33 @@ def test_every_mistake_is_reported_in_one_error(experiment, capsys):
     assert shown.count("error: ") == 1
     for key in ("partition.alpha", "nam: unknown key", "seeds"):
         assert key in shown
+
+
+def test_what_does_not_fit_the_data_is_reported_beside_other_mistakes(experiment, capsys):
+    words = ["--set", "partition.participants=5000", "local.lr=0", "arms.cold.local.lr=-1", "baseline=colt"]
+    assert main(["run", str(experiment), *words]) == 2
+    shown = capsys.readouterr().err
+    assert "4 mistakes" in shown
+    for key in ("partition.participants", "local.lr", "arms.cold.local.lr", "baseline"):
+        assert f"  {key}: " in shown
+
+
+def test_data_are_not_read_where_their_own_keys_are_wrong(experiment, capsys):
+    assert main(["run", str(experiment), "--set", "data.source=none", "data.limit=0"]) == 2
+    assert "1 mistake\n  data.limit: " in capsys.readouterr().err
+
+
+def test_a_mistake_that_the_data_show_too_is_reported_once(experiment, capsys):
+    assert main(["run", str(experiment), "--set", "model.options.widht=3"]) == 2
+    assert "1 mistake\n  model: " in capsys.readouterr().err
+
+
+def test_an_experiment_file_is_not_replaced_by_its_own_run(experiment, capsys):
+    file = experiment.rename(experiment.with_name("experiment.yaml"))
+    file.write_text("# mine\n" + file.read_text())
+    assert main(["run", file.name, "--engine", "inprocess", "--out", "."]) == 2
+    assert "would replace the file that it was started from" in capsys.readouterr().err
+    assert file.read_text().startswith("# mine")
 
 
 def test_a_file_that_is_not_there_is_an_error(tmp_path, capsys):
@@ -171,6 +200,21 @@ def test_report_rebuilds_the_page_from_the_records(experiment, capsys):
     assert "cost to target" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("summary.json", "{}", "expected 'experiment'"),
+        ("summary.json", '{"runs": null}', "expected 'experiment'"),
+        ("rounds.jsonl", '{"accuracy": null}\n', "line 1: expected a record"),
+    ],
+)
+def test_report_of_broken_records_is_an_error(experiment, capsys, name, text, message):
+    assert main(["run", str(experiment), "--engine", "inprocess", "--out", "mine"]) == 0
+    (experiment.parent / "mine" / name).write_text(text)
+    assert main(["report", "mine"]) == 2
+    assert message in capsys.readouterr().err
+
+
 def test_report_of_a_folder_without_records_is_an_error(tmp_path, capsys):
     assert main(["report", str(tmp_path)]) == 2
     assert str(tmp_path) in capsys.readouterr().err
@@ -184,6 +228,11 @@ def test_partition_shows_a_table_and_draws_a_picture(experiment, capsys):
     shown = capsys.readouterr().out
     assert "dirichlet, 5 participants, seed 4" in shown
     assert (experiment.parent / "who.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_picture_that_cannot_be_written_is_an_error(experiment, capsys):
+    assert main(["partition", str(experiment), "--out", str(experiment.parent)]) == 2
+    assert "expected a file that can be written" in capsys.readouterr().err
 
 
 def test_partition_checks_its_input_like_run(experiment, capsys):

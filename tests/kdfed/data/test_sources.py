@@ -162,6 +162,8 @@ def test_a_users_data_set_keeps_its_test_part_under_a_limit(user_source: types.M
         ((np.zeros((4, 3)), np.array([0, 0, 0, 1]), ("a",)), "labels from 0 to 0.*got 1 in row 3"),
         ((np.zeros((4, 3)), np.zeros(4), ("a",)), "expected whole numbers"),
         ((np.zeros((0, 3)), np.zeros(0, int), ("a",)), "got none"),
+        ((np.zeros((4, 3)), np.zeros(4, int), 1), "a list of class names from my_sources:make: 'int'"),
+        (([[1], [1, 2]], np.zeros(2, int), ("a",)), "expected arrays"),
     ],
 )
 def test_a_users_arrays_are_checked(user_source: types.ModuleType, made: object, message: str) -> None:
@@ -171,11 +173,39 @@ def test_a_users_arrays_are_checked(user_source: types.ModuleType, made: object,
 
 
 @pytest.mark.parametrize(
-    "source", ["mnist", "my_sources:nothing", "my_sources", ":name", "no.such.module:name", "parquet", "hf:"]
+    "source",
+    [
+        *("mnist", "my_sources:nothing", "my_sources", ":name", "no.such.module:name", "parquet", "hf:"),
+        *("..:x", ".:x", "os:environ"),
+    ],
 )
 def test_an_unknown_source_is_refused(user_source: types.ModuleType, source: str) -> None:
     with pytest.raises(DataError, match="expected"):
         load_source(DataSettings(source=source))
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("os:getcwd", r"from os:getcwd, which takes the data settings; it raised TypeError: .*argument"),
+        ("my_sources:make", "it raised ZeroDivisionError: division by zero"),
+    ],
+)
+def test_what_a_users_function_raises_is_named(
+    user_source: types.ModuleType, source: str, message: str
+) -> None:
+    user_source.make = lambda settings: 1 / 0  # type: ignore[attr-defined]
+    with pytest.raises(DataError, match=message):
+        load_source(DataSettings(source=source))
+
+
+def test_a_users_module_that_cannot_be_imported_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "broken_source.py").write_text("1 / 0")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(DataError, match="got 'broken_source:make' \\(division by zero\\)"):
+        load_source(DataSettings(source="broken_source:make"))
 
 
 def test_a_misspelt_source_gets_a_near_match() -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 
 from kdfed.config import build_experiment, merge
 from kdfed.errors import RunFolderError
-from kdfed.records import RoundRecord, RunFolder
+from kdfed.records import Outcome, RoundRecord, RunFolder, summarise, write_atomically
 
 VALUES = {
     "name": "small",
@@ -18,6 +19,7 @@ VALUES = {
 EXPERIMENT = build_experiment(VALUES)
 OTHER = build_experiment(merge(VALUES, {"partition.alpha": 0.5, "name": "other", "arms.hot": {}}))
 RECORD = RoundRecord("cold", 0, 0, 0, "start", 0.5, 0.5, 1.0, 0, 0, 0, 0, 0, (), 0.0)
+SUMMARY = summarise(EXPERIMENT, "größer", [RECORD], [Outcome("cold", 0, "failed", "")])
 OURS = ("rounds.jsonl", "summary.json", "curves.png", "report.html", "models/cold-0.safetensors")
 
 
@@ -112,6 +114,26 @@ def test_a_start_that_the_run_would_remove_is_refused(tmp_path):
     assert (tmp_path / "models" / "cold-0.safetensors").exists()
 
 
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_the_file_that_a_run_was_started_from_is_not_replaced(tmp_path, overwrite):
+    file = tmp_path / "experiment.yaml"
+    file.write_text("# mine\n" + EXPERIMENT.to_yaml())
+    with pytest.raises(RunFolderError, match="would replace the file that it was started from"):
+        RunFolder.open_for(tmp_path, EXPERIMENT, overwrite, source=file)
+    assert file.read_text().startswith("# mine")
+    file.write_text(EXPERIMENT.to_yaml())
+    RunFolder.open_for(tmp_path, EXPERIMENT, overwrite, source=file)
+
+
+def test_a_file_that_cannot_be_written_is_an_error_and_leaves_nothing_behind(tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_text("x")
+    for path in (tmp_path / "folder", tmp_path / "file" / "below"):
+        with pytest.raises(RunFolderError, match="expected a file that can be written"):
+            write_atomically(path, b"x")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
+
+
 def test_rounds_read_back_in_the_order_they_were_written(tmp_path):
     folder = RunFolder.open_for(tmp_path, EXPERIMENT)
     records = [replace(RECORD, arm=arm, round=r) for arm in ("warm", "cold") for r in (0, 1)]
@@ -147,7 +169,15 @@ def test_a_folder_without_records_says_what_it_lacks(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "complaint"), [("{", "expected JSON"), ("[]", "expected an object, got list")]
+    ("text", "complaint"),
+    [
+        ("{", "expected JSON"),
+        ("[]", "expected an object, got list"),
+        ("{}", "expected 'experiment' to be a str, got None"),
+        (json.dumps(SUMMARY | {"runs": None}), "expected 'runs' to be a list, got None"),
+        (json.dumps(SUMMARY | {"runs": [{"arm": "cold"}]}), "keys arm, seed.* as entry 0 of 'runs'"),
+        (json.dumps(SUMMARY | {"comparisons": [3]}), "keys baseline, arm.* as entry 0 of 'comparisons'"),
+    ],
 )
 def test_a_broken_summary_is_refused(tmp_path, text, complaint):
     (tmp_path / "summary.json").write_text(text)
@@ -157,9 +187,9 @@ def test_a_broken_summary_is_refused(tmp_path, text, complaint):
 
 def test_a_summary_reads_back_and_leaves_no_half_file(tmp_path):
     folder = RunFolder.open_for(tmp_path, EXPERIMENT)
-    folder.write_summary({"experiment": "größer", "runs": []})
-    assert folder.read_summary() == {"experiment": "größer", "runs": []}
+    folder.write_summary(SUMMARY)
+    assert folder.read_summary() == SUMMARY
     with pytest.raises(ValueError, match="JSON"):
         folder.write_summary({"experiment": float("nan")})
-    assert folder.read_summary()["experiment"] == "größer"
+    assert folder.read_summary()["engine"] == "größer"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["experiment.yaml", "models", "summary.json"]

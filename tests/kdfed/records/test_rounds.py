@@ -48,6 +48,18 @@ def test_numbers_that_json_does_not_know_become_null(value):
     assert RoundRecord.from_json(record.to_json()) == record
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *(("accuracy", None), ("accuracy", "0.5"), ("seed", 1.5), ("round", True), ("phase", "end")),
+        *(("absent", None), ("absent", [3]), ("absent", [{"participant": "4", "reason": ""}])),
+    ],
+)
+def test_a_value_of_another_type_is_refused_and_its_key_named(key, value):
+    with pytest.raises(ValueError, match=rf"^{key}[^\n]*got [^\n]*$"):
+        RoundRecord.from_json(json.dumps(json.loads(RECORD.to_json()) | {key: value}))
+
+
 def test_a_line_with_other_keys_is_refused():
     with pytest.raises(ValueError, match="expected an object with the keys absent, accuracy"):
         RoundRecord.from_json('{"arm": "cold"}')

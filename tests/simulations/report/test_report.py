@@ -222,6 +222,13 @@ def test_a_run_that_was_killed_is_shown_as_far_as_recorded(tmp_path):
     assert "This run did not end" in read_page(folder)[1]
 
 
+def test_a_page_that_cannot_be_written_is_an_error(tmp_path):
+    make_run(tmp_path, seeds=(0,))
+    (tmp_path / "report.html").mkdir()
+    with pytest.raises(RunFolderError, match=r"report\.html: expected a file that can be written"):
+        build_report(tmp_path)
+
+
 def test_a_run_that_failed_is_named(tmp_path):
     folder = make_run(tmp_path, seeds=(0,), summary=False)
     summary = summarise(folder.read_experiment(), "flower", folder.read_rounds()[:15], [])

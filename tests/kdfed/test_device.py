@@ -1,0 +1,29 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from kdfed.device import resolve_device
+from kdfed.errors import DataError
+
+
+@pytest.mark.parametrize(("gpus", "kind"), [(0, "cpu"), (2, "cuda")])
+def test_auto_is_cuda_where_there_is_one(monkeypatch: pytest.MonkeyPatch, gpus: int, kind: str) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    assert resolve_device("auto") == torch.device(kind)
+
+
+@pytest.mark.parametrize("name", ["cpu", "cuda", "cuda:1", "mps"])
+def test_a_device_that_is_there_is_taken_by_its_name(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert resolve_device(name) == torch.device(name)
+
+
+@pytest.mark.parametrize(("gpus", "name"), [(0, "cuda"), (2, "cuda:2"), (2, "mps"), (2, "cuda:99999999999")])
+def test_a_device_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch, gpus: int, name: str) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    with pytest.raises(DataError, match=rf"expected a device of this machine \(cpu.*got '{name}'") as caught:
+        resolve_device(name)
+    assert caught.value.key == "device"
