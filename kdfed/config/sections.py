@@ -143,8 +143,8 @@ class KClassesPartition(PartitionBase):
 
     kind: Literal["k-classes"]
     classes: PositiveInt
-    """Classes that each participant holds, k. Where participants x k does not exceed the number of classes, participants are disjoint, and the
-    examples of classes that nobody holds are left out."""
+    """Classes that each participant holds, k. Where participants x k does not exceed the number of classes,
+    participants are disjoint, and the examples of classes that nobody holds are left out."""
 
 
 class DirichletPartition(PartitionBase):
