@@ -63,8 +63,8 @@ def undotted(changes: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
-def _variants(section: str) -> dict[str, type[Settings]]:
-    """Return the variants of a section by the value of its discriminator."""
+def variants(section: str) -> dict[str, type[Settings]]:
+    """Return the variants of ``partition``, ``local``, ``server`` or ``consolidation`` by name."""
     unions = {"partition": PartitionSettings, "local": LocalSettings, "server": ServerSettings}
     union = get_args(unions[section])[0] if section in unions else VanillaConsolidation
     found: dict[str, type[Settings]] = {}
@@ -75,13 +75,8 @@ def _variants(section: str) -> dict[str, type[Settings]]:
     return found
 
 
-def variants(section: str) -> dict[str, type[Settings]]:
-    """Return the variants of ``partition``, ``local``, ``server`` or ``consolidation`` by name."""
-    return _variants(section)
-
-
 def _keys_of_variant(section: str, tag: str, value: object) -> set[str]:
     if section not in ("partition", "local", "server", "consolidation"):
         return set()
-    variant = _variants(section).get(str(value))
+    variant = variants(section).get(str(value))
     return {kebab(name) for name in variant.model_fields} if variant else {tag}
