@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import json
 from functools import lru_cache
-from importlib.metadata import version
 
 import torch
 from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
@@ -25,6 +24,7 @@ from kdfed.ensemble import add_laplace_noise
 from kdfed.models import build_model, load_state, state_of
 from kdfed.seeding import derive, numpy_generator
 from kdfed.train import evaluate, predict, train_local, train_teacher
+from kdfed.wire import versions
 
 app = ClientApp()
 
@@ -119,11 +119,6 @@ def evaluate_received(message: Message, context: Context) -> Message:
         )
 
     return answer(message, work, lambda task: {})
-
-
-def versions() -> dict[str, str]:
-    """Return the versions that must agree between server and participants."""
-    return {name: version(name) for name in ("kdfed", "torch", "numpy")}
 
 
 def _participants(message: Message, context: Context) -> SimulatedParticipants:

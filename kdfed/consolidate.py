@@ -1,9 +1,8 @@
 """Teachers, or their logits, into one student: distillation on the transfer set before the first round.
 
 The teachers' logits are computed once, unless the transfer images change from step to step (augmentation
-without fixed views). Labels of the
-transfer set are touched only where the settings say so; the validation split serves selection and the
-``validated`` ensemble.
+without fixed views). Labels of the transfer set are touched only where the settings say so; the validation
+split serves selection and the ``validated`` ensemble.
 
 Shape suffixes: K teachers, N examples, C classes.
 """

@@ -49,6 +49,9 @@ class Event:
         return asdict(self)
 
 
+PROGRESS = "KDFED_PROGRESS"
+"""Environment variable: a file to which a ServerApp appends events as JSON lines."""
+
 OnEvent = Callable[[Event], None]
 
 

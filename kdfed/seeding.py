@@ -56,6 +56,12 @@ def torch_generator(
     return torch.Generator().manual_seed(derive(seed, phase, round_number, participant))
 
 
+def sample_participants(seed: int, phase: str, round_number: int, everyone: int, count: int) -> list[int]:
+    """Draw ``count`` of the participants 0 to ``everyone - 1`` without replacement; return them in order."""
+    drawn = numpy_generator(seed, phase, round_number).choice(everyone, count, replace=False)
+    return sorted(int(participant) for participant in drawn)
+
+
 @contextmanager
 def torch_seed(derived: int) -> Iterator[None]:
     """Seed torch's own generators inside a ``with`` block, and restore them afterwards.

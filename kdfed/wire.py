@@ -32,6 +32,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -63,6 +64,11 @@ EVAL_ACCURACY = "eval-acc"
 
 Reply: TypeAlias = Literal["mean", "each"]
 Lists: TypeAlias = dict[str, Any]
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that must agree between server and participants."""
+    return {name: version(name) for name in ("kdfed", "torch", "numpy")}
 
 
 def numbered(key: str, index: int, count: int) -> str:

@@ -212,7 +212,7 @@ def partition(
     if parts.unused:
         console.print(f"{parts.unused} examples belong to classes that nobody holds: they are not used")
     picture = out if out is not None else Path(f"{checked.name}-partition.png")
-    save_partition_picture(partition_entry(checked, data, drawn), picture)
+    save_partition_picture(partition_entry(data, drawn, parts), picture)
     console.print(f"picture: {escape(str(picture.absolute()))}", soft_wrap=True)
 
 

@@ -20,16 +20,13 @@ from kdfed import convergence
 from kdfed.config import Experiment, load_experiment, split_set
 from kdfed.data import PreparedData, prepare
 from kdfed.errors import ConfigError, KdfedError, Mistake, RunError
-from kdfed.events import Event, OnEvent, ignore
-from kdfed.partition import class_counts, make_partition
+from kdfed.events import PROGRESS, Event, OnEvent, ignore
+from kdfed.partition import Partition, class_counts, make_partition
 from kdfed.preflight import check_data
 from kdfed.records import Outcome, RoundRecord, RunFolder, summarise, weights_sha256
 from strategies.arm import ArmConfig, ServerData, initial_state
 from strategies.catalogue import make_strategy
 from strategies.pre_consolidation import PreConsolidation
-
-PROGRESS = "KDFED_PROGRESS"
-"""Environment variable: a file to which events are appended as JSON lines."""
 
 log = logging.getLogger("flwr")
 app = ServerApp()
@@ -184,14 +181,16 @@ def _server_data(data: PreparedData) -> ServerData:
 
 def _partitions(experiment: Experiment, data: PreparedData) -> list[dict[str, Any]]:
     """Describe who holds which classes, for the summary."""
-    return [partition_entry(experiment, data, seed) for seed in experiment.seeds]
+    labels, pool, classes = data.dataset.labels, data.splits.train, data.classes
+    return [
+        partition_entry(data, seed, make_partition(experiment.partition, labels, pool, classes, seed))
+        for seed in experiment.seeds
+    ]
 
 
-def partition_entry(experiment: Experiment, data: PreparedData, seed: int) -> dict[str, Any]:
+def partition_entry(data: PreparedData, seed: int, partition: Partition) -> dict[str, Any]:
     """Return one seed's entry of ``partitions`` in ``summary.json``; counts are [participants, classes]."""
-    labels = data.dataset.labels
-    partition = make_partition(experiment.partition, labels, data.splits.train, data.classes, seed)
-    counts = class_counts(partition, labels, data.classes)
+    counts = class_counts(partition, data.dataset.labels, data.classes)
     return {
         "seed": seed,
         "participants": len(counts),

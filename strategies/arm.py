@@ -14,7 +14,6 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
@@ -35,7 +34,7 @@ from kdfed.events import Event, OnEvent, ignore
 from kdfed.ledger import Ledger
 from kdfed.models import State, buffer_keys, build_model, load_state, state_of
 from kdfed.records import Absent, RoundRecord, load_model
-from kdfed.seeding import derive, numpy_generator
+from kdfed.seeding import derive, sample_participants
 from kdfed.train import evaluate
 from strategies.catalogue import SERVER_OPTIMISERS, WEIGHTED_MEANS
 from strategies.participant_grid import ParticipantGrid
@@ -104,6 +103,11 @@ class ArmConfig:
     simulation: dict[str, str | int] | None = None
     on_record: Callable[[RoundRecord], None] = lambda record: None
     on_event: OnEvent = ignore
+
+    def build(self, model: ModelSettings, phase: str) -> nn.Module:
+        """Build a model for the arm's data; its initial weights are drawn for this seed and phase."""
+        seed = derive(self.seed, phase)
+        return build_model(model, self.data.input_shape, self.data.classes, seed)
 
 
 @dataclass
@@ -174,14 +178,20 @@ class ArmRunner:
             self._hello()
         common = dict(initial_arrays.to_torch_state_dict())
         spec = wire.spec_of(common)
-        model = self._build(self.arm.model, "evaluation").to(self.device)
+        model = self.config.build(self.arm.model, "evaluation").to(self.device)
         state, answered, absent = self._start(common)
         self._evaluate(0, num_rounds, model, state, answered, absent, evaluate_fn)
 
         for server_round in range(1, num_rounds + 1):
             if self._converged():
                 break
-            sampled = self._sample(server_round)
+            sampled = sample_participants(
+                self.config.seed,
+                "sample",
+                server_round,
+                self.arm.partition.participants,
+                sampled_count(self.arm),
+            )
             self.grid.select(
                 sampled, phase="rounds", round_number=server_round, spec_of=lambda participant: spec
             )
@@ -235,8 +245,7 @@ class ArmRunner:
 
     def _hello(self) -> None:
         self._tell("hello")
-        versions = {name: version(name) for name in ("kdfed", "torch", "numpy")}
-        self.grid.hello({"versions": json.dumps(versions)}, self.arm.server.deadlines.hello)
+        self.grid.hello({"versions": json.dumps(wire.versions())}, self.arm.server.deadlines.hello)
 
     def _roster(self, grid: Grid) -> dict[int, int]:
         """Wait until every participant's node is connected, then number nodes by their ids."""
@@ -246,13 +255,6 @@ class ArmRunner:
                 raise RunError(f"expected {wanted} nodes (partition.participants), got {len(nodes)} in time")
             time.sleep(0.2)
         return dict(enumerate(nodes[:wanted]))
-
-    def _sample(self, server_round: int) -> list[int]:
-        everyone = self.arm.partition.participants
-        drawn = numpy_generator(self.config.seed, "sample", server_round).choice(
-            everyone, size=sampled_count(self.arm), replace=False
-        )
-        return sorted(int(participant) for participant in drawn)
 
     def _require(self, count: int, least: int, where: str, what: str) -> None:
         if count < least:
@@ -389,10 +391,6 @@ class ArmRunner:
             "model": self.arm.model.model_dump_json(),
             "local": self.arm.local.model_dump_json(),
         }
-
-    def _build(self, model: ModelSettings, phase: str) -> nn.Module:
-        data = self.config.data
-        return build_model(model, data.input_shape, data.classes, derive(self.config.seed, phase))
 
     def _tell(
         self,

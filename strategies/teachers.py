@@ -24,9 +24,9 @@ from torch import nn
 from kdfed import wire
 from kdfed.config import ModelSettings
 from kdfed.consolidate import average_states, consolidate
-from kdfed.models import State, build_model, load_state, state_of
+from kdfed.models import State, load_state, state_of
 from kdfed.records import Absent
-from kdfed.seeding import derive, numpy_generator
+from kdfed.seeding import derive, sample_participants
 from kdfed.train import predict
 from strategies.participant_grid import ParticipantGrid
 
@@ -74,13 +74,16 @@ class TeacherPhase:
         self.config, self.arm, self.grid, self.common, self.device = config, config.arm, grid, common, device
         model = self.arm.teachers.model
         self._models = model if isinstance(model, tuple) else (model or self.arm.model,)
+        self._modules: dict[int, nn.Module] = {}
 
     def train(self) -> list[Teacher]:
         """Have the chosen participants train teachers, and receive each once."""
         contents = [self._content(model) for model in self._models]
         specs = [spec for _, spec in contents]
         self.grid.select(
-            self._chosen(),
+            sample_participants(
+                self.config.seed, "teacher-sample", 0, self.arm.partition.participants, self.count
+            ),
             phase="teachers",
             round_number=0,
             spec_of=lambda participant: specs[participant % len(specs)],
@@ -113,16 +116,11 @@ class TeacherPhase:
         count = self.arm.teachers.count
         return count if isinstance(count, int) else self.arm.partition.participants
 
-    def _chosen(self) -> list[int]:
-        draw = numpy_generator(self.config.seed, "teacher-sample")
-        chosen = draw.choice(self.arm.partition.participants, self.count, replace=False)
-        return sorted(int(participant) for participant in chosen)
-
     def _content(self, model: ModelSettings) -> tuple[RecordDict, wire.Spec]:
         """Return what teachers of one architecture are sent, and what they must send back."""
         settings = self.arm.teachers
         content = RecordDict()
-        state = self.common if model == self.arm.model else state_of(self._build(model, "init"))
+        state = self.common if model == self.arm.model else state_of(self.config.build(model, "init"))
         if settings.init == "common":
             content[wire.ARRAYS] = ArrayRecord(dict(state))
         content[wire.CONFIG] = ConfigRecord(
@@ -149,7 +147,7 @@ class TeacherPhase:
             Told (epoch from 1, epochs, validation accuracy or None) after each epoch.
         """
         settings, data = self.arm.consolidation, self.config.data
-        student = self._build(self.arm.model, "student")
+        student = self.config.build(self.arm.model, "student")
         if settings.init == "common":
             load_state(student, self.common)
         elif settings.init == "averaged":
@@ -175,14 +173,13 @@ class TeacherPhase:
         return state_of(student)
 
     def _module(self, teacher: Teacher) -> nn.Module:
-        model = self._models[teacher.participant % len(self._models)]
-        module = self._build(model, "teacher-module")
-        load_state(module, teacher.arrays)
-        return module.to(self.device)
-
-    def _build(self, model: ModelSettings, phase: str) -> nn.Module:
-        data = self.config.data
-        return build_model(model, data.input_shape, data.classes, derive(self.config.seed, phase))
+        """Return the teacher as a model; it is built once."""
+        if teacher.participant not in self._modules:
+            model = self._models[teacher.participant % len(self._models)]
+            module = self.config.build(model, "teacher-module")
+            load_state(module, teacher.arrays)
+            self._modules[teacher.participant] = module.to(self.device)
+        return self._modules[teacher.participant]
 
 
 def _teacher(reply: Message) -> Teacher:

@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING
 
 from kdfed.config import Experiment
 from kdfed.errors import RunError
-from kdfed.events import Event, OnEvent
+from kdfed.events import PROGRESS, Event, OnEvent
 
 if TYPE_CHECKING:
     import psutil
@@ -115,7 +115,7 @@ def _environment(home: Path, threads: int, events: Path) -> dict[str, str]:
         "RAY_TMPDIR": str(home),
         "OMP_NUM_THREADS": str(threads),
         "PYTHONUNBUFFERED": "1",
-        "KDFED_PROGRESS": str(events),
+        PROGRESS: str(events),
     }
     environment.pop("RAY_ADDRESS", None)  # a cluster of one's own, not whichever is running
     return environment

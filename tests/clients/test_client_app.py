@@ -9,7 +9,7 @@ import torch
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
-from clients.client_app import app, versions
+from clients.client_app import app
 from clients.participant import IN_PROCESS, is_simulated, participants_of
 from kdfed import wire
 from kdfed.errors import ParticipantError
@@ -52,7 +52,7 @@ def test_hello_tells_examples_and_versions(tiny):
     counts = reply.content[wire.METRICS][wire.NUM_EXAMPLES]
     assert len(counts) == 5
     assert sum(counts) == 240, "60% of 400 examples: the rest is held out"
-    assert set(versions()) == {"kdfed", "torch", "numpy"}
+    assert set(wire.versions()) == {"kdfed", "torch", "numpy"}
 
 
 def test_a_device_is_not_told_by_a_message_what_its_data_is(tiny):

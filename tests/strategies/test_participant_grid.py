@@ -127,15 +127,10 @@ def test_a_bad_participant_leaves_the_mean_of_the_others(tiny, run_arm, monkeypa
     _break(monkeypatch, 4, "nan")
     four = run_arm(experiment).arrays.to_torch_state_dict()
     monkeypatch.undo()
-    monkeypatch.setattr("strategies.arm.numpy_generator", lambda *a: _FirstFour())
+    monkeypatch.setattr("strategies.arm.sample_participants", lambda *a: [0, 1, 2, 3])
     alone = run_arm(experiment).arrays.to_torch_state_dict()
     for key in four:
         assert torch.equal(four[key], alone[key])
-
-
-class _FirstFour:
-    def choice(self, everyone: int, size: int, replace: bool) -> list[int]:
-        return [0, 1, 2, 3]
 
 
 def test_below_the_minimum_the_run_stops_and_what_was_recorded_stays(tiny, run_arm, monkeypatch):
