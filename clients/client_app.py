@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
@@ -15,15 +16,17 @@ from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from pydantic import TypeAdapter
 from torch import nn
+from torch.nn import functional
 
-from clients.envelope import Task, Work, answer
+from clients.envelope import CohortWork, Metrics, Task, Work, answer
 from clients.participant import SimulatedParticipants, participants_of
 from kdfed import wire
+from kdfed.cohort import predict_stack, train_cohort
 from kdfed.config import LocalSettings, ModelSettings, TeacherSettings
 from kdfed.ensemble import add_laplace_noise
-from kdfed.models import build_model, load_state, state_of
-from kdfed.seeding import derive, numpy_generator
-from kdfed.train import evaluate, predict, train_local, train_teacher
+from kdfed.models import State, build_model, load_state, state_of
+from kdfed.seeding import derive, derive_many, numpy_generator
+from kdfed.train import PLAIN, TrainResult, accuracy, local_loss, predict
 from kdfed.wire import versions
 
 app = ClientApp()
@@ -33,12 +36,17 @@ _LOCAL: TypeAdapter[LocalSettings] = TypeAdapter(LocalSettings)
 
 @app.query("hello")
 def hello(message: Message, context: Context) -> Message:
-    """Say which participants are here, how many examples they hold, and which versions run."""
+    """Say how many participants are here, who holds what, and which versions run."""
     participants = _participants(message, context)
     content = RecordDict(
         {
-            wire.METRICS: MetricRecord({wire.NUM_EXAMPLES: participants.num_examples()}),
-            wire.CONFIG: ConfigRecord({"versions": json.dumps(versions())}),
+            wire.METRICS: MetricRecord(
+                {
+                    wire.PARTICIPANTS: len(participants.partition),
+                    wire.NUM_EXAMPLES: len(participants.partition.examples),
+                }
+            ),
+            wire.CONFIG: ConfigRecord({"versions": json.dumps(versions()), wire.DIGEST: participants.digest}),
         }
     )
     return Message(content, reply_to=message)
@@ -46,41 +54,47 @@ def hello(message: Message, context: Context) -> Message:
 
 @app.train("teacher")
 def teacher(message: Message, context: Context) -> Message:
-    """Train a teacher; send its weights, or only its logits on the transfer set."""
+    """Train teachers; send their weights, or only their logits on the transfer set."""
     participants = _participants(message, context)
+    data = participants.data
 
-    def work(task: Task) -> Work:
-        settings = TeacherSettings.model_validate_json(str(task.config["teachers"]))
+    def begin(task: Task) -> CohortWork:
+        settings, name = _teachers(task), str(task.config["model"])
         seed = int(task.config["seed"])
-        model = _model(task, participants, derive(seed, "init-teacher", participant=task.participant))
-        examples = participants.examples(task.participant)
-        result = train_teacher(model, examples, settings, derive(seed, "teacher", 0, task.participant))
-        metrics: dict[str, int | float | list[float]] = {
-            wire.NUM_EXAMPLES: result.examples,
-            wire.TRAIN_LOSS: result.loss,
-            wire.LOCAL_STEPS: result.steps,
-        }
-        if settings.label_counts.send:
-            counts = torch.bincount(examples.labels.cpu(), minlength=participants.data.classes).numpy()
-            if settings.label_counts.epsilon is not None:
-                # Seeded, so that a simulation repeats; a device must draw noise that nobody can.
-                noise = numpy_generator(seed, "label-counts", 0, task.participant)
-                counts = add_laplace_noise(counts, settings.label_counts.epsilon, noise)
-            metrics[wire.LABEL_COUNTS] = [float(count) for count in counts]
-        if settings.upload == "weights":
-            return Work(state_of(model), metrics)
-        inputs = participants.data.normalisation.apply(task.transfer[wire.INPUTS].numpy())
-        return Work({wire.LOGITS: predict(model, inputs).to(torch.float16)}, metrics)
+        model = _template(name, data.input_shape, data.classes, participants.device)
+
+        def work(members: Sequence[int]) -> Work:
+            examples, sizes = participants.gather(members)
+            start: State | list[State] = task.arrays or [
+                state_of(
+                    _build(name, data.input_shape, data.classes, derive(seed, "init-teacher", 0, member))
+                )
+                for member in members
+            ]
+            seeds = derive_many(seed, "teacher", 0, members)
+            trained = train_cohort(
+                model, start, examples, sizes, settings, PLAIN, seeds, bfloat16=participants.bfloat16
+            )
+            metrics = [_training(result) for result in trained.results]
+            if settings.label_counts.send:
+                parts = zip(members, torch.split(examples.labels.cpu(), sizes), metrics, strict=True)
+                for member, labels, own in parts:
+                    own[wire.LABEL_COUNTS] = _label_counts(labels, data.classes, settings, seed, member)
+            if settings.upload == "weights":
+                return Work(trained.states, metrics, trained.rows)
+            inputs = data.normalisation.apply(task.transfer[wire.INPUTS].numpy())
+            logits = predict_stack(model, trained.states, inputs)
+            return Work({wire.LOGITS: logits.to(torch.float16)}, metrics, trained.rows)
+
+        return work
 
     def expected(task: Task) -> wire.Spec:
-        settings = TeacherSettings.model_validate_json(str(task.config["teachers"]))
-        if settings.upload == "logits":
-            return {wire.LOGITS: ((len(task.transfer[wire.INPUTS]), participants.data.classes), "float16")}
-        data = participants.data
-        template = _template(str(task.config["model"]), data.input_shape, data.classes)
+        if _teachers(task).upload == "logits":
+            return {wire.LOGITS: ((len(task.transfer[wire.INPUTS]), data.classes), "float16")}
+        template = _template(str(task.config["model"]), data.input_shape, data.classes, participants.device)
         return wire.spec_of(template.state_dict())
 
-    return answer(message, work, expected)
+    return answer(message, begin, expected)
 
 
 @app.train()
@@ -88,22 +102,25 @@ def train(message: Message, context: Context) -> Message:
     """Train from the received weights for one federated round."""
     participants = _participants(message, context)
 
-    def work(task: Task) -> Work:
+    def begin(task: Task) -> CohortWork:
         settings = _LOCAL.validate_json(str(task.config["local"]))
         seed, server_round = int(task.config["seed"]), int(task.config["server-round"])
-        model = _model(task, participants, 0)
-        examples = participants.examples(task.participant)
-        result = train_local(model, examples, settings, derive(seed, "train", server_round, task.participant))
-        return Work(
-            state_of(model),
-            {
-                wire.NUM_EXAMPLES: result.examples,
-                wire.TRAIN_LOSS: result.loss,
-                wire.LOCAL_STEPS: result.steps,
-            },
-        )
+        received = _received(task, participants)
+        loss = local_loss(received, settings)
+        data = participants.data
+        model = _template(str(task.config["model"]), data.input_shape, data.classes, participants.device)
 
-    return answer(message, work, lambda task: wire.spec_of(task.arrays))
+        def work(members: Sequence[int]) -> Work:
+            examples, sizes = participants.gather(members)
+            seeds = derive_many(seed, "train", server_round, members)
+            trained = train_cohort(
+                model, task.arrays, examples, sizes, settings, loss, seeds, bfloat16=participants.bfloat16
+            )
+            return Work(trained.states, [_training(result) for result in trained.results], trained.rows)
+
+        return work
+
+    return answer(message, begin, lambda task: wire.spec_of(task.arrays))
 
 
 @app.evaluate()
@@ -111,14 +128,49 @@ def evaluate_received(message: Message, context: Context) -> Message:
     """Evaluate the received weights on the participants' own examples."""
     participants = _participants(message, context)
 
-    def work(task: Task) -> Work:
-        examples = participants.examples(task.participant)
-        accuracy, loss = evaluate(_model(task, participants, 0), examples)
-        return Work(
-            {}, {wire.NUM_EXAMPLES: len(examples), wire.EVAL_LOSS: loss, wire.EVAL_ACCURACY: accuracy}
-        )
+    def begin(task: Task) -> CohortWork:
+        received = _received(task, participants)
 
-    return answer(message, work, lambda task: {})
+        def work(members: Sequence[int]) -> Work:
+            examples, sizes = participants.gather(members)
+            logits = predict(received, examples.inputs)  # one model for all: nothing to fold
+            parts = zip(torch.split(logits, sizes), torch.split(examples.labels.cpu(), sizes), strict=True)
+            return Work({}, [_evaluation(*part) for part in parts])
+
+        return work
+
+    return answer(message, begin, lambda task: {})
+
+
+def _training(result: TrainResult) -> Metrics:
+    return {
+        wire.NUM_EXAMPLES: result.examples,
+        wire.TRAIN_LOSS: result.loss,
+        wire.LOCAL_STEPS: result.steps,
+    }
+
+
+def _evaluation(logits: torch.Tensor, labels: torch.Tensor) -> Metrics:
+    return {
+        wire.NUM_EXAMPLES: len(labels),
+        wire.EVAL_LOSS: float(functional.cross_entropy(logits, labels)),
+        wire.EVAL_ACCURACY: accuracy(logits, labels),
+    }
+
+
+def _label_counts(
+    labels: torch.Tensor, classes: int, settings: TeacherSettings, seed: int, participant: int
+) -> list[float]:
+    counts = torch.bincount(labels, minlength=classes).numpy()
+    if settings.label_counts.epsilon is not None:
+        # Seeded, so that a simulation repeats; a device must draw noise that nobody can.
+        noise = numpy_generator(seed, "label-counts", 0, participant)
+        counts = add_laplace_noise(counts, settings.label_counts.epsilon, noise)
+    return [float(count) for count in counts]
+
+
+def _teachers(task: Task) -> TeacherSettings:
+    return TeacherSettings.model_validate_json(str(task.config["teachers"]))
 
 
 def _participants(message: Message, context: Context) -> SimulatedParticipants:
@@ -129,14 +181,13 @@ def _participants(message: Message, context: Context) -> SimulatedParticipants:
     return participants
 
 
-def _model(task: Task, participants: SimulatedParticipants, seed: int) -> nn.Module:
-    """Build the model that a task names: with the received weights, else with seeded ones."""
-    data, name = participants.data, str(task.config["model"])
-    if not task.arrays:
-        return _build(name, data.input_shape, data.classes, seed).to(participants.device)
-    model = copy.deepcopy(_template(name, data.input_shape, data.classes))
+def _received(task: Task, participants: SimulatedParticipants) -> nn.Module:
+    """Return the model that a task names, with the received weights."""
+    data = participants.data
+    template = _template(str(task.config["model"]), data.input_shape, data.classes, participants.device)
+    model = copy.deepcopy(template)
     load_state(model, task.arrays)
-    return model.to(participants.device)
+    return model
 
 
 def _build(name: str, input_shape: tuple[int, ...], classes: int, seed: int) -> nn.Module:
@@ -144,6 +195,6 @@ def _build(name: str, input_shape: tuple[int, ...], classes: int, seed: int) -> 
 
 
 @lru_cache(maxsize=16)
-def _template(name: str, input_shape: tuple[int, ...], classes: int) -> nn.Module:
-    """Return a model to copy, which is quicker than to build one; its weights mean nothing."""
-    return _build(name, input_shape, classes, seed=0)
+def _template(name: str, input_shape: tuple[int, ...], classes: int, device: torch.device) -> nn.Module:
+    """Return the architecture that a message names; its weights mean nothing."""
+    return _build(name, input_shape, classes, seed=0).to(device)

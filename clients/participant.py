@@ -7,12 +7,14 @@ by a message what its data is, so the record is honoured only inside a simulatio
 
 from __future__ import annotations
 
+import hashlib
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
+import numpy as np
 import torch
 from flwr.app import Context
 from pydantic import TypeAdapter
@@ -21,7 +23,7 @@ from kdfed.config import DataSettings, PartitionSettings
 from kdfed.data import Examples, PreparedData, prepare
 from kdfed.device import resolve_device
 from kdfed.errors import ParticipantError
-from kdfed.partition import Partition, make_partition
+from kdfed.partition import Partition, partition_of
 
 IN_PROCESS = "kdfed-in-process"
 """Node-config key that the in-process engine sets; see :func:`is_simulated`."""
@@ -43,30 +45,40 @@ class SimulatedParticipants:
         Where their training runs.
     threads
         Intra-op threads of their training.
+    bfloat16
+        Train in bfloat16 (autocast).
     """
 
     data: PreparedData
     partition: Partition
     device: torch.device
     threads: int
+    bfloat16: bool = False
 
-    def examples(self, participant: int) -> Examples:
-        """Return one participant's examples on the device.
+    def gather(self, members: Sequence[int]) -> tuple[Examples, list[int]]:
+        """Return the examples of some participants on the device, one after the other, and how many each has.
 
         Raises
         ------
         ParticipantError
-            If there is no such participant.
+            If one of them does not exist.
         """
-        if not 0 <= participant < len(self.partition.indices):
+        unknown = [member for member in members if not 0 <= member < len(self.partition)]
+        if unknown:
             raise ParticipantError(
-                f"expected a participant from 0 to {len(self.partition.indices) - 1}, got {participant}"
+                f"expected a participant from 0 to {len(self.partition) - 1}, got {unknown[0]}"
             )
-        return self.data.examples(self.partition.indices[participant]).to(self.device)
+        parts = [self.partition.indices[member] for member in members]
+        examples = self.data.examples(np.concatenate(parts))
+        return examples.to(self.device), [len(part) for part in parts]
 
-    def num_examples(self) -> list[int]:
-        """Return every participant's number of examples."""
-        return [len(indices) for indices in self.partition.indices]
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of who holds which examples, and of their labels: equal where the data are."""
+        digest = hashlib.sha256()
+        for array in (self.partition.bounds, self.partition.examples, self.data.dataset.labels):
+            digest.update(array.data)
+        return digest.hexdigest()
 
 
 def is_simulated(context: Context) -> bool:
@@ -96,12 +108,14 @@ def participants_of(simulation: Mapping[str, Any] | None, context: Context) -> S
         int(simulation["seed"]),
         str(simulation["device"]),
         int(simulation["threads"]),
+        str(simulation["precision"]) == "bfloat16",
     )
 
 
 @lru_cache(maxsize=4)
-def _simulated(data: str, partition: str, seed: int, device: str, threads: int) -> SimulatedParticipants:
+def _simulated(
+    data: str, partition: str, seed: int, device: str, threads: int, bfloat16: bool
+) -> SimulatedParticipants:
     prepared = prepare(DataSettings.model_validate_json(data))
-    settings = _PARTITION.validate_json(partition)
-    made = make_partition(settings, prepared.dataset.labels, prepared.splits.train, prepared.classes, seed)
-    return SimulatedParticipants(prepared, made, resolve_device(device), threads)
+    made = partition_of(prepared, _PARTITION.validate_json(partition), seed)
+    return SimulatedParticipants(prepared, made, resolve_device(device), threads, bfloat16)

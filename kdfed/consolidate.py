@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from kdfed.cohort import predict_stack, stack_states
 from kdfed.config import ConsolidationSettings
 from kdfed.distill import LOSSES
 from kdfed.ensemble import combine, validated_scores
@@ -124,14 +125,15 @@ def consolidate(
     if isinstance(teachers, torch.Tensor):
         batch_of = _unchanged(inputs, target_of(_uploaded_logits(teachers, len(transfer))))
     else:
-        validation_KNC, labels_N = teacher_logits(teachers, validation.inputs), validation.labels.cpu()
+        stacks = TeacherStacks(teachers)
+        validation_KNC, labels_N = stacks.logits(validation.inputs), validation.labels.cpu()
         if settings.ensemble == "validated":
             scores_KC = validated_scores(validation_KNC, labels_N)
         ensemble_accuracy = accuracy(target_of(validation_KNC).cpu(), labels_N)
         if fresh:
-            batch_of = _augmented(inputs, teachers, target_of, settings.augmentation, seed)
+            batch_of = _augmented(inputs, stacks, target_of, settings.augmentation, seed)
         else:
-            batch_of = _unchanged(inputs, target_of(teacher_logits(teachers, transfer.inputs)))
+            batch_of = _unchanged(inputs, target_of(stacks.logits(transfer.inputs)))
 
     method_loss = LOSSES[settings.method]
     transfer_labels_N = transfer.labels.to(device) if settings.labels else None
@@ -167,7 +169,7 @@ def _unchanged(inputs: torch.Tensor, target_NC: torch.Tensor) -> BatchOf:
 
 def _augmented(
     images: torch.Tensor,
-    teachers: Sequence[nn.Module],
+    stacks: TeacherStacks,
     target_of: Callable[[torch.Tensor], torch.Tensor],
     names: Sequence[str],
     seed: int,
@@ -176,26 +178,80 @@ def _augmented(
 
     def batch_of(index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         changed = augment(images[index], names, generator)
-        return changed, target_of(teacher_logits(teachers, changed))
+        return changed, target_of(stacks.logits(changed))
 
     return batch_of
 
 
-def teacher_logits(teachers: Sequence[nn.Module], inputs: torch.Tensor) -> torch.Tensor:
-    """Return the logits of every teacher, float32 [K, N, C] on the CPU.
+class TeacherStacks:
+    """Teachers, stacked by architecture, so that one pass serves all of them.
+
+    Parameters
+    ----------
+    teachers
+        At least one.
 
     Raises
     ------
     KdfedError
-        If there is no teacher, teachers differ in their number of classes, or logits are not finite.
+        If there is no teacher.
     """
-    if not teachers:
-        raise KdfedError("expected at least one teacher to consolidate, got none")
-    logits = [predict(teacher, inputs).float() for teacher in teachers]
-    classes = sorted({values.shape[1] for values in logits})
-    if len(classes) > 1:
-        raise KdfedError(f"expected teachers with the same classes, got {classes} logits per example")
-    return _finite(torch.stack(logits))
+
+    def __init__(self, teachers: Sequence[nn.Module]) -> None:
+        if not teachers:
+            raise KdfedError("expected at least one teacher to consolidate, got none")
+        self._teachers = teachers
+        groups: dict[str, list[int]] = {}
+        for place, teacher in enumerate(teachers):
+            shapes = [(key, tuple(value.shape)) for key, value in teacher.state_dict().items()]
+            groups.setdefault(f"{teacher!r} {shapes} {device_of(teacher)}", []).append(place)
+        self._groups = [
+            (places, stack_states([state_of(teachers[place]) for place in places]))
+            for places in groups.values()
+        ]
+        self._checked = False
+
+    def logits(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Return the logits of every teacher, float32 [K, N, C] on the CPU; inputs [N, ...] are never copied.
+
+        Raises
+        ------
+        KdfedError
+            If teachers differ in their number of classes, or logits are not finite.
+        """
+        if not self._checked:
+            self._check(inputs[:2])
+        logits: list[torch.Tensor] = [torch.empty(0)] * len(self._teachers)
+        for places, stack in self._groups:
+            values_KNC = predict_stack(self._teachers[places[0]], stack, inputs).float()
+            for place, values_NC in zip(places, values_KNC, strict=True):
+                logits[place] = values_NC
+        classes = sorted({values.shape[1] for values in logits})
+        if len(classes) > 1:
+            raise KdfedError(f"expected teachers with the same classes, got {classes} logits per example")
+        return _finite(torch.stack(logits))
+
+    def _check(self, probe: torch.Tensor) -> None:
+        """Give a pass of its own to every teacher that only looks like the others of its group."""
+        kept = []
+        for places, stack in self._groups:
+            together = predict_stack(self._teachers[places[0]], stack, probe)
+            alone = torch.stack([predict(self._teachers[place], probe) for place in places])
+            same = torch.isclose(together, alone, rtol=1e-3, atol=1e-4, equal_nan=True).flatten(1).all(1)
+            alike = [row for row in range(len(places)) if same[row]]
+            kept += [
+                ([places[row]], {k: v[[row]] for k, v in stack.items()})
+                for row in range(len(places))
+                if not same[row]
+            ]
+            if alike:
+                kept.append(([places[row] for row in alike], {k: v[alike] for k, v in stack.items()}))
+        self._groups, self._checked = kept, True
+
+
+def teacher_logits(teachers: Sequence[nn.Module], inputs: torch.Tensor) -> torch.Tensor:
+    """Return the logits of every teacher, float32 [K, N, C] on the CPU; see :class:`TeacherStacks`."""
+    return TeacherStacks(teachers).logits(inputs)
 
 
 def _uploaded_logits(logits_KNC: torch.Tensor, count: int) -> torch.Tensor:

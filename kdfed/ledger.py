@@ -1,4 +1,4 @@
-"""What an arm cost, per phase and participant.
+"""What an arm cost, per phase.
 
 The ledger counts logical messages: the bytes that one device alone would exchange, whatever an engine packs
 together. Rules of counting:
@@ -10,7 +10,6 @@ together. Rules of counting:
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
 
 HELLO = "hello"
@@ -59,8 +58,7 @@ class Ledger:
     """
 
     def __init__(self) -> None:
-        self._opened: Counter[str] = Counter()
-        self._entries: dict[tuple[str, int], Costs] = {}
+        self._phases: dict[str, Costs] = {}
 
     def open_exchange(self, phase: str) -> None:
         """Count one trip of the server to its participants and back.
@@ -72,40 +70,24 @@ class Ledger:
         """
         if phase == HELLO:
             raise ValueError("hello is no exchange: expected another phase, such as 'teachers' or 'rounds'")
-        self._opened[phase] += 1
+        self._add(phase, Costs(exchanges=1))
 
-    def down(self, phase: str, participant: int, count: int) -> None:
-        """Count the ``count`` bytes of one message to a participant."""
-        self._add(phase, participant, Costs(bytes_down=count))
+    def down(self, phase: str, size: int, messages: int = 1) -> None:
+        """Count messages to participants, of ``size`` bytes each."""
+        self._add(phase, Costs(bytes_down=size * messages))
 
-    def up(self, phase: str, participant: int, count: int, local_steps: int) -> None:
-        """Count the ``count`` bytes of one participant's reply, and the optimiser steps behind it."""
-        uploads = 0 if phase == HELLO else 1
-        cost = Costs(participant_uploads=uploads, bytes_up=count, local_steps=local_steps)
-        self._add(phase, participant, cost)
+    def up(self, phase: str, size: int, local_steps: int, replies: int = 1) -> None:
+        """Count participants' replies of ``size`` bytes each, and the optimiser steps behind all of them."""
+        uploads = 0 if phase == HELLO else replies
+        self._add(phase, Costs(participant_uploads=uploads, bytes_up=size * replies, local_steps=local_steps))
 
-    def _add(self, phase: str, participant: int, cost: Costs) -> None:
-        key = (phase, participant)
-        self._entries[key] = self._entries.get(key, Costs()) + cost
+    def _add(self, phase: str, cost: Costs) -> None:
+        self._phases[phase] = self._phases.get(phase, Costs()) + cost
 
     def totals(self) -> Costs:
         """Return what the arm cost so far, client evaluation left out."""
-        return sum((cost for phase, cost in self.by_phase().items() if phase != EVALUATE), Costs())
+        return sum((cost for phase, cost in self._phases.items() if phase != EVALUATE), Costs())
 
     def by_phase(self) -> dict[str, Costs]:
         """Return the costs of each phase, client evaluation included."""
-        phases = {phase: Costs(exchanges=trips) for phase, trips in self._opened.items()}
-        for (phase, _), cost in self._entries.items():
-            phases[phase] = phases.get(phase, Costs()) + cost
-        return phases
-
-    def by_participant(self) -> dict[int, Costs]:
-        """Return each participant's share of the totals, in participant order.
-
-        An exchange is everybody's: it is no participant's share, and stays 0 here.
-        """
-        shares: dict[int, Costs] = {}
-        for (phase, participant), cost in self._entries.items():
-            if phase != EVALUATE:
-                shares[participant] = shares.get(participant, Costs()) + cost
-        return dict(sorted(shares.items()))
+        return dict(self._phases)

@@ -3,7 +3,7 @@
 Dirichlet and quantity skew draw through flwr-datasets' ``DirichletPartitioner``, k-classes cuts its shards
 with its ``PathologicalPartitioner``. The rest is ours, because flwr-datasets has no such distribution
 (overlap), or deals classes so that participants overlap where they need not (k-classes). Its
-``IidPartitioner`` cuts an already shuffled set into equal slices, which is ``numpy.array_split``.
+``IidPartitioner`` cuts an already shuffled set into equal slices, as it is done here.
 
 Every draw comes from (seed, "partition").
 
@@ -12,10 +12,12 @@ Legend: N examples, P participants, K classes.
 
 from __future__ import annotations
 
+import heapq
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import lru_cache
+from typing import Any, overload
 
 import numpy as np
 
@@ -25,7 +27,9 @@ from kdfed.config import (
     LabelOverlapPartition,
     PartitionSettings,
     QuantitySkewPartition,
+    UniformPartition,
 )
+from kdfed.data import PreparedData
 from kdfed.errors import DataError
 from kdfed.seeding import numpy_generator
 
@@ -41,12 +45,14 @@ PARTITIONS: dict[str, str] = {
 
 @dataclass(frozen=True, eq=False)
 class Partition:
-    """One participant's examples each.
+    """One participant's examples each, in two flat arrays: a million participants are no million arrays.
 
     Parameters
     ----------
-    indices
-        One sorted int64 array per participant, indices into the data set; disjoint.
+    examples
+        int64, indices into the data set: participant 0's, sorted, then participant 1's, and so on; disjoint.
+    bounds
+        int64 [P + 1]; participant p holds ``examples[bounds[p] : bounds[p + 1]]``.
     moved
         How many examples were moved to give every participant ``min-examples``.
     unused
@@ -54,9 +60,46 @@ class Partition:
         (k-classes with fewer than K / k participants, label-overlap with fewer participants than groups).
     """
 
-    indices: tuple[np.ndarray, ...]
+    examples: np.ndarray
+    bounds: np.ndarray
     moved: int
     unused: int = 0
+
+    @property
+    def indices(self) -> Sequence[np.ndarray]:
+        """One sorted int64 array per participant; a view, cut when it is asked for."""
+        return _Parts(self.examples, self.bounds)
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """Number of examples per participant, int64 [P]."""
+        return np.diff(self.bounds)
+
+    def __len__(self) -> int:
+        return len(self.bounds) - 1
+
+
+class _Parts(Sequence[np.ndarray]):
+    """Consecutive slices of an array."""
+
+    def __init__(self, flat: np.ndarray, bounds: np.ndarray) -> None:
+        self._flat, self._bounds = flat, bounds
+
+    def __len__(self) -> int:
+        return len(self._bounds) - 1
+
+    @overload
+    def __getitem__(self, index: int) -> np.ndarray: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[np.ndarray]: ...
+    def __getitem__(self, index: int | slice) -> np.ndarray | list[np.ndarray]:
+        if isinstance(index, slice):
+            return [self[one] for one in range(*index.indices(len(self)))]
+        place = range(len(self))[index]
+        return self._flat[self._bounds[place] : self._bounds[place + 1]]
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return (self[index] for index in range(len(self)))
 
 
 def make_partition(
@@ -85,20 +128,63 @@ def make_partition(
     _check(settings, labels[pool], classes)
     generator = numpy_generator(seed, "partition")
     order = generator.permutation(np.sort(pool))
-    parts = _deal(settings, labels[order], classes, generator)
-    kept = isinstance(settings, KClassesPartition)
-    parts, moved = _meet_minimum(parts, labels[order], classes, settings.min_examples, kept)
-    unused = len(pool) - sum(map(len, parts))
-    return Partition(tuple(np.sort(order[part]) for part in parts), moved, unused)
+    dealt, sizes = _deal(settings, labels[order], classes, generator)
+    owner = np.repeat(np.arange(len(sizes)), sizes)
+    moved = 0
+    if sizes.min() < settings.min_examples:
+        kept = isinstance(settings, KClassesPartition)
+        moved = _meet_minimum(owner, sizes, labels[order[dealt]], classes, settings.min_examples, kept)
+    # One sort by (owner, example) instead of one a participant.
+    examples = owner
+    examples *= len(labels)
+    examples += order[dealt]
+    examples.sort()
+    examples %= len(labels)
+    bounds = np.concatenate([[0], np.cumsum(sizes)])
+    return Partition(examples, bounds, moved, len(pool) - len(dealt))
 
 
-def class_counts(partition: Partition, labels: np.ndarray, classes: int) -> np.ndarray:
-    """Count each participant's examples of each class; int64 [P, K]."""
-    return _counts(partition.indices, labels, classes)
+@lru_cache(maxsize=4)
+def partition_of(data: PreparedData, settings: PartitionSettings, seed: int) -> Partition:
+    """Deal a data set's train split to participants; once per process for the same arguments.
+
+    Raises
+    ------
+    DataError
+        As :func:`make_partition`.
+    """
+    return make_partition(settings, data.dataset.labels, data.splits.train, data.classes, seed)
 
 
-def _counts(parts: Any, labels: np.ndarray, classes: int) -> np.ndarray:
-    return np.stack([np.bincount(labels[part], minlength=classes) for part in parts]).astype(np.int64)
+def class_counts(
+    partition: Partition, labels: np.ndarray, classes: int, participants: int | None = None
+) -> np.ndarray:
+    """Count participants' examples of each class.
+
+    Parameters
+    ----------
+    partition
+        Who holds what.
+    labels
+        int64 [N], of the whole data set.
+    classes
+        Number of classes K.
+    participants
+        Count only the first so many, where there are more. Default: everyone.
+
+    Returns
+    -------
+    numpy.ndarray
+        int64 [participants, K].
+    """
+    sizes = partition.sizes[:participants]
+    held = partition.examples[: partition.bounds[len(sizes)]]
+    return _counts(np.repeat(np.arange(len(sizes)), sizes), labels[held], len(sizes), classes)
+
+
+def _counts(owner: np.ndarray, labels: np.ndarray, participants: int, classes: int) -> np.ndarray:
+    counts = np.bincount(owner * classes + labels, minlength=participants * classes)
+    return counts.reshape(participants, classes).astype(np.int64, copy=False)
 
 
 def _check(settings: PartitionSettings, labels: np.ndarray, classes: int) -> None:
@@ -126,19 +212,22 @@ def _check(settings: PartitionSettings, labels: np.ndarray, classes: int) -> Non
 
 def _deal(
     settings: PartitionSettings, labels: np.ndarray, classes: int, generator: np.random.Generator
-) -> list[np.ndarray]:
-    """Return each participant's places in the shuffled pool, in random order."""
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return places in the shuffled pool, participant after participant in random order, and sizes."""
     participants = settings.participants
+    if isinstance(settings, UniformPartition):
+        each, larger = divmod(len(labels), participants)
+        return np.arange(len(labels)), each + (np.arange(participants) < larger)
     if isinstance(settings, DirichletPartition):
-        return _dirichlet(labels, participants, settings.alpha, generator)
-    if isinstance(settings, QuantitySkewPartition):
+        parts = _dirichlet(labels, participants, settings.alpha, generator)
+    elif isinstance(settings, QuantitySkewPartition):
         # With one class for all, the draw over participants is a draw of their sizes.
-        return _dirichlet(np.zeros_like(labels), participants, settings.alpha, generator)
-    if isinstance(settings, KClassesPartition):
-        return _k_classes(labels, participants, settings.classes, generator)
-    if isinstance(settings, LabelOverlapPartition):
-        return _label_overlap(labels, participants, classes, settings, generator)
-    return np.array_split(np.arange(len(labels)), participants)
+        parts = _dirichlet(np.zeros_like(labels), participants, settings.alpha, generator)
+    elif isinstance(settings, KClassesPartition):
+        parts = _k_classes(labels, participants, settings.classes, generator)
+    else:
+        parts = _label_overlap(labels, participants, classes, settings, generator)
+    return np.concatenate(parts), np.array([len(part) for part in parts])
 
 
 def _dirichlet(
@@ -226,18 +315,21 @@ def _cut(places: list[np.ndarray], parts: int, generator: np.random.Generator) -
 
 
 def _meet_minimum(
-    parts: list[np.ndarray], labels: np.ndarray, classes: int, minimum: int, keep_classes: bool
-) -> tuple[list[np.ndarray], int]:
+    owner: np.ndarray, sizes: np.ndarray, labels: np.ndarray, classes: int, minimum: int, keep_classes: bool
+) -> int:
     """Move single examples from the largest participants until everyone has the minimum.
 
-    A receiver may gain a class by this, unless ``keep_classes`` is set.
+    The giver is whoever holds most, the first among equals; it gives the last of its examples that may go. A
+    receiver may gain a class by this, unless ``keep_classes`` is set.
 
     Parameters
     ----------
-    parts
-        Places in the pool, in random order.
+    owner
+        int64 [M], of each example; sorted, examples of one owner in random order. Changed in place.
+    sizes
+        int64 [P], examples of each participant. Changed in place.
     labels
-        int64, of the pool.
+        int64 [M], of each example.
     classes
         Number of classes K.
     minimum
@@ -246,41 +338,70 @@ def _meet_minimum(
         Move only examples of a class that the receiver holds, and never the giver's last of a class, so that
         nobody gains or loses a class.
 
+    Returns
+    -------
+    int
+        How many examples were moved.
+
     Raises
     ------
     DataError
         If nobody can give.
     """
-    counts = _counts(parts, labels, classes)
-    sizes = counts.sum(axis=1)
-    receivers = np.flatnonzero(sizes < minimum)
-    held = [list(part) for part in parts] if len(receivers) else []
+    ends = np.cumsum(sizes)
+    counts = _counts(owner, labels, len(sizes), classes) if keep_classes else None
+    held: dict[int, list[int]] = {}  # what is left of those that gave
+    largest = [(-int(sizes[giver]), int(giver)) for giver in np.flatnonzero(sizes > minimum)]
+    heapq.heapify(largest)
     moved = 0
-    for receiver in receivers:
+    for receiver in np.flatnonzero(sizes < minimum):
         while sizes[receiver] < minimum:
-            may_give = sizes > minimum
-            if keep_classes:
-                wanted = counts[receiver] > 0
-                may_give &= (counts[:, wanted] > 1).any(axis=1)
-            if not may_give.any():
+            wanted = None if counts is None else counts[receiver] > 0
+            giver = _giver(largest, sizes, minimum, counts, wanted)
+            if giver is None:
                 kept = " without changing its classes" if keep_classes else ""
                 raise DataError(
                     f"cannot give every participant {minimum} examples{kept}: lower partition.min-examples "
                     "or partition.participants",
                     "partition.min-examples",
                 )
-            giver = int(np.argmax(np.where(may_give, sizes, -1)))
-            place = len(held[giver]) - 1
-            if keep_classes:
+            own = held.setdefault(giver, list(range(ends[giver] - sizes[giver], ends[giver])))
+            place = len(own) - 1
+            if counts is not None:
                 free = wanted & (counts[giver] > 1)
-                place = next(i for i in range(place, -1, -1) if free[labels[held[giver][i]]])
-            example = held[giver].pop(place)
-            held[receiver].append(example)
+                place = next(i for i in range(place, -1, -1) if free[labels[own[i]]])
+            example = own.pop(place)
+            owner[example] = receiver
             for participant, change in ((giver, -1), (int(receiver), 1)):
-                counts[participant, labels[example]] += change
                 sizes[participant] += change
+                if counts is not None:
+                    counts[participant, labels[example]] += change
             moved += 1
-    return ([np.array(part, dtype=np.int64) for part in held] if moved else parts), moved
+    return moved
+
+
+def _giver(
+    largest: list[tuple[int, int]],
+    sizes: np.ndarray,
+    minimum: int,
+    counts: np.ndarray | None,
+    wanted: np.ndarray | None,
+) -> int | None:
+    """Return who gives next, None where nobody can.
+
+    ``largest`` is a heap of (minus size, participant) of everyone above the minimum: looking at everyone for
+    each example would take minutes for 100,000 participants. Which classes may move depends on the receiver,
+    so where they are kept everyone is looked at all the same.
+    """
+    if counts is not None:
+        may_give = (sizes > minimum) & (counts[:, wanted] > 1).any(axis=1)
+        return int(np.argmax(np.where(may_give, sizes, -1))) if may_give.any() else None
+    if not largest:
+        return None
+    size, giver = heapq.heappop(largest)
+    if -size - 1 > minimum:
+        heapq.heappush(largest, (size + 1, giver))
+    return giver
 
 
 def _flower(make: Callable[[Any], Any], labels: np.ndarray) -> list[np.ndarray]:

@@ -13,7 +13,7 @@ from kdfed.data import PreparedData, prepare
 from kdfed.device import resolve_device
 from kdfed.errors import ConfigError, DataError, KdfedError, Mistake
 from kdfed.models import build_model, load_state
-from kdfed.partition import make_partition
+from kdfed.partition import partition_of
 
 
 def check_data(experiment: Experiment) -> list[Mistake]:
@@ -42,8 +42,7 @@ def check_data(experiment: Experiment) -> list[Mistake]:
     try:
         data = prepare(experiment.data)
         for seed in experiment.seeds:
-            labels, pool = data.dataset.labels, data.splits.train
-            make_partition(experiment.partition, labels, pool, data.classes, seed)
+            partition_of(data, experiment.partition, seed)
     except DataError as error:
         mistakes.append(Mistake(error.key, str(error)))
     for name in experiment.arm_order:

@@ -7,7 +7,7 @@ work is done.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -37,9 +37,58 @@ def derive(seed: int, phase: str, round_number: int = 0, participant: int = SERV
     int
         A seed in [0, 2**63).
     """
-    entropy = [seed, zlib.crc32(phase.encode()), round_number, participant + 1]
+    return derive_many(seed, phase, round_number, [participant])[0]
+
+
+def derive_many(seed: int, phase: str, round_number: int, participants: Sequence[int]) -> list[int]:
+    """Derive the seeds of many participants at once: :func:`derive` of each, in their order."""
+    entropy = [seed, zlib.crc32(phase.encode()), round_number, 0]
     low, high = np.random.SeedSequence(entropy).generate_state(2, np.uint32)
-    return (int(high) << 32 | int(low)) & (2**63 - 1)
+    server = int(high) << 32 | int(low)
+    places = (np.asarray(participants, dtype=np.int64) + 1).astype(np.uint64)
+    mixed = np.where(places == 0, np.uint64(server), _mix(np.uint64(server) + places * _GOLDEN))
+    seeds: list[int] = (mixed & np.uint64(2**63 - 1)).tolist()
+    return seeds
+
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+
+
+def _mix(values: np.ndarray) -> np.ndarray:
+    """Return the SplitMix64 hash (Steele et al. 2014) of every uint64."""
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    hashed: np.ndarray = values ^ (values >> np.uint64(31))
+    return hashed
+
+
+def shuffled(seeds: Sequence[int], epoch: int, counts: Sequence[int]) -> np.ndarray:
+    """Draw an order of examples for each of many participants at once.
+
+    Example i of a participant is hashed with its seed and the epoch, and the hashes are sorted: one
+    participant's order does not depend on who else is drawn.
+
+    Parameters
+    ----------
+    seeds
+        Derived seeds, one for each of B participants.
+    epoch
+        From 0; each has an order of its own.
+    counts
+        Numbers of examples, N_b.
+
+    Returns
+    -------
+    numpy.ndarray
+        int64 [B, max N_b]; the first N_b entries of row b are a permutation of 0 to N_b - 1, the rest of the
+        row means nothing.
+    """
+    places = np.arange(max(counts), dtype=np.uint64)
+    with np.errstate(over="ignore"):
+        base = _mix(np.asarray(seeds, dtype=np.uint64) + np.uint64(epoch + 1) * _GOLDEN)
+        keys = _mix(base[:, None] + (places + np.uint64(1)) * _GOLDEN)
+    keys[places >= np.asarray(counts, dtype=np.uint64)[:, None]] = np.iinfo(np.uint64).max
+    return np.argsort(keys, axis=1, kind="stable")
 
 
 def numpy_generator(

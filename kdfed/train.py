@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -20,16 +20,46 @@ from torch import nn
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from kdfed.config import KDLocal, LocalSettings, OptimiserSettings, ProximalLocal, TeacherSettings
-from kdfed.distill.vanilla import kd_loss
+from kdfed.config import KDLocal, LocalSettings, OptimiserSettings, ProximalLocal
+from kdfed.distill.vanilla import kd_losses
 from kdfed.errors import KdfedError
-from kdfed.seeding import torch_seed
+from kdfed.seeding import shuffled, torch_seed
 
 if TYPE_CHECKING:
     from kdfed.data import Examples
 
-LossFunction: TypeAlias = Callable[[nn.Module, torch.Tensor, torch.Tensor], torch.Tensor]
-"""(model, inputs, labels) -> scalar loss, the mean over the batch."""
+ExampleLosses: TypeAlias = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+"""(inputs [N, ...], logits [N, C], labels [N]) -> losses [N]."""
+
+Penalty: TypeAlias = Callable[[Mapping[str, torch.Tensor]], torch.Tensor]
+"""Parameters by name, each [B, *shape] for B models -> penalties [B]."""
+
+
+@dataclass(frozen=True)
+class LocalLoss:
+    """What a participant minimises: the mean of its examples' losses, plus a penalty on its weights.
+
+    Written so that one participant and a whole cohort are trained by the same function: nothing in it may
+    mix examples, or models.
+
+    Parameters
+    ----------
+    examples
+        Loss of every example, in nats.
+    penalty
+        Penalty on the parameters of every model. Default: none.
+    """
+
+    examples: ExampleLosses
+    penalty: Penalty | None = None
+
+    def mean(self, model: nn.Module, inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Return what one model minimises on a batch: a scalar."""
+        mean = self.examples(inputs, model(inputs), labels).mean()
+        if self.penalty is None:
+            return mean
+        stacked = {name: parameter.unsqueeze(0) for name, parameter in model.named_parameters()}
+        return mean + self.penalty(stacked)[0]
 
 
 @dataclass(frozen=True)
@@ -54,61 +84,66 @@ class TrainResult:
 # ----------------------------------------------------------------------------- losses of the local modes
 
 
-def plain_loss(model: nn.Module, inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Cross entropy in nats."""
-    return functional.cross_entropy(model(inputs), labels)
+def cross_entropies(inputs: torch.Tensor, logits_NC: torch.Tensor, labels_N: torch.Tensor) -> torch.Tensor:
+    """Return the cross entropy of every example, [N], in nats."""
+    return functional.cross_entropy(logits_NC, labels_N, reduction="none")
 
 
-def proximal_loss(received: nn.Module, settings: ProximalLocal) -> LossFunction:
+PLAIN = LocalLoss(cross_entropies)
+"""Cross entropy."""
+
+
+def proximal_loss(received: nn.Module, settings: ProximalLocal) -> LocalLoss:
     r"""Cross entropy plus a pull towards the received weights.
 
     .. math:: \mathrm{CE} + \frac{\mu}{2} \lVert w - w^t \rVert^2
 
-    over all parameters w; :math:`w^t` are the received ones. With :math:`\mu = 0` it is :func:`plain_loss`.
+    over all parameters w; :math:`w^t` are the received ones. With :math:`\mu = 0` it is :data:`PLAIN`.
 
     References
     ----------
     Li et al. 2020, "Federated Optimization in Heterogeneous Networks", arXiv 1812.06127, equation 2.
     """
     if settings.mu == 0:
-        return plain_loss
-    anchors = [parameter.detach().clone() for parameter in received.parameters()]
+        return PLAIN
+    anchors = {name: parameter.detach().clone() for name, parameter in received.named_parameters()}
 
-    def loss(model: nn.Module, inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        pairs = zip(model.parameters(), anchors, strict=True)
-        distance = torch.stack([(parameter - anchor).square().sum() for parameter, anchor in pairs]).sum()
-        return plain_loss(model, inputs, labels) + settings.mu / 2 * distance
+    def penalty(parameters: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        distances = [
+            (values_B - anchors[name]).square().flatten(1).sum(1) for name, values_B in parameters.items()
+        ]
+        return settings.mu / 2 * torch.stack(distances).sum(0)
 
-    return loss
+    return LocalLoss(cross_entropies, penalty)
 
 
-def kd_local_loss(received: nn.Module, settings: KDLocal) -> LossFunction:
+def kd_local_loss(received: nn.Module, settings: KDLocal) -> LocalLoss:
     r"""Distillation from the received model, which stays frozen (in evaluation mode).
 
     .. math:: (1 - w)\,\mathrm{CE} + w\,T^2\,\mathrm{KL}(\sigma(t / T) \,\|\, \sigma(s / T))
 
     with the softmax :math:`\sigma` and logits t of the received model, s of the trained one. With w = 0 it
-    is :func:`plain_loss`.
+    is :data:`PLAIN`.
 
     References
     ----------
     Hinton et al. 2015, "Distilling the Knowledge in a Neural Network", arXiv 1503.02531, section 2.
     """
     if settings.weight == 0:
-        return plain_loss
+        return PLAIN
     teacher = copy.deepcopy(received).eval().requires_grad_(False)
     temperature, weight = settings.temperature, settings.weight
 
-    def loss(model: nn.Module, inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    def losses(inputs: torch.Tensor, logits_NC: torch.Tensor, labels_N: torch.Tensor) -> torch.Tensor:
         with torch.no_grad():
             target_NC = torch.softmax(teacher(inputs) / temperature, dim=1)
-        return kd_loss(model(inputs), target_NC, labels, temperature, weight)
+        return kd_losses(logits_NC, target_NC, labels_N, temperature, weight)
 
-    return loss
+    return LocalLoss(losses)
 
 
-LOCAL_LOSSES: dict[str, Callable[[nn.Module, Any], LossFunction]] = {
-    "plain": lambda received, settings: plain_loss,
+LOCAL_LOSSES: dict[str, Callable[[nn.Module, Any], LocalLoss]] = {
+    "plain": lambda received, settings: PLAIN,
     "proximal": proximal_loss,
     "kd": kd_local_loss,
 }
@@ -125,18 +160,13 @@ LOCAL_MODES: dict[str, str] = {
 # ----------------------------------------------------------------------------- training
 
 
-def train_local(model: nn.Module, examples: Examples, settings: LocalSettings, seed: int) -> TrainResult:
-    """Train a participant's model in one federated round, in place; the model holds the received weights."""
-    return fit(model, examples, settings, LOCAL_LOSSES[settings.mode](model, settings), seed)
-
-
-def train_teacher(model: nn.Module, examples: Examples, settings: TeacherSettings, seed: int) -> TrainResult:
-    """Train a participant's teacher by cross entropy before the first round, in place."""
-    return fit(model, examples, settings, plain_loss, seed)
+def local_loss(received: nn.Module, settings: LocalSettings) -> LocalLoss:
+    """Return the loss of one participant's training in a federated round."""
+    return LOCAL_LOSSES[settings.mode](received, settings)
 
 
 def fit(
-    model: nn.Module, examples: Examples, settings: OptimiserSettings, loss: LossFunction, seed: int
+    model: nn.Module, examples: Examples, settings: OptimiserSettings, loss: LocalLoss, seed: int
 ) -> TrainResult:
     """Minimise a loss over examples by mini-batches, in place, on the model's device.
 
@@ -149,7 +179,7 @@ def fit(
     settings
         Epochs, batch size and optimiser.
     loss
-        Mean loss of a batch.
+        What is minimised.
     seed
         Derived seed of the order of examples and of dropout.
 
@@ -166,7 +196,7 @@ def fit(
     examples = examples.to(device_of(model))
 
     def batch_loss(index: torch.Tensor) -> torch.Tensor:
-        return loss(model, examples.inputs[index], examples.labels[index])
+        return loss.mean(model, examples.inputs[index], examples.labels[index])
 
     steps, mean = 0, math.nan
     with torch_seed(seed):
@@ -221,7 +251,6 @@ def epochs(
     norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
     sizes = batch_sizes(count, settings.batch_size, merge_single=bool(norms))
     optimizer = make_optimizer(model, settings)
-    generator = torch.Generator().manual_seed(seed)
     device = device_of(model)
     for epoch in range(settings.epochs):
         model.train()
@@ -229,7 +258,7 @@ def epochs(
             for norm in norms:
                 norm.eval()
         losses = []
-        order = torch.randperm(count, generator=generator).to(device)
+        order = torch.from_numpy(shuffled([seed], epoch, [count])[0]).to(device)
         for step, index in enumerate(torch.split(order, sizes)):
             if schedule is not None:
                 done = (epoch + step / len(sizes)) / settings.epochs

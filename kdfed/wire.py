@@ -19,6 +19,9 @@ evaluate        down      arrays, config          global weights; settings
 \\               up        metrics                 ``num-examples``, ``eval-loss``, ``eval-acc``
 =============== ========= ======================= ==================================================
 
+In a simulation nobody's hello is sent alone: a node tells how many participants there are
+(:data:`PARTICIPANTS`), the examples of all of them, and a digest of who holds what (:data:`DIGEST`).
+
 In a simulation one network message carries many participants: distinct contents once each, and a
 ``cohorts`` record (:class:`Plan`) that says who is served by which. Its reply holds one result per
 cohort or per participant, and a ``cohorts`` record (:class:`Answers`) that says who answered. A device's
@@ -32,12 +35,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from importlib.metadata import version
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
 
+from kdfed.config import Arm
 from kdfed.errors import WireError
 
 HELLO = "query.hello"
@@ -59,6 +64,8 @@ NUM_EXAMPLES = "num-examples"
 TRAIN_LOSS = "train-loss"
 LOCAL_STEPS = "local-steps"
 LABEL_COUNTS = "label-counts"
+PARTICIPANTS = "participants"
+DIGEST = "digest"
 EVAL_LOSS = "eval-loss"
 EVAL_ACCURACY = "eval-acc"
 
@@ -69,6 +76,18 @@ Lists: TypeAlias = dict[str, Any]
 def versions() -> dict[str, str]:
     """Return the versions that must agree between server and participants."""
     return {name: version(name) for name in ("kdfed", "torch", "numpy")}
+
+
+def simulation_record(arm: Arm, seed: int) -> dict[str, str | int]:
+    """Return the ``simulation`` record: whose data a node of a simulation uses, and how it computes."""
+    return {
+        "data": arm.data.model_dump_json(),
+        "partition": arm.partition.model_dump_json(),
+        "seed": seed,
+        "threads": arm.threads,
+        "device": arm.device,
+        "precision": arm.precision,
+    }
 
 
 def numbered(key: str, index: int, count: int) -> str:
@@ -94,7 +113,7 @@ class Plan:
     variants: tuple[int, ...]
     reply: Reply
 
-    @property
+    @cached_property
     def participants(self) -> tuple[int, ...]:
         """All participants, in order."""
         return tuple(participant for cohort in self.cohorts for participant in cohort)

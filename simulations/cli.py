@@ -24,7 +24,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from kdfed import __version__
-from kdfed.errors import ConfigError, KdfedError, RunError, RunFolderError
+from kdfed.errors import ConfigError, KdfedError, Mistake, RunError, RunFolderError
 from simulations.engines import ENGINES
 
 if TYPE_CHECKING:
@@ -139,7 +139,11 @@ def run(
     ] = "flower",
     nodes: Annotated[
         int | None,
-        typer.Option(min=1, help="Worker processes of the flower engine. Default: the cores, 8 at most."),
+        typer.Option(min=1, help="Worker processes (flower, ray). Default: the cores, 8 at most."),
+    ] = None,
+    address: Annotated[
+        str | None,
+        typer.Option(metavar="HOST:PORT", help="Join this Ray cluster, or `auto` (engine ray only)."),
     ] = None,
     assignments: SetOption = None,
     seeds: Annotated[
@@ -156,6 +160,8 @@ def run(
 
     EXPERIMENT is a YAML file, or the name of one that comes with kdfed.
     """
+    if address is not None and engine != "ray":
+        raise ConfigError("the command line", [Mistake("--address", f"needs --engine ray, got {engine!r}")])
     console = Console()
     checked = _load(experiment, assignments, seeds)
     from kdfed.records import RunFolder
@@ -168,7 +174,8 @@ def run(
     workers = nodes if nodes is not None else _default_nodes(checked)
     try:
         with _sigterm_exits(), Progress(checked, console) as progress:
-            module.run(checked, folder, nodes=workers, on_event=progress)
+            joined = {} if address is None else {"address": address}
+            module.run(checked, folder, nodes=workers, on_event=progress, **joined)
     except RunError as error:
         raise RunError(f"{error}\nRecorded so far: {folder.path}") from error
     except KeyboardInterrupt:

@@ -16,12 +16,12 @@ import torch
 from flwr.app import ArrayRecord, Context
 from flwr.serverapp import Grid, ServerApp
 
-from kdfed import convergence
+from kdfed import convergence, wire
 from kdfed.config import Experiment, load_experiment, split_set
 from kdfed.data import PreparedData, prepare
 from kdfed.errors import ConfigError, KdfedError, Mistake, RunError
 from kdfed.events import PROGRESS, Event, OnEvent, ignore
-from kdfed.partition import Partition, class_counts, make_partition
+from kdfed.partition import Partition, class_counts, partition_of
 from kdfed.preflight import check_data
 from kdfed.records import Outcome, RoundRecord, RunFolder, summarise, weights_sha256
 from strategies.arm import ArmConfig, ServerData, initial_state
@@ -119,7 +119,7 @@ def _run_seed(
     on_event: OnEvent,
 ) -> None:
     """Run the baseline, whose best accuracy sets relative targets, then the other arms."""
-    server_data = _server_data(data)
+    shared = server_data(data)
     baseline_best = float("nan")
 
     def on_record(record: RoundRecord) -> None:
@@ -136,22 +136,16 @@ def _run_seed(
         )
         config = ArmConfig(
             arm=arm,
-            data=server_data,
+            data=shared,
             seed=seed,
             name=name,
             targets=targets,
             never_stop=sets_targets,
-            simulation={
-                "data": arm.data.model_dump_json(),
-                "partition": arm.partition.model_dump_json(),
-                "seed": seed,
-                "threads": arm.threads,
-                "device": arm.device,
-            },
+            simulation=wire.simulation_record(arm, seed),
             on_record=on_record,
             on_event=on_event,
         )
-        start = ArrayRecord(dict(initial_state(arm, server_data, seed)))
+        start = ArrayRecord(dict(initial_state(arm, shared, seed)))
         try:
             result = PreConsolidation(make_strategy(arm), config).start(
                 grid, start, arm.rounds.max, arm.server.deadlines.train
@@ -168,7 +162,8 @@ def _run_seed(
             baseline_best = max(record.accuracy for record in result.records)
 
 
-def _server_data(data: PreparedData) -> ServerData:
+def server_data(data: PreparedData) -> ServerData:
+    """Return what the server holds of a data set: the held-out splits, and nothing of the train split."""
     splits = data.splits
     return ServerData(
         transfer=data.examples(splits.transfer),
@@ -181,23 +176,25 @@ def _server_data(data: PreparedData) -> ServerData:
 
 def _partitions(experiment: Experiment, data: PreparedData) -> list[dict[str, Any]]:
     """Describe who holds which classes, for the summary."""
-    labels, pool, classes = data.dataset.labels, data.splits.train, data.classes
     return [
-        partition_entry(data, seed, make_partition(experiment.partition, labels, pool, classes, seed))
+        partition_entry(data, seed, partition_of(data, experiment.partition, seed))
         for seed in experiment.seeds
     ]
 
 
 def partition_entry(data: PreparedData, seed: int, partition: Partition) -> dict[str, Any]:
-    """Return one seed's entry of ``partitions`` in ``summary.json``; counts are [participants, classes]."""
-    counts = class_counts(partition, data.dataset.labels, data.classes)
+    """Return one seed's entry of ``partitions`` in ``summary.json``.
+
+    Its ``counts`` are those of the first 100 participants, [participants, classes].
+    """
+    counts = class_counts(partition, data.dataset.labels, data.classes, participants=100)
     return {
         "seed": seed,
-        "participants": len(counts),
+        "participants": len(partition),
         "moved": partition.moved,
         "unused": partition.unused,
         "class_names": list(data.dataset.class_names),
-        "counts": counts[:100].tolist(),
+        "counts": counts.tolist(),
     }
 
 

@@ -6,6 +6,8 @@
     teachers     participants train teachers and upload weights or logits   (starts from teachers only)
     consolidate  teachers -> one student                                    (consolidated start only)
     rounds       configure -> send -> receive -> aggregate -> evaluate -> converged?
+
+Where no stop hangs on it, a round is evaluated while the nodes train for the next one.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ from kdfed.data import Examples
 from kdfed.device import resolve_device
 from kdfed.errors import RunError
 from kdfed.events import Event, OnEvent, ignore
-from kdfed.ledger import Ledger
+from kdfed.ledger import Costs, Ledger
 from kdfed.models import State, buffer_keys, build_model, load_state, state_of
 from kdfed.records import Absent, RoundRecord, load_model
 from kdfed.seeding import derive, sample_participants
@@ -154,6 +156,7 @@ class ArmRunner:
         )
         self.device = resolve_device(self.arm.device)
         self.result = ArmResult()
+        self._pending: Callable[[], None] = lambda: None
         self._started = time.monotonic()
 
     # ------------------------------------------------------------------ the loop
@@ -180,49 +183,74 @@ class ArmRunner:
         spec = wire.spec_of(common)
         model = self.config.build(self.arm.model, "evaluation").to(self.device)
         state, answered, absent = self._start(common)
-        self._evaluate(0, num_rounds, model, state, answered, absent, evaluate_fn)
 
-        for server_round in range(1, num_rounds + 1):
-            if self._converged():
-                break
-            sampled = sample_participants(
-                self.config.seed,
-                "sample",
-                server_round,
-                self.arm.partition.participants,
-                sampled_count(self.arm),
+        def evaluate_later(server_round: int, state: State, answered: int, absent: Sequence[Absent]) -> None:
+            costs = self.ledger.totals()
+            self._pending = lambda: self._evaluate(
+                server_round, num_rounds, model, state, answered, absent, costs, evaluate_fn
             )
-            self.grid.select(
-                sampled, phase="rounds", round_number=server_round, spec_of=lambda participant: spec
-            )
-            least = max(self.arm.server.minimum, _least(self.strategy))
-            self._require(
-                len(list(self.grid.get_node_ids())), least, f"round {server_round}", "can be sampled"
-            )
-            config = ConfigRecord({**(train_config or {}), **self._settings(server_round)})
-            messages = self.strategy.configure_train(
-                server_round, ArrayRecord(dict(state)), config, self.grid
-            )
-            replies = list(self.grid.send_and_receive(messages, timeout=timeout))
-            report = self.grid.report
-            self._require(len(report.answered), self.arm.server.minimum, f"round {server_round}", "answered")
-            arrays, metrics = self.strategy.aggregate_train(server_round, replies)
-            if arrays is None:
-                raise RunError(f"round {server_round}: the strategy returned no arrays")
-            state = self._repair(arrays, replies, model, spec)
-            self._require_finite(
-                state, spec, f"round {server_round}", "lower local.lr or the server's step size"
-            )
-            if metrics is not None:
-                self.result.train_metrics_clientapp[server_round] = metrics
-            self._evaluate(
-                server_round, num_rounds, model, state, len(report.answered), report.absent, evaluate_fn
-            )
-            self._evaluate_on_clients(server_round, state, sampled, timeout, evaluate_config)
-        else:
-            self._converged()
+            if not self._overlaps:
+                self._evaluate_pending()
+
+        evaluate_later(0, state, answered, absent)
+        try:
+            for server_round in range(1, num_rounds + 1):
+                if self._converged():
+                    break
+                sampled = self._sample(server_round, spec)
+                config = ConfigRecord({**(train_config or {}), **self._settings(server_round)})
+                messages = self.strategy.configure_train(
+                    server_round, ArrayRecord(dict(state)), config, self.grid
+                )
+                replies = list(
+                    self.grid.send_and_receive(messages, timeout=timeout, meanwhile=self._evaluate_pending)
+                )
+                report = self.grid.report
+                self._require(
+                    len(report.answered), self.arm.server.minimum, f"round {server_round}", "answered"
+                )
+                arrays, metrics = self.strategy.aggregate_train(server_round, replies)
+                if arrays is None:
+                    raise RunError(f"round {server_round}: the strategy returned no arrays")
+                state = self._repair(arrays, replies, model, spec)
+                self._require_finite(
+                    state, spec, f"round {server_round}", "lower local.lr or the server's step size"
+                )
+                if metrics is not None:
+                    self.result.train_metrics_clientapp[server_round] = metrics
+                evaluate_later(server_round, state, len(report.answered), report.absent)
+                self._evaluate_on_clients(server_round, state, sampled, timeout, evaluate_config)
+            else:
+                self._evaluate_pending()
+                self._converged()
+        finally:
+            self._evaluate_pending()
         self.result.arrays = ArrayRecord(dict(state))
         return self.result
+
+    @property
+    def _overlaps(self) -> bool:
+        """Whether a round's evaluation can wait until the nodes train for the next: no stop hangs on it."""
+        rounds, config = self.arm.rounds, self.config
+        return config.never_stop or not (rounds.plateau.stop or (rounds.stop_at_target and config.targets))
+
+    def _evaluate_pending(self) -> None:
+        pending, self._pending = self._pending, lambda: None
+        pending()
+
+    def _sample(self, server_round: int, spec: wire.Spec) -> list[int]:
+        """Draw a round's participants and show them to the strategy."""
+        sampled = sample_participants(
+            self.config.seed,
+            "sample",
+            server_round,
+            self.arm.partition.participants,
+            sampled_count(self.arm),
+        )
+        self.grid.select(sampled, phase="rounds", round_number=server_round, spec_of=lambda participant: spec)
+        least = max(self.arm.server.minimum, _least(self.strategy))
+        self._require(len(list(self.grid.get_node_ids())), least, f"round {server_round}", "can be sampled")
+        return sampled
 
     def _repair(
         self, arrays: ArrayRecord, replies: Sequence[Message], model: nn.Module, spec: wire.Spec
@@ -310,13 +338,13 @@ class ArmRunner:
         state: State,
         answered: int,
         absent: Sequence[Absent],
+        costs: Costs,
         evaluate_fn: Callable[[int, ArrayRecord], MetricRecord | None] | None,
     ) -> None:
         load_state(model, state)
         data = self.config.data
         accuracy, loss = evaluate(model, data.validation)
         test_accuracy = evaluate(model, data.test)[0] if data.test is not None else float("nan")
-        costs = self.ledger.totals()
         record = RoundRecord(
             arm=self.config.name,
             seed=self.config.seed,
@@ -340,7 +368,7 @@ class ArmRunner:
             metrics = evaluate_fn(server_round, ArrayRecord(dict(state))) or metrics
         self.result.evaluate_metrics_serverapp[server_round] = metrics
         self.config.on_record(record)
-        self._tell("rounds", server_round, num_rounds, accuracy)
+        self._tell("rounds", server_round, num_rounds, accuracy, costs)
 
     def _evaluate_on_clients(
         self,
@@ -359,6 +387,7 @@ class ArmRunner:
             self.strategy.configure_evaluate(server_round, ArrayRecord(dict(state)), config, self.grid)
         )
         if messages:
+            self._evaluate_pending()
             replies = self.grid.send_and_receive(messages, timeout=timeout)
             metrics = self.strategy.aggregate_evaluate(server_round, replies)
             if metrics is not None:
@@ -366,11 +395,11 @@ class ArmRunner:
 
     def _converged(self) -> bool:
         """Tell whether the arm may stop, and say why in the result."""
+        if self._overlaps:
+            return False
         rounds, config = self.arm.rounds, self.config
         curve = [record.accuracy for record in self.result.records]
         hit = convergence.sustained_hit if rounds.rule == "sustained" else convergence.first_hit
-        if config.never_stop:
-            return False
         reached = [hit(curve, target) is not None for target in config.targets]
         if rounds.stop_at_target and reached and all(reached):
             self.result.stopped = "target"
@@ -398,8 +427,9 @@ class ArmRunner:
         step: int = 0,
         steps: int = 0,
         accuracy: float | None = None,
+        costs: Costs | None = None,
     ) -> None:
-        costs = self.ledger.totals()
+        costs = costs or self.ledger.totals()
         self.config.on_event(
             Event(
                 arm=self.config.name,

@@ -8,11 +8,12 @@ cuts, deals, packs, checks, names who is left out and why, and fills the ledger.
 from __future__ import annotations
 
 import time
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from uuid import uuid4
 
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
@@ -20,17 +21,23 @@ from kdfed import wire
 from kdfed.errors import RunError, WireError
 from kdfed.ledger import Ledger
 from kdfed.records import Absent
+from strategies.round_mean import RoundMean, problem_with_arrays
 
 SpecOf = Callable[[int], wire.Spec]
 """Shapes and dtypes that a participant's arrays must have; empty when none are sent back."""
 
-POLL_SECONDS = 0.02
+POLL_SECONDS = 0.0005, 0.02
+"""Least and most seconds between two looks for replies; in between a fiftieth of the time waited so far."""
+
 _FIRST_NODE_SECONDS = 60.0
 
 
 @dataclass
 class Bundle:
-    """One network message that is under way: the participants' messages it carries."""
+    """One network message that is under way: the participants' messages it carries.
+
+    Where results are summed, ``done`` says that no more will come, and ``results`` wait for their turn.
+    """
 
     phase: str
     round: int
@@ -38,8 +45,20 @@ class Bundle:
     messages: dict[int, Message]
     spec_of: SpecOf
     node: int
-    deadline: float
     late: bool = False
+    total: Total | None = None
+    done: bool = False
+    results: list[tuple[list[int], RecordDict]] = field(default_factory=list)
+
+
+@dataclass
+class Total:
+    """The sum of a round: bundles in cohort order, and what has been added of those in front."""
+
+    mean: RoundMean
+    waiting: deque[Bundle]
+    first: Message | None = None
+    participants: list[int] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -78,7 +97,9 @@ class ParticipantGrid(Grid):
     ledger
         Filled with every logical message.
     reply
-        ``mean`` when the strategy takes weighted means (one reply per cohort), else ``each``.
+        ``mean`` when the strategy takes weighted means, else ``each``. In a simulation such a strategy gets
+        one reply a round, the mean of all (see :class:`~strategies.round_mean.RoundMean`); from devices it
+        gets each one's.
     simulation
         The ``simulation`` record that tells simulated nodes whose data to use; never counted. Default:
         real nodes.
@@ -109,7 +130,7 @@ class ParticipantGrid(Grid):
         self.roster = roster
         self.reply: wire.Reply = reply
         self.report = Report()
-        self._sampled: list[int] = []
+        self._sampled: dict[int, None] = {}  # a set that keeps its order
         self._phase, self._round = "", 0
         self._spec_of: SpecOf = lambda participant: {}
         self._cohorts: list[tuple[int, ...]] = []
@@ -138,12 +159,11 @@ class ParticipantGrid(Grid):
         if self._open:
             self._pull()
         busy = {p: bundle.round for bundle in self._open.values() for p in bundle.plan.participants}
-        self._cohorts = self._cut(sorted(participants))
-        self._sampled = [p for p in sorted(participants) if p not in busy]
+        drawn = sorted(participants)
+        self._cohorts = self._cut(drawn)
+        self._sampled = dict.fromkeys(p for p in drawn if p not in busy)
         self.report.absent += [
-            Absent(p, f"busy: has not answered round {busy[p]} yet")
-            for p in sorted(participants)
-            if p in busy
+            Absent(p, f"busy: has not answered round {busy[p]} yet") for p in drawn if p in busy
         ]
         if phase != "evaluate":
             self.ledger.open_exchange(phase)
@@ -152,8 +172,8 @@ class ParticipantGrid(Grid):
         size = self.cohort_size
         return [tuple(participants[i : i + size]) for i in range(0, len(participants), size)]
 
-    def hello(self, config: Mapping[str, str | int], timeout: float) -> dict[int, int]:
-        """Ask every node who is there.
+    def hello(self, config: Mapping[str, str | int], timeout: float) -> None:
+        """Ask every node of a simulation what it knows, and make sure that all know the same.
 
         Parameters
         ----------
@@ -161,11 +181,6 @@ class ParticipantGrid(Grid):
             The settings of the hello; ``versions`` is a JSON object of those that must agree.
         timeout
             Seconds to wait.
-
-        Returns
-        -------
-        dict
-            Examples by participant.
 
         Raises
         ------
@@ -190,15 +205,13 @@ class ParticipantGrid(Grid):
                 f"expected every node to hold the same partition, got {sorted(told)}; give all nodes the "
                 "same data"
             )
-        (counts,) = told
+        ((participants, _, _),) = told
         logical_up = (
             MetricRecord({wire.NUM_EXAMPLES: 1}).count_bytes()
             + ConfigRecord({"versions": str(config["versions"])}).count_bytes()
         )
-        for participant in range(len(counts)):
-            self.ledger.down("hello", participant, logical_down)
-            self.ledger.up("hello", participant, logical_up, 0)
-        return dict(enumerate(counts))
+        self.ledger.down("hello", logical_down, messages=participants)
+        self.ledger.up("hello", logical_up, 0, replies=participants)
 
     # ------------------------------------------------------------------ Flower's Grid
 
@@ -228,13 +241,12 @@ class ParticipantGrid(Grid):
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Send participants' messages, one network message a node; return the participants' message ids."""
-        return self._push(messages, time.monotonic() + 365 * 86400, None)
+        return self._push(messages, None)
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Return the replies that have arrived for these message ids.
 
-        Where replies are weighted means, a cohort's reply answers the message of its first participant that
-        answered.
+        A cohort's or a round's mean answers the message of its first participant that answered.
         """
         self._pull()
         wanted = set(message_ids)
@@ -242,9 +254,19 @@ class ParticipantGrid(Grid):
         return sorted(found, key=lambda message: message.metadata.src_node_id)
 
     def send_and_receive(
-        self, messages: Iterable[Message], *, timeout: float | None = None
+        self,
+        messages: Iterable[Message],
+        *,
+        timeout: float | None = None,
+        meanwhile: Callable[[], None] | None = None,
     ) -> Iterable[Message]:
         """Send participants' messages and wait for the replies, at most ``timeout`` seconds.
+
+        Parameters
+        ----------
+        meanwhile
+            Called once everything is sent, before the first look for replies: work that the nodes need not
+            wait for. Its time counts towards ``timeout``.
 
         Returns
         -------
@@ -252,14 +274,14 @@ class ParticipantGrid(Grid):
             In participant order; whoever is missing is named in :attr:`report`.
         """
         end = time.monotonic() + (timeout if timeout is not None else 365 * 86400)
-        ids = set(self._push(messages, end, timeout))
-        while self._waiting() and time.monotonic() < end:
-            self._pull()
-            if self._waiting():
-                time.sleep(POLL_SECONDS)
+        ids = set(self._push(messages, timeout))
+        if meanwhile is not None:
+            meanwhile()
+        self._wait(end)
         for bundle in self._waiting():
             bundle.late = True
             self._leave_out(bundle.plan.participants, f"no reply within {timeout:g} seconds")
+            self._close(bundle)
         ready = [self._ready.pop(key) for key in list(self._ready) if key in ids]
         replies = self._agreeing(sorted(ready, key=lambda one: one.participants))
         if self._phase != "evaluate":
@@ -268,6 +290,15 @@ class ParticipantGrid(Grid):
         self.report.answered.sort()
         self.report.absent.sort(key=lambda absent: absent.participant)
         return replies
+
+    def _wait(self, end: float) -> None:
+        began, (least, most) = time.monotonic(), POLL_SECONDS
+        while True:
+            self._pull()
+            now = time.monotonic()
+            if now >= end or not self._waiting():
+                return
+            time.sleep(min(most, max(least, (now - began) / 50)))
 
     # ------------------------------------------------------------------ sending
 
@@ -289,55 +320,72 @@ class ParticipantGrid(Grid):
             time.sleep(0.05)
         return nodes
 
-    def _push(self, messages: Iterable[Message], end: float, ttl: float | None) -> list[str]:
+    def _push(self, messages: Iterable[Message], ttl: float | None) -> list[str]:
         by_participant: dict[int, Message] = {}
+        batch = uuid4().hex
         for message in messages:
             participant = message.metadata.dst_node_id
             if participant not in self._sampled:
-                raise WireError(f"expected a participant of this round ({self._sampled}), got {participant}")
+                raise WireError(
+                    f"expected a participant of this round ({list(self._sampled)}), got {participant}"
+                )
             if participant in by_participant:
                 raise WireError(f"expected one message a participant, got two for {participant}")
-            message.metadata.__dict__["_message_id"] = str(uuid4())
+            message.metadata.__dict__["_message_id"] = f"{batch}-{participant}"
             by_participant[participant] = message
-            self.ledger.down(self._phase, participant, _bytes(message.content) + _PLAN_BYTES)
+        contents = {id(message.content): message.content for message in by_participant.values()}
+        for key, count in Counter(id(message.content) for message in by_participant.values()).items():
+            self.ledger.down(self._phase, _bytes(contents[key]) + _PLAN_BYTES, messages=count)
         nodes = self.nodes()
         occupied = {bundle.node for bundle in self._open.values()}
         free = [node for node in nodes if node not in occupied] or nodes
-        for node, cohorts in self._deal(free, by_participant):
-            bundle = self._pack(node, cohorts, by_participant, end)
-            content = self._content(bundle)
+        bundles = [
+            self._pack(node, cohorts, by_participant) for node, cohorts in self._deal(free, by_participant)
+        ]
+        self._prepare_total(bundles)
+        for bundle in bundles:
             first = next(iter(bundle.messages.values())).metadata
-            sent = Message(content, node, first.message_type, ttl=ttl, group_id=first.group_id)
+            content = self._content(bundle)
+            sent = Message(content, bundle.node, first.message_type, ttl=ttl, group_id=first.group_id)
             (message_id,) = list(self.network.push_messages([sent])) or [""]
             if message_id:
                 self._open[message_id] = bundle
             else:
                 self._leave_out(bundle.plan.participants, "the network did not take the message")
+                self._close(bundle)
         return [message.metadata.message_id for message in by_participant.values()]
 
     def _deal(
         self, nodes: Sequence[int], messages: Mapping[int, Message]
     ) -> Iterator[tuple[int, list[tuple[int, ...]]]]:
+        """Yield each node's cohorts: a run of neighbours, because results are summed in cohort order."""
         cohorts = [tuple(p for p in cohort if p in messages) for cohort in self._cohorts]
         cohorts = [cohort for cohort in cohorts if cohort]
         if self.roster is not None:
             yield from ((self.roster[cohort[0]], [cohort]) for cohort in cohorts)
             return
-        for index, node in enumerate(nodes):
-            if cohorts[index :: len(nodes)]:
-                yield node, cohorts[index :: len(nodes)]
+        each, larger = divmod(len(cohorts), len(nodes))
+        start = 0
+        for index, node in enumerate(nodes[: len(cohorts)]):
+            end = start + each + (index < larger)
+            yield node, cohorts[start:end]
+            start = end
 
-    def _pack(
-        self, node: int, cohorts: Sequence[tuple[int, ...]], messages: Mapping[int, Message], end: float
-    ) -> Bundle:
+    def _pack(self, node: int, cohorts: Sequence[tuple[int, ...]], messages: Mapping[int, Message]) -> Bundle:
         mine = {p: messages[p] for cohort in cohorts for p in cohort}
         contents: dict[int, int] = {}
-        for message in mine.values():
-            contents.setdefault(id(message.content), len(contents))
-        variants = tuple(contents[id(message.content)] for message in mine.values())
+        variants = tuple(contents.setdefault(id(message.content), len(contents)) for message in mine.values())
         reply = self.reply if self._phase == "rounds" else "each"
         plan = wire.Plan(tuple(cohorts), variants, reply)
-        return Bundle(self._phase, self._round, plan, mine, self._spec_of, node, end)
+        return Bundle(self._phase, self._round, plan, mine, self._spec_of, node)
+
+    def _prepare_total(self, bundles: Sequence[Bundle]) -> None:
+        if not bundles or bundles[0].plan.reply == "each" or self.roster is not None:
+            return
+        spec = self._spec_of(bundles[0].plan.participants[0])
+        total = Total(RoundMean(spec), deque(bundles))
+        for bundle in bundles:
+            bundle.total = total
 
     def _content(self, bundle: Bundle) -> RecordDict:
         content = RecordDict()
@@ -367,6 +415,7 @@ class ParticipantGrid(Grid):
                 self._leave_out(bundle.plan.participants, f"error reply: {reply.error.reason}")
             else:
                 self._take(bundle, reply.content)
+            self._close(bundle)
 
     def _count_late(self, bundle: Bundle, reply: Message) -> None:
         """Name and count a reply that came after its deadline; it is never aggregated."""
@@ -378,12 +427,26 @@ class ParticipantGrid(Grid):
             reason = f"late: reply to round {bundle.round}, which cannot be read: {error}"
             self._late += [Absent(participant, reason) for participant in bundle.plan.participants]
             return
-        for participant, index, steps in zip(
+        for participants, _ in self._counted(bundle, answers, results):
+            reason = f"late: reply to round {bundle.round}, not used"
+            self._late += [Absent(participant, reason) for participant in participants]
+
+    def _counted(
+        self, bundle: Bundle, answers: wire.Answers, results: Sequence[RecordDict]
+    ) -> list[tuple[list[int], RecordDict]]:
+        """Count uploads; return each result with the participants whose work is in it, in their order."""
+        members: dict[int, list[int]] = {}
+        steps: Counter[int] = Counter()
+        for participant, index, made in zip(
             answers.participants, answers.results, answers.local_steps, strict=True
         ):
             if index >= 0:
-                self.ledger.up(bundle.phase, participant, _bytes(results[index]) + _ANSWERS_BYTES, steps)
-                self._late.append(Absent(participant, f"late: reply to round {bundle.round}, not used"))
+                members.setdefault(index, []).append(participant)
+                steps[index] += made
+        for index, participants in members.items():
+            size = _bytes(results[index]) + _ANSWERS_BYTES
+            self.ledger.up(bundle.phase, size, steps[index], replies=len(participants))
+        return [(participants, results[index]) for index, participants in members.items()]
 
     def _take(self, bundle: Bundle, content: RecordDict) -> None:
         """Take a reply's results; whatever is wrong with them costs their participants and nobody else."""
@@ -392,36 +455,63 @@ class ParticipantGrid(Grid):
         except Exception as error:
             self._leave_out(bundle.plan.participants, f"a reply that cannot be read: {error}")
             return
-        members: dict[int, list[int]] = {}
-        for participant, index, steps, reason in zip(
-            answers.participants, answers.results, answers.local_steps, answers.reasons, strict=True
+        for participant, index, reason in zip(
+            answers.participants, answers.results, answers.reasons, strict=True
         ):
             if index < 0:
                 self._leave_out([participant], reason)
-                continue
-            self.ledger.up(bundle.phase, participant, _bytes(results[index]) + _ANSWERS_BYTES, steps)
-            members.setdefault(index, []).append(participant)
-        for index, participants in members.items():
-            problem = _problem(results[index], bundle.spec_of(participants[0]))
+        bundle.results = self._counted(bundle, answers, results)
+        if bundle.total is not None:
+            return
+        for participants, result in bundle.results:
+            problem = _problem(result, bundle.spec_of(participants[0]))
             if problem is not None:
                 self._leave_out(participants, problem)
                 continue
-            message = bundle.messages[participants[0]]
-            reply = Message(results[index], reply_to=message)
-            self._ready[message.metadata.message_id] = Ready(reply, tuple(participants))
+            self._make_ready(Message(result, reply_to=bundle.messages[participants[0]]), participants)
             self.report.answered += participants
+
+    def _close(self, bundle: Bundle) -> None:
+        """Add what may be added now: results are summed in cohort order, whatever the order of replies."""
+        bundle.done = True
+        total = bundle.total
+        if total is None:
+            return
+        while total.waiting and total.waiting[0].done:
+            bundle = total.waiting.popleft()
+            for participants, result in bundle.results:
+                problem = total.mean.add(result)
+                if problem is not None:
+                    self._leave_out(participants, problem)
+                    continue
+                if total.first is None:
+                    total.first = bundle.messages[participants[0]]
+                total.participants += participants
+                self.report.answered += participants
+            bundle.results = []
+        if not total.waiting and total.first is not None:
+            self._make_ready(Message(total.mean.result(), reply_to=total.first), total.participants)
+            total.first = None
+
+    def _make_ready(self, reply: Message, participants: Sequence[int]) -> None:
+        self._ready[reply.metadata.reply_to_message_id] = Ready(reply, tuple(participants))
 
     def _agreeing(self, ready: Sequence[Ready]) -> list[Message]:
         """Leave out replies whose metrics have other keys than most: a strategy would refuse all of them."""
         shapes = [_shape_of(one.reply.content.metric_records[wire.METRICS]) for one in ready]
-        usual = max(shapes, key=shapes.count, default=())
-        kept = []
+        counted = Counter(shapes)
+        if len(counted) < 2:
+            return [one.reply for one in ready]
+        ((usual, _),) = counted.most_common(1)
+        kept: list[Message] = []
+        refused: set[int] = set()
         for one, shape in zip(ready, shapes, strict=True):
             if shape == usual:
                 kept.append(one.reply)
                 continue
-            self.report.answered = [p for p in self.report.answered if p not in one.participants]
+            refused.update(one.participants)
             self._leave_out(one.participants, f"other metrics than most: {dict(shape)}, not {dict(usual)}")
+        self.report.answered = [p for p in self.report.answered if p not in refused]
         return kept
 
     def _leave_out(self, participants: Iterable[int], reason: str) -> None:
@@ -463,13 +553,7 @@ def _result(content: RecordDict, index: int, count: int) -> RecordDict:
 
 def _problem(result: RecordDict, spec: wire.Spec) -> str | None:
     problem = wire.problem_with_metrics(result.metric_records[wire.METRICS])
-    if problem is not None or not spec:
-        return problem
-    arrays = result.array_records.get(wire.ARRAYS, ArrayRecord())
-    try:
-        return wire.problem_with({key: array.numpy() for key, array in arrays.items()}, spec)
-    except Exception as error:
-        return f"arrays that cannot be read: {error}"
+    return problem if problem is not None or not spec else problem_with_arrays(result, spec)
 
 
 def _shape_of(metrics: MetricRecord) -> tuple[tuple[str, int], ...]:
@@ -479,16 +563,21 @@ def _shape_of(metrics: MetricRecord) -> tuple[tuple[str, int], ...]:
     )
 
 
-def _hello(reply: Message, versions: str) -> tuple[int, ...]:
-    """Return the examples of every participant that a node tells of."""
-    content = reply.content
-    theirs = content.config_records.get(wire.CONFIG, ConfigRecord()).get("versions")
-    if theirs != versions:
+def _hello(reply: Message, versions: str) -> tuple[int, int, str]:
+    """Return what a node tells: participants, examples of all of them, digest of who holds what."""
+    config = reply.content.config_records.get(wire.CONFIG, ConfigRecord())
+    if config.get("versions") != versions:
+        theirs = config.get("versions")
         raise RunError(f"expected the server's versions {versions} on every node, got {theirs!r}")
-    counts = content.metric_records.get(wire.METRICS, MetricRecord()).get(wire.NUM_EXAMPLES)
-    if not isinstance(counts, list) or not all(count > 0 for count in counts):
-        raise RunError(f"expected every node to tell each participant's examples, got {counts!r}")
-    return tuple(int(count) for count in counts)
+    metrics = reply.content.metric_records.get(wire.METRICS, MetricRecord())
+    participants, examples = metrics.get(wire.PARTICIPANTS), metrics.get(wire.NUM_EXAMPLES)
+    digest = config.get(wire.DIGEST)
+    if isinstance(participants, int) and isinstance(examples, int) and isinstance(digest, str):
+        return participants, examples, digest
+    raise RunError(
+        "expected every node to tell the number of participants, of their examples and a digest, got "
+        f"{participants!r}, {examples!r} and {digest!r}"
+    )
 
 
 def _bytes(content: RecordDict) -> int:

@@ -12,6 +12,7 @@ from flwr.app import ArrayRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
+from kdfed import wire
 from kdfed.config import Experiment, build_experiment, merge
 
 TINY: dict[str, Any] = {
@@ -54,7 +55,7 @@ def run_arm() -> Callable[..., Any]:
     from clients.client_app import app
     from kdfed.data import prepare
     from simulations.engines.inprocess import InProcessGrid
-    from simulations.server_app import _server_data
+    from simulations.server_app import server_data
     from strategies.arm import ArmConfig, initial_state
     from strategies.catalogue import make_strategy
     from strategies.pre_consolidation import PreConsolidation
@@ -70,14 +71,8 @@ def run_arm() -> Callable[..., Any]:
         **config: Any,
     ) -> Any:
         arm, seed = experiment.arm(name), experiment.seeds[0]
-        data = _server_data(prepare(arm.data))
-        simulation = {
-            "data": arm.data.model_dump_json(),
-            "partition": arm.partition.model_dump_json(),
-            "seed": seed,
-            "threads": arm.threads,
-            "device": arm.device,
-        }
+        data = server_data(prepare(arm.data))
+        simulation = wire.simulation_record(arm, seed)
         arm_config = ArmConfig(
             **{"arm": arm, "data": data, "seed": seed, "name": name, "simulation": simulation, **config}
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import AfterValidator, BaseModel, Field
@@ -72,6 +72,9 @@ class Arm(ArmSettings):
     experiment: two threads give other bits than one."""
     device: str = Field(default="auto", pattern=r"^(auto|cpu|mps|cuda(:(0|[1-9][0-9]*))?)$")
     """Where training runs: ``cpu``, ``cuda``, ``cuda:N``, ``mps``, or ``auto`` (cuda when there is one)."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Arithmetic of the participants' training: ``bfloat16`` runs their layers in bfloat16 (autocast; quicker
+    on GPUs), while weights, losses and everything on the server stay float32."""
     data: DataSettings = DataSettings()
     """Where the examples come from."""
     partition: PartitionSettings = DirichletPartition(kind="dirichlet", alpha=0.1)

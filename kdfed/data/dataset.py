@@ -8,12 +8,33 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from kdfed.config import DataSettings
 from kdfed.errors import DataError
+
+
+class Inputs(Protocol):
+    """What kdfed asks of inputs: an array, or something that makes only the rows it is asked for."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """[N, C, H, W] or [N, F]."""
+
+    @property
+    def ndim(self) -> int:
+        """4 for images, 2 for features."""
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """uint8 for images, float32 for features."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: Any, /) -> np.ndarray:
+        """Return the rows at an int, a slice or an array of int64."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,7 +44,7 @@ class Dataset:
     Parameters
     ----------
     inputs
-        Images: uint8 [N, C, H, W]; features: float32 [N, F].
+        Images: uint8 [N, C, H, W]; features: float32 [N, F]. An array, except where rows are drawn on demand.
     labels
         int64 [N], indices into ``class_names``.
     class_names
@@ -36,7 +57,7 @@ class Dataset:
         Whether the examples are drawn, not measured; tables must say so.
     """
 
-    inputs: np.ndarray
+    inputs: Inputs
     labels: np.ndarray
     class_names: tuple[str, ...]
     official_test: np.ndarray | None = None
@@ -73,7 +94,7 @@ class Listing:
 
     labels: np.ndarray
     class_names: tuple[str, ...]
-    read: Callable[[np.ndarray], np.ndarray]
+    read: Callable[[np.ndarray], Inputs]
     test: np.ndarray | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from kdfed.data.dataset import one_line, require
+from kdfed.data.dataset import Inputs, one_line, require
 from kdfed.errors import DataError
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
@@ -131,8 +131,8 @@ def opener() -> Callable[[Any], Any]:
     return load
 
 
-def convert_images(inputs: np.ndarray, shape: tuple[int, ...] | None, source: str) -> np.ndarray:
-    """Convert and resize uint8 [N, C, H, W]; the same array when it has the shape already."""
+def convert_images(inputs: Inputs, shape: tuple[int, ...] | None, source: str) -> Inputs:
+    """Convert and resize uint8 [N, C, H, W]; the same object when it has the shape already."""
     if shape is None or inputs.shape[1:] == tuple(shape):
         return inputs
     image = require("PIL.Image", "edge")

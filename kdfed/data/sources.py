@@ -165,7 +165,8 @@ def load_source(settings: DataSettings) -> Dataset:
             "data.shape",
         )
     test = None if listing.test is None else np.flatnonzero(listing.test[rows])
-    return Dataset(inputs, listing.labels[rows], listing.class_names, test, mean, std, listing.synthetic)
+    labels = listing.labels if len(rows) == len(listing.labels) else listing.labels[rows]
+    return Dataset(inputs, labels, listing.class_names, test, mean, std, listing.synthetic)
 
 
 def _find(settings: DataSettings) -> Listing:

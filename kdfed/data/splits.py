@@ -54,11 +54,12 @@ def stratified_order(labels: np.ndarray, generator: np.random.Generator) -> np.n
         int64 [N], a permutation.
     """
     shuffled = generator.permutation(len(labels))
+    strata = labels[shuffled]
     place = np.empty(len(labels))
     for stratum in np.unique(labels):
-        members = shuffled[labels[shuffled] == stratum]
+        members = np.flatnonzero(strata == stratum)
         place[members] = (np.arange(len(members)) + generator.random()) / len(members)
-    return shuffled[np.argsort(place[shuffled], kind="stable")]
+    return shuffled[np.argsort(place, kind="stable")]
 
 
 def split(dataset: Dataset, settings: DataSettings) -> Splits:
@@ -87,7 +88,10 @@ def split(dataset: Dataset, settings: DataSettings) -> Splits:
     else:
         rest = everything
         held_out = round(wanted.test * len(rest))
-    order = rest[stratified_order(dataset.labels[rest], numpy_generator(wanted.seed, "split"))]
+    labels = dataset.labels if rest is everything else dataset.labels[rest]
+    order = stratified_order(labels, numpy_generator(wanted.seed, "split"))
+    if rest is not everything:
+        order = rest[order]
     sizes = [held_out, round(wanted.validation * len(rest)), round(wanted.transfer * len(rest))]
     first, validation, transfer, train = np.split(order, np.cumsum(sizes))
     if wanted.test != "official":

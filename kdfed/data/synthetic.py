@@ -5,21 +5,23 @@ It says nothing about accuracy on real data, and every table that shows it must 
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from kdfed.config import DataSettings
 from kdfed.data.dataset import Listing, class_names
 from kdfed.errors import DataError
-from kdfed.seeding import numpy_generator
+from kdfed.seeding import derive, numpy_generator
 
-_BLOCK = 4096  # rows drawn at a time, so that float noise never exists for all examples at once
+_ALL_AT_ONCE = 4096  # rows whose float noise exists at the same time
 
 
 def synthetic(argument: str, settings: DataSettings) -> Listing:
     """Draw ``x = prototype[y] + noise * N(0, 1)`` with as many examples of each class as possible.
 
-    Images have prototypes uniform in [0, 1] per pixel and are clipped and stored as uint8; features have
-    standard normal prototypes and are stored as float32.
+    Images have prototypes uniform in [0, 1] per pixel and are clipped to it and returned as uint8; features
+    have standard normal prototypes and are returned as float32. No row is stored: see :class:`Drawn`.
 
     Parameters
     ----------
@@ -38,14 +40,86 @@ def synthetic(argument: str, settings: DataSettings) -> Listing:
     prototypes = (
         generator.random((classes, *shape)) if is_images else generator.normal(size=(classes, *shape))
     )
-    labels = generator.permutation(np.arange(examples, dtype=np.int64) % classes)
-    inputs = np.empty((examples, *shape), dtype=np.uint8 if is_images else np.float32)
-    for start in range(0, examples, _BLOCK):
-        block = prototypes[labels[start : start + _BLOCK]]
-        block += noise * generator.standard_normal(block.shape)
-        inputs[start : start + _BLOCK] = np.rint(block.clip(0, 1) * 255) if is_images else block
+    labels = np.arange(examples, dtype=np.int64)
+    labels %= classes
+    generator.shuffle(labels)
     names = class_names(settings, tuple(f"class {index}" for index in range(classes)))
-    return Listing(labels, names, lambda rows: inputs[rows], synthetic=True)
+
+    def read(rows: np.ndarray) -> Drawn:
+        everything = len(rows) == examples
+        return Drawn(None if everything else rows, labels, prototypes, noise, derive(seed, "synthetic-rows"))
+
+    return Listing(labels, names, read, synthetic=True)
+
+
+class Drawn:
+    """Rows that are drawn when they are asked for, and cost nothing before.
+
+    The noise of row i is what a Philox generator (Salmon et al. 2011, "Parallel random numbers: as easy as 1,
+    2, 3") with the key of the data set draws from counter i * 2^128 on: so a row is the same in any batch.
+
+    Parameters
+    ----------
+    rows
+        int64 [N], which rows of the source these are; None for all.
+    labels
+        int64, of all rows of the source.
+    prototypes
+        float64 [K, C, H, W] in [0, 1], or [K, F].
+    noise
+        Standard deviation, 0 or larger.
+    key
+        The generator's key, 63 bits.
+    """
+
+    def __init__(
+        self, rows: np.ndarray | None, labels: np.ndarray, prototypes: np.ndarray, noise: float, key: int
+    ) -> None:
+        self._rows, self._labels, self._prototypes = rows, labels, prototypes
+        self._noise, self._key = noise, key
+        self.shape: tuple[int, ...] = (len(labels if rows is None else rows), *prototypes.shape[1:])
+        self.ndim = len(self.shape)
+        self.dtype = np.dtype(np.uint8 if self.ndim == 4 else np.float32)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        """Return the rows at an int, a slice, or int64 [n] from 0 to N - 1, as an array would.
+
+        Raises
+        ------
+        IndexError
+            For any other index.
+        """
+        wanted = np.arange(*index.indices(len(self))) if isinstance(index, slice) else np.asarray(index)
+        if isinstance(index, tuple) or wanted.dtype.kind not in "iu":
+            raise IndexError(f"expected an int, a slice or an array of int64, got {index!r}")
+        if wanted.size and not 0 <= wanted.min() <= wanted.max() < len(self):
+            raise IndexError(f"expected rows from 0 to {len(self) - 1}, got {wanted.min()} to {wanted.max()}")
+        rows = wanted if self._rows is None else self._rows[wanted]
+        drawn = np.empty((rows.size, *self.shape[1:]), dtype=self.dtype)
+        flat = rows.reshape(-1)
+        for start in range(0, len(flat), _ALL_AT_ONCE):
+            drawn[start : start + _ALL_AT_ONCE] = self._draw(flat[start : start + _ALL_AT_ONCE])
+        return drawn.reshape(*rows.shape, *self.shape[1:])
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        """Draw everything."""
+        return self[:].astype(self.dtype if dtype is None else dtype, copy=False)
+
+    def _draw(self, rows: np.ndarray) -> np.ndarray:
+        noise = np.empty((len(rows), *self.shape[1:]))
+        philox = np.random.Philox(key=self._key)
+        generator = np.random.Generator(philox)
+        state: Any = philox.state
+        for row, values in zip(rows, noise, strict=True):
+            state["state"]["counter"] = np.array([0, 0, row, 0], dtype=np.uint64)
+            philox.state = state  # a new generator takes five times as long
+            generator.standard_normal(out=values)
+        noise *= self._noise
+        noise += self._prototypes[self._labels[rows]]
+        return np.rint(noise.clip(0, 1) * 255) if self.dtype == np.uint8 else noise
 
 
 def _parse(argument: str) -> tuple[int, int, tuple[int, ...], float, int]:

@@ -55,12 +55,24 @@ def kd_loss(
     >>> round(loss.item(), 3)  # 16 * KL((1/2, 1/2) || softmax(1, 0))
     1.922
     """
+    return kd_losses(student_logits_NC, target_NC, labels_N, temperature, weight).mean()
+
+
+def kd_losses(
+    student_logits_NC: torch.Tensor,
+    target_NC: torch.Tensor,
+    labels_N: torch.Tensor | None,
+    temperature: float,
+    weight: float,
+) -> torch.Tensor:
+    """Return the distillation loss of every example, [N], in nats; :func:`kd_loss` is its mean."""
     log_student_NC = functional.log_softmax(student_logits_NC / temperature, dim=1)
-    divergence = functional.kl_div(log_student_NC, target_NC.detach(), reduction="batchmean")
-    distillation = weight * temperature**2 * divergence
+    divergence_N = functional.kl_div(log_student_NC, target_NC.detach(), reduction="none").sum(1)
+    distillation_N = weight * temperature**2 * divergence_N
     if labels_N is None:
-        return distillation
-    return (1 - weight) * functional.cross_entropy(student_logits_NC, labels_N) + distillation
+        return distillation_N
+    hard_N = functional.cross_entropy(student_logits_NC, labels_N, reduction="none")
+    return (1 - weight) * hard_N + distillation_N
 
 
 def loss(

@@ -21,8 +21,8 @@ import psutil
 MARK = "KDFED_MEMORY_MARK"
 
 
-def summed_pss(mark: str) -> tuple[int, int]:
-    """Return bytes of PSS and number of the processes that carry the mark, descendants included."""
+def marked(mark: str) -> set[psutil.Process]:
+    """Return the processes that carry the mark, descendants included."""
     found: set[psutil.Process] = set()
     for process in psutil.process_iter():
         try:
@@ -30,7 +30,12 @@ def summed_pss(mark: str) -> tuple[int, int]:
                 found |= {process, *process.children(recursive=True)}
         except psutil.Error:
             continue
-    total = 0
+    return found
+
+
+def summed_pss(mark: str) -> tuple[int, int]:
+    """Return bytes of PSS and number of the processes that carry the mark, descendants included."""
+    found, total = marked(mark), 0
     for process in found:
         try:
             total += process.memory_full_info().pss

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -25,14 +26,7 @@ def _context(**node_config: Any) -> Context:
 
 
 def _simulation(experiment: Any, **changes: Any) -> dict[str, Any]:
-    return {
-        "data": experiment.data.model_dump_json(),
-        "partition": experiment.partition.model_dump_json(),
-        "seed": 3,
-        "threads": 1,
-        "device": "cpu",
-        **changes,
-    }
+    return {**wire.simulation_record(experiment.arm("cold"), 3), **changes}
 
 
 def _hello(experiment: Any, **changes: Any) -> Message:
@@ -47,12 +41,23 @@ def _hello(experiment: Any, **changes: Any) -> Message:
     return message
 
 
-def test_hello_tells_examples_and_versions(tiny):
-    reply = app(_hello(tiny()), _context(**{IN_PROCESS: True}))
-    counts = reply.content[wire.METRICS][wire.NUM_EXAMPLES]
-    assert len(counts) == 5
-    assert sum(counts) == 240, "60% of 400 examples: the rest is held out"
+def test_hello_tells_how_many_hold_how_much_and_the_versions(tiny):
+    content = app(_hello(tiny()), _context(**{IN_PROCESS: True})).content
+    assert content[wire.METRICS] == {wire.PARTICIPANTS: 5, wire.NUM_EXAMPLES: 240}, "60% of 400 examples"
+    assert json.loads(content[wire.CONFIG]["versions"]) == wire.versions()
     assert set(wire.versions()) == {"kdfed", "torch", "numpy"}
+
+
+@pytest.mark.parametrize("changes", [{"seed": 4}, {"partition.alpha": 0.4}, {"data.limit": 390}])
+def test_the_digest_of_hello_tells_who_holds_what(tiny, changes):
+    def digest(experiment: Any, **simulation: Any) -> str:
+        reply = app(_hello(experiment, **simulation), _context(**{IN_PROCESS: True}))
+        return str(reply.content[wire.CONFIG][wire.DIGEST])
+
+    seed = {key: value for key, value in changes.items() if key == "seed"}
+    settings = {key: value for key, value in changes.items() if key != "seed"}
+    assert digest(tiny(), device="cpu") == digest(tiny(), threads=1)
+    assert digest(tiny(**settings), **seed) != digest(tiny())
 
 
 def test_a_device_is_not_told_by_a_message_what_its_data_is(tiny):
@@ -70,7 +75,7 @@ def test_a_message_changes_nothing_in_a_device_that_refuses_it(tiny):
 def test_an_unknown_participant_is_refused(tiny):
     participants = participants_of(_simulation(tiny()), _context(**{IN_PROCESS: True}))
     with pytest.raises(ParticipantError, match="from 0 to 4, got 5"):
-        participants.examples(5)
+        participants.gather([0, 5])
 
 
 def test_participants_hold_nothing_that_the_server_holds(tiny):

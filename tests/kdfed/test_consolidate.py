@@ -14,8 +14,8 @@ from kdfed.distill.vanilla import kd_loss
 from kdfed.ensemble import combine, validated_scores
 from kdfed.errors import KdfedError
 from kdfed.models import State, build_model, state_of
-from kdfed.seeding import torch_generator
-from kdfed.train import evaluate, predict, train_teacher
+from kdfed.seeding import shuffled, torch_generator
+from kdfed.train import PLAIN, evaluate, fit, predict
 from kdfed.transfer import views_of
 
 CLASSES = 3
@@ -42,8 +42,8 @@ def teachers() -> list[nn.Module]:
     for k in range(CLASSES):
         model, examples = some_model(k), some_examples(60, 10 + k)
         keep = examples.labels != k
-        train_teacher(
-            model, Examples(examples.inputs[keep], examples.labels[keep]), TeacherSettings(epochs=5), k
+        fit(
+            model, Examples(examples.inputs[keep], examples.labels[keep]), TeacherSettings(epochs=5), PLAIN, k
         )
         found.append(model)
     return found
@@ -66,10 +66,9 @@ def slow_consolidate(
 ) -> None:
     """The training spelt out, without augmentation."""
     optimizer = torch.optim.SGD(student.parameters(), lr=chosen.lr, momentum=chosen.momentum)
-    generator = torch.Generator().manual_seed(seed)
     step, steps = 0, chosen.epochs * math.ceil(len(TRANSFER) / chosen.batch_size)
-    for _ in range(chosen.epochs):
-        order = torch.randperm(len(TRANSFER), generator=generator).tolist()
+    for epoch in range(chosen.epochs):
+        order = shuffled([seed], epoch, [len(TRANSFER)])[0].tolist()
         for start in range(0, len(order), chosen.batch_size):
             batch = order[start : start + chosen.batch_size]
             if chosen.schedule == "cosine":
@@ -330,3 +329,28 @@ def test_states_that_do_not_go_together_are_refused() -> None:
     second["conv1.weight"] = second["conv1.weight"][:2]
     with pytest.raises(KdfedError, match=r"state 1 differs in conv1\.weight"):
         average_states([first, second], [1, 1])
+
+
+def test_teachers_of_many_architectures_keep_their_places_in_one_pass_each() -> None:
+    mixed = [some_model(1), some_model(2, "mlp"), some_model(3), some_model(4, "mlp")]
+    inputs = some_examples(9, 0).inputs
+    together = teacher_logits(mixed, inputs)
+    torch.testing.assert_close(together, torch.stack([predict(one, inputs) for one in mixed]))
+
+
+class Signed(nn.Linear):
+    """Two of these can look alike and compute something else."""
+
+    def __init__(self, sign: float) -> None:
+        super().__init__(4, CLASSES)
+        self.sign = sign
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return self.sign * super().forward(inputs)
+
+
+def test_teachers_that_only_look_alike_are_not_run_as_one() -> None:
+    twins = [Signed(1.0), Signed(-1.0), Signed(1.0)]
+    inputs = torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
+    together = teacher_logits(twins, inputs)
+    torch.testing.assert_close(together, torch.stack([predict(one, inputs) for one in twins]))

@@ -12,17 +12,17 @@ COSTS = st.builds(Costs, *[st.integers(0, 9)] * 5)
 def two_participants() -> Ledger:
     """Hello, teachers and one round of participants 0 and 1, of whom 1 does not answer the round."""
     ledger = Ledger()
-    for participant in (0, 1):
-        ledger.down("hello", participant, 5)
-        ledger.up("hello", participant, 7, 0)
+    for _ in (0, 1):
+        ledger.down("hello", 5)
+        ledger.up("hello", 7, 0)
     ledger.open_exchange("teachers")
-    for participant in (0, 1):
-        ledger.down("teachers", participant, 100)
-        ledger.up("teachers", participant, 110, 20)
+    for _ in (0, 1):
+        ledger.down("teachers", 100)
+        ledger.up("teachers", 110, 20)
     ledger.open_exchange("rounds")
-    for participant in (0, 1):
-        ledger.down("rounds", participant, 100)
-    ledger.up("rounds", 0, 105, 3)
+    for _ in (0, 1):
+        ledger.down("rounds", 100)
+    ledger.up("rounds", 105, 3)
     return ledger
 
 
@@ -46,19 +46,26 @@ def test_client_evaluation_is_counted_apart():
     ledger = two_participants()
     before = ledger.totals()
     ledger.open_exchange("evaluate")
-    ledger.down("evaluate", 0, 100)
-    ledger.up("evaluate", 0, 9, 0)
+    ledger.down("evaluate", 100)
+    ledger.up("evaluate", 9, 0)
     assert ledger.totals() == before
-    assert ledger.by_participant() == two_participants().by_participant()
     assert ledger.by_phase()["evaluate"] == Costs(1, 1, 9, 100, 0)
 
 
-def test_shares_of_participants_and_phases_sum_to_the_totals():
+def test_phases_sum_to_the_totals():
     ledger = two_participants()
     assert sum(ledger.by_phase().values(), Costs()) == ledger.totals()
-    shared = sum(ledger.by_participant().values(), Costs(exchanges=2))
-    assert shared == ledger.totals()
-    assert list(ledger.by_participant()) == [0, 1]
+
+
+def test_many_messages_at_once_cost_what_they_cost_one_by_one():
+    together = Ledger()
+    together.down("hello", 5, messages=2)
+    together.up("hello", 7, 0, replies=2)
+    together.open_exchange("teachers")
+    together.down("teachers", 100, messages=2)
+    together.up("teachers", 110, 40, replies=2)
+    one_by_one = two_participants().by_phase()
+    assert together.by_phase() == {phase: one_by_one[phase] for phase in ("hello", "teachers")}
 
 
 def test_an_unused_ledger_costs_nothing():

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import random
 import time
+import tracemalloc
 import warnings
 
 import numpy as np
@@ -10,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
-from kdfed.config import PartitionSettings
+from kdfed.config import DataSettings, PartitionSettings
+from kdfed.data import prepare
 from kdfed.errors import DataError
-from kdfed.partition import PARTITIONS, Partition, class_counts, make_partition
+from kdfed.partition import PARTITIONS, Partition, class_counts, make_partition, partition_of
 
 KINDS = {
     "uniform": {},
@@ -40,7 +42,8 @@ def counts(partition: Partition) -> np.ndarray:
 
 
 def sizes(partition: Partition) -> np.ndarray:
-    return np.array([len(part) for part in partition.indices])
+    assert partition.sizes.tolist() == [len(part) for part in partition.indices]
+    return partition.sizes
 
 
 # ----------------------------------------------------------------------------- laws of every kind
@@ -121,6 +124,43 @@ def test_class_counts_agree_with_a_loop() -> None:
     partition = deal("dirichlet")
     twin = [[sum(LABELS[i] == k for i in part) for k in range(10)] for part in partition.indices]
     assert counts(partition).tolist() == twin
+    assert class_counts(partition, LABELS, 10, participants=7).tolist() == twin[:7]
+    assert class_counts(partition, LABELS, 10, participants=100).tolist() == twin
+
+
+def test_indices_are_a_sequence_of_views() -> None:
+    partition = deal("dirichlet")
+    assert len(partition.indices) == len(partition) == 20
+    assert np.array_equal(partition.indices[-1], list(partition.indices)[19])
+    assert [len(part) for part in partition.indices[3:5]] == partition.sizes[3:5].tolist()
+    assert all(np.shares_memory(part, partition.examples) for part in partition.indices)
+    with pytest.raises(IndexError):
+        partition.indices[20]
+
+
+def test_a_partition_is_made_once_a_process_for_the_same_arguments() -> None:
+    data = prepare(DataSettings(source="digits", limit=400))
+    one, two, other = (partition_of(data, asked("uniform", 5), seed) for seed in (0, 0, 1))
+    assert one is two
+    assert one is not other
+    direct = make_partition(asked("uniform", 5), data.dataset.labels, data.splits.train, 10, 0)
+    assert np.array_equal(one.examples, direct.examples)
+
+
+def test_a_million_participants_are_dealt_within_seconds_and_without_an_array_each() -> None:
+    """Two examples each; what comes in are 32 MB, and a million arrays would be 112 MB."""
+    labels, pool = np.arange(2_000_000) % 10, np.arange(2_000_000)
+    tracemalloc.start()
+    start = time.process_time()
+    partition = make_partition(asked("uniform", 1_000_000), labels, pool, 10, 0)
+    seconds = time.process_time() - start
+    kept, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert seconds < 3
+    assert kept < 26e6
+    assert peak < 100e6
+    assert (partition.sizes == 2).all()
+    assert np.array_equal(np.sort(partition.examples), pool)
 
 
 # ----------------------------------------------------------------------------- each kind
@@ -271,6 +311,26 @@ def test_single_examples_move_from_the_largest_and_are_counted() -> None:
 
 def test_nothing_moves_when_everyone_has_enough() -> None:
     assert deal("uniform", 20, 125).moved == 0
+
+
+def test_moves_agree_with_a_slow_twin() -> None:
+    """Each missing example is the last of whoever holds most, the first among equals."""
+    few, many = deal("dirichlet", 60, 1, alpha=0.05), deal("dirichlet", 60, 15, alpha=0.05)
+    left = sizes(deal_without_minimum()).copy()
+    for minimum, dealt in ((1, few), (15, many)):
+        twin, moved = left.copy(), 0
+        for receiver in range(60):
+            while twin[receiver] < minimum:
+                twin[twin.argmax()] -= 1
+                twin[receiver] += 1
+                moved += 1
+        assert sizes(dealt).tolist() == twin.tolist()
+        assert dealt.moved == moved
+
+
+def deal_without_minimum() -> Partition:
+    settings = asked("dirichlet", 60, alpha=0.05).model_copy(update={"min_examples": 0})
+    return make_partition(settings, LABELS, POOL, 10, 0)
 
 
 def test_moves_keep_the_k_classes_of_everyone() -> None:

@@ -56,7 +56,7 @@ def test_every_seed_is_dealt(tiny: Build, monkeypatch: pytest.MonkeyPatch) -> No
     from kdfed import preflight
 
     seeds = []
-    monkeypatch.setattr(preflight, "make_partition", lambda *arguments: seeds.append(arguments[-1]))
+    monkeypatch.setattr(preflight, "partition_of", lambda *arguments: seeds.append(arguments[-1]))
     assert check_data(tiny(seeds=[4, 9])) == []
     assert seeds == [4, 9]
 

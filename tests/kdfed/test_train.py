@@ -21,19 +21,20 @@ from kdfed.data import Examples
 from kdfed.distill.vanilla import kd_loss
 from kdfed.errors import KdfedError
 from kdfed.models import build_model, state_of
+from kdfed.seeding import shuffled
 from kdfed.train import (
     LOCAL_LOSSES,
     LOCAL_MODES,
+    PLAIN,
+    TrainResult,
     accuracy,
     batch_sizes,
     evaluate,
     fit,
     kd_local_loss,
-    plain_loss,
+    local_loss,
     predict,
     proximal_loss,
-    train_local,
-    train_teacher,
 )
 
 SHAPE = (1, 8, 8)
@@ -59,10 +60,9 @@ def slow_fit(model: nn.Module, examples: Examples, settings: OptimiserSettings, 
     else:
         kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[settings.optimizer]
         optimizer = kind(model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
-    generator = torch.Generator().manual_seed(seed)
     model.train()
-    for _ in range(settings.epochs):
-        order = torch.randperm(len(examples), generator=generator).tolist()
+    for epoch in range(settings.epochs):
+        order = shuffled([seed], epoch, [len(examples)])[0].tolist()
         total = 0.0
         for start in range(0, len(order), settings.batch_size):
             batch = order[start : start + settings.batch_size]
@@ -74,6 +74,10 @@ def slow_fit(model: nn.Module, examples: Examples, settings: OptimiserSettings, 
             optimizer.step()
             total += loss.item() * len(batch)
     return total / len(examples)
+
+
+def train_local(model: nn.Module, examples: Examples, settings: LocalSettings, seed: int) -> TrainResult:
+    return fit(model, examples, settings, local_loss(model, settings), seed)
 
 
 def equal_states(first: nn.Module, second: nn.Module) -> bool:
@@ -92,7 +96,7 @@ def equal_states(first: nn.Module, second: nn.Module) -> bool:
 )
 def test_fit_agrees_with_the_slow_twin(settings: OptimiserSettings) -> None:
     fast, slow, examples = some_model(), some_model(), some_examples()
-    result = fit(fast, examples, settings, plain_loss, seed=7)
+    result = fit(fast, examples, settings, PLAIN, seed=7)
     loss = slow_fit(slow, examples, settings, seed=7)
     for one, two in zip(fast.parameters(), slow.parameters(), strict=True):
         torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-5)
@@ -108,7 +112,7 @@ def test_one_worked_step() -> None:
     model = nn.Linear(1, 2, bias=False)
     nn.init.zeros_(model.weight)
     examples = Examples(torch.tensor([[2.0]]), torch.tensor([0]))
-    result = fit(model, examples, OptimiserSettings(lr=0.1), plain_loss, seed=0)
+    result = fit(model, examples, OptimiserSettings(lr=0.1), PLAIN, seed=0)
     torch.testing.assert_close(model.weight.detach(), torch.tensor([[0.1], [-0.1]]))
     assert result.loss == pytest.approx(math.log(2))
     assert result.steps == 1
@@ -118,7 +122,7 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_another_order() -> N
     models = [some_model() for _ in range(3)]
     before = torch.random.get_rng_state()
     for model, seed in zip(models, (1, 1, 2), strict=True):
-        fit(model, some_examples(), OptimiserSettings(), plain_loss, seed)
+        fit(model, some_examples(), OptimiserSettings(), PLAIN, seed)
     assert equal_states(models[0], models[1])
     assert not equal_states(models[0], models[2])
     assert torch.equal(torch.random.get_rng_state(), before)
@@ -131,14 +135,14 @@ def test_dropout_repeats_with_the_seed() -> None:
         model = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(64, 3))
         nn.init.zeros_(model[2].weight)
         nn.init.zeros_(model[2].bias)
-        fit(model, some_examples(), OptimiserSettings(), plain_loss, seed=5)
+        fit(model, some_examples(), OptimiserSettings(), PLAIN, seed=5)
         states.append(model[2].weight.detach().clone())
     assert torch.equal(*states)
 
 
 def test_a_participant_without_examples_is_refused() -> None:
     with pytest.raises(KdfedError, match="at least one example to train on, got none"):
-        fit(some_model(), some_examples(0), OptimiserSettings(), plain_loss, seed=0)
+        fit(some_model(), some_examples(0), OptimiserSettings(), PLAIN, seed=0)
 
 
 def test_the_lists_of_local_modes_agree_with_the_experiment() -> None:
@@ -148,7 +152,7 @@ def test_the_lists_of_local_modes_agree_with_the_experiment() -> None:
 
 def test_a_teacher_is_trained_like_a_plain_participant() -> None:
     teacher, plain = some_model(), some_model()
-    train_teacher(teacher, some_examples(), TeacherSettings(epochs=2), seed=3)
+    fit(teacher, some_examples(), TeacherSettings(epochs=2), PLAIN, seed=3)
     train_local(plain, some_examples(), PlainLocal(epochs=2), seed=3)
     assert equal_states(teacher, plain)
 
@@ -172,7 +176,7 @@ def test_a_worked_proximal_term() -> None:
     loss = proximal_loss(model, ProximalLocal(mode="proximal", mu=0.1))
     model.load_state_dict({"weight": torch.tensor([[4.0], [6.0]]), "bias": torch.tensor([1.0, 0.0])})
     inputs, labels = torch.tensor([[1.0]]), torch.tensor([0])
-    difference = loss(model, inputs, labels) - plain_loss(model, inputs, labels)
+    difference = loss.mean(model, inputs, labels) - PLAIN.mean(model, inputs, labels)
     assert difference.item() == pytest.approx(1.3, rel=1e-5)
 
 
@@ -182,9 +186,9 @@ def test_the_proximal_gradient_is_mu_times_the_way_from_the_received_weights() -
     moved = some_model(seed=1)
     examples = some_examples()
     gradients = []
-    for function in (loss, plain_loss):
+    for function in (loss, PLAIN):
         moved.zero_grad()
-        function(moved, examples.inputs, examples.labels).backward()
+        function.mean(moved, examples.inputs, examples.labels).backward()
         gradients.append(
             [parameter.grad.clone() for parameter in moved.parameters() if parameter.grad is not None]
         )
@@ -207,7 +211,7 @@ def test_local_distillation_is_the_kd_loss_from_the_received_model() -> None:
     loss = kd_local_loss(received, KDLocal(mode="kd", temperature=4.0, weight=0.3))
     target = torch.softmax(predict(received, examples.inputs) / 4.0, 1)
     with torch.no_grad():
-        found = loss(model, examples.inputs, examples.labels)
+        found = loss.mean(model, examples.inputs, examples.labels)
         expected = kd_loss(model(examples.inputs), target, examples.labels, 4.0, 0.3)
     torch.testing.assert_close(found, expected)
 
@@ -242,16 +246,16 @@ def test_a_trailing_batch_of_one_joins_the_one_before(
 @pytest.mark.parametrize(("count", "batch"), [(11, 5), (1, 5), (3, 1), (2, 1), (5, 4)])
 def test_batch_norm_survives_batches_of_one(count: int, batch: int) -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 4), nn.BatchNorm1d(4), nn.Linear(4, 3))
-    result = fit(model, some_examples(count), OptimiserSettings(batch_size=batch), plain_loss, seed=0)
+    result = fit(model, some_examples(count), OptimiserSettings(batch_size=batch), PLAIN, seed=0)
     assert math.isfinite(result.loss)
     assert all(torch.isfinite(value).all() for value in state_of(model).values())
 
 
 def test_batch_norm_statistics_stay_where_every_batch_holds_one_example() -> None:
     model = some_model("batch")
-    fit(model, some_examples(3), OptimiserSettings(batch_size=1), plain_loss, seed=0)
+    fit(model, some_examples(3), OptimiserSettings(batch_size=1), PLAIN, seed=0)
     assert int(model.norm1.num_batches_tracked) == 0  # type: ignore[union-attr, arg-type]
-    fit(model, some_examples(3), OptimiserSettings(batch_size=3), plain_loss, seed=0)
+    fit(model, some_examples(3), OptimiserSettings(batch_size=3), PLAIN, seed=0)
     assert int(model.norm1.num_batches_tracked) == 1  # type: ignore[union-attr, arg-type]
 
 

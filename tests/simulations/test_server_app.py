@@ -98,15 +98,15 @@ def test_results_do_not_depend_on_anybodys_global_generator(tiny, tmp_path):
 
 
 def test_a_failed_run_keeps_what_was_recorded_and_says_why(tiny, tmp_path, monkeypatch):
-    honest, calls = clients.client_app.train_local, []
+    honest, calls = clients.client_app.train_cohort, []
 
-    def dies_in_round_two(*args: Any) -> Any:
+    def dies_in_round_two(*args: Any, **more: Any) -> Any:
         calls.append(1)
-        if len(calls) > 5:
+        if len(calls) > 3:  # cohorts of two, two and one
             raise RuntimeError("no power")
-        return honest(*args)
+        return honest(*args, **more)
 
-    monkeypatch.setattr(clients.client_app, "train_local", dies_in_round_two)
+    monkeypatch.setattr(clients.client_app, "train_cohort", dies_in_round_two)
     experiment = tiny()
     folder = RunFolder.open_for(tmp_path / "run", experiment)
     events: list[Event] = []

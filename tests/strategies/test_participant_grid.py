@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from flwr.app import Message
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedAvg
 
 import clients.client_app
 from clients.client_app import app
+from clients.participant import SimulatedParticipants
 from kdfed import wire
 from kdfed.errors import RunError, WireError
+from kdfed.ledger import Ledger
 from simulations.engines.inprocess import InProcessGrid
+from strategies.participant_grid import ParticipantGrid
 
 
 class Recording(InProcessGrid):
@@ -41,7 +47,7 @@ def test_one_message_a_node_carries_the_shared_arrays_once(tiny, run_arm):
     sent = [m for m in grid.sent if m.metadata.message_type == wire.TRAIN]
     assert len(sent) == 2
     assert [len(m.content.array_records) for m in sent] == [1, 1]
-    assert [plan.cohorts for plan in grid.plans(wire.TRAIN)] == [((0, 1), (4,)), ((2, 3),)]
+    assert [plan.cohorts for plan in grid.plans(wire.TRAIN)] == [((0, 1), (2, 3)), ((4,),)]
 
 
 @pytest.mark.parametrize("nodes", [1, 3])
@@ -80,27 +86,26 @@ def test_a_cohort_mean_is_as_good_as_its_members(tiny, run_arm):
 
 def _break(monkeypatch: pytest.MonkeyPatch, participant: int, how: str) -> None:
     """Make one participant's local training go wrong, in every round."""
-    honest, drawn = clients.client_app.train_local, clients.client_app.derive
+    trains, gathers, members = clients.client_app.train_cohort, SimulatedParticipants.gather, []
 
-    def derive(seed: int, phase: str, round_number: int = 0, who: int = -1, **more: int) -> Any:
-        return (
-            (drawn(seed, phase, round_number, who, **more), who)
-            if phase == "train"
-            else drawn(seed, phase, round_number, who, **more)
-        )
+    def gather(self: Any, chosen: Any) -> Any:
+        members[:] = chosen
+        return gathers(self, chosen)
 
-    def train_local(model: Any, examples: Any, settings: Any, seed: Any) -> Any:
-        derived, who = seed
-        result = honest(model, examples, settings, derived)
-        if who == participant:
-            if how == "error":
+    def train_cohort(*args: Any, **more: Any) -> Any:
+        trained = trains(*args, **more)
+        if participant in members:
+            if how == "error" or (how == "shape" and len(members) > 1):
                 raise RuntimeError("out of battery")
-            first = next(iter(model.parameters()))
-            first.data = first.data[:1] if how == "shape" else torch.full_like(first, float("nan"))
-        return result
+            first = next(iter(trained.states))
+            if how == "shape":
+                trained.states[first] = trained.states[first][:, :1]
+            else:
+                trained.states[first][trained.rows[members.index(participant)]] = float("nan")
+        return trained
 
-    monkeypatch.setattr(clients.client_app, "derive", derive)
-    monkeypatch.setattr(clients.client_app, "train_local", train_local)
+    monkeypatch.setattr(SimulatedParticipants, "gather", gather)
+    monkeypatch.setattr(clients.client_app, "train_cohort", train_cohort)
 
 
 @pytest.mark.parametrize(
@@ -165,7 +170,7 @@ class Withholding(InProcessGrid):
 
 def test_a_reply_after_the_deadline_is_named_late_and_never_aggregated(tiny, run_arm):
     experiment = tiny(**{"server.deadlines.train": 0.5, "rounds.max": 3})
-    grid = Withholding(app, 2, node=1002, message_type=wire.TRAIN)
+    grid = Withholding(app, 3, node=1002, message_type=wire.TRAIN)
 
     def release(record: Any) -> None:
         if record.round == 2:
@@ -201,8 +206,8 @@ class Deaf(InProcessGrid):
 
 def test_an_error_reply_of_a_node_costs_its_participants_only(tiny, run_arm):
     records = run_arm(tiny(**{"rounds.max": 1}), grid=Deaf(app, 2)).records
-    assert [absent.participant for absent in records[1].absent] == [0, 1, 4]
-    assert records[1].answered == 2
+    assert [absent.participant for absent in records[1].absent] == [0, 1, 2, 3]
+    assert records[1].answered == 1
 
 
 class Tampering(InProcessGrid):
@@ -235,15 +240,29 @@ def _endless_loss(content: Any, index: int, count: int) -> None:
     content[wire.numbered("metrics", index, count)]["train-loss"] = float("inf")
 
 
+def _other_shape(content: Any, index: int, count: int) -> None:
+    record = content[wire.numbered("arrays", index, count)]
+    key = next(iter(record))
+    record[key] = Array(record[key].numpy()[:1])
+
+
+def _words_as_loss(content: Any, index: int, count: int) -> None:
+    content[wire.numbered("metrics", index, count)]["train-loss"] = [0.5]
+
+
 @pytest.mark.parametrize(
-    ("tamper", "reason"),
+    ("strategy", "tamper", "reason"),
     [
-        (_corrupt_bytes, "arrays that cannot be read"),
-        (_extra_metric, "other metrics than most"),
-        (_endless_loss, "not finite: train-loss"),
+        ("fedavg", _corrupt_bytes, "arrays that cannot be read"),
+        ("krum", _corrupt_bytes, "arrays that cannot be read"),
+        ("fedavg", _other_shape, "wrong shape"),
+        ("krum", _other_shape, "wrong shape"),
+        ("fedavg", _endless_loss, "not finite: train-loss"),
+        ("krum", _endless_loss, "not finite: train-loss"),
+        ("fedavg", _words_as_loss, "expected a number as train-loss"),
+        ("krum", _extra_metric, "other metrics than most"),
     ],
 )
-@pytest.mark.parametrize("strategy", ["fedavg", "krum"])
 def test_whatever_a_reply_holds_it_costs_only_its_sender(tiny, run_arm, tamper, reason, strategy):
     experiment = tiny(**{"server.strategy": strategy, "server.cohort-size": 1, "rounds.max": 1})
     record = run_arm(experiment, grid=Tampering(app, 2, tamper=tamper)).records[1]
@@ -253,19 +272,24 @@ def test_whatever_a_reply_holds_it_costs_only_its_sender(tiny, run_arm, tamper, 
     assert reason in absent.reason
 
 
+def test_a_metric_that_only_one_cohort_sends_is_its_own_in_the_mean(tiny, run_arm):
+    experiment = tiny(**{"server.cohort-size": 1, "rounds.max": 1})
+    result = run_arm(experiment, grid=Tampering(app, 2, tamper=_extra_metric))
+    assert result.records[1].answered == 5
+    assert result.train_metrics_clientapp[1]["extra"] == 1.0
+
+
 def test_a_reply_that_cannot_be_read_costs_its_participants(tiny, run_arm):
     def unreadable(content: Any, index: int, count: int) -> None:
         content.config_records.pop(wire.COHORTS)
 
-    record = run_arm(tiny(**{"rounds.max": 1}), grid=Tampering(app, 2, tamper=unreadable)).records[1]
+    record = run_arm(tiny(**{"rounds.max": 1}), grid=Tampering(app, 3, tamper=unreadable)).records[1]
     assert [absent.participant for absent in record.absent] == [2, 3]
     assert record.answered == 3
 
 
 def test_a_teacher_that_overflows_is_left_out_of_the_ensemble(tiny, run_arm):
     def huge(content: Any, index: int, count: int) -> None:
-        from flwr.app import Array
-
         record = content[wire.numbered("arrays", index, count)]
         for key, array in record.items():
             record[key] = Array(array.numpy() * 0 + 3e38)
@@ -286,10 +310,16 @@ def test_nodes_with_different_data_are_noticed(tiny, run_arm):
         def _handle(self, message: Message) -> Message:
             reply = super()._handle(message)
             if message.metadata.message_type == wire.HELLO and message.metadata.dst_node_id == 1002:
-                reply.content[wire.METRICS][wire.NUM_EXAMPLES] = [1, 2]
+                reply.content[wire.CONFIG][wire.DIGEST] = digest
             return reply
 
-    with pytest.raises(RunError, match=r"expected every node to hold the same partition, got .*1, 2"):
+    digest: Any = "abc"
+    with pytest.raises(
+        RunError, match=r"expected every node to hold the same partition, got .*5, 240, 'abc'"
+    ):
+        run_arm(tiny(), grid=TwoWorlds(app, 2))
+    digest = 7
+    with pytest.raises(RunError, match=r"expected every node to tell the number of .*got 5, 240 and 7"):
         run_arm(tiny(), grid=TwoWorlds(app, 2))
 
 
@@ -300,7 +330,7 @@ def test_a_node_with_other_versions_is_refused(tiny, run_arm, monkeypatch):
 
 
 def test_an_evaluation_trip_goes_only_to_those_who_are_not_busy(tiny, run_arm):
-    grid = Withholding(app, 2, node=1002, message_type=wire.TRAIN)
+    grid = Withholding(app, 3, node=1002, message_type=wire.TRAIN)
     experiment = tiny(**{"server.deadlines.train": 0.3, "rounds.max": 1})
     strategy = FedAvg(min_train_nodes=1, min_evaluate_nodes=1, min_available_nodes=1)
     result = run_arm(experiment, grid=grid, strategy=strategy)
@@ -351,3 +381,124 @@ def test_a_message_for_somebody_else_is_refused(tiny, run_arm):
     strategy = Confused(fraction_evaluate=0.0, min_train_nodes=1, min_available_nodes=1)
     with pytest.raises(WireError, match="expected a participant of this round"):
         run_arm(tiny(), strategy=strategy)
+
+
+# ----------------------------------------------------------------------------- many participants
+
+
+def _instant_app() -> ClientApp:
+    """Sends back what it was sent, one result a cohort, without training."""
+    instant = ClientApp()
+
+    @instant.train()
+    def train(message: Message, context: Any) -> Message:
+        plan = wire.Plan.from_lists(message.content.config_records[wire.COHORTS])
+        count = len(plan.cohorts)
+        content = RecordDict()
+        rows = []
+        for index, cohort in enumerate(plan.cohorts):
+            content[wire.numbered(wire.ARRAYS, index, count)] = message.content[wire.ARRAYS]
+            content[wire.numbered(wire.METRICS, index, count)] = MetricRecord(
+                {wire.NUM_EXAMPLES: 2 * len(cohort), wire.TRAIN_LOSS: 1.0, wire.LOCAL_STEPS: len(cohort)}
+            )
+            rows += [(participant, index, 1, "") for participant in cohort]
+        content[wire.COHORTS] = ConfigRecord(wire.Answers(*zip(*rows, strict=True)).to_lists())
+        return Message(content, reply_to=message)
+
+    return instant
+
+
+def _round(grid: ParticipantGrid, participants: int, arrays: ArrayRecord) -> list[Message]:
+    spec = wire.spec_of(arrays.to_torch_state_dict())
+    grid.select(range(participants), phase="rounds", round_number=1, spec_of=lambda participant: spec)
+    content = RecordDict({wire.ARRAYS: arrays, wire.CONFIG: ConfigRecord({"seed": 0})})
+    messages = [Message(content, participant, wire.TRAIN) for participant in grid.get_node_ids()]
+    return list(grid.send_and_receive(messages, timeout=60))
+
+
+@pytest.mark.parametrize("participants", [500, 2000])
+def test_the_servers_own_work_grows_by_microseconds_a_participant(participants):
+    arrays = ArrayRecord({f"w{i}": torch.randn(20, 20) for i in range(8)})
+    network = InProcessGrid(_instant_app(), 2)
+    grid = ParticipantGrid(network, cohort_size=8, ledger=Ledger(), reply="mean", simulation={"seed": 0})
+    seconds = []
+    for _ in range(5):
+        clients_seconds = 0.0
+        honest = network._handle
+
+        def timed(message: Message, honest: Any = honest) -> Message:
+            nonlocal clients_seconds
+            start = time.process_time()
+            reply = honest(message)
+            clients_seconds += time.process_time() - start
+            return reply
+
+        network._handle = timed
+        start = time.process_time()
+        (reply,) = _round(grid, participants, arrays)
+        seconds.append(time.process_time() - start - clients_seconds)
+        network._handle = honest
+    assert min(seconds) < 100e-6 * participants
+    assert reply.content[wire.METRICS] == {
+        wire.NUM_EXAMPLES: 2 * participants,
+        wire.LOCAL_STEPS: participants,
+        wire.TRAIN_LOSS: 1.0,
+    }
+    assert grid.ledger.totals().participant_uploads == 5 * participants
+    for key, array in reply.content[wire.ARRAYS].items():
+        np.testing.assert_array_equal(array.numpy(), arrays[key].numpy())
+
+
+def test_the_first_result_is_summed_before_the_last_arrives_and_then_dropped():
+    """Three nodes answer in the order 2, 0, 1: node 2's result waits for its turn, node 0's does not."""
+    arrays = ArrayRecord({"w": torch.ones(4)})
+    network = OneByOne(_instant_app(), 3, turns=[1003, 1001, 1002])
+    grid = ParticipantGrid(network, cohort_size=2, ledger=Ledger(), reply="mean", simulation={"seed": 0})
+    network.watch = lambda: [
+        (len(bundle.total.waiting), [len(one.results) for one in bundle.total.waiting])
+        for bundle in list(grid._open.values())[:1]
+    ]
+    (reply,) = _round(grid, 6, arrays)
+    assert network.seen == [[(3, [0, 0, 0])], [(3, [0, 0, 1])], [(2, [0, 1])]]
+    assert reply.content[wire.METRICS][wire.NUM_EXAMPLES] == 12
+
+
+class OneByOne(InProcessGrid):
+    """Answers with one node's reply a look, in a given order."""
+
+    def __init__(self, *args: Any, turns: list[int]) -> None:
+        super().__init__(*args)
+        self.turns, self.seen = turns, []
+        self.watch: Any = None
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        self.seen.append(self.watch())
+        node = self.turns.pop(0)
+        return super().pull_messages(
+            [i for i in message_ids if self._pending[i].metadata.dst_node_id == node]
+        )
+
+
+def test_work_for_meanwhile_runs_between_sending_and_looking_for_replies():
+    order: list[str] = []
+
+    class Ordered(InProcessGrid):
+        def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+            order.append("push")
+            return super().push_messages(messages)
+
+        def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+            order.append("pull")
+            return super().pull_messages(message_ids)
+
+    arrays = ArrayRecord({"w": torch.ones(4)})
+    network = Ordered(_instant_app(), 2)
+    grid = ParticipantGrid(network, cohort_size=2, ledger=Ledger(), reply="mean", simulation={"seed": 0})
+    grid.select(
+        [0, 1, 2], phase="rounds", round_number=1, spec_of=lambda participant: {"w": ((4,), "float32")}
+    )
+    content = RecordDict({wire.ARRAYS: arrays})
+    messages = [Message(content, participant, wire.TRAIN) for participant in range(3)]
+    grid.send_and_receive(messages, timeout=0, meanwhile=lambda: order.append("meanwhile"))
+    assert order == ["push", "push", "meanwhile", "pull"]
+    assert grid.report.answered == [0, 1, 2], "however long it took, there is one look"

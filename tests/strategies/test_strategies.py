@@ -17,7 +17,7 @@ from kdfed.data import prepare
 from kdfed.errors import ConfigError
 from kdfed.models import build_model, load_state, state_of
 from kdfed.seeding import derive
-from kdfed.train import train_local
+from kdfed.train import fit, local_loss
 from simulations.engines.inprocess import InProcessGrid
 from strategies.catalogue import STRATEGIES
 
@@ -71,17 +71,12 @@ def test_one_participant_is_local_training(tiny, run_arm):
     """FedAvg over one participant returns what that participant trained, to the bit."""
     experiment = tiny(**{"partition.participants": 1, "rounds.max": 1})
     grid = InProcessGrid(ClientApp(), 1)
-    simulation = {
-        "data": experiment.data.model_dump_json(),
-        "partition": experiment.partition.model_dump_json(),
-        "seed": 3,
-        "threads": 1,
-        "device": "cpu",
-    }
+    simulation = wire.simulation_record(experiment.arm("cold"), 3)
     participants = participants_of(simulation, next(iter(grid._contexts.values())))
     data = prepare(experiment.data)
     model = build_model(experiment.model, data.input_shape, data.classes, derive(3, "init"))
-    train_local(model, participants.examples(0), experiment.local, derive(3, "train", 1, 0))
+    examples, _ = participants.gather([0])
+    fit(model, examples, experiment.local, local_loss(model, experiment.local), derive(3, "train", 1, 0))
     result = run_arm(experiment).arrays.to_torch_state_dict()
     assert all(torch.equal(value, result[key]) for key, value in state_of(model).items())
 

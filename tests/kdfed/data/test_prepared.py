@@ -29,7 +29,7 @@ def test_normalisation_agrees_with_a_loop() -> None:
     twin = np.empty((len(rows), 3, 6, 6))
     for place, row in enumerate(rows):
         for channel in range(3):
-            pixels = data.dataset.inputs[row, channel] / 255
+            pixels = data.dataset.inputs[row][channel] / 255
             twin[place, channel] = (pixels - (0.1, 0.2, 0.3)[channel]) / (1, 2, 3)[channel]
     np.testing.assert_allclose(data.examples(rows).inputs.numpy(), twin, atol=1e-6)
 

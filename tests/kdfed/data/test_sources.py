@@ -103,7 +103,7 @@ def test_synthetic_examples_are_seeded_and_called_synthetic() -> None:
 def test_without_noise_all_synthetic_examples_of_a_class_are_its_prototype() -> None:
     data = load_source(DataSettings(source="synthetic:examples=60,classes=3,shape=7,noise=0"))
     for label in range(3):
-        assert len(np.unique(data.inputs[data.labels == label], axis=0)) == 1
+        assert len(np.unique(data.inputs[np.flatnonzero(data.labels == label)], axis=0)) == 1
     assert data.inputs.dtype == np.float32
 
 

@@ -1,0 +1,226 @@
+"""Which level trains a cohort: chosen by rule, never by a stopwatch."""
+
+from __future__ import annotations
+
+import logging
+import weakref
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from kdfed.cohort.folded import Folded, FoldedModel, NotFoldableError, as_image
+
+log = logging.getLogger("flwr")
+
+Level = Literal["folded", "vmap", "loop"]
+
+FOLD_BYTES = {"cpu": 256 * 2**20, "cuda": 4 * 2**30}
+"""Memory budget of the activations of one fold, by device type."""
+
+MOST_FOLDED = {"cpu": 16, "cuda": 1024}
+"""Participants of one fold at most: on a CPU more gain nothing, and pad more."""
+
+HEAVY_STEP = 3e8
+"""Multiply-adds of one participant's forward pass over a batch above which a CPU is busy with arithmetic
+alone, and folding gains nothing (measured in ``docs/performance.md``)."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one example costs: multiply-adds of a forward pass, and bytes of all layers' outputs."""
+
+    multiply_adds: float
+    activation_bytes: float
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """How models of one architecture are trained together.
+
+    Parameters
+    ----------
+    level
+        ``folded``, ``vmap`` or ``loop``.
+    why
+        One sentence.
+    folded
+        The traced model; None on other levels.
+    model
+        The architecture: its weights mean nothing.
+    cost
+        Of one example.
+    has_batch_norm
+        Whether batches of different sizes must not be padded.
+    """
+
+    level: Level
+    why: str
+    folded: FoldedModel | None
+    model: nn.Module
+    cost: Cost
+    has_batch_norm: bool
+
+    def forward(
+        self, state: Mapping[str, torch.Tensor], inputs_BN: torch.Tensor, *, norm_training: bool
+    ) -> torch.Tensor:
+        """Return the logits [B, N, C] of B models, on inputs [B, N, ...] of their own."""
+        if self.folded is not None:
+            value = as_image(inputs_BN) if inputs_BN.ndim == 5 else Folded(inputs_BN, "vector")
+            return self.folded(state, value, len(inputs_BN), norm_training=norm_training)
+        return _vmapped(self.model, state, inputs_BN, 0)
+
+    def forward_shared(self, state: Mapping[str, torch.Tensor], inputs: torch.Tensor) -> torch.Tensor:
+        """Return the logits [B, N, C] of B models, in evaluation mode, on the same inputs [N, ...]."""
+        if self.folded is not None:
+            participants = len(next(iter(state.values())))
+            return self.folded(state, Folded(inputs, "shared"), participants)
+        return _vmapped(self.model, state, inputs, None)
+
+    def fold_width(self, batch_size: int, device: torch.device) -> int:
+        """Return how many participants one fold takes, at least one."""
+        kind = device.type if device.type in FOLD_BYTES else "cpu"
+        each = 3 * batch_size * self.cost.activation_bytes  # outputs, their gradients, what backward keeps
+        return int(max(1, min(MOST_FOLDED[kind], FOLD_BYTES[kind] // max(each, 1))))
+
+
+def _vmapped(
+    model: nn.Module, state: Mapping[str, torch.Tensor], inputs: torch.Tensor, inputs_dim: int | None
+) -> torch.Tensor:
+    call = partial(torch.func.functional_call, model)
+    stack = {key: value for key, value in state.items() if value.is_floating_point()}
+    logits: torch.Tensor = torch.func.vmap(call, in_dims=(0, inputs_dim))(stack, inputs)
+    return logits
+
+
+_PLANS: weakref.WeakKeyDictionary[nn.Module, dict[Any, Plan]] = weakref.WeakKeyDictionary()
+
+
+def plan_for(model: nn.Module, input_shape: tuple[int, ...], batch_size: int = 1) -> Plan:
+    """Choose the level for models of one architecture.
+
+    The rule, in this order: a model whose forward pass over a batch is heavy on a CPU, or that shares or
+    freezes parameters, is looped; one made of registered layers is folded; one without batch statistics that
+    ``torch.func`` takes is vmapped; the rest is looped. Folded and vmapped models are first tried on two
+    participants and must agree with the model itself.
+
+    Parameters
+    ----------
+    model
+        The architecture, on the device where it will run. Plans are kept for as long as it lives.
+    input_shape
+        Shape of one input.
+    batch_size
+        Examples of a step (1 for evaluation, where only the model matters).
+
+    Returns
+    -------
+    Plan
+        The same for the same arguments. Its level and reason are logged once.
+    """
+    device = next(model.parameters()).device
+    plans = _PLANS.setdefault(model, {})
+    key = (input_shape, batch_size, device)
+    if key not in plans:
+        plans[key] = _choose(model, input_shape, batch_size, device)
+        log.info("cohorts of %s: %s (%s)", type(model).__name__, plans[key].level, plans[key].why)
+    return plans[key]
+
+
+def _choose(model: nn.Module, input_shape: tuple[int, ...], batch_size: int, device: torch.device) -> Plan:
+    has_norm = any(isinstance(module, _BatchNorm) for module in model.modules())
+    try:
+        cost = _cost(model, input_shape, device)
+    except Exception as error:
+        return Plan("loop", f"its cost cannot be estimated: {error}", None, model, Cost(0, 0), has_norm)
+
+    def plan(level: Level, why: str, folded: FoldedModel | None = None) -> Plan:
+        return Plan(level, why, folded, model, cost, has_norm)
+
+    every = list(model.named_parameters(remove_duplicate=False))
+    if len(every) != len(list(model.named_parameters())):
+        return plan("loop", "it shares parameters between layers")
+    if not all(parameter.requires_grad for _, parameter in every):
+        return plan("loop", "some of its parameters are frozen")
+    work = cost.multiply_adds * batch_size
+    if device.type == "cpu" and work > HEAVY_STEP:
+        return plan("loop", f"{work:.1e} multiply-adds a step keep a CPU busy one participant at a time")
+    try:
+        folded = FoldedModel(model)
+        chosen = plan("folded", "all its layers are registered", folded)
+        _try(chosen, input_shape, device)
+        return chosen
+    except NotFoldableError as error:
+        reason = str(error)
+    if has_norm:
+        return plan("loop", f"{reason}; and torch.func cannot keep BatchNorm's statistics")
+    try:
+        chosen = plan("vmap", reason)
+        _try(chosen, input_shape, device)
+        return chosen
+    except Exception as error:
+        return plan("loop", f"{reason}; torch.func does not take it: {_one_line(error)}")
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
+
+
+def _try(plan: Plan, input_shape: tuple[int, ...], device: torch.device) -> None:
+    """Compare two participants with the model itself, in training mode but for BatchNorm."""
+    model, generator = plan.model, torch.Generator().manual_seed(0)
+    dtype = next(model.parameters()).dtype
+    inputs = torch.randn(2, 2, *input_shape, generator=generator, dtype=dtype).to(device)
+    state = {key: torch.stack([value, value]) for key, value in model.state_dict().items()}
+    modes = [(module, module.training) for module in model.modules()]
+    model.train()
+    for module in model.modules():
+        if isinstance(module, _BatchNorm):
+            module.eval()
+    try:
+        with torch.no_grad():
+            try:
+                logits = plan.forward(state, inputs, norm_training=False)
+            except NotFoldableError:
+                raise
+            except Exception as error:
+                raise NotFoldableError(f"it cannot be folded: {_one_line(error)}") from error
+            direct = torch.stack([model(own) for own in inputs])
+    finally:
+        for module, mode in modes:
+            module.training = mode
+    if logits.shape != direct.shape or not torch.allclose(logits, direct, rtol=1e-3, atol=1e-4):
+        raise NotFoldableError("two participants at once give other logits than one after the other")
+
+
+def _cost(model: nn.Module, input_shape: tuple[int, ...], device: torch.device) -> Cost:
+    """Count multiply-adds of convolutions and linear layers, and bytes of the outputs of all layers."""
+    multiply_adds, activation_bytes = 0.0, 0.0
+
+    def count(module: nn.Module, inputs: Any, output: Any) -> None:
+        nonlocal multiply_adds, activation_bytes
+        if not isinstance(output, torch.Tensor):
+            return
+        activation_bytes += output.numel() * output.element_size()
+        if isinstance(module, nn.Conv2d):
+            multiply_adds += output.numel() * module.weight[0].numel()
+        elif isinstance(module, nn.Linear):
+            multiply_adds += output.numel() * module.in_features
+
+    leaves = [module for module in model.modules() if not list(module.children())]
+    hooks = [module.register_forward_hook(count) for module in leaves]
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.no_grad():
+            model(torch.zeros(1, *input_shape, dtype=next(model.parameters()).dtype, device=device))
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for module, mode in modes:
+            module.training = mode
+    return Cost(multiply_adds, activation_bytes)

@@ -1,0 +1,109 @@
+"""SGD, Adam and AdamW over stacked parameters, with the arithmetic of ``torch.optim``.
+
+Active participants are a prefix of the fold, so that every step is one operation on a slice. Not
+``torch._fused_sgd_``: it ignores strides, and is silently wrong where a gradient is channels-last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from kdfed.config import OptimiserSettings
+
+_BETA_1, _BETA_2, _EPSILON = 0.9, 0.999, 1e-8  # torch.optim's defaults, which kdfed.train uses too
+
+
+class StackedOptimiser:
+    """The optimisers of B participants that all begin at step 1.
+
+    Parameters
+    ----------
+    parameters
+        Stacked parameters, each [B, *shape]; changed in place.
+    settings
+        Optimiser and its numbers.
+    steps
+        How many steps there will be at most.
+    """
+
+    def __init__(
+        self, parameters: Sequence[torch.Tensor], settings: OptimiserSettings, *, steps: int
+    ) -> None:
+        self.parameters, self.settings, self.steps = list(parameters), settings, steps
+        self._first: list[torch.Tensor] = []
+        self._second: list[torch.Tensor] = []
+
+    @torch.no_grad()
+    def step(self, gradients: Sequence[torch.Tensor], step: int, rows: slice | torch.Tensor) -> None:
+        """Make one step of some participants.
+
+        Parameters
+        ----------
+        gradients
+            One for each parameter, [R, *shape].
+        step
+            From 0; all these participants have made as many.
+        rows
+            Which R participants: a slice, or int64 indices.
+        """
+        settings = self.settings
+        if isinstance(rows, torch.Tensor):  # gathered, stepped, put back
+            stacks = [self.parameters, self._first, self._second]
+            gathered = [[stack[rows] for stack in stacks_] for stacks_ in stacks]
+            part = StackedOptimiser(gathered[0], settings, steps=self.steps)
+            part._first, part._second = gathered[1], gathered[2]
+            part.step(gradients, step, slice(0, len(rows)))
+            if not self._first and part._first:
+                self._first = [torch.zeros_like(p) for p in self.parameters]
+            if not self._second and part._second:
+                self._second = [torch.zeros_like(p) for p in self.parameters]
+            for whole, changed in (
+                (self.parameters, part.parameters), (self._first, part._first), (self._second, part._second),
+            ):  # fmt: skip
+                for target, source in zip(whole, changed, strict=True):
+                    target[rows] = source
+            return
+        parameters = [parameter[rows] for parameter in self.parameters]
+        grads = list(gradients)
+        decay = settings.weight_decay
+        if settings.optimizer == "adamw":
+            if decay:
+                torch._foreach_mul_(parameters, 1 - settings.lr * decay)
+        elif decay:
+            grads = list(torch._foreach_add(grads, parameters, alpha=decay))
+        if settings.optimizer == "sgd":
+            self._sgd(parameters, grads, step, rows)
+        else:
+            self._adam(parameters, grads, step, rows)
+
+    def _sgd(self, parameters: list[torch.Tensor], grads: list[torch.Tensor], step: int, rows: slice) -> None:
+        if self.settings.momentum and self.steps > 1:
+            if step == 0:
+                self._first = grads  # the first step has no momentum to add: its gradients are the buffers
+            else:
+                buffers = [buffer[rows] for buffer in self._first]
+                torch._foreach_mul_(buffers, self.settings.momentum)
+                torch._foreach_add_(buffers, grads)
+                grads = buffers
+        torch._foreach_add_(parameters, grads, alpha=-self.settings.lr)
+
+    def _adam(
+        self, parameters: list[torch.Tensor], grads: list[torch.Tensor], step: int, rows: slice
+    ) -> None:
+        if not self._first:
+            self._first = [torch.zeros_like(parameter) for parameter in self.parameters]
+            self._second = [torch.zeros_like(parameter) for parameter in self.parameters]
+        correction_1, correction_2 = 1 - _BETA_1 ** (step + 1), 1 - _BETA_2 ** (step + 1)
+        for parameter, grad, first, second in zip(
+            parameters,
+            grads,
+            (one[rows] for one in self._first),
+            (two[rows] for two in self._second),
+            strict=True,
+        ):
+            first.lerp_(grad, 1 - _BETA_1)
+            second.mul_(_BETA_2).addcmul_(grad, grad, value=1 - _BETA_2)
+            denominator = (second.sqrt() / correction_2**0.5).add_(_EPSILON)
+            parameter.addcdiv_(first, denominator, value=-self.settings.lr / correction_1)

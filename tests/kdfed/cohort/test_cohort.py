@@ -1,0 +1,332 @@
+"""A cohort's training and logits against the plain loop, which is the definition."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from kdfed.cohort import Trained, plan_for, predict_stack, stack_states, train_cohort
+from kdfed.cohort import training as cohort_training
+from kdfed.config import KDLocal, ModelSettings, OptimiserSettings, PlainLocal, ProximalLocal
+from kdfed.data import Examples
+from kdfed.errors import KdfedError
+from kdfed.models import build_model, load_state, state_of
+from kdfed.train import PLAIN, LocalLoss, fit, local_loss, predict
+
+IMAGES, FEATURES = (1, 12, 12), (10,)
+SIZES = [7, 1, 23, 12, 2, 10, 1, 31]
+SEEDS = [11 * place + 5 for place in range(len(SIZES))]
+
+MODELS: dict[str, tuple[ModelSettings, tuple[int, ...]]] = {
+    "cnn": (ModelSettings(name="cnn"), IMAGES),
+    "cnn group": (ModelSettings(name="cnn", options={"norm": "group"}), IMAGES),
+    "cnn batch": (ModelSettings(name="cnn", options={"norm": "batch"}), IMAGES),
+    "mlp": (ModelSettings(name="mlp", options={"hidden": (16, 8)}), FEATURES),
+    "mlp on images": (ModelSettings(name="mlp", options={"hidden": (16,)}), IMAGES),
+    "resnet8": (ModelSettings(name="resnet8", options={"width": 4}), (3, 16, 16)),
+    "resnet18": (ModelSettings(name="resnet18", options={"width": 4}), (3, 16, 16)),
+}
+SGD = OptimiserSettings(epochs=1, batch_size=5, lr=0.01, momentum=0.9, weight_decay=0.001)
+
+
+class Weighted(nn.Module):
+    """Uses a parameter outside any layer: for torch.func, not for the registry."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(10))
+        self.head = nn.Linear(10, 3)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return self.head(inputs * self.scale)
+
+
+class Branching(nn.Module):
+    """Its path depends on the data, which neither tracing nor torch.func can follow."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(10, 3)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return self.head(inputs) if inputs.sum() > 0 else self.head(-inputs)
+
+
+class Dropping(nn.Sequential):
+    """Dropout on random features."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Linear(10, 8), nn.ReLU(), nn.Dropout(0.5), nn.Linear(8, 3))
+
+
+class Tied(nn.Module):
+    """Two layers with one weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two, self.head = nn.Linear(10, 10), nn.Linear(10, 10), nn.Linear(10, 3)
+        self.two.weight = self.one.weight
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return self.head(self.two(functional.relu(self.one(inputs))))
+
+
+class Functional(nn.Module):
+    """Functions and methods of tensors in place of layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 4, 3, padding=1, groups=1)
+        self.depth = nn.Conv2d(4, 8, 3, groups=2)
+        self.head = nn.Linear(8 * 5 * 5, 3)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        hidden = functional.avg_pool2d(torch.tanh(self.conv(inputs)), 2)
+        return self.head(nn.functional.pad(self.depth(hidden), (0, 1, 0, 1)).flatten(1))
+
+
+OTHERS: dict[str, tuple[type[nn.Module], tuple[int, ...], str]] = {
+    "weighted": (Weighted, FEATURES, "vmap"),
+    "functional": (Functional, IMAGES, "vmap"),
+    "branching": (Branching, FEATURES, "loop"),
+    "dropping": (Dropping, FEATURES, "loop"),
+    "tied": (Tied, FEATURES, "loop"),
+}
+
+
+def build(name: str, seed: int = 0) -> tuple[nn.Module, tuple[int, ...]]:
+    if name in MODELS:
+        settings, shape = MODELS[name]
+        return build_model(settings, shape, 3, seed), shape
+    kind, shape, _ = OTHERS[name]
+    torch.manual_seed(seed)
+    return kind(), shape
+
+
+def examples_of(shape: tuple[int, ...], sizes: Sequence[int] = SIZES) -> Examples:
+    generator = torch.Generator().manual_seed(1)
+    labels = torch.randint(3, (sum(sizes),), generator=generator)
+    inputs = torch.randn(len(labels), *shape, generator=generator)
+    return Examples(inputs + labels.view(-1, *[1] * len(shape)), labels)
+
+
+def double(examples: Examples) -> Examples:
+    return Examples(examples.inputs.double(), examples.labels)
+
+
+def loop(
+    model: nn.Module,
+    examples: Examples,
+    settings: Any,
+    loss: LocalLoss,
+    starts: Any = None,
+    sizes: Any = SIZES,
+) -> Trained:
+    """The slow twin: everybody alone."""
+    states, results, end = [], [], 0
+    for place, size in enumerate(sizes):
+        own = copy.deepcopy(model)
+        if starts is not None:
+            load_state(own, starts[place])
+        part = Examples(examples.inputs[end : end + size], examples.labels[end : end + size])
+        results.append(fit(own, part, settings, loss, SEEDS[place]))
+        states.append(state_of(own))
+        end += size
+    return Trained(stack_states(states), list(range(len(sizes))), results)
+
+
+def assert_agree(fast: Trained, slow: Trained, atol: float, rtol: float) -> None:
+    assert list(fast.states) == list(slow.states)
+    for key, values in slow.states.items():
+        torch.testing.assert_close(fast.states[key][fast.rows], values, rtol=rtol, atol=atol)
+    for one, two in zip(fast.results, slow.results, strict=True):
+        assert (one.steps, one.examples) == (two.steps, two.examples)
+        assert one.loss == pytest.approx(two.loss, rel=1e-4, abs=1e-6)
+
+
+@pytest.mark.parametrize("name", [*MODELS, *OTHERS])
+def test_one_round_agrees_with_the_loop_in_float32(name: str) -> None:
+    model, shape = build(name)
+    examples = examples_of(shape)
+    before = state_of(model)
+    fast = train_cohort(model, before, examples, SIZES, SGD, PLAIN, SEEDS)
+    assert_agree(fast, loop(model, examples, SGD, PLAIN), atol=1e-5, rtol=1e-5)
+    assert all(torch.equal(value, before[key]) for key, value in state_of(model).items())
+
+
+@pytest.mark.parametrize("name", [*MODELS, "weighted", "functional"])
+def test_several_rounds_agree_with_the_loop_in_float64(name: str) -> None:
+    model, shape = build(name)
+    model.double()
+    examples = double(examples_of(shape))
+    settings = SGD.model_copy(update={"epochs": 2})
+    fast = slow = None
+    for _ in range(3):
+        starts = None if fast is None else [fast.state(place) for place in range(len(SIZES))]
+        fast = train_cohort(
+            model, state_of(model) if starts is None else starts, examples, SIZES, settings, PLAIN, SEEDS
+        )
+        starts = None if slow is None else [slow.state(place) for place in range(len(SIZES))]
+        slow = loop(model, examples, settings, PLAIN, starts)
+    assert fast is not None
+    assert slow is not None
+    assert_agree(fast, slow, atol=1e-12, rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        (name, settings)
+        for name in ("mlp", "cnn", "cnn batch")
+        for settings in (
+            OptimiserSettings(epochs=2, batch_size=5, lr=0.05),
+            OptimiserSettings(epochs=2, batch_size=64, lr=0.05, momentum=0.5),
+            OptimiserSettings(epochs=2, batch_size=1, lr=0.01),
+        )
+    ]
+    + [
+        # Not with BatchNorm: a bias before it has a gradient of rounding errors alone, which Adam scales up.
+        (name, OptimiserSettings(epochs=3, batch_size=5, optimizer=kind, lr=0.01, weight_decay=0.01))
+        for name in ("mlp", "cnn")
+        for kind in ("adam", "adamw")
+    ],
+)
+def test_every_optimiser_agrees_with_the_loop(name: str, settings: OptimiserSettings) -> None:
+    model, shape = build(name)
+    model.double()
+    examples = double(examples_of(shape))
+    fast = train_cohort(model, state_of(model), examples, SIZES, settings, PLAIN, SEEDS)
+    assert_agree(fast, loop(model, examples, settings, PLAIN), atol=1e-11, rtol=1e-11)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        PlainLocal(epochs=2, batch_size=5, lr=0.1),
+        ProximalLocal(mode="proximal", mu=0.5, epochs=2, batch_size=5, lr=0.1),
+        KDLocal(mode="kd", temperature=2.0, weight=0.4, epochs=2, batch_size=5, lr=0.1),
+    ],
+)
+@pytest.mark.parametrize("name", ["cnn", "mlp", "weighted"])
+def test_every_mode_agrees_with_the_loop(name: str, settings: Any) -> None:
+    model, shape = build(name)
+    model.double()
+    examples, loss = double(examples_of(shape)), local_loss(model, settings)
+    fast = train_cohort(model, state_of(model), examples, SIZES, settings, loss, SEEDS)
+    assert_agree(fast, loop(model, examples, settings, loss), atol=1e-12, rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("name", "level"), [(n, "folded") for n in MODELS] + [(n, o[2]) for n, o in OTHERS.items()]
+)
+def test_the_level_is_chosen_by_rule(name: str, level: str) -> None:
+    model, shape = build(name)
+    plan = plan_for(model, shape, 5)
+    assert plan.level == level, plan.why
+    assert plan is plan_for(model, shape, 5)
+
+
+def test_a_heavy_step_is_not_folded_on_a_cpu() -> None:
+    model = build_model(ModelSettings(name="resnet18"), (3, 32, 32), 10, 0)
+    plan = plan_for(model, (3, 32, 32), 32)
+    assert plan.level == "loop"
+    assert "multiply-adds" in plan.why
+
+
+def test_the_reason_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    model, shape = build("dropping")
+    with caplog.at_level("INFO", logger="flwr"):
+        plan_for(model, shape)
+        plan_for(model, shape)
+    (record,) = caplog.records
+    assert "cohorts of Dropping: loop" in record.getMessage()
+    assert "dropout" in record.getMessage()
+
+
+def test_participants_start_from_weights_of_their_own() -> None:
+    model, shape = build("cnn")
+    examples = examples_of(shape)
+    starts = [state_of(build("cnn", seed)[0]) for seed in range(len(SIZES))]
+    fast = train_cohort(model, starts, examples, SIZES, SGD, PLAIN, SEEDS)
+    assert_agree(fast, loop(model, examples, SGD, PLAIN, starts), atol=1e-5, rtol=1e-5)
+
+
+def test_order_within_the_cohort_changes_nothing_but_the_order() -> None:
+    """Participants are sorted by their examples: whoever holds as many lies in the order given."""
+    model, shape = build("mlp")
+    examples = examples_of(shape)
+    one = train_cohort(model, state_of(model), examples, SIZES, SGD, PLAIN, SEEDS)
+    parts = list(zip(examples.inputs.split(SIZES), examples.labels.split(SIZES), SIZES, SEEDS, strict=True))
+    inputs, labels, sizes, seeds = zip(*reversed(parts), strict=True)
+    turned = Examples(torch.cat(inputs), torch.cat(labels))
+    other = train_cohort(model, state_of(model), turned, sizes, SGD, PLAIN, seeds)
+    for place in range(len(SIZES)):
+        for key, values in one.state(place).items():
+            torch.testing.assert_close(other.state(len(SIZES) - 1 - place)[key], values, rtol=1e-5, atol=1e-6)
+
+
+def test_narrow_folds_agree_with_one_wide_fold(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, shape = build("cnn")
+    examples = examples_of(shape)
+    wide = train_cohort(model, state_of(model), examples, SIZES, SGD, PLAIN, SEEDS)
+    monkeypatch.setitem(cohort_training.plan_for.__globals__["FOLD_BYTES"], "cpu", 1)
+    narrow = train_cohort(model, state_of(model), examples, SIZES, SGD, PLAIN, SEEDS)
+    for key, values in wide.states.items():
+        torch.testing.assert_close(narrow.states[key], values, rtol=1e-5, atol=1e-5)
+
+
+def test_one_participant_that_diverges_costs_only_itself() -> None:
+    model, shape = build("cnn")
+    examples = examples_of(shape)
+    examples.inputs[3] = float("nan")  # of the first participant
+    trained = train_cohort(model, state_of(model), examples, SIZES, SGD, PLAIN, SEEDS)
+    finite = [all(bool(v.isfinite().all()) for v in trained.state(p).values()) for p in range(len(SIZES))]
+    assert finite == [False] + [True] * (len(SIZES) - 1)
+
+
+def test_bfloat16_keeps_weights_in_float32_and_stays_near() -> None:
+    model, shape = build("cnn")
+    examples = examples_of(shape)
+    exact = train_cohort(model, state_of(model), examples, SIZES, SGD, PLAIN, SEEDS)
+    half = train_cohort(model, state_of(model), examples, SIZES, SGD, PLAIN, SEEDS, bfloat16=True)
+    for key, values in exact.states.items():
+        assert half.states[key].dtype == torch.float32
+        torch.testing.assert_close(half.states[key], values, rtol=0.1, atol=0.05)
+    assert any(not torch.equal(half.states[key], exact.states[key]) for key in exact.states)
+
+
+def test_a_participant_without_examples_is_refused() -> None:
+    model, shape = build("mlp")
+    with pytest.raises(KdfedError, match="at least one example of each participant, 3 in all"):
+        train_cohort(model, state_of(model), examples_of(shape, [3]), [3, 0], SGD, PLAIN, [1, 2])
+
+
+# ----------------------------------------------------------------------------- logits
+
+
+@pytest.mark.parametrize("name", [*MODELS, *OTHERS])
+def test_logits_of_many_models_agree_with_each_alone(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kdfed.cohort.predicting.BATCH", 8)
+    models = [build(name, seed)[0] for seed in range(5)]
+    inputs = examples_of(build(name)[1], [21]).inputs
+    logits = predict_stack(models[0], stack_states([state_of(model) for model in models]), inputs)
+    slow = torch.stack([predict(model, inputs) for model in models])
+    torch.testing.assert_close(logits, slow, rtol=1e-4, atol=1e-5)
+    assert models[0].training
+
+
+def test_inputs_are_never_copied_for_each_model() -> None:
+    """The largest tensor made is an output of the models, not K copies of the inputs."""
+    model = build_model(ModelSettings(name="mlp", options={"hidden": (2,)}), (1000,), 2, 0)
+    stack = stack_states([state_of(model)] * 50)
+    inputs = torch.randn(64, 1000)
+    with torch.profiler.profile(profile_memory=True) as profile:
+        predict_stack(model, stack, inputs)
+    largest = max(event.cpu_memory_usage for event in profile.events())
+    assert largest < 50 * inputs.numel() * 4 / 2
