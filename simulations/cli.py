@@ -145,6 +145,9 @@ def run(
         str | None,
         typer.Option(metavar="HOST:PORT", help="Join this Ray cluster, or `auto` (engine ray only)."),
     ] = None,
+    pin: Annotated[
+        bool, typer.Option("--pin", help="Keep each worker on a core of its own (engine ray only).")
+    ] = False,
     assignments: SetOption = None,
     seeds: Annotated[
         list[str] | None, typer.Option(metavar="N...", help="Replace the seeds, e.g. 0 1 2.")
@@ -160,8 +163,9 @@ def run(
 
     EXPERIMENT is a YAML file, or the name of one that comes with kdfed.
     """
-    if address is not None and engine != "ray":
-        raise ConfigError("the command line", [Mistake("--address", f"needs --engine ray, got {engine!r}")])
+    for option, given in (("--address", address is not None), ("--pin", pin)):
+        if given and engine != "ray":
+            raise ConfigError("the command line", [Mistake(option, f"needs --engine ray, got {engine!r}")])
     console = Console()
     checked = _load(experiment, assignments, seeds)
     from kdfed.records import RunFolder
@@ -174,8 +178,8 @@ def run(
     workers = nodes if nodes is not None else _default_nodes(checked)
     try:
         with _sigterm_exits(), Progress(checked, console) as progress:
-            joined = {} if address is None else {"address": address}
-            module.run(checked, folder, nodes=workers, on_event=progress, **joined)
+            more = {"address": address, "pin": pin} if engine == "ray" else {}
+            module.run(checked, folder, nodes=workers, on_event=progress, **more)
     except RunError as error:
         raise RunError(f"{error}\nRecorded so far: {folder.path}") from error
     except KeyboardInterrupt:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from uuid import uuid4
 
-from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
@@ -21,7 +21,7 @@ from kdfed import wire
 from kdfed.errors import RunError, WireError
 from kdfed.ledger import Ledger
 from kdfed.records import Absent
-from strategies.round_mean import RoundMean, problem_with_arrays
+from strategies.round_mean import RoundMean, problem_with_arrays, record_of
 
 SpecOf = Callable[[int], wire.Spec]
 """Shapes and dtypes that a participant's arrays must have; empty when none are sent back."""
@@ -498,7 +498,7 @@ class ParticipantGrid(Grid):
 
     def _agreeing(self, ready: Sequence[Ready]) -> list[Message]:
         """Leave out replies whose metrics have other keys than most: a strategy would refuse all of them."""
-        shapes = [_shape_of(one.reply.content.metric_records[wire.METRICS]) for one in ready]
+        shapes = [_shape_of(record_of(one.reply.content, wire.METRICS, MetricRecord)) for one in ready]
         counted = Counter(shapes)
         if len(counted) < 2:
             return [one.reply for one in ready]
@@ -520,13 +520,13 @@ class ParticipantGrid(Grid):
 
 def _read(plan: wire.Plan, content: RecordDict) -> tuple[wire.Answers, list[RecordDict]]:
     """Split a reply into its results, each an ordinary Flower reply."""
-    if wire.COHORTS not in content.config_records:  # a device, or a ClientApp that knows no cohorts
+    told = record_of(content, wire.COHORTS, ConfigRecord)
+    if not told:  # a device, or a ClientApp that knows no cohorts
         (participant,) = _only(plan.participants)
-        metrics = content.metric_records.get(wire.METRICS, MetricRecord())
-        steps = metrics.get(wire.LOCAL_STEPS, 0)
+        steps = record_of(content, wire.METRICS, MetricRecord).get(wire.LOCAL_STEPS, 0)
         answers = wire.Answers((participant,), (0,), (steps if isinstance(steps, int) else 0,), ("",))
         return answers, [_result(content, 0, 1)]
-    answers = wire.Answers.from_lists(content.config_records[wire.COHORTS])
+    answers = wire.Answers.from_lists(told)
     if answers.participants != plan.participants:
         raise WireError(f"expected answers of {plan.participants}, got {answers.participants}")
     count = max(answers.results, default=-1) + 1
@@ -541,18 +541,18 @@ def _only(participants: tuple[int, ...]) -> tuple[int, ...]:
 
 def _result(content: RecordDict, index: int, count: int) -> RecordDict:
     result = RecordDict()
-    arrays = content.array_records.get(wire.numbered(wire.ARRAYS, index, count))
-    metrics = content.metric_records.get(wire.numbered(wire.METRICS, index, count))
-    if arrays is not None:
+    arrays = record_of(content, wire.numbered(wire.ARRAYS, index, count), ArrayRecord)
+    metrics = record_of(content, wire.numbered(wire.METRICS, index, count), MetricRecord)
+    if arrays:
         result[wire.ARRAYS] = arrays
-    if metrics is None:
+    if not metrics:
         raise WireError(f"expected a {wire.METRICS} record in every result, got none in result {index}")
     result[wire.METRICS] = metrics
     return result
 
 
 def _problem(result: RecordDict, spec: wire.Spec) -> str | None:
-    problem = wire.problem_with_metrics(result.metric_records[wire.METRICS])
+    problem = wire.problem_with_metrics(record_of(result, wire.METRICS, MetricRecord))
     return problem if problem is not None or not spec else problem_with_arrays(result, spec)
 
 
@@ -565,11 +565,11 @@ def _shape_of(metrics: MetricRecord) -> tuple[tuple[str, int], ...]:
 
 def _hello(reply: Message, versions: str) -> tuple[int, int, str]:
     """Return what a node tells: participants, examples of all of them, digest of who holds what."""
-    config = reply.content.config_records.get(wire.CONFIG, ConfigRecord())
+    config = record_of(reply.content, wire.CONFIG, ConfigRecord)
     if config.get("versions") != versions:
         theirs = config.get("versions")
         raise RunError(f"expected the server's versions {versions} on every node, got {theirs!r}")
-    metrics = reply.content.metric_records.get(wire.METRICS, MetricRecord())
+    metrics = record_of(reply.content, wire.METRICS, MetricRecord)
     participants, examples = metrics.get(wire.PARTICIPANTS), metrics.get(wire.NUM_EXAMPLES)
     digest = config.get(wire.DIGEST)
     if isinstance(participants, int) and isinstance(examples, int) and isinstance(digest, str):

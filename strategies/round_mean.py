@@ -10,12 +10,14 @@ from collections.abc import Mapping
 from functools import lru_cache
 from io import BytesIO
 from math import prod
-from typing import cast
+from typing import TypeVar, cast
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from kdfed import wire
+
+R = TypeVar("R", ArrayRecord, ConfigRecord, MetricRecord)
 
 _SUMMED = (wire.NUM_EXAMPLES, wire.LOCAL_STEPS)
 
@@ -55,9 +57,9 @@ class RoundMean:
         str or None
             What is wrong with it, in one sentence; then nothing was added.
         """
-        metrics = result.metric_records[wire.METRICS]
+        metrics = record_of(result, wire.METRICS, MetricRecord)
         problem = wire.problem_with_metrics(metrics) or _not_a_number(metrics)
-        if problem is None and not self._fill(result.array_records.get(wire.ARRAYS, ArrayRecord())):
+        if problem is None and not self._fill(record_of(result, wire.ARRAYS, ArrayRecord)):
             problem = self._fill_slowly(result)
         if problem is not None:
             return problem
@@ -103,14 +105,23 @@ class RoundMean:
         """Copy whatever has the right shapes and dtypes, or say what has not."""
         problem = problem_with_arrays(result, self._spec)
         if problem is None:
-            for key, array in result.array_records[wire.ARRAYS].items():
+            for key, array in record_of(result, wire.ARRAYS, ArrayRecord).items():
                 self._row[self._places[key]] = array.numpy().reshape(-1)
         return problem
 
 
+def record_of(content: RecordDict, key: str, kind: type[R]) -> R:
+    """Return a record of this kind, an empty one where there is none.
+
+    ``content.array_records`` and its like copy all records of a kind at every access.
+    """
+    record = content.get(key)
+    return record if isinstance(record, kind) else kind()
+
+
 def problem_with_arrays(result: RecordDict, spec: wire.Spec) -> str | None:
     """Say what is wrong with the arrays of a result; None when all is well."""
-    arrays = result.array_records.get(wire.ARRAYS, ArrayRecord())
+    arrays = record_of(result, wire.ARRAYS, ArrayRecord)
     try:
         return wire.problem_with({key: _decoded(array, spec.get(key)) for key, array in arrays.items()}, spec)
     except Exception as error:

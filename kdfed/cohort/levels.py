@@ -25,7 +25,7 @@ FOLD_BYTES = {"cpu": 256 * 2**20, "cuda": 4 * 2**30}
 MOST_FOLDED = {"cpu": 16, "cuda": 1024}
 """Participants of one fold at most: on a CPU more gain nothing, and pad more."""
 
-HEAVY_STEP = 3e8
+HEAVY_STEP = 6e7
 """Multiply-adds of one participant's forward pass over a batch above which a CPU is busy with arithmetic
 alone, and folding gains nothing (measured in ``docs/performance.md``)."""
 

@@ -1,7 +1,7 @@
 """What runs an experiment on one machine; one module each, all with the same results.
 
-An engine is ``run(experiment, folder, *, nodes, on_event)``; ``ray`` also takes ``address``. It raises
-``kdfed.errors.RunError`` when the run failed; what was recorded is in the folder either way.
+An engine is ``run(experiment, folder, *, nodes, on_event)``; ``ray`` also takes ``address`` and ``pin``. It
+raises ``kdfed.errors.RunError`` when the run failed; what was recorded is in the folder either way.
 """
 
 from __future__ import annotations

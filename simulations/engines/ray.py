@@ -1,91 +1,82 @@
-"""The ``ray`` engine: cohorts on Ray actors, for hundreds to thousands of participants.
+"""The ``ray`` engine: a Flower Grid on Ray actors, for hundreds to thousands of participants.
 
-Every worker is a Ray actor with its own process. The grid shows four nodes a worker, which own nobody: the
-messages for them are chunks, and each goes to whichever worker is free. So the result does not depend on the
-number of workers, and neither on their failures:
+::
 
-- a worker that dies is replaced, and its messages are run again elsewhere; a message under which three
-  workers died is answered with an error;
-- a straggler is run again on an idle worker, and the first reply wins. It is a message that has run for more
-  than 5 seconds and more than 3 times the median of those of its exchange that are finished;
-- an exception of the ClientApp is an error reply, and is not run again.
+    ParticipantGrid    one message a node, each with whole cohorts
+        RayGrid        global arrays into the object store, once; messages to whichever actor is free
+            Worker     the ClientApp, unmodified
 
-A worker has at most two messages at hand, so that the next is there when one is done; the others wait here.
-An ArrayRecord that several messages share is put into Ray's object store once.
+The grid has more nodes than actors (:data:`NODES_PER_WORKER` each), which own nobody: a round arrives as
+several messages, and the next one goes to whoever finishes first. Who trains what changes no result: a reply
+holds one result a cohort, and cohorts are cut from the sample alone. So a message whose actor died, or that
+takes much longer than the others, is simply run again elsewhere.
 """
 
 from __future__ import annotations
 
 import importlib.util
-import logging
 import math
 import os
 import shutil
 import signal
+import socket
 import statistics
-import subprocess
-import sys
 import tempfile
 import threading
 import time
-from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from copy import copy
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from uuid import uuid4
 
-from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
-from flwr.app.metadata import Metadata
+import torch
+from flwr.app import ArrayRecord, Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
+from clients.client_app import app as client_app
 from kdfed.config import Experiment
 from kdfed.errors import RunError
 from kdfed.events import OnEvent
-from simulations.engines.flower import _is_alive, _no_interrupts
-
-try:
-    import ray
-except ImportError:  # only kdfed[sim] installs it; `run` says so
-    ray = None
-
-if TYPE_CHECKING:
-    import psutil
-
-    from kdfed.records import RunFolder
+from kdfed.records import RunFolder
+from simulations.server_app import run_experiment
 
 NODES_PER_WORKER = 4
-"""Messages of an exchange for each worker: more even out the load, fewer cost less."""
+"""More nodes deal finer; fewer cost less."""
 
-AT_HAND = 2
-"""Messages that a worker has at most: the one it runs, and the next."""
+IN_FLIGHT = 2
+"""Messages that an actor holds at most: one at work, one waiting beside it. The rest waits here, so that
+neither messages nor replies pile up in the object store."""
 
-STRAGGLER_SECONDS = 5.0
-STRAGGLER_RATIO = 3.0
-"""A straggler has run longer than this, and than this times the median of its exchange."""
+STRAGGLES_AFTER = 5.0
+"""Seconds. A message is run a second time on an idle actor when it has taken longer than this, and longer
+than three times the median of the messages that have finished."""
 
 MOST_DEATHS = 3
-"""Workers that may die under one message, or one after the other before they are up."""
+"""A message at which this many actors died is answered with an error."""
 
-START_SECONDS = 60.0
-"""How long a cluster may take to find room for workers, and those to import torch."""
-
-ANSWER_SECONDS = 8.0
-"""How long a cluster may take to answer."""
+CONNECT_SECONDS = 10.0
+START_SECONDS = 120.0
 
 _SERVER_NODE = 1
 _FIRST_NODE = 1001
 
-log = logging.getLogger("flwr")
-
 
 def run(
-    experiment: Experiment, folder: RunFolder, *, nodes: int, on_event: OnEvent, address: str | None = None
+    experiment: Experiment,
+    folder: RunFolder,
+    *,
+    nodes: int,
+    on_event: OnEvent,
+    address: str | None = None,
+    pin: bool = False,
 ) -> None:
     """Run an experiment on Ray actors.
 
@@ -96,235 +87,273 @@ def run(
     folder
         Receives the records.
     nodes
-        Workers, each with ``threads`` cores; the result does not depend on their number.
+        Actors. With a GPU each gets an equal share of it.
     on_event
         Called with every event of the run.
     address
-        Ray cluster to join, as ``host:port`` or ``auto``; kdfed must be installed on its machines, and this
-        must be one of them. Default: a cluster of this machine's own, which ends with the run; where Ray
-        runs in this process already, that one.
+        An existing Ray cluster, ``host:port`` or ``auto``, every node of which has kdfed installed. Default:
+        Ray is started for this run, and stopped with it.
+    pin
+        Keep each actor on cores of its own, where there are enough; without ``address`` only.
 
     Raises
     ------
     RunError
-        If Ray is not installed, the cluster does not answer or has no room, or the run failed.
+        If Ray is missing or did not start, the cluster does not answer or has no room, or the run failed.
     """
-    missing = [name for name in ("ray", "psutil") if importlib.util.find_spec(name) is None]
-    if missing:
-        raise RunError(
-            f"the ray engine needs {' and '.join(missing)}: install kdfed[sim], or use --engine inprocess"
-        )
-    # Here, because a worker imports this module and needs neither the server's side nor a second ClientApp.
-    from clients.client_app import app
-    from simulations.server_app import run_experiment
-
-    with _cluster(address, nodes * experiment.threads, experiment.device):
-        share = _gpu_share(experiment.device, nodes)
-        with RayGrid(app, nodes, threads=experiment.threads, gpus=share) as grid:
+    if importlib.util.find_spec("ray") is None:
+        raise RunError("the ray engine needs ray: install kdfed[sim], or use --engine inprocess")
+    with started(nodes, address):
+        gpus = _gpu_share(experiment.device, nodes)
+        pinned = pin and address is None
+        grid = RayGrid(client_app, nodes, threads=experiment.threads, gpus=gpus, pin=pinned)
+        try:
             run_experiment(grid, experiment, folder, "ray", on_event)
+        finally:
+            grid.close()
 
 
-# ----------------------------------------------------------------------------- what a worker does
-
-_Record = ArrayRecord | ConfigRecord | MetricRecord
+# ----------------------------------------------------------------------------- Ray itself
 
 
-class _Worker:
-    """Runs the ClientApp in a process of its own; ``ray.remote`` makes it an actor."""
+@contextmanager
+def started(workers: int, address: str | None = None) -> Iterator[None]:
+    """Start Ray for this many workers, or join a cluster; on leaving, stop what was started."""
+    import ray
 
-    def __init__(self, app: ClientApp, threads: int, nodes: int) -> None:
-        import torch
+    if ray.is_initialized():
+        raise RunError("Ray is already running in this process: call ray.shutdown() first")
+    check_address(address)
+    home: str | None = None
+    before = signal.getsignal(signal.SIGTERM)
+    # Ray runs its workers at niceness 15, so that whatever else the machine does comes first.
+    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else a warning, once a process
+    settings: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
+    if address is None:
+        # Ray keeps its sockets in there, and a socket's path has at most 107 characters: no long TMPDIR.
+        short = Path("/tmp")  # noqa: S108
+        home = tempfile.mkdtemp(prefix="kdfed-", dir=short if short.is_dir() else None)
+        # As many CPUs as workers, so that there can be more workers than cores.
+        settings |= {"address": "local", "num_cpus": workers, "include_dashboard": False, "_temp_dir": home}
+    else:
+        settings["address"] = address
+    try:
+        try:
+            ray.init(**settings)
+        except Exception as error:
+            where = "Ray did not start" if address is None else f"no Ray cluster answers at {address!r}"
+            raise RunError(f"{where}: {error}") from error
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)  # Ray sets its own
+        yield
+    finally:
+        ray.shutdown()
+        if home is not None:
+            shutil.rmtree(home, ignore_errors=True)
 
+
+def check_address(address: str | None) -> None:
+    """Refuse at once what Ray would try to reach for half a minute.
+
+    Raises
+    ------
+    RunError
+        If the address is no ``host:port``, or nothing listens there.
+    """
+    if address is None or address == "auto":
+        return
+    host, _, port = address.rpartition(":")
+    if not host or "/" in host or not port.isdecimal():
+        raise RunError(f"expected the address of a Ray cluster as host:port, or auto, got {address!r}")
+    try:
+        socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
+    except OSError as error:
+        raise RunError(
+            f"no Ray cluster answers at {address!r}: {error}; start one with `ray start --head`, or leave "
+            "--address away"
+        ) from error
+
+
+def _resources() -> dict[str, float]:
+    import ray
+
+    there: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    return {name: there.get(name, 0.0) for name in ("CPU", "GPU")}
+
+
+def _gpu_share(device: str, workers: int) -> float:
+    """Return each worker's share of the GPUs, rounded down to Ray's step, or the last would find no room."""
+    if not device.startswith(("auto", "cuda")):
+        return 0.0
+    return math.floor(min(1.0, _resources()["GPU"] / workers) * 10_000) / 10_000
+
+
+def _cores(workers: int, threads: int) -> list[list[int]]:
+    """Return cores for each worker, or none for all of them where there are too few."""
+    there = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    if len(there) < workers * threads:
+        return [[] for _ in range(workers)]
+    return [there[index * threads : (index + 1) * threads] for index in range(workers)]
+
+
+# ----------------------------------------------------------------------------- a worker
+
+
+class Worker:
+    """An actor: it holds nothing but caches, so any of them can do any message."""
+
+    def __init__(self, app: ClientApp, threads: int, cores: list[int]) -> None:
+        if cores:
+            os.sched_setaffinity(0, cores)
         torch.set_num_threads(threads)
         self._app = app
-        self._nodes = nodes
-        TaskIdentity.run_id, TaskIdentity.task_id = 1, 1
+        self._arrays: dict[bytes, ArrayRecord] = {}
 
-    def start(self, home: str, cores: Sequence[int]) -> None:
-        """Keep to these cores, where the worker is on Ray's node ``home``; its return says that it is up."""
-        if cores and ray.get_runtime_context().get_node_id() == home:
-            os.sched_setaffinity(0, cores)
+    def ready(self) -> int:
+        """Return the process id, once everything is imported."""
+        return os.getpid()
 
     def handle(
-        self,
-        metadata: Metadata,
-        records: Sequence[tuple[str, _Record | None]],
-        state: RecordDict | None,
-        *arrays: ArrayRecord,
-    ) -> tuple[Message, RecordDict | None]:
-        """Answer one message.
+        self, message: Message, context: Context, arrays: dict[str, Any]
+    ) -> tuple[Message, RecordDict]:
+        """Return the ClientApp's reply, and the context's state after it.
 
         Parameters
         ----------
-        metadata
-            The message's.
-        records
-            Its content; None stands for the next of ``arrays``.
-        state
-            The node's state; None when it is empty.
+        message
+            Its array records are empty.
+        context
+            Of the node that the message is for.
         arrays
-            From the object store.
-
-        Returns
-        -------
-        tuple
-            The reply; the node's new state, or None when it is empty still.
+            Key in the content -> reference of the array record.
         """
-        node, rest = metadata.dst_node_id, iter(arrays)
-        TaskIdentity.node_id = node
-        content = RecordDict({key: next(rest) if record is None else record for key, record in records})
-        message = Message(content=content, metadata=metadata)  # type: ignore[call-overload]
-        config: dict[str, Any] = {"partition-id": node - _FIRST_NODE, "num-partitions": self._nodes}
-        context = Context(1, node, config, RecordDict() if state is None else state, {})
+        for key, reference in arrays.items():
+            message.content[key] = self._fetch(reference)
+        TaskIdentity.run_id, TaskIdentity.task_id = message.metadata.run_id, 1
+        TaskIdentity.node_id = message.metadata.dst_node_id
         try:
             reply = self._app(message, context)
-            reply.metadata.__dict__["_message_id"] = str(uuid4())
         except Exception as error:
-            reply = _error_reply(
-                message, ErrorCode.CLIENT_APP_RAISED_EXCEPTION, f"{type(error).__name__}: {error}"
-            )
-        return reply, context.state if state is not None or context.state else None
+            reason = f"{type(error).__name__}: {error}"
+            reply = Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message)
+        return reply, context.state
 
+    def _fetch(self, reference: Any) -> ArrayRecord:
+        """Return an array record; those of a round are read from the object store once."""
+        import ray
 
-def _error_reply(message: Message, code: int, reason: str) -> Message:
-    reply = Message(Error(code, reason), reply_to=message)
-    reply.metadata.__dict__["_message_id"] = str(uuid4())
-    return reply
+        key = reference.binary()
+        if key not in self._arrays:
+            while len(self._arrays) >= 4:
+                self._arrays.pop(next(iter(self._arrays)))
+            self._arrays[key] = ray.get(reference)
+        return copy(self._arrays[key])
 
 
 # ----------------------------------------------------------------------------- the grid
 
 
 @dataclass(eq=False)
-class _Shared:
-    """An ArrayRecord in the object store; ``arrays`` tell when its owner changed it since."""
+class Job:
+    """A message on its way: the array records it uses, and how many actors died at it."""
 
-    record: ArrayRecord
-    arrays: list[Any]
-    ref: Any
-    users: int = 0
-
-
-@dataclass(eq=False)
-class _Exchange:
-    """Messages of one type and group: how many have no reply, and the seconds that the others took."""
-
-    waiting: int = 0
-    seconds: list[float] = field(default_factory=list)
-
-
-@dataclass(eq=False)
-class _Job:
-    """A message without a reply."""
-
-    number: int
     message: Message
-    shared: list[_Shared]
-    exchange: _Exchange
-    attempts: int = 0
+    records: list[int]
     deaths: int = 0
     done: bool = False
 
-    @property
-    def node(self) -> int:
-        return self.message.metadata.dst_node_id
-
-    @property
-    def expired(self) -> bool:
-        metadata = self.message.metadata
-        return time.time() > metadata.created_at + metadata.ttl
-
 
 @dataclass(eq=False)
-class _Attempt:
-    job: _Job
-    ref: Any
-    started: float
+class Actor:
+    """A worker, and the jobs it holds, oldest first: object reference -> (job, since when)."""
 
-
-@dataclass(eq=False)
-class _Slot:
-    """A worker's place: who is there, and what it has at hand, in the order in which it runs that."""
-
-    cores: Sequence[int]
-    actor: Any = None
-    starting: Any = None
-    failures: int = 0
-    attempts: deque[_Attempt] = field(default_factory=deque)
-
-    @property
-    def up(self) -> bool:
-        return self.actor is not None and self.starting is None
+    handle: Any
+    cores: list[int]
+    jobs: dict[Any, tuple[Job, float]] = field(default_factory=dict)
 
 
 class RayGrid(Grid):
-    """A Flower Grid on Ray actors; Ray must run. Use it as a context manager, or call :meth:`close`.
+    """A Flower Grid whose nodes are served by Ray actors; Ray must be running, see :func:`started`.
 
     Parameters
     ----------
     app
         The ClientApp of every node.
     workers
-        Actors, 1 or larger, each with the same share of the cluster.
+        Actors, 1 or larger.
     threads
-        Cores of a worker, and its intra-op threads.
+        Intra-op threads of each actor.
     gpus
-        GPUs of a worker, in [0, 1]. Default: none.
+        GPUs of each actor, in [0, 1].
+    pin
+        Keep each actor on cores of its own, where there are enough. Only on the driver's own machine.
 
     Raises
     ------
     RunError
-        If no worker is up in a minute, or one cannot start. Where there is room for some only, they do all.
+        If the cluster has no room for the actors.
 
     Notes
     -----
-    An ArrayRecord must not be changed before the messages that hold it are answered.
+    An array record must not be changed before the messages that hold it are answered.
     """
 
-    def __init__(self, app: ClientApp, workers: int, *, threads: int = 1, gpus: float = 0.0) -> None:
-        nodes = workers * NODES_PER_WORKER
+    def __init__(
+        self, app: ClientApp, workers: int, *, threads: int = 1, gpus: float = 0.0, pin: bool = False
+    ) -> None:
+        import ray
+
+        self._ray = ray
         self._run = Run.create_empty(run_id=1)
-        self._states: dict[int, RecordDict | None] = dict.fromkeys(range(_FIRST_NODE, _FIRST_NODE + nodes))
-        self._queues: dict[int, deque[_Job]] = {node: deque() for node in self._states}
-        self._running: dict[int, _Job] = {}
-        self._jobs: dict[str, _Job] = {}
-        self._replies: dict[str, Message] = {}
-        self._shared: dict[int, _Shared] = {}
-        self._exchanges: dict[tuple[str, str], _Exchange] = {}
-        self._pushed = self._answered = 0
+        nodes = workers * NODES_PER_WORKER
+        self._contexts = {
+            _FIRST_NODE + index: Context(
+                run_id=1,
+                node_id=_FIRST_NODE + index,
+                node_config={"partition-id": index, "num-partitions": nodes},
+                state=RecordDict(),
+                run_config={},
+            )
+            for index in range(nodes)
+        }
         TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, _SERVER_NODE, 1
-
-        self._home = ray.get_runtime_context().get_node_id()
-        self._arguments = (ray.put(app), threads, nodes)
-        self._needs = {"CPU": float(threads), "GPU": gpus}
-        self._class = ray.remote(_Worker).options(
-            num_cpus=threads,
-            num_gpus=gpus,
-            scheduling_strategy="SPREAD",
-            runtime_env={"env_vars": _environment(threads)},
+        self._app, self._threads = ray.put(app), threads
+        environment = {
+            "OMP_NUM_THREADS": str(threads),
+            # Freed memory is kept for the next cohort, which needs as much: new pages cost time.
+            "MALLOC_TRIM_THRESHOLD_": str(2**28),
+            "MALLOC_MMAP_THRESHOLD_": str(2**28),
+        }
+        self._kind = ray.remote(Worker).options(
+            num_cpus=1, num_gpus=gpus, max_restarts=0, runtime_env={"env_vars": environment}
         )
-        cores = _cores(workers * threads)
-        self._slots = [_Slot(cores[i * threads : (i + 1) * threads]) for i in range(workers)]
+        self._waiting: deque[Job] = deque()
+        self._open: dict[str, Job] = {}
+        self._replies: dict[str, Message] = {}
+        self._stored: dict[int, tuple[ArrayRecord, Any]] = {}
+        self._seconds: deque[float] = deque(maxlen=100)
+        cores = _cores(workers, threads) if pin else [[] for _ in range(workers)]
+        self._actors = [self._start(own) for own in cores]
         try:
-            self._start_all()
-        except BaseException:
+            ray.get([actor.handle.ready.remote() for actor in self._actors], timeout=START_SECONDS)
+        except ray.exceptions.RayError as error:
             self.close()
-            raise
+            raise RunError(
+                f"expected room for {workers} workers (one CPU and {gpus:g} GPUs each) on a cluster with "
+                f"{_resources()}: {type(error).__name__}: {error}; use fewer --nodes"
+            ) from error
 
-    def __enter__(self) -> RayGrid:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def _start(self, cores: list[int]) -> Actor:
+        return Actor(self._kind.remote(self._app, self._threads, cores), cores)
 
     def close(self) -> None:
-        """End the workers; messages without a reply stay without one."""
-        for slot in self._slots:
-            if slot.actor is not None:
-                with suppress(Exception):  # Ray may be gone already
-                    ray.kill(slot.actor)
-            slot.actor = slot.starting = None
-            slot.attempts.clear()
+        """Stop the actors."""
+        for actor in self._actors:
+            with suppress(Exception):
+                self._ray.kill(actor.handle)
+
+    # ------------------------------------------------------------------ Flower's Grid
 
     def set_run(self, run: Run) -> None:
         """Set the run."""
@@ -348,415 +377,137 @@ class RayGrid(Grid):
 
     def get_node_ids(self) -> Iterable[int]:
         """Return the nodes' ids."""
-        return list(self._states)
+        return list(self._contexts)
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Take messages, and hand to the workers what they have room for."""
+        """Take messages, and hand to the actors what they have room for."""
         ids = []
         for message in messages:
             message.metadata.__dict__["_message_id"] = str(uuid4())
-            records = message.content.values()
-            shared = [self._share(record) for record in records if isinstance(record, ArrayRecord)]
-            exchange = self._exchanges.setdefault(_exchange_of(message), _Exchange())
-            exchange.waiting += 1
-            job = _Job(self._pushed, message, shared, exchange)
-            self._pushed += 1
-            self._jobs[message.metadata.message_id] = job
-            self._queues[job.node].append(job)
+            job = Job(message, [self._store(record) for record in message.content.array_records.values()])
+            self._open[message.metadata.message_id] = job
+            self._waiting.append(job)
             ids.append(message.metadata.message_id)
-        self._dispatch()
+        self._deal()
         return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Return the replies that have arrived for these message ids."""
+        """Return the replies to these messages that have arrived; wait up to 10 ms for the first."""
         self._collect()
-        wanted = [message_id for message_id in message_ids if message_id in self._replies]
-        return [self._replies.pop(message_id) for message_id in wanted]
+        return [self._replies.pop(message_id) for message_id in message_ids if message_id in self._replies]
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterable[Message]:
         """Push messages, and pull until every reply is here or ``timeout`` seconds have passed."""
-        waiting = dict.fromkeys(self.push_messages(messages))
+        waiting = set(self.push_messages(messages))
         end = time.monotonic() + (timeout if timeout is not None else float("inf"))
-        replies = []
-        while True:
-            for reply in self.pull_messages(waiting):
-                del waiting[reply.metadata.reply_to_message_id]
-                replies.append(reply)
-            left = end - time.monotonic()
-            if not waiting or left <= 0:
-                break
-            self.wait(min(left, 0.5))
-        for message_id in waiting:
-            self._forget(message_id)
+        replies: list[Message] = []
+        while waiting and time.monotonic() < end:
+            arrived = list(self.pull_messages(sorted(waiting)))
+            waiting -= {reply.metadata.reply_to_message_id for reply in arrived}
+            replies += arrived
         return replies
-
-    def wait(self, seconds: float) -> None:
-        """Wait for the next reply, at most ``seconds``, and keep the workers busy meanwhile."""
-        before, end = self._answered, time.monotonic() + seconds
-        while self._answered == before and (left := end - time.monotonic()) > 0:
-            open_refs = self._open_refs()
-            if not open_refs:
-                time.sleep(left)
-                return
-            ray.wait(open_refs, timeout=min(left, 0.5), fetch_local=False)
-            self._collect()
-
-    # ------------------------------------------------------------------ messages
-
-    def _share(self, record: ArrayRecord) -> _Shared:
-        arrays = list(record.values())
-        shared = self._shared.get(id(record))
-        if shared is None or len(arrays) != len(shared.arrays) or any(map(_differ, arrays, shared.arrays)):
-            shared = self._shared[id(record)] = _Shared(record, arrays, ray.put(record))
-        shared.users += 1
-        return shared
-
-    def _close_job(self, job: _Job) -> None:
-        job.done = True
-        del self._jobs[job.message.metadata.message_id]
-        self._stop(job)
-        for shared in job.shared:
-            shared.users -= 1
-            if not shared.users and self._shared.get(id(shared.record)) is shared:
-                del self._shared[id(shared.record)]
-        job.exchange.waiting -= 1
-        if not job.exchange.waiting:
-            del self._exchanges[_exchange_of(job.message)]
-
-    def _stop(self, job: _Job) -> None:
-        if self._running.get(job.node) is job:
-            del self._running[job.node]
-
-    def _answer(self, job: _Job, reply: Message) -> None:
-        self._close_job(job)
-        self._replies[job.message.metadata.message_id] = reply
-        self._answered += 1
-
-    def _forget(self, message_id: str) -> None:
-        """Drop a message that nobody waits for any more, and its reply."""
-        self._replies.pop(message_id, None)
-        job = self._jobs.get(message_id)
-        if job is not None:
-            with suppress(ValueError):
-                self._queues[job.node].remove(job)
-            self._close_job(job)
 
     # ------------------------------------------------------------------ dealing
 
-    def _dispatch(self) -> None:
-        """Deal waiting messages, oldest first; then run stragglers again where a worker is idle."""
-        now = time.monotonic()
-        up = [slot for slot in self._slots if slot.up]
-        if not any(slot.actor for slot in self._slots):
-            for job in list(self._jobs.values()):
-                self._answer(job, _error_reply(job.message, ErrorCode.NODE_UNAVAILABLE, "no worker is left"))
-            for queue in self._queues.values():
-                queue.clear()
-            return
-        while ready := self._ready():
-            # The last messages go to idle workers only: behind another one, they might wait for long.
-            room = AT_HAND if len(ready) > len(up) else 1
-            free = [s for s in up if len(s.attempts) < room and not (s.attempts and self._stuck(s, now))]
-            slot = min(free, key=lambda slot: len(slot.attempts), default=None)
-            if slot is None:
+    def _store(self, record: ArrayRecord) -> int:
+        """Put an array record into the object store, unless it is there; return its key."""
+        if id(record) not in self._stored:
+            self._stored[id(record)] = (record, self._ray.put(record))
+        return id(record)
+
+    def _deal(self) -> None:
+        """Hand out waiting messages, then run a straggler again on an actor that is idle."""
+        while self._waiting:
+            # The last ones go to idle actors only: behind another message they might wait for long.
+            room = IN_FLIGHT if len(self._waiting) > len(self._actors) else 1
+            actor = min(self._actors, key=lambda one: len(one.jobs))
+            if len(actor.jobs) >= room:
                 return
-            job = ready[0]
-            self._queues[job.node].popleft()
-            self._running[job.node] = job
-            self._send(job, slot, now)
-        for slot in up:
-            if not slot.attempts and (job := self._straggler(now)) is not None:
-                self._send(job, slot, now)
+            self._hand(self._waiting.popleft(), actor)
+        idle = [actor for actor in self._actors if not actor.jobs]
+        if idle and (straggler := self._straggler()) is not None:
+            self._hand(straggler, idle[0])
 
-    def _ready(self) -> list[_Job]:
-        """Return each node's next message, oldest first: a node's state goes from one message to the next."""
-        heads = [
-            queue[0]
-            for node, queue in self._queues.items()
-            if queue and (node not in self._running or self._running[node].expired)
-        ]
-        return sorted(heads, key=lambda job: job.number)
+    def _hand(self, job: Job, actor: Actor) -> None:
+        content = job.message.content
+        arrays = {key: self._stored[id(record)][1] for key, record in content.array_records.items()}
+        message, empty = copy(job.message), ArrayRecord()
+        message.content = RecordDict(
+            {key: empty if key in arrays else record for key, record in content.items()}
+        )
+        context = self._contexts[job.message.metadata.dst_node_id]
+        reference = actor.handle.handle.remote(message, context, arrays)
+        actor.jobs[reference] = (job, time.monotonic())
 
-    def _send(self, job: _Job, slot: _Slot, now: float) -> None:
-        refs = [shared.ref for shared in job.shared]
-        records = [
-            (key, None if isinstance(record, ArrayRecord) else record)
-            for key, record in job.message.content.items()
-        ]
-        state = self._states[job.node]
-        ref = slot.actor.handle.remote(job.message.metadata, records, state, *refs)
-        slot.attempts.append(_Attempt(job, ref, started=now))
-        job.attempts += 1
-
-    def _stuck(self, slot: _Slot, now: float) -> bool:
-        return self._slow(slot.attempts[0], now) or slot.attempts[0].job.expired
-
-    def _slow(self, attempt: _Attempt, now: float) -> bool:
-        seconds, finished = now - attempt.started, attempt.job.exchange.seconds
-        if seconds <= STRAGGLER_SECONDS or not finished:
-            return False
-        return seconds > STRAGGLER_RATIO * statistics.median(finished)
-
-    def _straggler(self, now: float) -> _Job | None:
-        """Return a message to run again: one that is slow, or waits behind one, and runs nowhere else."""
-        for slot in self._slots:
-            if slot.attempts and self._stuck(slot, now):
-                for attempt in slot.attempts:
-                    if attempt.job.attempts == 1 and not attempt.job.done and not attempt.job.expired:
-                        return attempt.job
-        return None
+    def _straggler(self) -> Job | None:
+        """Return the open job that has taken longest, if that is far too long and it runs only once."""
+        if not self._seconds:
+            return None
+        limit = max(STRAGGLES_AFTER, 3 * statistics.median(self._seconds))
+        running = [entry for actor in self._actors for entry in actor.jobs.values() if not entry[0].done]
+        once = [(since, job) for job, since in running if sum(job is other for other, _ in running) == 1]
+        since, straggler = min(once, key=lambda entry: entry[0], default=(math.inf, None))
+        return straggler if time.monotonic() - since > limit else None
 
     # ------------------------------------------------------------------ collecting
 
-    def _open_refs(self) -> list[Any]:
-        starting = [slot.starting for slot in self._slots if slot.starting is not None]
-        return starting + [attempt.ref for slot in self._slots for attempt in slot.attempts]
-
     def _collect(self) -> None:
-        """Take what is finished, see to dead workers, and deal again."""
-        open_refs = self._open_refs()
-        if open_refs:
-            finished, _ = ray.wait(open_refs, num_returns=len(open_refs), timeout=0)
-            done = set(finished)
-            for slot in self._slots:
-                if slot.starting in done:
-                    self._take_start(slot)
-                while slot.attempts and slot.attempts[0].ref in done:
-                    self._take_reply(slot)
-        self._dispatch()
+        owners = {reference: actor for actor in self._actors for reference in actor.jobs}
+        if owners:
+            ready, _ = self._ray.wait(list(owners), num_returns=1, timeout=0.01)
+            if ready:
+                ready, _ = self._ray.wait(list(owners), num_returns=len(owners), timeout=0)
+            for reference in ready:
+                if reference in owners[reference].jobs:  # else its actor was just found dead
+                    self._take(owners[reference], reference)
+        self._deal()
 
-    def _take_reply(self, slot: _Slot) -> None:
-        attempt, now = slot.attempts[0], time.monotonic()
-        job = attempt.job
+    def _take(self, actor: Actor, reference: Any) -> None:
+        job, since = actor.jobs[reference]
         try:
-            reply, state = ray.get(attempt.ref)
-        except ray.exceptions.RayTaskError as error:  # a reply that cannot be sent, say
-            reason = f"{type(error.cause).__name__}: {error.cause}"
-            reply = _error_reply(job.message, ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason)
-            state = self._states[job.node]
-        except ray.exceptions.RayError as error:
-            self._take_death(slot, error)
+            reply, state = self._ray.get(reference)
+        except self._ray.exceptions.RayTaskError as error:
+            del actor.jobs[reference]
+            self._fail(job, f"the worker could not answer: {error.cause or error}")
             return
-        slot.attempts.popleft()
-        job.attempts -= 1
-        if slot.attempts:
-            slot.attempts[0].started = now
-        if not job.done:
-            job.exchange.seconds.append(now - attempt.started)
-            self._states[job.node] = state
-            self._answer(job, reply)
+        except self._ray.exceptions.RayError as error:
+            self._bury(actor, error)
+            return
+        del actor.jobs[reference]
+        now = time.monotonic()
+        actor.jobs = {other: (one, now) for other, (one, _) in actor.jobs.items()}  # what waited begins now
+        if not job.done:  # else it was a straggler's twin
+            self._seconds.append(now - since)
+            self._contexts[job.message.metadata.dst_node_id].state = state
+            self._finish(job, reply)
 
-    def _take_death(self, slot: _Slot, error: Exception) -> None:
-        """Replace a worker. Only the message that it was running counts the death."""
-        log.warning("a Ray worker died, and its messages are run again: %s", type(error).__name__)
-        attempts = list(slot.attempts)
-        slot.attempts.clear()
-        attempts[0].job.deaths += 1
-        for attempt in reversed(attempts):
-            job = attempt.job
-            job.attempts -= 1
-            if job.done or job.attempts:
-                continue
+    def _bury(self, actor: Actor, error: Exception) -> None:
+        """Replace a dead actor; its messages are run again, before all others."""
+        jobs = [job for job, _ in actor.jobs.values() if not job.done]
+        actor.jobs = {}
+        self._actors[self._actors.index(actor)] = self._start(actor.cores)
+        elsewhere = [job for one in self._actors for job, _ in one.jobs.values()]
+        if jobs:
+            jobs[0].deaths += 1  # the other only waited behind it
+        for job in reversed(jobs):
             if job.deaths >= MOST_DEATHS:
-                reason = f"{job.deaths} workers died under this message, the last of {type(error).__name__}"
-                self._answer(job, _error_reply(job.message, ErrorCode.CLIENT_APP_CRASHED, reason))
-                continue
-            self._stop(job)
-            self._queues[job.node].appendleft(job)
-        self._start(slot)
+                self._fail(job, f"{job.deaths} workers died at this message, the last with: {error}")
+            elif job not in elsewhere:
+                self._waiting.appendleft(job)
 
-    # ------------------------------------------------------------------ workers
+    def _fail(self, job: Job, reason: str) -> None:
+        if not job.done:
+            error = Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason)
+            self._finish(job, Message(error, reply_to=job.message))
 
-    def _start(self, slot: _Slot) -> None:
-        if slot.actor is not None:
-            ray.kill(slot.actor)  # it may live on where only the way to it was lost
-        slot.actor = self._class.remote(*self._arguments)
-        slot.starting = slot.actor.start.remote(self._home, slot.cores)
-
-    def _take_start(self, slot: _Slot) -> None:
-        try:
-            ray.get(slot.starting)
-        except ray.exceptions.RayError as error:
-            slot.failures += 1
-            log.warning("a Ray worker did not start: %s", error)
-            if slot.failures < MOST_DEATHS:
-                self._start(slot)
-            else:
-                slot.actor = slot.starting = None
-        else:
-            slot.starting, slot.failures = None, 0
-
-    def _start_all(self) -> None:
-        for slot in self._slots:
-            self._start(slot)
-        starting = [slot.starting for slot in self._slots]
-        room = min(len(starting), max(1, _room(self._needs)))
-        finished, _ = ray.wait(starting, num_returns=room, timeout=START_SECONDS)
-        try:
-            ray.get(finished)
-        except ray.exceptions.RayError as error:
-            raise RunError(f"a Ray worker did not start: {error}") from error
-        if not finished:
-            raise RunError(
-                f"expected room for a worker with {_words(self._needs)} within {START_SECONDS:g} seconds; "
-                f"the cluster has {_words(ray.cluster_resources())}, of which "
-                f"{_words(ray.available_resources())} are free"
-            )
-        if len(finished) < len(starting):
-            log.warning("the cluster has room for %d of %d workers", len(finished), len(starting))
-        self._collect()
-
-
-def _exchange_of(message: Message) -> tuple[str, str]:
-    return message.metadata.message_type, message.metadata.group_id
-
-
-def _differ(one: object, other: object) -> bool:
-    return one is not other
-
-
-# ----------------------------------------------------------------------------- cores and GPUs
-
-
-def _environment(threads: int) -> dict[str, str]:
-    pools = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-    return {**dict.fromkeys(pools, str(threads)), "TF_CPP_MIN_LOG_LEVEL": "3"}
-
-
-def _cores(wanted: int) -> list[int]:
-    """Return cores of this process for its workers to keep to, or none where it has fewer than wanted.
-
-    Those that the workers of another run keep to come last.
-    """
-    import psutil
-
-    if not hasattr(os, "sched_setaffinity"):
-        return []
-    cores = sorted(os.sched_getaffinity(0))
-    if len(cores) < wanted:
-        return []
-    taken: Counter[int] = Counter()
-    for process in psutil.process_iter():
-        with suppress(psutil.Error):
-            if process.name().startswith("ray::_Worker"):
-                taken.update(process.cpu_affinity())
-    return sorted(cores, key=taken.__getitem__)[:wanted]
-
-
-def _gpu_share(device: str, workers: int) -> float:
-    """Return each worker's share of the cluster's GPUs; 0 when the experiment wants none."""
-    if not device.startswith(("auto", "cuda")):
-        return 0.0
-    share = min(1.0, ray.cluster_resources().get("GPU", 0.0) / workers)
-    return math.floor(share * 10_000) / 10_000  # Ray's step; rounded up, the last would find no room
-
-
-def _room(needs: dict[str, float]) -> int:
-    """Return how many workers with these needs the cluster's nodes hold when they are empty."""
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    wanted = {name: amount for name, amount in needs.items() if amount}
-    return sum(
-        min(int(node.get(name, 0.0) / amount + 1e-6) for name, amount in wanted.items()) for node in nodes
-    )
-
-
-def _words(resources: dict[str, float]) -> str:
-    return " and ".join(f"{resources.get(name, 0.0):g} {name}" for name in ("CPU", "GPU"))
-
-
-# ----------------------------------------------------------------------------- Ray itself
-
-
-@contextmanager
-def _cluster(address: str | None, cpus: int, device: str) -> Iterator[None]:
-    """Start Ray or join it; on leaving, end what was started, and only leave what was joined."""
-    if ray.is_initialized():
-        if address is not None:
-            raise RunError(f"Ray runs in this process already: expected no address, got {address}")
-        yield
-    elif address is None:
-        with _local_cluster(cpus, device):
-            yield
-    else:
-        _expect_answer(address)
-        try:
-            try:
-                _init(address=address)
-            except (ConnectionError, RuntimeError, ValueError) as error:
-                raise RunError(f"cannot join the Ray cluster at {address}: {error}") from error
-            yield
-        finally:
-            with _no_interrupts():
-                ray.shutdown()
-
-
-@contextmanager
-def _local_cluster(cpus: int, device: str) -> Iterator[None]:
-    gpus = 0
-    if device.startswith(("auto", "cuda")):
-        import torch
-
-        gpus = torch.cuda.device_count()
-    # Ray keeps its sockets in here, and a socket's path has at most 107 characters: no long TMPDIR.
-    short = Path("/tmp")  # noqa: S108
-    home = Path(tempfile.mkdtemp(prefix="kdfed-", dir=short if short.is_dir() else None))
-    try:
-        # As many CPUs as the workers want, so that there may be more workers than cores.
-        _init(address="local", num_cpus=cpus, num_gpus=gpus, include_dashboard=False, _temp_dir=str(home))
-        yield
-    finally:
-        with _no_interrupts():
-            started = _processes(home)
-            ray.shutdown()
-            _end(started)
-            shutil.rmtree(home, ignore_errors=True)
-
-
-def _init(**settings: Any) -> None:
-    """Initialise Ray without its banner, its telemetry and its handler of SIGTERM."""
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else a warning, once a process
-    on_sigterm = signal.getsignal(signal.SIGTERM)
-    ray.init(log_to_driver=False, configure_logging=False, logging_level=logging.ERROR, **settings)
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, on_sigterm)
-
-
-def _expect_answer(address: str) -> None:
-    """Ask for the cluster's health in a process of its own: Ray itself tries for 35 seconds and cannot stop."""
-    command = [sys.executable, "-P", "-m", "ray.scripts.scripts", "health-check"]
-    command += [] if address == "auto" else ["--address", address]
-    reason = f"it did not answer within {ANSWER_SECONDS:g} seconds"
-    with suppress(subprocess.TimeoutExpired):
-        done = subprocess.run(command, capture_output=True, text=True, timeout=ANSWER_SECONDS)  # noqa: S603
-        if done.returncode == 0:
-            return
-        reason = (done.stderr.strip() or f"exit code {done.returncode}").splitlines()[-1]
-    raise RunError(f"expected a Ray cluster at {address}: {reason}; `ray start --head` starts one")
-
-
-def _processes(home: Path) -> list[psutil.Process]:
-    """Return the daemons of a session of Ray, which name its folder, and the workers beneath them."""
-    import psutil
-
-    found = []
-    for process in psutil.Process().children():
-        with suppress(psutil.Error):
-            if str(home) in " ".join(process.cmdline()):
-                found += [process, *process.children(recursive=True)]
-    return found
-
-
-def _end(processes: list[psutil.Process]) -> None:
-    """Wait until these processes have ended, and kill those that do not within 3 seconds."""
-    import psutil
-
-    deadline = time.monotonic() + 3
-    while processes := [process for process in processes if _is_alive(process)]:
-        if time.monotonic() > deadline:
-            for process in processes:
-                with suppress(psutil.NoSuchProcess):
-                    process.kill()
-        time.sleep(0.02)
+    def _finish(self, job: Job, reply: Message) -> None:
+        job.done = True
+        reply.metadata.__dict__["_message_id"] = str(uuid4())
+        message_id = job.message.metadata.message_id
+        self._replies[message_id] = reply
+        del self._open[message_id]
+        used = {key for other in self._open.values() for key in other.records}
+        for key in set(self._stored) - used:
+            del self._stored[key]

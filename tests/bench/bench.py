@@ -35,7 +35,7 @@ import torch
 from contestants import CONTESTANTS
 from rich.console import Console
 from rich.table import Table
-from work import Work
+from work import START, Work, warm
 
 from kdfed.models import State
 
@@ -58,8 +58,9 @@ class Bench:
         self.options = options
         self.console = Console()
         self.console.width = max(self.console.width, 120)
-        self.logs = options.out / "logs"
+        self.logs = options.out.resolve() / "logs"
         self.logs.mkdir(parents=True, exist_ok=True)
+        self.started: set[str] = set()
         self.differ: dict[tuple[str, str, int], float | str] = {}
         self.curves: dict[tuple[str, int], list[float | None]] = {}
 
@@ -112,6 +113,9 @@ class Bench:
     def race(self, work: Work, names: Sequence[str]) -> list[dict[str, Any]]:
         """Race contestants on one piece of work, and return their rows."""
         case = (work.model, work.participants, work.workers)
+        if work.model not in self.started:
+            torch.save(warm(work.model), self.logs / f"{work.model}.pt")
+            self.started.add(work.model)
         absent = {name: self.absent(name, work) for name in names}
         present = [name for name in names if absent[name] is None]
         self.verify(present, work)
@@ -151,7 +155,7 @@ class Bench:
         small = replace(work, participants=min(work.participants, 10)).order_free()
         reference = self.weights("bare-loop", replace(small, workers=1))
         assert not isinstance(reference, str), reference
-        start = small.initial_state()
+        start = torch.load(self.logs / f"{work.model}.pt")
         went = distance(reference, start)
         for name in new:
             key = (name, work.model, work.workers)
@@ -187,6 +191,7 @@ class Bench:
             "PYTHONPATH": str(Path(__file__).parent),
             "RAY_USAGE_STATS_ENABLED": "0",
             "FLWR_TELEMETRY_ENABLED": "0",
+            START: str(self.logs),
             "KDFED_BENCH_PEERS": str(self.options.peers or ""),
         }
         return harness.Contestant(

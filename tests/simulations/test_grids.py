@@ -128,6 +128,22 @@ class _Forwarding(ParticipantGrid):
 @pytest.mark.sim
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
+def test_the_ray_grid_keeps_the_contract():
+    from simulations.engines import ray
+
+    with ray.started(2):
+        grid = ray.RayGrid(_echo_app(), 2)
+        _contract(grid, 2 * ray.NODES_PER_WORKER)
+        (reply,) = grid.send_and_receive(
+            [Message(RecordDict({"config": ConfigRecord({"fail": True})}), 1001, "query.echo")]
+        )
+        assert reply.error.reason == "RuntimeError: asked to fail"
+        grid.close()
+
+
+@pytest.mark.sim
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
 def test_flowers_simulation_grid_keeps_the_contract():
     from flwr.simulation import run_simulation
 

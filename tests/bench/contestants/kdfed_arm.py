@@ -7,6 +7,7 @@ from flwr.serverapp import Grid
 from work import SEED, Work
 
 from contestants.gate import Gate
+from kdfed import wire
 from kdfed.records import RoundRecord
 from strategies.arm import ArmConfig, ServerData
 from strategies.catalogue import make_strategy
@@ -43,13 +44,7 @@ def run(work: Work, gate: Gate, grid: Grid) -> None:
         data=server,
         seed=SEED,
         name="cold",
-        simulation={
-            "data": arm.data.model_dump_json(),
-            "partition": arm.partition.model_dump_json(),
-            "seed": SEED,
-            "threads": 1,
-            "device": "cpu",
-        },
+        simulation=wire.simulation_record(arm, SEED),
         on_record=on_record,
     )
     PreConsolidation(make_strategy(arm), config).start(
