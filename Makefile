@@ -5,10 +5,10 @@ BIN := .venv/bin
 INSTALLED := .venv/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo check format test bench study docs
+.PHONY: help install demo check format test bench bench-quick study docs
 
 help:  ## show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: $(INSTALLED)  ## make .venv with everything for development
 
@@ -36,8 +36,11 @@ format: $(INSTALLED)  ## format the code, and mend what the linter can mend
 test: $(INSTALLED)  ## every test
 	$(BIN)/python -m pytest -q
 
-bench: $(INSTALLED)  ## time a federated round against a bare training loop
-	$(BIN)/python tests/bench/rounds.py --out runs/bench
+bench: $(INSTALLED)  ## a round beside a bare PyTorch loop and other frameworks (an hour)
+	$(BIN)/python tests/bench/bench.py --out runs/bench
+
+bench-quick: $(INSTALLED)  ## the same in under ten minutes, with fewer cases
+	$(BIN)/python tests/bench/bench.py --quick --out runs/bench-quick
 
 study: $(INSTALLED)  ## run the shipped experiments, then one table of what they saved
 	for name in quickstart uniform pathological; do \

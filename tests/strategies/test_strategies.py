@@ -95,7 +95,8 @@ def test_kd_with_weight_zero_is_plain(tiny, run_arm):
 
 
 def test_starts_differ_only_in_the_start(tiny, run_arm):
-    experiment = tiny(arms={s: {"start": s} for s in ("random", "consolidated", "averaged")})
+    longer = {"rounds.max": 0, "teachers.epochs": 10, "consolidation.epochs": 20}
+    experiment = tiny(arms={s: {"start": s} for s in ("random", "consolidated", "averaged")}, **longer)
     starts = {name: run_arm(experiment, name).records[0] for name in experiment.arms}
     assert starts["consolidated"].accuracy > starts["random"].accuracy
     assert starts["random"].exchanges == 0
