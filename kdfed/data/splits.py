@@ -59,6 +59,7 @@ def stratified_order(labels: np.ndarray, generator: np.random.Generator) -> np.n
     for stratum in np.unique(labels):
         members = np.flatnonzero(strata == stratum)
         place[members] = (np.arange(len(members)) + generator.random()) / len(members)
+    del strata  # of millions of examples, every array counts
     return shuffled[np.argsort(place, kind="stable")]
 
 
@@ -75,7 +76,7 @@ def split(dataset: Dataset, settings: DataSettings) -> Splits:
         If the source has no test part of its own, or a split would be empty.
     """
     wanted = settings.splits
-    everything = np.arange(len(dataset), dtype=np.int64)
+    rest: np.ndarray | None = None
     if wanted.test == "official":
         if dataset.official_test is None:
             raise DataError(
@@ -83,16 +84,15 @@ def split(dataset: Dataset, settings: DataSettings) -> Splits:
                 "data.splits.test",
             )
         test = dataset.official_test
-        rest = np.setdiff1d(everything, test)
+        rest = np.setdiff1d(np.arange(len(dataset), dtype=np.int64), test)
         held_out = 0
     else:
-        rest = everything
-        held_out = round(wanted.test * len(rest))
-    labels = dataset.labels if rest is everything else dataset.labels[rest]
+        held_out = round(wanted.test * len(dataset))
+    labels = dataset.labels if rest is None else dataset.labels[rest]
     order = stratified_order(labels, numpy_generator(wanted.seed, "split"))
-    if rest is not everything:
+    if rest is not None:
         order = rest[order]
-    sizes = [held_out, round(wanted.validation * len(rest)), round(wanted.transfer * len(rest))]
+    sizes = [held_out, round(wanted.validation * len(order)), round(wanted.transfer * len(order))]
     first, validation, transfer, train = np.split(order, np.cumsum(sizes))
     if wanted.test != "official":
         test = first

@@ -228,7 +228,7 @@ def table(rows: Sequence[dict[str, Any]]) -> Table:
     made = Table(box=None, header_style="bold", title_justify="left")
     for column in ("contestant", "model", "P", "workers", "s/round", "participants/s"):
         made.add_column(column, justify="left" if column in ("contestant", "model") else "right")
-    for column in ("start s", "PSS MB", "accuracy", "x peer", "x loop", "x one worker"):
+    for column in ("start s", "PSS MB", "accuracy", "idle CPU", "x peer", "x loop", "x one w."):
         made.add_column(column, justify="right")
     for row in rows:
         numbers = (
@@ -237,6 +237,7 @@ def table(rows: Sequence[dict[str, Any]]) -> Table:
             _number(row["startup_seconds"], ".1f"),
             _number(row["peak_pss_mb"], ",.0f"),
             _number(row["accuracy"], ".3f"),
+            _number(row["idle_cpu_share"], ".0%"),
             _number(row["times_faster_than_fastest_peer"], ".2f"),
             _number(row["times_faster_than_bare_loop"], ".2f"),
             _number(row["times_faster_than_one_worker"], ".2f"),
@@ -268,7 +269,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--contestants", nargs="+", choices=list(CONTESTANTS), default=list(CONTESTANTS))
     add("--rounds", type=int, default=5, help=f"timed rounds, {harness.LEAST} or more")
     add("--budget", type=float, default=30.0, help="seconds of timed rounds a contestant and case")
-    add("--cohort-size", type=int, default=16, help="participants that kdfed trains in one call")
+    add("--cohort-size", type=int, default=64, help="participants that kdfed trains in one call")
     add("--teachers", nargs="+", type=int, default=[20, 100, 300], help="for consolidation")
     add("--scale", nargs="+", type=int, default=[100, 500, 1000, 2000, 5000, 10_000], help="participants")
     peers = os.environ.get("KDFED_BENCH_PEERS")

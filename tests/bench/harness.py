@@ -34,6 +34,10 @@ LAST = 3
 TOLERANCE = 0.02
 """By how much accuracy may fall short of the bare loop's."""
 
+SETTLE, DAEMONS, HIDDEN = 1.0, 0.1, 0.25
+"""For so many seconds after its first timed round a contestant is watched: it may use ``DAEMONS`` seconds of
+CPU for housekeeping, and as much again as this share of the round. Whoever uses more trains off the clock."""
+
 _ANSWER_SECONDS = 1800.0
 
 
@@ -126,6 +130,17 @@ class Contestant:
         self.rounds.append(made)
         self._left = (time.monotonic(), self._cpu_seconds())
         return made
+
+    def watch_for_hidden_work(self) -> None:
+        """Fail if it goes on working after it answered."""
+        before = self._cpu_seconds()
+        time.sleep(SETTLE)
+        used = self._cpu_seconds() - before
+        if used > DAEMONS + HIDDEN * min(SETTLE, self.rounds[-1].seconds):
+            raise ContestantError(
+                f"works off the clock: {used:.2f} s of CPU in the {SETTLE:g} s after a round of "
+                f"{self.rounds[-1].seconds:.2f} s"
+            )
 
     def finish(self) -> None:
         """End the process and everything that it started."""
@@ -260,12 +275,14 @@ def race(contestants: Sequence[Contestant], rounds: int, budget: float = float("
     try:
         for contestant in contestants:
             _guard(contestant, contestant.start)
-        for _ in range(1 + rounds):
+        for number in range(1 + rounds):
             for contestant in contestants:
                 spent = sum(made.seconds for made in contestant.timed)
                 over = len(contestant.timed) >= LEAST and spent > budget
                 if contestant.failure is None and not over:
                     _guard(contestant, contestant.round)
+                if contestant.failure is None and number == 1:
+                    _guard(contestant, contestant.watch_for_hidden_work)
     finally:
         for contestant in contestants:
             contestant.finish()

@@ -34,6 +34,11 @@ FAKE = textwrap.dedent(
 )
 
 
+@pytest.fixture(autouse=True)
+def _short_watch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(harness, "SETTLE", 0.01)
+
+
 @pytest.fixture
 def fake(tmp_path: Path) -> Callable[..., Contestant]:
     """Return a function that makes a contestant which trains nothing."""
@@ -77,6 +82,18 @@ def test_the_budget_ends_slow_contestants_after_three_timed_rounds(fake: Callabl
     slow, quick = fake("a", seconds=9.0), fake("b", seconds=0.1)
     race([slow, quick], rounds=5, budget=1.0)
     assert (len(slow.timed), len(quick.timed)) == (3, 5)
+
+
+def test_a_contestant_that_trains_after_its_answer_is_found_out(
+    fake: Callable[..., Contestant], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(harness, "SETTLE", 0.6)
+    cheat, honest = fake("a", seconds=0.2), fake("b", seconds=0.2)
+    cheat.command[2] += "    end = time.process_time() + 0.4\n    while time.process_time() < end: pass\n"
+    race([cheat, honest], rounds=3)
+    assert cheat.failure is not None
+    assert cheat.failure.startswith("works off the clock")
+    assert honest.failure is None
 
 
 def test_nothing_of_a_contestant_is_left(fake: Callable[..., Contestant]) -> None:

@@ -24,24 +24,24 @@ class Watched(InProcessGrid):
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
-        self.order: list[str] = []
+        self.steps: list[str] = []
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         messages = list(messages)
         if messages[0].metadata.message_type == wire.TRAIN:
-            self.order.append("push")
+            self.steps.append("push")
         return super().push_messages(messages)
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        if self._pending and "push" in self.order:
-            self.order.append("pull")
+        if self._pending and "push" in self.steps:
+            self.steps.append("pull")
         return super().pull_messages(message_ids)
 
 
 def _order(run_arm: Any, experiment: Any, **config: Any) -> list[str]:
     grid = Watched(app, 1)
-    run_arm(experiment, grid=grid, on_record=lambda r: grid.order.append(f"record {r.round}"), **config)
-    return grid.order
+    run_arm(experiment, grid=grid, on_record=lambda r: grid.steps.append(f"record {r.round}"), **config)
+    return grid.steps
 
 
 def test_a_round_is_evaluated_while_the_nodes_train_for_the_next(tiny, run_arm):

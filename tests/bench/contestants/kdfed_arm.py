@@ -1,52 +1,55 @@
-"""What kdfed's contestants share: one arm over a grid, as every engine runs it."""
+"""What kdfed's contestants share: one arm over a grid, as every engine runs it.
+
+The gate stands before a round's messages are made. It must not stand where the arm evaluates: that happens
+while participants of the next round train already, and they would go on while others have their turn.
+"""
 
 from __future__ import annotations
 
-from flwr.app import ArrayRecord
+from collections.abc import Iterable
+
+from flwr.app import ArrayRecord, ConfigRecord, Message
 from flwr.serverapp import Grid
 from work import SEED, Work
 
 from contestants.gate import Gate
 from kdfed import wire
-from kdfed.records import RoundRecord
-from strategies.arm import ArmConfig, ServerData
+from strategies.arm import ArmConfig, ArmRunner, ServerData
 from strategies.catalogue import make_strategy
-from strategies.pre_consolidation import PreConsolidation
 
 
 def run(work: Work, gate: Gate, grid: Grid) -> None:
     """Run rounds until the gate closes. Messages, checks, aggregation and records are within their time."""
     experiment, data = work.experiment, work.data
     arm = experiment.arm("cold")
-    validation = data.examples(data.splits.validation)
     server = ServerData(
         transfer=data.examples(data.splits.transfer),
-        validation=validation,
+        validation=data.examples(data.splits.validation),
         test=None,
         transfer_inputs=data.dataset.inputs[data.splits.transfer],
         classes=data.classes,
     )
-    latest: list[ArrayRecord] = []
-    steps = 0
-
-    def keep(server_round: int, arrays: ArrayRecord) -> None:
-        latest[:] = [arrays]
-
-    def on_record(record: RoundRecord) -> None:
-        nonlocal steps
-        if record.round > 0:
-            gate.done(latest[0].to_torch_state_dict, record.local_steps - steps)
-        steps = record.local_steps
-        gate.wait()
-
     config = ArmConfig(
         arm=arm,
         data=server,
         seed=SEED,
         name="cold",
         simulation=wire.simulation_record(arm, SEED),
-        on_record=on_record,
     )
-    PreConsolidation(make_strategy(arm), config).start(
-        grid, ArrayRecord(work.initial_state()), arm.rounds.max, arm.server.deadlines.train, evaluate_fn=keep
-    )
+    strategy = make_strategy(arm)
+    runner = ArmRunner(strategy, config, grid)
+    configure_train = strategy.configure_train
+    steps = 0
+
+    def gated(server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterable[Message]:
+        nonlocal steps
+        total = runner.ledger.totals().local_steps
+        if server_round > 1:
+            gate.done(arrays.to_torch_state_dict, total - steps)
+        steps = total
+        gate.wait()
+        return configure_train(server_round, arrays, config, grid)
+
+    # On the instance: to kdfed, a subclass of FedAvg would be a strategy that wants single models.
+    strategy.configure_train = gated
+    runner.run(ArrayRecord(work.initial_state()), arm.rounds.max, arm.server.deadlines.train)
