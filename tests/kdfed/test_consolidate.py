@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from kdfed.config import ModelSettings, TeacherSettings, VanillaConsolidation
-from kdfed.consolidate import average_states, consolidate, cosine, teacher_logits
+from kdfed.consolidate import TeacherStacks, average_states, consolidate, cosine, teacher_logits
 from kdfed.data import Examples
 from kdfed.distill.vanilla import kd_loss
 from kdfed.ensemble import combine, validated_scores
@@ -132,18 +132,22 @@ def test_augmentation_changes_the_student(teachers: list[nn.Module]) -> None:
     assert not same(plain, changed)
 
 
-def test_fixed_views_are_a_larger_transfer_set_that_teachers_answer_once(teachers: list[nn.Module]) -> None:
+def test_fixed_views_are_a_larger_transfer_set_that_teachers_answer_once(
+    teachers: list[nn.Module], monkeypatch: pytest.MonkeyPatch
+) -> None:
     chosen = settings(augmentation=("crop",), views=3)
     asked: list[int] = []
-    handles = [
-        teacher.register_forward_hook(lambda module, inputs, output: asked.append(len(inputs[0])))
-        for teacher in teachers
-    ]
+    answer = TeacherStacks.logits
+
+    def counted(self: TeacherStacks, inputs: torch.Tensor) -> torch.Tensor:
+        asked.append(len(inputs))
+        return answer(self, inputs)
+
+    monkeypatch.setattr(TeacherStacks, "logits", counted)
     student, twin = some_model(5), some_model(5)
     result = consolidate(student, teachers, TRANSFER, VALIDATION, chosen, 3)
-    for handle in handles:
-        handle.remove()
-    assert sum(asked) == len(teachers) * (3 * len(TRANSFER) + len(VALIDATION))
+    assert asked == [len(VALIDATION), 3 * len(TRANSFER)]
+    monkeypatch.undo()
     assert result.steps == chosen.epochs * math.ceil(3 * len(TRANSFER) / chosen.batch_size)
     larger = views_of(TRANSFER, ("crop",), 3, torch_generator(3, "augmentation"))
     consolidate(twin, teachers, larger, VALIDATION, settings(), 3)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 import tracemalloc
 from typing import Any
 
@@ -49,10 +48,8 @@ def test_a_hundred_thousand_participants_cost_only_the_twenty_that_are_sampled(t
     monkeypatch.setattr(Drawn, "__getitem__", counted)
     experiment = _many(100_000)
     tracemalloc.start()
-    started = time.process_time()
     folder = RunFolder.open_for(tmp_path / "run", experiment)
     summary = run_experiment(InProcessGrid(app, 2), experiment, folder, "inprocess")
-    seconds = time.process_time() - started
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     (run,) = summary["runs"]
@@ -60,7 +57,6 @@ def test_a_hundred_thousand_participants_cost_only_the_twenty_that_are_sampled(t
     assert run["totals"]["round"] == 2
     held_out = 3 * round(200_000 * HELD_OUT["test"]) + round(200_000 * HELD_OUT["transfer"])
     assert sum(rows) <= held_out + 2 * 20 * 2
-    assert seconds < 20
     assert peak < 80e6, "the images would be 157 MB"
     (partition,) = summary["partitions"]
     assert partition["participants"] == 100_000
