@@ -20,6 +20,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -269,7 +270,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--contestants", nargs="+", choices=list(CONTESTANTS), default=list(CONTESTANTS))
     add("--rounds", type=int, default=5, help=f"timed rounds, {harness.LEAST} or more")
     add("--budget", type=float, default=30.0, help="seconds of timed rounds a contestant and case")
-    add("--cohort-size", type=int, default=64, help="participants that kdfed trains in one call")
+    add("--cohort-size", type=int, default=128, help="participants that kdfed trains in one call")
     add("--teachers", nargs="+", type=int, default=[20, 100, 300], help="for consolidation")
     add("--scale", nargs="+", type=int, default=[100, 500, 1000, 2000, 5000, 10_000], help="participants")
     peers = os.environ.get("KDFED_BENCH_PEERS")
@@ -282,6 +283,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main() -> None:
     torch.set_num_threads(1)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that contestants are ended, too
     options = parse()
     bench = Bench(options)
     sections = ("rounds",) if options.quick else options.sections

@@ -22,7 +22,7 @@ def draw(rows: Sequence[dict[str, Any]], names: Sequence[str], path: Path) -> No
         A PNG file.
     """
     from matplotlib.figure import Figure
-    from matplotlib.ticker import FuncFormatter, NullFormatter
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     known = [row for row in rows if row["status"] == "ok"]
     if not known:
@@ -47,6 +47,7 @@ def draw(rows: Sequence[dict[str, Any]], names: Sequence[str], path: Path) -> No
             axes.set(xscale="log", yscale="log")
             axes.set_xticks(people, [f"{number:,}" for number in people])
             axes.xaxis.set_minor_formatter(NullFormatter())
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
             axes.yaxis.set_minor_formatter(NullFormatter())
             axes.set_title(f"{model}, {count} worker{'s' if count > 1 else ''}", loc="left", weight="bold")
