@@ -18,7 +18,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from kdfed.cohort import predict_stack, stack_states
+from kdfed.cohort import plan_for, predict_stack, stack_states
+from kdfed.cohort.predicting import BATCH
 from kdfed.config import ConsolidationSettings
 from kdfed.distill import LOSSES
 from kdfed.ensemble import combine, validated_scores
@@ -222,7 +223,12 @@ class TeacherStacks:
         if not self._checked:
             self._check(inputs[:2])
         logits: list[torch.Tensor] = [torch.empty(0)] * len(self._teachers)
+        batch = min(BATCH, len(inputs))
         for places, stack in self._groups:
+            if plan_for(self._teachers[places[0]], tuple(inputs.shape[1:]), batch).level == "loop":
+                for place in places:
+                    logits[place] = predict(self._teachers[place], inputs, batch).float()
+                continue
             values_KNC = predict_stack(self._teachers[places[0]], stack, inputs).float()
             for place, values_NC in zip(places, values_KNC, strict=True):
                 logits[place] = values_NC

@@ -115,7 +115,7 @@ def plan_for(model: nn.Module, input_shape: tuple[int, ...], batch_size: int = 1
     input_shape
         Shape of one input.
     batch_size
-        Examples of a step (1 for evaluation, where only the model matters).
+        Examples of a step, or of a pass.
 
     Returns
     -------

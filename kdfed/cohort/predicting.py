@@ -44,7 +44,7 @@ def predict_stack(model: nn.Module, stack: Stack, inputs: torch.Tensor) -> torch
         Logits [B, N, C] on the CPU, without gradient.
     """
     device, count = device_of(model), len(next(iter(stack.values())))
-    plan = plan_for(model, tuple(inputs.shape[1:]))
+    plan = plan_for(model, tuple(inputs.shape[1:]), min(BATCH, len(inputs)))
     if plan.level == "loop" or count == 1:
         own = copy.deepcopy(model)
         logits = []
