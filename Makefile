@@ -36,10 +36,10 @@ format: $(INSTALLED)  ## format the code, and mend what the linter can mend
 test: $(INSTALLED)  ## every test
 	$(BIN)/python -m pytest -q
 
-bench: $(INSTALLED)  ## a round beside a bare PyTorch loop and other frameworks (an hour)
+bench: $(INSTALLED)  ## a round beside a bare PyTorch loop and other frameworks (long)
 	$(BIN)/python tests/bench/bench.py --out runs/bench
 
-bench-quick: $(INSTALLED)  ## the same in under ten minutes, with fewer cases
+bench-quick: $(INSTALLED)  ## the same with fewer cases
 	$(BIN)/python tests/bench/bench.py --quick --out runs/bench-quick
 
 study: $(INSTALLED)  ## run the shipped experiments, then one table of what they saved

@@ -261,7 +261,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Time federated rounds, side by side.")
     add = parser.add_argument
     add("--out", type=Path, default=Path("runs/bench"), help="folder of the figures")
-    add("--quick", action="store_true", help="under ten minutes: fewer cases, nothing but rounds")
+    add("--quick", action="store_true", help="fewer cases, nothing but rounds")
     add("--slow", action="store_true", help="Flower above 500 participants too")
     add("--sections", nargs="+", choices=SECTIONS, default=SECTIONS)
     add("--models", nargs="+", choices=("cnn", "mlp", "resnet8"), default=["cnn", "mlp", "resnet8"])
