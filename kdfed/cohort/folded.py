@@ -154,10 +154,8 @@ def _images_by_channel(run: _Run, module: nn.Module, name: str, value: Folded) -
     return Folded(module(value.data), value.layout)
 
 
-def _dropout(run: _Run, module: Any, name: str, value: Folded) -> Folded:
-    if module.p > 0:
-        raise NotFoldableError(f"{name}: dropout draws its own numbers")
-    return value
+def _unchanged(run: _Run, module: nn.Module, name: str, value: Folded) -> Folded:
+    return value  # dropout of nothing: any other is refused when the graph is checked
 
 
 _ELEMENTWISE_MODULES = (
@@ -173,8 +171,8 @@ LAYERS: dict[type[nn.Module], Layer] = {
     nn.BatchNorm1d: _batch_norm,
     nn.BatchNorm2d: _batch_norm,
     nn.Flatten: lambda run, module, name, value: _flatten(run, value, module.start_dim, module.end_dim),
-    nn.Dropout: _dropout,
-    nn.Dropout2d: _dropout,
+    nn.Dropout: _unchanged,
+    nn.Dropout2d: _unchanged,
     **dict.fromkeys(_ELEMENTWISE_MODULES, _by_channel),
     **dict.fromkeys(_POOLS, _images_by_channel),
 }

@@ -34,11 +34,8 @@ from typing import Any
 from uuid import uuid4
 
 import torch
-from flwr.app import ArrayRecord, Context, Error, Message, RecordDict
+from flwr.app import ArrayRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
-from flwr.common.constant import ErrorCode
-from flwr.serverapp import Grid
-from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
 from clients.client_app import app as client_app
@@ -46,6 +43,7 @@ from kdfed.config import Experiment
 from kdfed.errors import RunError
 from kdfed.events import OnEvent
 from kdfed.records import RunFolder
+from simulations.engines.local_grid import LocalGrid, call, error_reply
 from simulations.server_app import run_experiment
 
 NODES_PER_WORKER = 4
@@ -64,9 +62,6 @@ MOST_DEATHS = 3
 
 CONNECT_SECONDS = 10.0
 START_SECONDS = 120.0
-
-_SERVER_NODE = 1
-_FIRST_NODE = 1001
 
 
 def run(
@@ -232,12 +227,7 @@ class Worker:
             message.content[key] = self._fetch(reference)
         TaskIdentity.run_id, TaskIdentity.task_id = message.metadata.run_id, 1
         TaskIdentity.node_id = message.metadata.dst_node_id
-        try:
-            reply = self._app(message, context)
-        except Exception as error:
-            reason = f"{type(error).__name__}: {error}"
-            reply = Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message)
-        return reply, context.state
+        return call(self._app, message, context), context.state
 
     def _fetch(self, reference: Any) -> ArrayRecord:
         """Return an array record; those of a round are read from the object store once."""
@@ -273,7 +263,7 @@ class Actor:
     jobs: dict[Any, tuple[Job, float]] = field(default_factory=dict)
 
 
-class RayGrid(Grid):
+class RayGrid(LocalGrid):
     """A Flower Grid whose nodes are served by Ray actors; Ray must be running, see :func:`started`.
 
     Parameters
@@ -305,19 +295,7 @@ class RayGrid(Grid):
         import ray
 
         self._ray = ray
-        self._run = Run.create_empty(run_id=1)
-        nodes = workers * NODES_PER_WORKER
-        self._contexts = {
-            _FIRST_NODE + index: Context(
-                run_id=1,
-                node_id=_FIRST_NODE + index,
-                node_config={"partition-id": index, "num-partitions": nodes},
-                state=RecordDict(),
-                run_config={},
-            )
-            for index in range(nodes)
-        }
-        TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, _SERVER_NODE, 1
+        super().__init__(workers * NODES_PER_WORKER)
         self._app, self._threads = ray.put(app), threads
         environment = {
             "OMP_NUM_THREADS": str(threads),
@@ -355,30 +333,6 @@ class RayGrid(Grid):
 
     # ------------------------------------------------------------------ Flower's Grid
 
-    def set_run(self, run: Run) -> None:
-        """Set the run."""
-        self._run = run
-
-    @property
-    def run(self) -> Run:
-        """The run."""
-        return self._run
-
-    def create_message(
-        self,
-        content: RecordDict,
-        message_type: str,
-        dst_node_id: int,
-        group_id: str,
-        ttl: float | None = None,
-    ) -> Message:
-        """Create a message for a node."""
-        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
-
-    def get_node_ids(self) -> Iterable[int]:
-        """Return the nodes' ids."""
-        return list(self._contexts)
-
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Take messages, and hand to the actors what they have room for."""
         ids = []
@@ -395,19 +349,6 @@ class RayGrid(Grid):
         """Return the replies to these messages that have arrived; wait up to 10 ms for the first."""
         self._collect()
         return [self._replies.pop(message_id) for message_id in message_ids if message_id in self._replies]
-
-    def send_and_receive(
-        self, messages: Iterable[Message], *, timeout: float | None = None
-    ) -> Iterable[Message]:
-        """Push messages, and pull until every reply is here or ``timeout`` seconds have passed."""
-        waiting = set(self.push_messages(messages))
-        end = time.monotonic() + (timeout if timeout is not None else float("inf"))
-        replies: list[Message] = []
-        while waiting and time.monotonic() < end:
-            arrived = list(self.pull_messages(sorted(waiting)))
-            waiting -= {reply.metadata.reply_to_message_id for reply in arrived}
-            replies += arrived
-        return replies
 
     # ------------------------------------------------------------------ dealing
 
@@ -499,8 +440,7 @@ class RayGrid(Grid):
 
     def _fail(self, job: Job, reason: str) -> None:
         if not job.done:
-            error = Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason)
-            self._finish(job, Message(error, reply_to=job.message))
+            self._finish(job, error_reply(job.message, reason))
 
     def _finish(self, job: Job, reply: Message) -> None:
         job.done = True
