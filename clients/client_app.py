@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 
 import torch
@@ -63,7 +63,7 @@ def teacher(message: Message, context: Context) -> Message:
         seed = int(task.config["seed"])
         model = _template(name, data.input_shape, data.classes, participants.device)
 
-        def work(members: Sequence[int]) -> Work:
+        def work(members: Sequence[int]) -> Iterator[Work]:
             examples, sizes = participants.gather(members)
             start: State | list[State] = task.arrays or [
                 state_of(
@@ -72,19 +72,21 @@ def teacher(message: Message, context: Context) -> Message:
                 for member in members
             ]
             seeds = derive_many(seed, "teacher", 0, members)
-            trained = train_cohort(
+            labels = dict(zip(members, torch.split(examples.labels.cpu(), sizes), strict=True))
+            for trained in train_cohort(
                 model, start, examples, sizes, settings, PLAIN, seeds, bfloat16=participants.bfloat16
-            )
-            metrics = [_training(result) for result in trained.results]
-            if settings.label_counts.send:
-                parts = zip(members, torch.split(examples.labels.cpu(), sizes), metrics, strict=True)
-                for member, labels, own in parts:
-                    own[wire.LABEL_COUNTS] = _label_counts(labels, data.classes, settings, seed, member)
-            if settings.upload == "weights":
-                return Work(trained.states, metrics, trained.rows)
-            inputs = data.normalisation.apply(task.transfer[wire.INPUTS].numpy())
-            logits = predict_stack(model, trained.states, inputs)
-            return Work({wire.LOGITS: logits.to(torch.float16)}, metrics, trained.rows)
+            ):
+                own, arrays = [members[place] for place in trained.places], trained.states
+                metrics = [_training(result) for result in trained.results]
+                if settings.label_counts.send:
+                    for member, told in zip(own, metrics, strict=True):
+                        told[wire.LABEL_COUNTS] = _label_counts(
+                            labels[member], data.classes, settings, seed, member
+                        )
+                if settings.upload == "logits":
+                    inputs = data.normalisation.apply(task.transfer[wire.INPUTS].numpy())
+                    arrays = {wire.LOGITS: predict_stack(model, arrays, inputs).to(torch.float16)}
+                yield Work(own, arrays, metrics)
 
         return work
 
@@ -110,13 +112,14 @@ def train(message: Message, context: Context) -> Message:
         data = participants.data
         model = _template(str(task.config["model"]), data.input_shape, data.classes, participants.device)
 
-        def work(members: Sequence[int]) -> Work:
+        def work(members: Sequence[int]) -> Iterator[Work]:
             examples, sizes = participants.gather(members)
             seeds = derive_many(seed, "train", server_round, members)
-            trained = train_cohort(
+            for trained in train_cohort(
                 model, task.arrays, examples, sizes, settings, loss, seeds, bfloat16=participants.bfloat16
-            )
-            return Work(trained.states, [_training(result) for result in trained.results], trained.rows)
+            ):
+                own = [members[place] for place in trained.places]
+                yield Work(own, trained.states, [_training(result) for result in trained.results])
 
         return work
 
@@ -131,11 +134,11 @@ def evaluate_received(message: Message, context: Context) -> Message:
     def begin(task: Task) -> CohortWork:
         received = _received(task, participants)
 
-        def work(members: Sequence[int]) -> Work:
+        def work(members: Sequence[int]) -> Iterator[Work]:
             examples, sizes = participants.gather(members)
             logits = predict(received, examples.inputs)  # one model for all: nothing to fold
             parts = zip(torch.split(logits, sizes), torch.split(examples.labels.cpu(), sizes), strict=True)
-            return Work({}, [_evaluation(*part) for part in parts])
+            yield Work(members, {}, [_evaluation(*part) for part in parts])
 
         return work
 

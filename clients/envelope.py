@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import Any, TypeAlias
 
 import torch
@@ -41,30 +42,29 @@ class Task:
 
 @dataclass(frozen=True)
 class Work:
-    """What B participants did together.
+    """What some participants of a cohort did together.
 
     Parameters
     ----------
+    members
+        Their numbers, R of them.
     arrays
-        Weights or logits to send, each [B, *shape]; empty for none.
+        Weights or logits to send, each [R, *shape]; empty for none.
     metrics
-        One a participant; ``num-examples`` at least.
-    rows
-        Where each participant's arrays are in the stack. Default: in the order of ``metrics``.
+        One for each of R; ``num-examples`` at least.
     """
 
+    members: Sequence[int]
     arrays: Stack
-    metrics: list[Metrics]
-    rows: list[int] | None = None
+    metrics: Sequence[Metrics]
 
-    def of(self, place: int) -> State:
+    def of(self, row: int) -> State:
         """Return one participant's arrays."""
-        row = place if self.rows is None else self.rows[place]
         return {key: values[row] for key, values in self.arrays.items()}
 
 
-CohortWork: TypeAlias = Callable[[Sequence[int]], Work]
-"""Does the work of participants of one cohort, given their numbers."""
+CohortWork: TypeAlias = Callable[[Sequence[int]], Iterable[Work]]
+"""Does the work of participants of one cohort, given their numbers: part by part, in any order."""
 
 
 def answer(
@@ -90,10 +90,11 @@ def answer(
     plan, tasks = _unpack(message.content)
     if plan is None:
         (task,) = tasks
-        alone = begin(task)([int(task.config.get("participant", 0))])
-        return Message(_records([_result(alone, 0)]), reply_to=message)
+        (alone,) = begin(task)([int(task.config.get("participant", 0))])
+        return Message(_records([(alone.of(0), alone.metrics[0])]), reply_to=message)
 
-    kinds = [_Kind(task, begin, expected) for task in tasks]
+    keep = _each if plan.reply == "each" else _summed
+    kinds = [_Kind(task, begin, expected, keep) for task in tasks]
     results: list[tuple[State, Metrics]] = []
     rows: dict[int, tuple[int, int, str]] = {}  # participant: result, steps, reason
     variant = iter(plan.variants)
@@ -101,17 +102,16 @@ def answer(
         members: dict[int, list[int]] = {}
         for participant in cohort:
             members.setdefault(next(variant), []).append(participant)
-        groups = [group for key, own in members.items() for group in kinds[key].do(own)]
-        for group in groups:
-            rows |= {participant: (-1, 0, reason) for participant, reason in group.problems.items()}
-        if plan.reply == "each":
-            for participant, (group, place) in sorted(_finished(groups)):
-                rows[participant] = (len(results), _steps(group.work.metrics[place]), "")
-                results.append(_result(group.work, place))
-        elif any(group.places for group in groups):
-            for participant, (group, place) in _finished(groups):
-                rows[participant] = (len(results), _steps(group.work.metrics[place]), "")
-            results.append(_weighted_mean(groups))
+        parts = [part for key, own in members.items() for part in kinds[key].do(own)]
+        for part in parts:
+            rows |= {participant: (-1, 0, reason) for participant, reason in part.problems.items()}
+        finished = {participant: part for part in parts for participant in part.metrics}
+        for participant, part in sorted(finished.items(), key=itemgetter(0)):
+            rows[participant] = (len(results), _steps(part.metrics[participant]), "")
+            if plan.reply == "each":
+                results.append((part.each[participant], part.metrics[participant]))
+        if plan.reply != "each" and finished:
+            results.append(_mean(parts))
     answers = [(participant, *rows[participant]) for participant in plan.participants]
     content = _records(results)
     content[wire.COHORTS] = ConfigRecord(wire.Answers(*zip(*answers, strict=True)).to_lists())
@@ -122,93 +122,134 @@ def answer(
 
 
 @dataclass(frozen=True, eq=False)
-class _Group:
-    """Participants that worked together: where each one's work is, or why it is left out."""
+class _Part:
+    """What is kept of one piece of work.
 
-    work: Work
-    places: dict[int, int]
+    Parameters
+    ----------
+    metrics
+        By participant, without those that are left out.
+    problems
+        Why others are left out.
+    each
+        Everybody's arrays, for a reply of single results.
+    sums
+        The sums of arrays, each times its ``num-examples``, in float64, for a reply of means.
+    dtypes
+        Of the arrays.
+    """
+
+    metrics: dict[int, Metrics]
     problems: dict[int, str]
+    each: dict[int, State] = field(default_factory=dict)
+    sums: State = field(default_factory=dict)
+    dtypes: dict[str, torch.dtype] = field(default_factory=dict)
+
+
+def _each(work: Work, spec: wire.Spec) -> _Part:
+    problems = _problems(work, spec)
+    rows = {member: row for row, member in enumerate(work.members) if member not in problems}
+    metrics = {member: work.metrics[row] for member, row in rows.items()}
+    return _Part(metrics, problems, each={member: work.of(row) for member, row in rows.items()})
+
+
+def _summed(work: Work, spec: wire.Spec) -> _Part:
+    """Sum a work's arrays at once, while they lie in the cache.
+
+    A sum is finite only if every number is: faults are looked for where it is not.
+    """
+    problems = _problems_with_metrics(work)
+    sums: State = {}
+    if not problems and wire.spec_of(work.of(0)) == spec:
+        sums = _weighted_sums(work, range(len(work.members)))
+    if not sums or not all(bool(values.isfinite().all()) for values in sums.values()):
+        problems = _problems(work, spec)
+        sums = _weighted_sums(work, [r for r, member in enumerate(work.members) if member not in problems])
+    metrics = {m: own for m, own in zip(work.members, work.metrics, strict=True) if m not in problems}
+    dtypes = {key: values.dtype for key, values in work.arrays.items()}
+    return _Part(metrics, problems, sums=sums, dtypes=dtypes)
 
 
 class _Kind:
     """One of a message's distinct contents."""
 
     def __init__(
-        self, task: Task, begin: Callable[[Task], CohortWork], expected: Callable[[Task], wire.Spec]
+        self,
+        task: Task,
+        begin: Callable[[Task], CohortWork],
+        expected: Callable[[Task], wire.Spec],
+        keep: Callable[[Work, wire.Spec], _Part],
     ) -> None:
-        self._task, self._begin, self._expected = task, begin, expected
+        self._task, self._begin, self._expected, self._keep = task, begin, expected, keep
         self._work: CohortWork | None = None
         self._spec: wire.Spec = {}
 
-    def do(self, members: Sequence[int]) -> Iterator[_Group]:
+    def do(self, members: Sequence[int]) -> list[_Part]:
         """Have participants work together; if that fails, each alone, so that it costs only who failed."""
         try:
             if self._work is None:
                 self._spec, self._work = self._expected(self._task), self._begin(self._task)
-            work = self._work(members)
+            return [self._keep(work, self._spec) for work in self._work(members)]
         except Exception as error:
             if len(members) > 1:
                 log.warning("a cohort of %d failed together (%s): one by one", len(members), error)
-                for member in members:
-                    yield from self.do([member])
-                return
+                return [part for member in members for part in self.do([member])]
             log.exception("participant %d failed", members[0])
-            yield _Group(Work({}, []), {}, {members[0]: f"{type(error).__name__}: {error}"})
-            return
-        problems = {
-            member: problem
-            for member, problem in zip(members, _problems(work, self._spec), strict=True)
-            if problem is not None
-        }
-        yield _Group(work, {m: i for i, m in enumerate(members) if m not in problems}, problems)
+            return [_Part({}, {members[0]: f"{type(error).__name__}: {error}"})]
 
 
-def _finished(groups: Sequence[_Group]) -> Iterator[tuple[int, tuple[_Group, int]]]:
-    for group in groups:
-        for participant, place in group.places.items():
-            yield participant, (group, place)
-
-
-def _problems(work: Work, spec: wire.Spec) -> list[str | None]:
-    """Say what is wrong with each participant's work."""
+def _problems(work: Work, spec: wire.Spec) -> dict[int, str]:
+    """Say what is wrong with participants' work."""
+    problems = _problems_with_metrics(work)
     # A sum is finite only if every number is; if it is not, it may only have overflowed: look again.
     finite = all(bool(values.sum().isfinite()) for values in work.arrays.values())
-    problems: list[str | None] = []
-    for place, metrics in enumerate(work.metrics):
-        # All have the shapes of the first; where everything is finite there is nothing more to look for.
-        problem = wire.problem_with(work.of(place), spec) if place == 0 or not finite else problems[0]
-        problems.append(problem or wire.problem_with_metrics(metrics))
+    # All have the shapes of the first; where everything is finite there is nothing more to look for.
+    first = wire.problem_with(work.of(0), spec)
+    for row, member in enumerate(work.members):
+        problem = first if finite or row == 0 else wire.problem_with(work.of(row), spec)
+        if problem is not None:
+            problems.setdefault(member, problem)
     return problems
 
 
-def _result(work: Work, place: int) -> tuple[State, Metrics]:
-    return work.of(place), work.metrics[place]
+def _problems_with_metrics(work: Work) -> dict[int, str]:
+    told = zip(work.members, map(wire.problem_with_metrics, work.metrics), strict=True)
+    return {member: problem for member, problem in told if problem is not None}
 
 
-def _weighted_mean(groups: Sequence[_Group]) -> tuple[State, Metrics]:
-    """Return a cohort's mean, weighted by ``num-examples``, which add up like the steps.
+def _weighted_sums(work: Work, rows: Sequence[int]) -> State:
+    """Sum the arrays of some rows, each times its ``num-examples``, in float64."""
+    if not rows:
+        return {}
+    weights = [_number(work.metrics[row], wire.NUM_EXAMPLES) for row in rows]
+    weighting = torch.tensor(weights, dtype=torch.float64)
+    sums = {}
+    for key, values in work.arrays.items():
+        flat = values.reshape(len(values), -1)
+        if len(rows) < len(values):
+            flat = flat[list(rows)]
+        parts = [weighting @ chunk.double() for chunk in torch.split(flat, _CHUNK, dim=1)]
+        sums[key] = torch.cat(parts).view(values.shape[1:])
+    return sums
 
-    Sums run in float64, like those of :func:`kdfed.consolidate.average_states`.
-    """
+
+_CHUNK = 4096  # numbers of each participant that are summed at a time: in float64 they stay in the cache
+
+
+def _mean(parts: Sequence[_Part]) -> tuple[State, Metrics]:
+    """Return a cohort's mean, weighted by ``num-examples``, which add up like the steps."""
     sums: State = {}
     dtypes: dict[str, torch.dtype] = {}
     total, loss, steps = 0.0, 0.0, 0
-    for group in groups:
-        places = list(group.places.values())
-        if not places:
-            continue
-        weights = [_number(group.work.metrics[place], wire.NUM_EXAMPLES) for place in places]
-        for weight, place in zip(weights, places, strict=True):
-            metrics = group.work.metrics[place]
+    for part in parts:
+        dtypes |= part.dtypes
+        for key, values in part.sums.items():
+            sums[key] = sums[key].add_(values) if key in sums else values
+        for metrics in part.metrics.values():
+            weight = _number(metrics, wire.NUM_EXAMPLES)
+            total += weight
             loss += weight * _number(metrics, wire.TRAIN_LOSS)
             steps += _steps(metrics)
-        total += sum(weights)
-        rows = places if group.work.rows is None else [group.work.rows[place] for place in places]
-        by_row = dict(zip(rows, weights, strict=True))
-        for key, values in group.work.arrays.items():
-            part = _weighted_sum(values, by_row)
-            dtypes[key] = values.dtype
-            sums[key] = sums[key] + part if key in sums else part
     mean = {
         key: (value / total if dtypes[key].is_floating_point else (value / total).round()).to(dtypes[key])
         for key, value in sums.items()
@@ -218,20 +259,6 @@ def _weighted_mean(groups: Sequence[_Group]) -> tuple[State, Metrics]:
         wire.TRAIN_LOSS: loss / total,
         wire.LOCAL_STEPS: steps,
     }
-
-
-_CHUNK = 4096  # numbers of each participant that are summed at a time: in float64 they stay in the cache
-
-
-def _weighted_sum(values: torch.Tensor, weights: Mapping[int, float]) -> torch.Tensor:
-    """Sum some rows of a stack [B, *shape], each times its weight; float64 [*shape]."""
-    flat = values.reshape(len(values), -1)
-    rows = sorted(weights)
-    if len(rows) < len(values):
-        flat = flat[rows]
-    weighting = torch.tensor([weights[row] for row in rows], dtype=torch.float64)
-    parts = [weighting @ chunk.double() for chunk in torch.split(flat, _CHUNK, dim=1)]
-    return torch.cat(parts).view(values.shape[1:])
 
 
 def _steps(metrics: Metrics) -> int:

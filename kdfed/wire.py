@@ -33,6 +33,7 @@ This module knows no Flower: it turns plans and answers into the plain lists tha
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -274,11 +275,11 @@ def problem_with_metrics(metrics: Mapping[str, Any]) -> str | None:
         One sentence; None when all is well.
     """
     count, steps = metrics.get(NUM_EXAMPLES), metrics.get(LOCAL_STEPS, 0)
-    if not isinstance(count, int | float) or not np.isfinite(count) or count <= 0:
+    if not isinstance(count, int | float) or not math.isfinite(count) or count <= 0:
         return f"expected {NUM_EXAMPLES} above 0, got {count!r}"
     if not isinstance(steps, int) or steps < 0:
         return f"expected {LOCAL_STEPS} as a whole number of at least 0, got {steps!r}"
     for key, value in metrics.items():
-        if not np.isfinite(value).all():
+        if not all(map(math.isfinite, value if isinstance(value, list) else [value])):
             return f"not finite: {key}"
     return None

@@ -21,7 +21,8 @@ class StackedOptimiser:
     Parameters
     ----------
     parameters
-        Stacked parameters, each [B, *shape]; changed in place.
+        Stacked parameters, each [B, *shape]. They are not changed, and may be one tensor expanded: the first
+        step replaces them by others, which are then changed in place.
     settings
         Optimiser and its numbers.
     steps
@@ -65,6 +66,8 @@ class StackedOptimiser:
                 for target, source in zip(whole, changed, strict=True):
                     target[rows] = source
             return
+        if step == 0 and settings.optimizer != "sgd":
+            self.parameters = [parameter.clone() for parameter in self.parameters]
         parameters = [parameter[rows] for parameter in self.parameters]
         grads = list(gradients)
         decay = settings.weight_decay
@@ -87,7 +90,10 @@ class StackedOptimiser:
                 torch._foreach_mul_(buffers, self.settings.momentum)
                 torch._foreach_add_(buffers, grads)
                 grads = buffers
-        torch._foreach_add_(parameters, grads, alpha=-self.settings.lr)
+        if step == 0:
+            self.parameters = list(torch._foreach_add(parameters, grads, alpha=-self.settings.lr))
+        else:
+            torch._foreach_add_(parameters, grads, alpha=-self.settings.lr)
 
     def _adam(
         self, parameters: list[torch.Tensor], grads: list[torch.Tensor], step: int, rows: slice

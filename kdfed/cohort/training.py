@@ -20,7 +20,7 @@ from kdfed.config import OptimiserSettings
 from kdfed.errors import KdfedError
 from kdfed.models import State, load_state, state_of
 from kdfed.seeding import shuffled
-from kdfed.train import LocalLoss, TrainResult, batch_sizes, device_of, fit
+from kdfed.train import LocalLoss, TrainResult, device_of, fit
 
 if TYPE_CHECKING:
     from kdfed.data import Examples
@@ -28,25 +28,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Trained:
-    """What a cohort's training left.
+    """What training left of some of a cohort's participants.
 
     Parameters
     ----------
     states
-        Weights and buffers, each [B, *shape], on the CPU.
-    rows
-        The row of each participant in the stack, in the order of the participants.
+        Weights and buffers, each [R, *shape], on the CPU.
+    places
+        Whose they are: R places in the cohort.
     results
-        One a participant, in the order of the participants.
+        One for each of R.
     """
 
     states: Stack
-    rows: list[int]
+    places: list[int]
     results: list[TrainResult]
-
-    def state(self, place: int) -> State:
-        """Return one participant's state; it shares memory with the stack."""
-        return {key: values[self.rows[place]] for key, values in self.states.items()}
 
 
 def train_cohort(
@@ -59,7 +55,7 @@ def train_cohort(
     seeds: Sequence[int],
     *,
     bfloat16: bool = False,
-) -> Trained:
+) -> Iterator[Trained]:
     """Train B participants of one architecture, each as :func:`kdfed.train.fit` would alone.
 
     Participants are sorted by their numbers of examples and cut into folds that fit a memory budget. A fold
@@ -86,10 +82,10 @@ def train_cohort(
     bfloat16
         Run layers in bfloat16 (autocast); weights and the loss stay float32.
 
-    Returns
-    -------
+    Yields
+    ------
     Trained
-        States and results, in the order of the participants.
+        A fold, as soon as it is trained: whoever sums it while it lies in the cache never needs all B.
 
     Raises
     ------
@@ -104,46 +100,31 @@ def train_cohort(
     device = device_of(model)
     plan = plan_for(model, tuple(examples.inputs.shape[1:]), settings.batch_size)
     if plan.level == "loop" or len(sizes) == 1:
-        return _loop(model, start, examples, sizes, settings, loss, seeds, bfloat16)
+        yield from _loop(model, start, examples, sizes, settings, loss, seeds, bfloat16)
+        return
     examples = examples.to(device)
     starts = np.cumsum([0, *sizes[:-1]])
-    order = sorted(range(len(sizes)), key=lambda place: -sizes[place])
-    whole = _stack(start if isinstance(start, dict) else [start[place] for place in order], len(sizes))
-    results: list[TrainResult] = [TrainResult(0.0, 0, 0)] * len(sizes)
-    rows = [0] * len(sizes)
-    first = 0
-    for places in _folds(order, plan.fold_width(settings.batch_size, device)):
-        here = slice(first, first + len(places))
-        first += len(places)
+    order = np.argsort(-np.asarray(sizes), kind="stable")
+    shared = {key: value.to(device) for key, value in start.items()} if isinstance(start, dict) else {}
+    for places in np.array_split(order, -(-len(order) // plan.fold_width(settings.batch_size, device))):
         schedule = _Schedule.of(
-            [sizes[p] for p in places],
-            [int(starts[p]) for p in places],
-            [seeds[p] for p in places],
+            np.asarray(sizes)[places],
+            starts[places],
+            [seeds[place] for place in places],
             settings,
             merge_single=plan.has_batch_norm,
         )
-        stack = {key: values[here].to(device) for key, values in whole.items()}  # on a CPU a view
-        losses = _train_fold(plan, stack, examples, settings, loss, schedule, bfloat16)
-        if device.type != "cpu":
-            for key, values in stack.items():
-                whole[key][here] = values.cpu()
-        for row, place in enumerate(places):
-            rows[place] = here.start + row
-            results[place] = TrainResult(losses[row], int(schedule.steps[row]), sizes[place])
-    return Trained(whole, rows, results)
-
-
-def _folds(order: Sequence[int], width: int) -> Iterator[list[int]]:
-    """Cut into folds of nearly equal width."""
-    count = -(-len(order) // width)
-    for part in np.array_split(np.asarray(order), count):
-        yield part.tolist()
-
-
-def _stack(start: State | Sequence[State], count: int) -> Stack:
-    if not isinstance(start, dict):
-        return stack_states(start)
-    return {key: value.cpu().unsqueeze(0).repeat(count, *(1,) * value.ndim) for key, value in start.items()}
+        if isinstance(start, dict):
+            stack = {key: value.expand(len(places), *value.shape) for key, value in shared.items()}
+        else:
+            own = stack_states([start[place] for place in places])
+            stack = {key: values.to(device) for key, values in own.items()}
+        states, losses = _train_fold(plan, stack, examples, settings, loss, schedule, bfloat16)
+        results = [
+            TrainResult(mean, steps, sizes[place])
+            for mean, steps, place in zip(losses, schedule.steps.tolist(), places, strict=True)
+        ]
+        yield Trained({key: values.cpu() for key, values in states.items()}, places.tolist(), results)
 
 
 @dataclass(frozen=True)
@@ -173,31 +154,31 @@ class _Schedule:
     @classmethod
     def of(
         cls,
-        counts: Sequence[int],
-        starts: Sequence[int],
+        counts: np.ndarray,
+        starts: np.ndarray,
         seeds: Sequence[int],
         settings: OptimiserSettings,
         *,
         merge_single: bool,
     ) -> _Schedule:
+        """Lay out the batches of :func:`kdfed.train.batch_sizes` for participants in falling order."""
         epochs, size = settings.epochs, settings.batch_size
-        batches = [batch_sizes(count, size, merge_single=merge_single) for count in counts]
-        per_epoch = np.array([len(own) for own in batches])
+        per_epoch = -(-counts // size)
+        if merge_single:  # a last example joins the batch before
+            per_epoch = np.where((counts % size == 1) & (per_epoch > 1), per_epoch - 1, per_epoch)
         steps = epochs * per_epoch
-        widest = max(max(own) for own in batches)
-        index = np.zeros((int(steps.max()), len(counts), widest), dtype=np.int64)
-        sizes = np.zeros((int(steps.max()), len(counts)), dtype=np.int64)
+        last = counts - (per_epoch - 1) * size
+        step = np.arange(steps[0])[:, None]
+        sizes = np.where(step % per_epoch == per_epoch - 1, last, size) * (step < steps)
+        index = np.zeros((*sizes.shape, int(sizes.max())), dtype=np.int64)
         who = np.repeat(np.arange(len(counts)), counts)
-        place = np.concatenate([np.arange(count) for count in counts])
-        step = np.minimum(place // size, per_epoch[who] - 1)  # a merged last example joins the batch before
-        column = place - step * size
+        place = np.arange(len(who)) - np.repeat(np.cumsum(counts) - counts, counts)
+        batch = np.minimum(place // size, per_epoch[who] - 1)
+        column = place - batch * size
         for epoch in range(epochs):
-            order = shuffled(seeds, epoch, counts)
-            index[epoch * per_epoch[who] + step, who, column] = order[who, place] + np.asarray(starts)[who]
-        for row, own in enumerate(batches):
-            sizes[: steps[row], row] = np.tile(own, epochs)
-        alone = np.array([own[0] == 1 for own in batches])
-        return cls(torch.from_numpy(index), sizes, steps, per_epoch, alone)
+            order = shuffled(seeds, epoch, counts.tolist())
+            index[epoch * per_epoch[who] + batch, who, column] = order[who, place] + starts[who]
+        return cls(torch.from_numpy(index), sizes, steps, per_epoch, sizes[0] == 1)
 
     def parts(self, step: int, has_batch_norm: bool) -> Iterator[tuple[slice | torch.Tensor, int, bool]]:
         """Yield who steps together: rows, the widest batch, and whether BatchNorm uses its statistics."""
@@ -221,8 +202,13 @@ def _train_fold(
     loss: LocalLoss,
     schedule: _Schedule,
     bfloat16: bool,
-) -> list[float]:
-    """Train one fold in place; return everybody's mean loss of the last epoch."""
+) -> tuple[Stack, list[float]]:
+    """Train one fold; return the states, and everybody's mean loss of the last epoch.
+
+    The stack may be one state expanded: it is read, and not changed.
+    """
+    if plan.has_batch_norm:  # steps of some rows only, and statistics changed in place
+        stack = {key: values.clone() for key, values in stack.items()}
     device = examples.inputs.device
     index, sizes = schedule.index.to(device), torch.from_numpy(schedule.sizes).to(device)
     columns = torch.arange(index.shape[2], device=device)
@@ -233,6 +219,7 @@ def _train_fold(
     plan.model.train()
     for step in range(len(index)):
         for rows, width, norm_training in schedule.parts(step, plan.has_batch_norm):
+            stack.update(zip(names, optimiser.parameters, strict=True))
             own = {key: values[rows] for key, values in stack.items()}
             leaves = [own[name].detach().requires_grad_() for name in names]
             own.update(zip(names, leaves, strict=True))
@@ -252,16 +239,15 @@ def _train_fold(
             if isinstance(rows, torch.Tensor):
                 for key in stack.keys() - set(names):
                     stack[key][rows] = own[key]
-    return _last_epoch(losses.cpu().double().numpy(), schedule)
+    stack.update(zip(names, optimiser.parameters, strict=True))
+    return stack, _last_epoch(losses.cpu().double().numpy(), schedule)
 
 
 def _last_epoch(losses: np.ndarray, schedule: _Schedule) -> list[float]:
     """Return each participant's mean loss over the examples of its last epoch."""
-    means = []
-    for row, (steps, per_epoch) in enumerate(zip(schedule.steps, schedule.per_epoch, strict=True)):
-        last = slice(int(steps - per_epoch), int(steps))
-        sizes = schedule.sizes[last, row]
-        means.append(float(losses[last, row] @ sizes) / int(sizes.sum()))
+    step = np.arange(len(losses))[:, None]
+    last = schedule.sizes * ((step >= schedule.steps - schedule.per_epoch) & (step < schedule.steps))
+    means: list[float] = (np.where(last > 0, losses * last, 0).sum(0) / last.sum(0)).tolist()
     return means
 
 
@@ -274,9 +260,8 @@ def _loop(
     loss: LocalLoss,
     seeds: Sequence[int],
     bfloat16: bool,
-) -> Trained:
+) -> Iterator[Trained]:
     """Train one participant after another: the slow twin, and the level for what cannot be folded."""
-    states, results = [], []
     end = 0
     own = copy.deepcopy(model)
     for place, size in enumerate(sizes):
@@ -284,9 +269,8 @@ def _loop(
         part = type(examples)(examples.inputs[end : end + size], examples.labels[end : end + size])
         end += size
         with _autocast(device_of(model), bfloat16):
-            results.append(fit(own, part, settings, loss, seeds[place]))
-        states.append(state_of(own))
-    return Trained(stack_states(states), list(range(len(sizes))), results)
+            result = fit(own, part, settings, loss, seeds[place])
+        yield Trained(stack_states([state_of(own)]), [place], [result])
 
 
 def _autocast(device: torch.device, bfloat16: bool) -> torch.autocast | nullcontext[None]:

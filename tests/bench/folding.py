@@ -55,7 +55,9 @@ def compare(name: str, options: dict[str, int | tuple[int, ...]], shape: tuple[i
         start, sizes, seeds = state_of(model), [batch] * PARTICIPANTS, list(range(PARTICIPANTS))
         seconds.append(
             best(
-                lambda m=model, s=start, n=sizes, d=seeds: train_cohort(m, s, examples, n, settings, PLAIN, d)
+                lambda m=model, s=start, n=sizes, d=seeds: list(
+                    train_cohort(m, s, examples, n, settings, PLAIN, d)
+                )
             )
         )
         work = levels.plan_for(model, shape, batch).cost.multiply_adds * batch

@@ -93,16 +93,17 @@ def _break(monkeypatch: pytest.MonkeyPatch, participant: int, how: str) -> None:
         return gathers(self, chosen)
 
     def train_cohort(*args: Any, **more: Any) -> Any:
-        trained = trains(*args, **more)
-        if participant in members:
-            if how == "error" or (how == "shape" and len(members) > 1):
-                raise RuntimeError("out of battery")
-            first = next(iter(trained.states))
-            if how == "shape":
-                trained.states[first] = trained.states[first][:, :1]
-            else:
-                trained.states[first][trained.rows[members.index(participant)]] = float("nan")
-        return trained
+        for trained in trains(*args, **more):
+            own = [members[place] for place in trained.places]
+            if participant in own:
+                if how == "error" or (how == "shape" and len(members) > 1):
+                    raise RuntimeError("out of battery")
+                first = next(iter(trained.states))
+                if how == "shape":
+                    trained.states[first] = trained.states[first][:, :1]
+                else:
+                    trained.states[first][own.index(participant)] = float("nan")
+            yield trained
 
     monkeypatch.setattr(SimulatedParticipants, "gather", gather)
     monkeypatch.setattr(clients.client_app, "train_cohort", train_cohort)

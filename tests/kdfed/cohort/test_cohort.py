@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -11,13 +12,15 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from kdfed.cohort import Trained, plan_for, predict_stack, stack_states, train_cohort
+from kdfed.cohort import plan_for, predict_stack, stack_states
+from kdfed.cohort import train_cohort as train_in_parts
 from kdfed.cohort import training as cohort_training
+from kdfed.cohort.folded import Stack
 from kdfed.config import KDLocal, ModelSettings, OptimiserSettings, PlainLocal, ProximalLocal
 from kdfed.data import Examples
 from kdfed.errors import KdfedError
-from kdfed.models import build_model, load_state, state_of
-from kdfed.train import PLAIN, LocalLoss, fit, local_loss, predict
+from kdfed.models import State, build_model, load_state, state_of
+from kdfed.train import PLAIN, LocalLoss, TrainResult, fit, local_loss, predict
 
 IMAGES, FEATURES = (1, 12, 12), (10,)
 SIZES = [7, 1, 23, 12, 2, 10, 1, 31]
@@ -120,6 +123,28 @@ def double(examples: Examples) -> Examples:
     return Examples(examples.inputs.double(), examples.labels)
 
 
+@dataclass
+class Cohort:
+    """Everybody's states [B, *shape] and results, in the order of the participants."""
+
+    states: Stack
+    results: list[TrainResult]
+
+    def state(self, place: int) -> State:
+        return {key: values[place] for key, values in self.states.items()}
+
+
+def train_cohort(*args: Any, **more: Any) -> Cohort:
+    """Put the parts of a training together."""
+    parts = list(train_in_parts(*args, **more))
+    places = [place for part in parts for place in part.places]
+    assert sorted(places) == list(range(len(places)))
+    order = sorted(range(len(places)), key=places.__getitem__)
+    states = {key: torch.cat([part.states[key] for part in parts])[order] for key in parts[0].states}
+    results = [result for part in parts for result in part.results]
+    return Cohort(states, [results[row] for row in order])
+
+
 def loop(
     model: nn.Module,
     examples: Examples,
@@ -127,7 +152,7 @@ def loop(
     loss: LocalLoss,
     starts: Any = None,
     sizes: Any = SIZES,
-) -> Trained:
+) -> Cohort:
     """The slow twin: everybody alone."""
     states, results, end = [], [], 0
     for place, size in enumerate(sizes):
@@ -138,13 +163,13 @@ def loop(
         results.append(fit(own, part, settings, loss, SEEDS[place]))
         states.append(state_of(own))
         end += size
-    return Trained(stack_states(states), list(range(len(sizes))), results)
+    return Cohort(stack_states(states), results)
 
 
-def assert_agree(fast: Trained, slow: Trained, atol: float, rtol: float) -> None:
+def assert_agree(fast: Cohort, slow: Cohort, atol: float, rtol: float) -> None:
     assert list(fast.states) == list(slow.states)
     for key, values in slow.states.items():
-        torch.testing.assert_close(fast.states[key][fast.rows], values, rtol=rtol, atol=atol)
+        torch.testing.assert_close(fast.states[key], values, rtol=rtol, atol=atol)
     for one, two in zip(fast.results, slow.results, strict=True):
         assert (one.steps, one.examples) == (two.steps, two.examples)
         assert one.loss == pytest.approx(two.loss, rel=1e-4, abs=1e-6)
