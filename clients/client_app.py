@@ -107,10 +107,9 @@ def train(message: Message, context: Context) -> Message:
     def begin(task: Task) -> CohortWork:
         settings = _LOCAL.validate_json(str(task.config["local"]))
         seed, server_round = int(task.config["seed"]), int(task.config["server-round"])
-        received = _received(task, participants)
-        loss = local_loss(received, settings)
         data = participants.data
         model = _template(str(task.config["model"]), data.input_shape, data.classes, participants.device)
+        loss = PLAIN if settings.mode == "plain" else local_loss(_received(task, participants), settings)
 
         def work(members: Sequence[int]) -> Iterator[Work]:
             examples, sizes = participants.gather(members)

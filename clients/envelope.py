@@ -162,7 +162,7 @@ def _summed(work: Work, spec: wire.Spec) -> _Part:
     sums: State = {}
     if not problems and wire.spec_of(work.of(0)) == spec:
         sums = _weighted_sums(work, range(len(work.members)))
-    if not sums or not all(bool(values.isfinite().all()) for values in sums.values()):
+    if not sums or not all(bool(values.sum().isfinite()) for values in sums.values()):
         problems = _problems(work, spec)
         sums = _weighted_sums(work, [r for r, member in enumerate(work.members) if member not in problems])
     metrics = {m: own for m, own in zip(work.members, work.metrics, strict=True) if m not in problems}
@@ -223,17 +223,22 @@ def _weighted_sums(work: Work, rows: Sequence[int]) -> State:
         return {}
     weights = [_number(work.metrics[row], wire.NUM_EXAMPLES) for row in rows]
     weighting = torch.tensor(weights, dtype=torch.float64)
-    sums = {}
-    for key, values in work.arrays.items():
-        flat = values.reshape(len(values), -1)
-        if len(rows) < len(values):
-            flat = flat[list(rows)]
-        parts = [weighting @ chunk.double() for chunk in torch.split(flat, _CHUNK, dim=1)]
-        sums[key] = torch.cat(parts).view(values.shape[1:])
-    return sums
+    every = len(rows) == len(work.members)
+    return {
+        key: _dot(weighting, values if every else values[list(rows)]) for key, values in work.arrays.items()
+    }
 
 
-_CHUNK = 4096  # numbers of each participant that are summed at a time: in float64 they stay in the cache
+def _dot(weights: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """Sum a stack [R, *shape], each times its weight; float64 [*shape]."""
+    flat = values.flatten(1) if values.ndim > 1 else values.unsqueeze(1)
+    if flat.shape[1] <= _CHUNK:
+        return (weights @ flat.double()).view(values.shape[1:])
+    parts = [weights @ chunk.double() for chunk in torch.split(flat, _CHUNK, dim=1)]
+    return torch.cat(parts).view(values.shape[1:])
+
+
+_CHUNK = 8192  # numbers of each participant that are summed at a time: in float64 they stay in the cache
 
 
 def _mean(parts: Sequence[_Part]) -> tuple[State, Metrics]:

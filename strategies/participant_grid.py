@@ -294,11 +294,13 @@ class ParticipantGrid(Grid):
     def _wait(self, end: float) -> None:
         began, (least, most) = time.monotonic(), POLL_SECONDS
         while True:
+            looked = time.monotonic()
             self._pull()
             now = time.monotonic()
             if now >= end or not self._waiting():
                 return
-            time.sleep(min(most, max(least, (now - began) / 50)))
+            pause = min(most, max(least, (now - began) / 50))
+            time.sleep(max(0.0, pause - (now - looked)))  # some networks wait themselves when asked
 
     # ------------------------------------------------------------------ sending
 

@@ -102,6 +102,7 @@ def train_cohort(
     if plan.level == "loop" or len(sizes) == 1:
         yield from _loop(model, start, examples, sizes, settings, loss, seeds, bfloat16)
         return
+    model.train()
     examples = examples.to(device)
     starts = np.cumsum([0, *sizes[:-1]])
     order = np.argsort(-np.asarray(sizes), kind="stable")
@@ -133,8 +134,11 @@ class _Schedule:
 
     Parameters
     ----------
-    index
-        int64 [T, B, N]: places among all examples, 0 where padded.
+    order
+        int64 [E * M]: places among all examples, batch after batch of one participant after the other, epoch
+        after epoch.
+    begins
+        int64 [T, B]: where each batch begins in ``order``.
     sizes
         int64 [T, B]: sizes of the batches, 0 where a participant has finished.
     steps
@@ -145,7 +149,8 @@ class _Schedule:
         bool [B]: every batch holds one example, so that BatchNorm keeps its statistics.
     """
 
-    index: torch.Tensor
+    order: np.ndarray
+    begins: np.ndarray
     sizes: np.ndarray
     steps: np.ndarray
     per_epoch: np.ndarray
@@ -165,20 +170,17 @@ class _Schedule:
         epochs, size = settings.epochs, settings.batch_size
         per_epoch = -(-counts // size)
         if merge_single:  # a last example joins the batch before
-            per_epoch = np.where((counts % size == 1) & (per_epoch > 1), per_epoch - 1, per_epoch)
+            per_epoch -= (counts % size == 1) & (per_epoch > 1)
         steps = epochs * per_epoch
         last = counts - (per_epoch - 1) * size
-        step = np.arange(steps[0])[:, None]
-        sizes = np.where(step % per_epoch == per_epoch - 1, last, size) * (step < steps)
-        index = np.zeros((*sizes.shape, int(sizes.max())), dtype=np.int64)
-        who = np.repeat(np.arange(len(counts)), counts)
-        place = np.arange(len(who)) - np.repeat(np.cumsum(counts) - counts, counts)
-        batch = np.minimum(place // size, per_epoch[who] - 1)
-        column = place - batch * size
-        for epoch in range(epochs):
-            order = shuffled(seeds, epoch, counts.tolist())
-            index[epoch * per_epoch[who] + batch, who, column] = order[who, place] + starts[who]
-        return cls(torch.from_numpy(index), sizes, steps, per_epoch, sizes[0] == 1)
+        epoch, batch = np.divmod(np.arange(steps[0])[:, None], per_epoch)
+        sizes = np.where(batch == per_epoch - 1, last, size) * (epoch < epochs)
+        begins = epoch * counts.sum() + (np.cumsum(counts) - counts) + batch * size
+        there = np.arange(counts[0]) < counts[:, None]
+        orders = [
+            (shuffled(seeds, epoch, counts.tolist()) + starts[:, None])[there] for epoch in range(epochs)
+        ]
+        return cls(np.concatenate(orders), begins, sizes, steps, per_epoch, sizes[0] == 1)
 
     def parts(self, step: int, has_batch_norm: bool) -> Iterator[tuple[slice | torch.Tensor, int, bool]]:
         """Yield who steps together: rows, the widest batch, and whether BatchNorm uses its statistics."""
@@ -210,21 +212,24 @@ def _train_fold(
     if plan.has_batch_norm:  # steps of some rows only, and statistics changed in place
         stack = {key: values.clone() for key, values in stack.items()}
     device = examples.inputs.device
-    index, sizes = schedule.index.to(device), torch.from_numpy(schedule.sizes).to(device)
-    columns = torch.arange(index.shape[2], device=device)
+    order, begins, sizes = (
+        torch.from_numpy(part).to(device) for part in (schedule.order, schedule.begins, schedule.sizes)
+    )
+    columns = torch.arange(int(schedule.sizes.max()), device=device)
     names = [name for name, _ in plan.model.named_parameters()]
-    optimiser = StackedOptimiser([stack[name] for name in names], settings, steps=len(index))
+    optimiser = StackedOptimiser([stack[name] for name in names], settings, steps=len(sizes))
     dtype = stack[names[0]].dtype
     losses = torch.zeros(sizes.shape, dtype=dtype, device=device)
-    plan.model.train()
-    for step in range(len(index)):
+    for step in range(len(sizes)):
         for rows, width, norm_training in schedule.parts(step, plan.has_batch_norm):
             stack.update(zip(names, optimiser.parameters, strict=True))
             own = {key: values[rows] for key, values in stack.items()}
             leaves = [own[name].detach().requires_grad_() for name in names]
             own.update(zip(names, leaves, strict=True))
-            chosen = index[step, rows, :width]
-            mask = columns[:width] < sizes[step, rows].unsqueeze(1)
+            size = sizes[step, rows].unsqueeze(1)
+            mask = columns[:width] < size
+            # Padded with the participant's own examples: somebody else's might not be finite.
+            chosen = order[begins[step, rows].unsqueeze(1) + torch.minimum(columns[:width], size - 1)]
             inputs, labels = examples.inputs[chosen], examples.labels[chosen]
             with _autocast(device, bfloat16):
                 logits = plan.forward(own, inputs, norm_training=norm_training)

@@ -47,7 +47,7 @@ from simulations.engines.local_grid import LocalGrid, call, error_reply
 from simulations.server_app import run_experiment
 
 NODES_PER_WORKER = 4
-"""More nodes deal finer; fewer cost less."""
+"""More nodes deal finer; fewer cost less. A lone worker has one: nobody else could take its work."""
 
 IN_FLIGHT = 2
 """Messages that an actor holds at most: one at work, one waiting beside it. The rest waits here, so that
@@ -59,6 +59,9 @@ than three times the median of the messages that have finished."""
 
 MOST_DEATHS = 3
 """A message at which this many actors died is answered with an error."""
+
+WAIT_SECONDS = 0.1
+"""How long a look for replies waits for the first. Looking often would take time from the workers."""
 
 CONNECT_SECONDS = 10.0
 START_SECONDS = 120.0
@@ -295,7 +298,7 @@ class RayGrid(LocalGrid):
         import ray
 
         self._ray = ray
-        super().__init__(workers * NODES_PER_WORKER)
+        super().__init__(workers * NODES_PER_WORKER if workers > 1 else 1)
         self._app, self._threads = ray.put(app), threads
         environment = {
             "OMP_NUM_THREADS": str(threads),
@@ -346,7 +349,7 @@ class RayGrid(LocalGrid):
         return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Return the replies to these messages that have arrived; wait up to 10 ms for the first."""
+        """Return the replies to these messages that have arrived; wait a while for the first."""
         self._collect()
         return [self._replies.pop(message_id) for message_id in message_ids if message_id in self._replies]
 
@@ -397,7 +400,7 @@ class RayGrid(LocalGrid):
     def _collect(self) -> None:
         owners = {reference: actor for actor in self._actors for reference in actor.jobs}
         if owners:
-            ready, _ = self._ray.wait(list(owners), num_returns=1, timeout=0.01)
+            ready, _ = self._ray.wait(list(owners), num_returns=1, timeout=WAIT_SECONDS)
             if ready:
                 ready, _ = self._ray.wait(list(owners), num_returns=len(owners), timeout=0)
             for reference in ready:
