@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import groupby
 from typing import Any, Literal
 
 import torch
@@ -22,8 +23,12 @@ Level = Literal["folded", "vmap", "loop"]
 FOLD_BYTES = {"cpu": 256 * 2**20, "cuda": 4 * 2**30}
 """Memory budget of the activations of one fold, by device type."""
 
-MOST_FOLDED = {"cpu": 16, "cuda": 1024}
-"""Participants of one fold at most: on a CPU more gain nothing, and pad more."""
+MOST_FOLDED = {"cpu": 24, "cuda": 1024}
+"""Participants of one fold at most: on a CPU more gain nothing, and fall out of its caches."""
+
+STEP_OVERHEAD = {"cpu": 4e6, "cuda": 1e10}
+"""What a fold's step costs beside its arithmetic, as multiply-adds of a forward pass: padding that saves a
+step may cost as much."""
 
 HEAVY_STEP = 6e7
 """Multiply-adds of one participant's forward pass over a batch above which a CPU is busy with arithmetic
@@ -86,6 +91,59 @@ class Plan:
         kind = device.type if device.type in FOLD_BYTES else "cpu"
         each = 3 * batch_size * self.cost.activation_bytes  # outputs, their gradients, what backward keeps
         return int(max(1, min(MOST_FOLDED[kind], FOLD_BYTES[kind] // max(each, 1))))
+
+    def folds(self, sizes: Sequence[int], batch_size: int, device: torch.device) -> list[slice]:
+        """Cut participants into folds, so that padding and steps together cost least.
+
+        Parameters
+        ----------
+        sizes
+            Numbers of examples, falling.
+        batch_size
+            Examples of a step.
+        device
+            Where they are trained.
+
+        Returns
+        -------
+        list of slice
+            Runs of neighbours, who all have a place in one. Equals are only parted where there are too many.
+        """
+        width, kind = self.fold_width(batch_size, device), "cuda" if device.type == "cuda" else "cpu"
+        overhead = STEP_OVERHEAD[kind] / max(self.cost.multiply_adds, 1.0)
+        ends = [0]  # of runs of equals
+        for _, equals in groupby(sizes):
+            count = len(list(equals))
+            parts = -(-count // width)
+            ends += [ends[-1] + count * (part + 1) // parts for part in range(parts)]
+        firsts = [sizes[end] for end in ends[:-1]]
+        steps = [-(-size // batch_size) for size in firsts]
+        # Whoever ends before the largest of its fold pads to whole batches, the others to the largest.
+        whole = [0]
+        for run, number in enumerate(steps):
+            whole.append(whole[-1] + number * batch_size * (ends[run + 1] - ends[run]))
+        alike = list(range(1, len(ends)))  # where runs with as many steps end
+        for run in range(len(alike) - 2, -1, -1):
+            if steps[run] == steps[run + 1]:
+                alike[run] = alike[run + 1]
+        best, came = [0.0], [0]
+        for end in range(1, len(ends)):
+            choices = []
+            for begin in range(end - 1, -1, -1):
+                if ends[end] - ends[begin] > width:
+                    break
+                same = min(alike[begin], end)
+                rows = (ends[same] - ends[begin]) * firsts[begin] + whole[end] - whole[same]
+                choices.append((best[begin] + rows + overhead * steps[begin], begin))
+            cost, begin = min(choices)
+            best.append(cost)
+            came.append(begin)
+        cuts: list[slice] = []
+        last = len(ends) - 1
+        while last:
+            cuts.append(slice(ends[came[last]], ends[last]))
+            last = came[last]
+        return cuts[::-1]
 
 
 def _vmapped(

@@ -107,7 +107,9 @@ def train_cohort(
     starts = np.cumsum([0, *sizes[:-1]])
     order = np.argsort(-np.asarray(sizes), kind="stable")
     shared = {key: value.to(device) for key, value in start.items()} if isinstance(start, dict) else {}
-    for places in np.array_split(order, -(-len(order) // plan.fold_width(settings.batch_size, device))):
+    falling = [sizes[place] for place in order]
+    for cut in plan.folds(falling, settings.batch_size, device):
+        places = order[cut]
         schedule = _Schedule.of(
             np.asarray(sizes)[places],
             starts[places],

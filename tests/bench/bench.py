@@ -187,9 +187,10 @@ class Bench:
 
     def contestant(self, name: str, work: Work) -> harness.Contestant:
         threads = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+        here = Path(__file__).parent
         environment = {
             **dict.fromkeys(threads, "1"),
-            "PYTHONPATH": str(Path(__file__).parent),
+            "PYTHONPATH": os.pathsep.join(map(str, (here, here.parents[1]))),  # this checkout, no other
             "RAY_USAGE_STATS_ENABLED": "0",
             "FLWR_TELEMETRY_ENABLED": "0",
             START: str(self.logs),

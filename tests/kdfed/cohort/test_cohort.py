@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from kdfed.cohort import plan_for, predict_stack, stack_states
+from kdfed.cohort import levels, plan_for, predict_stack, stack_states
 from kdfed.cohort import train_cohort as train_in_parts
 from kdfed.cohort import training as cohort_training
 from kdfed.cohort.folded import Stack
@@ -304,6 +305,42 @@ def test_narrow_folds_agree_with_one_wide_fold(monkeypatch: pytest.MonkeyPatch) 
     narrow = train_cohort(model, state_of(model), examples, SIZES, SGD, PLAIN, SEEDS)
     for key, values in wide.states.items():
         torch.testing.assert_close(narrow.states[key], values, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_folds_are_cut_where_padding_and_steps_cost_least(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against every way to cut between participants with unequal numbers of examples."""
+    monkeypatch.setitem(levels.MOST_FOLDED, "cpu", 6)
+    model, shape = build("mlp")
+    plan, cpu, batch = plan_for(model, shape, 4), torch.device("cpu"), 4
+    generator = torch.Generator().manual_seed(seed)
+    sizes = sorted(torch.randint(1, 15, (9,), generator=generator).tolist(), reverse=True)
+    monkeypatch.setitem(levels.STEP_OVERHEAD, "cpu", (seed + 1) * 3 * plan.cost.multiply_adds)
+
+    def cost(fold: Sequence[int]) -> float:
+        rows, steps = 0, -(-fold[0] // batch)
+        for step in range(steps):
+            batches = [min(batch, size - step * batch) for size in fold if size > step * batch]
+            rows += len(batches) * max(batches)
+        return rows + (seed + 1) * 3 * steps
+
+    places = [place for place in range(1, len(sizes)) if sizes[place] != sizes[place - 1]]
+    every = []
+    for count in range(len(places) + 1):
+        for chosen in itertools.combinations(places, count):
+            parts = [sizes[a:b] for a, b in itertools.pairwise([0, *chosen, len(sizes)])]
+            if all(len(part) <= 6 for part in parts):
+                every.append(sum(map(cost, parts)))
+    cuts = plan.folds(sizes, batch, cpu)
+    assert [size for cut in cuts for size in sizes[cut]] == sizes
+    assert sum(cost(sizes[cut]) for cut in cuts) == pytest.approx(min(every))
+
+
+def test_many_equals_are_cut_into_even_folds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(levels.MOST_FOLDED, "cpu", 6)
+    model, shape = build("mlp")
+    cuts = plan_for(model, shape, 4).folds([3] * 20, 4, torch.device("cpu"))
+    assert [cut.stop - cut.start for cut in cuts] == [5, 5, 5, 5]
 
 
 def test_one_participant_that_diverges_costs_only_itself() -> None:
