@@ -203,7 +203,7 @@ def test_a_message_that_kills_every_actor_is_answered_with_an_error(joined):
             os._exit(1)
         return _reply(message)
 
-    grid = RayGrid(app, 1)
+    grid = RayGrid(app, 2)
     replies = list(grid.send_and_receive([_message(1001, deadly=True), _message(1002)], timeout=120))
     by_node = {reply.metadata.src_node_id: reply for reply in replies}
     assert "3 workers died at this message" in by_node[1001].error.reason
