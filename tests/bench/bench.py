@@ -191,6 +191,7 @@ class Bench:
         environment = {
             **dict.fromkeys(threads, "1"),
             "PYTHONPATH": os.pathsep.join(map(str, (here, here.parents[1]))),  # this checkout, no other
+            "RAY_ADDRESS": "local",  # frameworks join any cluster that they find
             "RAY_USAGE_STATS_ENABLED": "0",
             "FLWR_TELEMETRY_ENABLED": "0",
             START: str(self.logs),

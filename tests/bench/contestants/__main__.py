@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import os
 import sys
+import traceback
 
 
 def main(module: str, text: str) -> None:
@@ -23,8 +23,14 @@ def main(module: str, text: str) -> None:
     torch.manual_seed(0)
     work = Work.read(text)
     gate = Gate(sys.stdin, answers, Judge(work))
-    with contextlib.suppress(Finished):
+    try:
         importlib.import_module(f"contestants.{module}").main(work, gate)
+    except Finished:
+        return
+    except Exception:
+        traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(1)  # a thread of the framework may still wait for the gate
 
 
 if __name__ == "__main__":
