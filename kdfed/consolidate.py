@@ -9,9 +9,10 @@ Shape suffixes: K teachers, N examples, C classes.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
@@ -20,13 +21,21 @@ from torch import nn
 
 from kdfed.cohort import plan_for, predict_stack, stack_states
 from kdfed.cohort.predicting import BATCH
-from kdfed.config import ConsolidationSettings
-from kdfed.distill import LOSSES
+from kdfed.config import (
+    ConsolidationSettings,
+    MutualConsolidation,
+    PartitionedConsolidation,
+    TunedConsolidation,
+    VanillaConsolidation,
+)
+from kdfed.distill import mutual, partitioned, tuned
+from kdfed.distill.tuned import Trial
+from kdfed.distill.vanilla import kd_loss
 from kdfed.ensemble import combine, validated_scores
 from kdfed.errors import KdfedError
 from kdfed.models import State, load_state, state_of
 from kdfed.seeding import torch_generator, torch_seed
-from kdfed.train import accuracy, device_of, epochs, evaluate, predict
+from kdfed.train import accuracy, device_of, epochs, evaluate, make_optimizer, predict
 from kdfed.transfer import augment, views_of
 
 if TYPE_CHECKING:
@@ -34,6 +43,9 @@ if TYPE_CHECKING:
 
 BatchOf: TypeAlias = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 """Indices into the transfer set -> (the student's inputs, target probabilities [N, C])."""
+
+OnEpoch: TypeAlias = Callable[[int, int, float | None], None]
+"""(epoch from 1, epochs of all trainings, validation accuracy or None)."""
 
 
 @dataclass(frozen=True)
@@ -43,15 +55,18 @@ class ConsolidationResult:
     Parameters
     ----------
     steps
-        Optimiser steps.
+        Optimiser steps of all models and trials.
     epochs
-        Passes over the transfer set.
+        Passes over the transfer set that the student was trained for.
     best_epoch
         The epoch whose student was kept, from 1; the last one with ``select: last``.
     accuracy
         The kept student's validation accuracy in [0, 1].
     ensemble_accuracy
-        The ensemble's validation accuracy in [0, 1]; None when only logits on the transfer set are known.
+        The ensemble's validation accuracy in [0, 1]; None when only logits on the transfer set are known, and
+        where the method has no ensemble.
+    trials
+        Of a search; empty without one.
     """
 
     steps: int
@@ -59,6 +74,7 @@ class ConsolidationResult:
     best_epoch: int
     accuracy: float
     ensemble_accuracy: float | None
+    trials: tuple[Trial, ...] = ()
 
 
 def consolidate(
@@ -70,24 +86,25 @@ def consolidate(
     seed: int,
     *,
     label_counts: np.ndarray | None = None,
-    on_epoch: Callable[[int, int, float | None], None] | None = None,
+    on_epoch: OnEpoch = lambda epoch, epochs, accuracy: None,
 ) -> ConsolidationResult:
-    """Distil an ensemble of teachers into a student.
+    """Distil teachers into a student.
 
     Parameters
     ----------
     student
-        Trained in place, on its device.
+        Trained in place, on its device. Its weights beforehand are what the method ``partitioned`` keeps.
     teachers
-        Models, or their logits on the transfer set, [K, N, C] of any float type.
+        Models, or their logits on the transfer set, [K, N, C] of any float type. They are not changed: the
+        method ``mutual`` trains copies.
     transfer
         N examples; the labels are used only with ``settings.labels``.
     validation
         Examples for selection, for the ``validated`` ensemble, and for the accuracies in the result.
     settings
-        Method, ensemble, optimiser.
+        Method, its own settings, optimiser.
     seed
-        Derived seed of order, dropout and augmentation.
+        Derived seed of order, dropout, augmentation and search.
     label_counts
         For the ensemble ``label-counts``: examples per class of each teacher, [K, C], possibly noisy.
     on_epoch
@@ -102,86 +119,205 @@ def consolidate(
     Raises
     ------
     KdfedError
-        If there is no teacher, logits do not fit the transfer set, a teacher's logits are not finite, or
-        features or uploaded logits are to be augmented.
+        If there is no teacher, logits do not fit the transfer set, a teacher's logits are not finite,
+        features or uploaded logits are to be augmented, or a method that trains teachers gets logits.
     """
     if isinstance(teachers, torch.Tensor) and settings.augmentation:
         raise KdfedError(
             f"augmentation {list(settings.augmentation)} needs teachers' weights: uploaded logits belong to "
             "the images as they are; remove it or set teachers.upload: weights"
         )
-    device = device_of(student)
-    fresh = bool(settings.augmentation) and settings.views is None
     if settings.views is not None:
         draw = torch_generator(seed, "augmentation")
         transfer = views_of(transfer, settings.augmentation, settings.views, draw)
-    inputs = transfer.inputs.to(device)
-    scores_KC, ensemble_accuracy = None, None
-    if settings.ensemble == "label-counts" and label_counts is not None:
-        scores_KC = torch.as_tensor(label_counts)
-
-    def target_of(logits_KNC: torch.Tensor) -> torch.Tensor:
-        return combine(settings.ensemble, logits_KNC, settings.temperature, scores_KC).to(device)
-
-    if isinstance(teachers, torch.Tensor):
-        batch_of = _unchanged(inputs, target_of(_uploaded_logits(teachers, len(transfer))))
-    else:
-        stacks = TeacherStacks(teachers)
-        validation_KNC, labels_N = stacks.logits(validation.inputs), validation.labels.cpu()
-        if settings.ensemble == "validated":
-            scores_KC = validated_scores(validation_KNC, labels_N)
-        ensemble_accuracy = accuracy(target_of(validation_KNC).cpu(), labels_N)
-        if fresh:
-            batch_of = _augmented(inputs, stacks, target_of, settings.augmentation, seed)
-        else:
-            batch_of = _unchanged(inputs, target_of(stacks.logits(transfer.inputs)))
-
-    method_loss = LOSSES[settings.method]
-    transfer_labels_N = transfer.labels.to(device) if settings.labels else None
-
-    def batch_loss(index: torch.Tensor) -> torch.Tensor:
-        batch_inputs, target_NC = batch_of(index)
-        batch_labels_N = None if transfer_labels_N is None else transfer_labels_N[index]
-        return method_loss(student(batch_inputs), target_NC, batch_labels_N, settings)
-
-    schedule = cosine if settings.schedule == "cosine" else None
-    steps, best_epoch, best_accuracy, best_state = 0, settings.epochs, -1.0, None
-    with torch_seed(seed):
-        training = epochs(student, len(transfer), settings, batch_loss, seed, schedule)
-        for epoch, (_, sizes) in enumerate(training, start=1):
-            steps += len(sizes)
-            measured = None
-            if settings.select == "best" or epoch == settings.epochs:
-                measured, _ = evaluate(student, validation)
-                if settings.select == "last":
-                    best_accuracy = measured
-                elif measured > best_accuracy:
-                    best_epoch, best_accuracy, best_state = epoch, measured, state_of(student)
-            if on_epoch is not None:
-                on_epoch(epoch, settings.epochs, measured)
-    if best_state is not None:
-        load_state(student, best_state)
-    return ConsolidationResult(steps, settings.epochs, best_epoch, best_accuracy, ensemble_accuracy)
+    work = _Work(student, transfer, validation, settings, seed, on_epoch)
+    if isinstance(settings, MutualConsolidation):
+        return work.mutual(teachers)
+    answers = _Answers(teachers, work, label_counts)
+    if isinstance(settings, TunedConsolidation):
+        return work.tuned(answers)
+    return work.distil(answers, settings)
 
 
-def _unchanged(inputs: torch.Tensor, target_NC: torch.Tensor) -> BatchOf:
-    return lambda index: (inputs[index], target_NC[index])
+class _Answers:
+    """What teachers say: to the transfer set once, unless its images change from step to step."""
+
+    def __init__(
+        self, teachers: Sequence[nn.Module] | torch.Tensor, work: _Work, label_counts: np.ndarray | None
+    ) -> None:
+        settings, transfer = work.settings, work.transfer
+        self.stacks: TeacherStacks | None = None
+        self.validation_KNC: torch.Tensor | None = None
+        self.transfer_KNC: torch.Tensor | None = None
+        self.scores_KC = None if label_counts is None else torch.as_tensor(label_counts)
+        if isinstance(teachers, torch.Tensor):
+            self.transfer_KNC = _uploaded_logits(teachers, len(transfer))
+            return
+        self.stacks = TeacherStacks(teachers)
+        self.validation_KNC = self.stacks.logits(work.validation.inputs)
+        if getattr(settings, "ensemble", None) == "validated":
+            self.scores_KC = validated_scores(self.validation_KNC, work.validation.labels.cpu())
+        if not work.fresh:
+            self.transfer_KNC = self.stacks.logits(transfer.inputs)
 
 
-def _augmented(
-    images: torch.Tensor,
-    stacks: TeacherStacks,
-    target_of: Callable[[torch.Tensor], torch.Tensor],
-    names: Sequence[str],
-    seed: int,
-) -> BatchOf:
-    generator = torch_generator(seed, "augmentation")
+class _Work:
+    """A student on its transfer set, with whatever method."""
 
-    def batch_of(index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        changed = augment(images[index], names, generator)
-        return changed, target_of(stacks.logits(changed))
+    def __init__(
+        self,
+        student: nn.Module,
+        transfer: Examples,
+        validation: Examples,
+        settings: ConsolidationSettings,
+        seed: int,
+        on_epoch: OnEpoch,
+    ) -> None:
+        self.student, self.transfer, self.validation = student, transfer, validation
+        self.settings, self.seed, self.on_epoch = settings, seed, on_epoch
+        self.device = device_of(student)
+        self.fresh = bool(settings.augmentation) and settings.views is None
+        self.inputs = transfer.inputs.to(self.device)
+        self.labels_N = transfer.labels.to(self.device) if settings.labels else None
 
-    return batch_of
+    # ------------------------------------------------------------------ the methods
+
+    def distil(
+        self,
+        answers: _Answers,
+        settings: VanillaConsolidation | PartitionedConsolidation,
+        done: int = 0,
+        runs: int = 1,
+    ) -> ConsolidationResult:
+        """Minimise :func:`kdfed.distill.vanilla.kd_loss` towards the target of the method."""
+        frozen = copy.deepcopy(self.student)
+
+        def target_of(
+            logits_KNC: torch.Tensor, inputs: torch.Tensor, labels_N: torch.Tensor | None
+        ) -> torch.Tensor:
+            if isinstance(settings, PartitionedConsolidation):
+                labels_N = None if labels_N is None else labels_N.cpu()
+                own_NC = predict(frozen, inputs)
+                return partitioned.target(logits_KNC, own_NC, labels_N, settings.temperature).to(self.device)
+            scores_KC = answers.scores_KC
+            return combine(settings.ensemble, logits_KNC, settings.temperature, scores_KC).to(self.device)
+
+        ensemble_accuracy = None
+        if answers.validation_KNC is not None:
+            combined = target_of(answers.validation_KNC, self.validation.inputs, None)
+            ensemble_accuracy = accuracy(combined.cpu(), self.validation.labels.cpu())
+        batch_of = self._batches(answers, target_of)
+
+        def batch_loss(index: torch.Tensor) -> torch.Tensor:
+            inputs, target_NC = batch_of(index)
+            labels_N = None if self.labels_N is None else self.labels_N[index]
+            return kd_loss(self.student(inputs), target_NC, labels_N, settings.temperature, settings.weight)
+
+        result = self._train(batch_loss, done, runs)
+        return replace(result, ensemble_accuracy=ensemble_accuracy)
+
+    def tuned(self, answers: _Answers) -> ConsolidationResult:
+        """Distil once for every pair of the search, each time from the same start, and keep the best."""
+        settings = self.settings
+        assert isinstance(settings, TunedConsolidation)
+        start, kept = state_of(self.student), state_of(self.student)
+        results: list[ConsolidationResult] = []
+        runs = min(settings.trials or len(tuned.grid(settings)), len(tuned.grid(settings)))
+        shared = settings.model_dump(exclude={"method", "temperatures", "weights", "sampler", "trials"})
+
+        def run(temperature: float, weight: float) -> tuned.Trial:
+            nonlocal kept
+            load_state(self.student, start)
+            trial = VanillaConsolidation(**shared, temperature=temperature, weight=weight)
+            result = self.distil(answers, trial, len(results), runs)
+            if all(result.accuracy > earlier.accuracy for earlier in results):
+                kept = state_of(self.student)
+            results.append(result)
+            return tuned.Trial(temperature, weight, result.accuracy, result.steps)
+
+        trials = tuned.search(settings, self.seed, run)
+        load_state(self.student, kept)
+        winner = results[trials.index(tuned.best(trials))]
+        return replace(winner, steps=sum(result.steps for result in results), trials=tuple(trials))
+
+    def mutual(self, teachers: Sequence[nn.Module] | torch.Tensor) -> ConsolidationResult:
+        """Train the student and copies of the teachers on each other."""
+        if isinstance(teachers, torch.Tensor):
+            raise KdfedError(
+                "method 'mutual' trains the teachers too, from their weights; set teachers.upload: weights"
+            )
+        if not teachers:
+            raise KdfedError("expected at least one teacher to learn with, got none")
+        peers = [copy.deepcopy(teacher).to(self.device) for teacher in teachers]
+        optimisers = [make_optimizer(peer, self.settings) for peer in peers]
+        generator = torch_generator(self.seed, "augmentation")
+
+        def batch_loss(index: torch.Tensor) -> torch.Tensor:
+            inputs = self.inputs[index]
+            if self.fresh:
+                inputs = augment(inputs, self.settings.augmentation, generator)
+            labels_N = None if self.labels_N is None else self.labels_N[index]
+            for peer in peers:
+                peer.train(self.student.training)
+            own, *others = mutual.losses([model(inputs) for model in (self.student, *peers)], labels_N)
+            for optimiser, loss in zip(optimisers, others, strict=True):
+                optimiser.zero_grad(set_to_none=True)
+                loss.backward()  # type: ignore[no-untyped-call]
+                optimiser.step()
+            return own
+
+        result = self._train(batch_loss, optimisers=optimisers)
+        return replace(result, steps=result.steps * (1 + len(peers)))
+
+    # ------------------------------------------------------------------ the loop
+
+    def _batches(self, answers: _Answers, target_of: Callable[..., torch.Tensor]) -> BatchOf:
+        stacks = answers.stacks
+        if stacks is None or not self.fresh:
+            target_NC = target_of(answers.transfer_KNC, self.inputs, self.labels_N)
+            return lambda index: (self.inputs[index], target_NC[index])
+        generator = torch_generator(self.seed, "augmentation")
+
+        def batch_of(index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            changed = augment(self.inputs[index], self.settings.augmentation, generator)
+            labels_N = None if self.labels_N is None else self.labels_N[index]
+            return changed, target_of(stacks.logits(changed), changed, labels_N)
+
+        return batch_of
+
+    def _train(
+        self,
+        batch_loss: Callable[[torch.Tensor], torch.Tensor],
+        done: int = 0,
+        runs: int = 1,
+        optimisers: Sequence[torch.optim.Optimizer] = (),
+    ) -> ConsolidationResult:
+        """Minimise a loss over the transfer set; ``optimisers`` of others follow the student's schedule."""
+        settings, student = self.settings, self.student
+
+        def schedule(share: float) -> float:
+            factor = cosine(share) if settings.schedule == "cosine" else 1.0
+            for optimiser in optimisers:
+                for group in optimiser.param_groups:
+                    group["lr"] = settings.lr * factor
+            return factor
+
+        steps, best_epoch, best_accuracy, best_state = 0, settings.epochs, -1.0, None
+        with torch_seed(self.seed):
+            training = epochs(student, len(self.transfer), settings, batch_loss, self.seed, schedule)
+            for epoch, (_, sizes) in enumerate(training, start=1):
+                steps += len(sizes)
+                measured = None
+                if settings.select == "best" or epoch == settings.epochs:
+                    measured, _ = evaluate(student, self.validation)
+                    if settings.select == "last":
+                        best_accuracy = measured
+                    elif measured > best_accuracy:
+                        best_epoch, best_accuracy, best_state = epoch, measured, state_of(student)
+                self.on_epoch(done * settings.epochs + epoch, runs * settings.epochs, measured)
+        if best_state is not None:
+            load_state(student, best_state)
+        return ConsolidationResult(steps, settings.epochs, best_epoch, best_accuracy, None)
 
 
 class TeacherStacks:

@@ -20,7 +20,7 @@ from torch import nn
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from kdfed.config import KDLocal, LocalSettings, OptimiserSettings, ProximalLocal
+from kdfed.config import KDLocal, LocalSettings, NTDLocal, OptimiserSettings, ProximalLocal
 from kdfed.distill.vanilla import kd_losses
 from kdfed.errors import KdfedError
 from kdfed.seeding import shuffled, torch_seed
@@ -142,10 +142,51 @@ def kd_local_loss(received: nn.Module, settings: KDLocal) -> LocalLoss:
     return LocalLoss(losses)
 
 
+def ntd_local_loss(received: nn.Module, settings: NTDLocal) -> LocalLoss:
+    r"""Distillation of what the received model says about the classes that are not the label.
+
+    .. math:: \mathrm{CE} + \beta\,T^2\,\mathrm{KL}(\tilde\sigma(t / T) \,\|\, \tilde\sigma(s / T))
+
+    with the softmax :math:`\tilde\sigma` over all classes but the label, and logits t of the received model,
+    s of the trained one. What the participant's own labels teach is left alone; what it would forget of the
+    other classes is kept. With :math:`\beta = 0`, or two classes, it is :data:`PLAIN`.
+
+    References
+    ----------
+    Lee et al. 2022, "Preservation of the Global Knowledge by Not-True Distillation in Federated Learning",
+    arXiv 2106.03097, equations 4 and 5. Ours: the factor :math:`T^2`, as everywhere in kdfed; the source
+    has T = 1.
+    """
+    if settings.beta == 0:
+        return PLAIN
+    teacher = copy.deepcopy(received).eval().requires_grad_(False)
+    temperature = settings.temperature
+
+    def losses(inputs: torch.Tensor, logits_NC: torch.Tensor, labels_N: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            received_NC = teacher(inputs)
+        log_own, log_received = (
+            torch.log_softmax(_not_true(values, labels_N) / temperature, dim=1)
+            for values in (logits_NC, received_NC)
+        )
+        divergence_N = functional.kl_div(log_own, log_received, reduction="none", log_target=True).sum(1)
+        return cross_entropies(inputs, logits_NC, labels_N) + settings.beta * temperature**2 * divergence_N
+
+    return LocalLoss(losses)
+
+
+def _not_true(logits_NC: torch.Tensor, labels_N: torch.Tensor) -> torch.Tensor:
+    """Return the logits of the classes that are not the label, [N, C - 1]."""
+    classes = logits_NC.shape[1]
+    others = torch.arange(classes - 1, device=labels_N.device).expand(len(labels_N), -1)
+    return logits_NC.gather(1, others + (others >= labels_N.unsqueeze(1)).long())
+
+
 LOCAL_LOSSES: dict[str, Callable[[nn.Module, Any], LocalLoss]] = {
     "plain": lambda received, settings: PLAIN,
     "proximal": proximal_loss,
     "kd": kd_local_loss,
+    "ntd": ntd_local_loss,
 }
 """Local mode -> loss, given the received model and the mode's settings."""
 
@@ -153,6 +194,7 @@ LOCAL_MODES: dict[str, str] = {
     "plain": "cross entropy",
     "proximal": "cross entropy plus mu/2 times the squared distance to the received weights (FedProx)",
     "kd": "cross entropy plus distillation from the received model, which stays frozen",
+    "ntd": "cross entropy plus distillation of the classes that are not the label (FedNTD)",
 }
 """What can stand in ``local.mode``."""
 

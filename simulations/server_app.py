@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -157,7 +157,10 @@ def _run_seed(
             raise
         state = dict(result.arrays.to_torch_state_dict())
         folder.save_model(name, seed, state)
-        results.outcomes.append(Outcome(name, seed, result.stopped, weights_sha256(state)))
+        consolidation = None
+        if result.consolidation is not None:
+            consolidation = {"method": arm.consolidation.method, **asdict(result.consolidation)}
+        results.outcomes.append(Outcome(name, seed, result.stopped, weights_sha256(state), consolidation))
         if name == experiment.baseline_arm:
             baseline_best = max(record.accuracy for record in result.records)
 

@@ -28,7 +28,7 @@ from torch import nn
 
 from kdfed import convergence, wire
 from kdfed.config import Arm, ModelSettings, sampled_count
-from kdfed.consolidate import average_states
+from kdfed.consolidate import ConsolidationResult, average_states
 from kdfed.data import Examples
 from kdfed.device import resolve_device
 from kdfed.errors import RunError
@@ -122,10 +122,13 @@ class ArmResult(Result):
         One per evaluation; the first is the start.
     stopped
         Why the arm ended.
+    consolidation
+        What the consolidation took; None without one.
     """
 
     records: list[RoundRecord] = field(default_factory=list)
     stopped: Stopped = "max-rounds"
+    consolidation: ConsolidationResult | None = None
 
 
 class ArmRunner:
@@ -309,7 +312,7 @@ class ArmRunner:
         if start == "averaged":
             state = average(teachers)
         else:
-            state = phase.consolidate(
+            state, self.result.consolidation = phase.consolidate(
                 teachers, lambda epoch, epochs, accuracy: self._tell("consolidate", epoch, epochs, accuracy)
             )
         spec = wire.spec_of(common)

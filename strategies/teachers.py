@@ -23,7 +23,7 @@ from torch import nn
 
 from kdfed import wire
 from kdfed.config import ModelSettings
-from kdfed.consolidate import average_states, consolidate
+from kdfed.consolidate import ConsolidationResult, average_states, consolidate
 from kdfed.models import State, load_state, state_of
 from kdfed.records import Absent
 from kdfed.seeding import derive, sample_participants
@@ -136,8 +136,10 @@ class TeacherPhase:
         content[wire.TRANSFER] = ArrayRecord({wire.INPUTS: torch.from_numpy(inputs)})
         return content, {wire.LOGITS: ((len(inputs), self.config.data.classes), "float16")}
 
-    def consolidate(self, teachers: Sequence[Teacher], on_epoch: OnEpoch) -> State:
-        """Distil the teachers into a student and return its weights.
+    def consolidate(
+        self, teachers: Sequence[Teacher], on_epoch: OnEpoch
+    ) -> tuple[State, ConsolidationResult]:
+        """Distil the teachers into a student; return its weights, and what it took.
 
         Parameters
         ----------
@@ -160,7 +162,7 @@ class TeacherPhase:
         counts = None
         if self.arm.teachers.label_counts.send:
             counts = np.array([teacher.label_counts for teacher in teachers], dtype=np.float64)
-        consolidate(
+        result = consolidate(
             student.to(self.device),
             sources,
             data.transfer.to(self.device),
@@ -170,7 +172,7 @@ class TeacherPhase:
             label_counts=counts,
             on_epoch=on_epoch,
         )
-        return state_of(student)
+        return state_of(student), result
 
     def _module(self, teacher: Teacher) -> nn.Module:
         """Return the teacher as a model; it is built once."""

@@ -6,20 +6,34 @@ from collections.abc import Collection
 
 from kdfed.config.experiment import Arm, sampled_count
 from kdfed.config.mistakes import related
-from kdfed.config.sections import ModelSettings, NormaliseSettings, OptimiserSettings
+from kdfed.config.sections import (
+    ModelSettings,
+    MutualConsolidation,
+    NormaliseSettings,
+    OptimiserSettings,
+    TunedConsolidation,
+)
 from kdfed.errors import Mistake
+
+_LOGITS_CHANGED = "uploaded logits belong to the images as they are"
+_PEERS_TRAIN = "the teachers are trained too, which needs their weights"
 
 # What consolidation can be asked for: (method, upload, labels, augmentation) -> None when it is valid, else
 # why not. A test walks every entry.
 COMBINATIONS: dict[tuple[str, str, bool, bool], str | None] = {
-    ("vanilla", "weights", False, False): None,
-    ("vanilla", "weights", False, True): None,
-    ("vanilla", "weights", True, False): None,
-    ("vanilla", "weights", True, True): None,
-    ("vanilla", "logits", False, False): None,
-    ("vanilla", "logits", True, False): None,
-    ("vanilla", "logits", False, True): "uploaded logits belong to the images as they are",
-    ("vanilla", "logits", True, True): "uploaded logits belong to the images as they are",
+    (method, upload, labels, augmentation): (
+        None
+        if upload == "weights"
+        else _PEERS_TRAIN
+        if method == "mutual"
+        else _LOGITS_CHANGED
+        if augmentation
+        else None
+    )
+    for method in ("vanilla", "tuned", "mutual", "partitioned")
+    for upload in ("weights", "logits")
+    for labels in (False, True)
+    for augmentation in (False, True)
 }
 
 
@@ -137,12 +151,15 @@ def _check_teachers(arm: Arm, known: Collection[str]) -> list[Mistake]:
             "has no effect unless send is true; set it or remove epsilon",
             "teachers.label-counts.send",
         )
-    if teachers.label_counts.send and (arm.start == "averaged" or consolidation.ensemble != "label-counts"):
+    ensemble = getattr(consolidation, "ensemble", None) if arm.start == "consolidated" else None
+    if teachers.label_counts.send and ensemble != "label-counts":
+        got = f"method {consolidation.method!r}" if ensemble is None else f"ensemble {ensemble!r}"
         wrong(
             "teachers.label-counts.send",
             "tells what participants hold, and only start: consolidated with the ensemble 'label-counts' "
-            f"uses it, got start: {arm.start} with {consolidation.ensemble!r}; set it to false",
+            f"uses it, got start: {arm.start} with {got}; set it to false",
             "consolidation.ensemble",
+            "consolidation.method",
         )
     averaged = arm.start == "averaged" or consolidation.init == "averaged"
     where = "start" if arm.start == "averaged" else "consolidation.init"
@@ -173,32 +190,53 @@ def _check_teachers(arm: Arm, known: Collection[str]) -> list[Mistake]:
             f"{list(consolidation.augmentation)} is not possible: {refused}",
             "teachers.upload",
         )
-    if consolidation.weight < 1 and not consolidation.labels:
-        wrong(
-            "consolidation.weight",
-            f"expected 1 on a transfer set without labels, got {consolidation.weight:g}; "
-            "set labels: true or remove it",
-            "consolidation.labels",
-        )
-    if consolidation.labels and consolidation.weight == 1:
-        wrong(
-            "consolidation.labels",
-            "has no effect with weight 1; lower consolidation.weight or set labels: false",
-            "consolidation.weight",
-        )
+    weights: dict[str, tuple[float, ...]] = {}
+    if isinstance(consolidation, TunedConsolidation):
+        weights = {"weights": consolidation.weights}
+    elif not isinstance(consolidation, MutualConsolidation):
+        weights = {"weight": (consolidation.weight,)}
+    for key, values in weights.items():
+        if min(values) < 1 and not consolidation.labels:
+            wrong(
+                f"consolidation.{key}",
+                f"expected 1 on a transfer set without labels, got {min(values):g}; "
+                "set labels: true or remove it",
+                "consolidation.labels",
+            )
+        # Partitioned KD asks the labels who is surest of them.
+        if consolidation.labels and min(values) == 1 and consolidation.method != "partitioned":
+            wrong(
+                "consolidation.labels",
+                f"has no effect with {key.replace('weights', 'weights of')} 1; lower consolidation.{key} or "
+                "set labels: false",
+                f"consolidation.{key}",
+            )
+    if isinstance(consolidation, TunedConsolidation):
+        if consolidation.trials is not None and consolidation.sampler == "grid":
+            wrong(
+                "consolidation.trials",
+                "has no effect with sampler 'grid', which tries every pair; name another or remove it",
+                "consolidation.sampler",
+            )
+        if consolidation.trials is None and consolidation.sampler != "grid":
+            wrong(
+                "consolidation.trials",
+                f"expected how many pairs {consolidation.sampler!r} tries, got nothing",
+                "consolidation.sampler",
+            )
     if consolidation.views is not None and not consolidation.augmentation:
         wrong(
             "consolidation.views",
             "has no effect without augmentation; name one or remove it",
             "consolidation.augmentation",
         )
-    if consolidation.ensemble == "label-counts" and not teachers.label_counts.send:
+    if ensemble == "label-counts" and not teachers.label_counts.send:
         wrong(
             "consolidation.ensemble",
             "'label-counts' needs teachers.label-counts.send: true",
             "teachers.label-counts.send",
         )
-    if consolidation.ensemble == "validated" and teachers.upload == "logits":
+    if ensemble == "validated" and teachers.upload == "logits":
         wrong(
             "consolidation.ensemble",
             "'validated' runs teachers on the validation split and needs teachers.upload 'weights'",

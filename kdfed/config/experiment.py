@@ -34,10 +34,16 @@ ModelT = TypeVar("ModelT", bound=BaseModel)
 def validate(model: type[ModelT], values: Mapping[str, Any]) -> ModelT:
     """Validate as JSON: strict, so that no word becomes a number, while lists still become tuples.
 
-    ``local`` without ``mode`` is plain, ``server`` without ``strategy`` is fedavg.
+    ``local`` without ``mode`` is plain, ``server`` without ``strategy`` is fedavg, ``consolidation`` without
+    ``method`` is vanilla.
     """
     values = dict(values)
-    for section, default in (("local", {"mode": "plain"}), ("server", {"strategy": "fedavg"})):
+    defaults = {
+        "local": {"mode": "plain"},
+        "server": {"strategy": "fedavg"},
+        "consolidation": {"method": "vanilla"},
+    }
+    for section, default in defaults.items():
         if isinstance(values.get(section), Mapping):
             values[section] = {**default, **values[section]}
     text = json.dumps(values, default=str)

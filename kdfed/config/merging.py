@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from typing import Any, get_args
 
 from kdfed.config.sections import (
+    ConsolidationSettings,
     LocalSettings,
     PartitionSettings,
     ServerSettings,
     Settings,
-    VanillaConsolidation,
     kebab,
 )
 
@@ -65,10 +65,14 @@ def undotted(changes: Mapping[str, Any]) -> dict[str, Any]:
 
 def variants(section: str) -> dict[str, type[Settings]]:
     """Return the variants of ``partition``, ``local``, ``server`` or ``consolidation`` by name."""
-    unions = {"partition": PartitionSettings, "local": LocalSettings, "server": ServerSettings}
-    union = get_args(unions[section])[0] if section in unions else VanillaConsolidation
+    unions = {
+        "partition": PartitionSettings,
+        "local": LocalSettings,
+        "server": ServerSettings,
+        "consolidation": ConsolidationSettings,
+    }
     found: dict[str, type[Settings]] = {}
-    for variant in get_args(union) or (union,):
+    for variant in get_args(get_args(unions[section])[0]):
         for tag in DISCRIMINATORS:
             if tag in variant.model_fields:
                 found[get_args(variant.model_fields[tag].annotation)[0]] = variant

@@ -10,8 +10,8 @@ from typing import Any, get_args
 from pydantic import BaseModel
 
 from kdfed.config.experiment import Experiment
-from kdfed.config.merging import DISCRIMINATORS
-from kdfed.config.sections import OptimiserSettings, PartitionBase, ServerBase, kebab
+from kdfed.config.merging import DISCRIMINATORS, variants
+from kdfed.config.sections import ConsolidationBase, OptimiserSettings, PartitionBase, ServerBase, kebab
 from kdfed.errors import Mistake
 
 
@@ -45,6 +45,7 @@ _SHARED: dict[str, tuple[type[BaseModel], dict[str, Any]]] = {
     "partition": (PartitionBase, {"kind": "uniform"}),
     "local": (OptimiserSettings, {"mode": "plain"}),
     "server": (ServerBase, {"strategy": "fedavg"}),
+    "consolidation": (ConsolidationBase, {"method": "vanilla"}),
 }
 """What every variant of a section has, and a variant that needs nothing else."""
 
@@ -65,8 +66,14 @@ def remove_all(values: dict[str, Any], problems: Sequence[Mapping[str, Any]]) ->
             model, variant = _SHARED[str(path[0])]
             shared = {kebab(name) for name in model.model_fields}
             old = values.get(path[0])
-            kept = {k: v for k, v in old.items() if k in shared} if isinstance(old, dict) else {}
-            values[str(path[0])] = {**variant, **kept}
+            belongs = {kebab(name) for one in variants(str(path[0])).values() for name in one.model_fields}
+            # What belongs to no variant is a mistake of its own, and still to be found.
+            kept = (
+                {k: v for k, v in old.items() if k in shared or k not in belongs}
+                if isinstance(old, dict)
+                else {}
+            )
+            values[str(path[0])] = {**kept, **variant}
         elif path:
             _put(values, path, None)
     if values.get("arms") == {"arm": {}} and values.get("baseline") != "arm":

@@ -214,7 +214,17 @@ class KDLocal(OptimiserSettings):
     """Weight w of the distillation term in [0, 1]; 0 is plain training."""
 
 
-LocalSettings = Annotated[PlainLocal | ProximalLocal | KDLocal, Field(discriminator="mode")]
+class NTDLocal(OptimiserSettings):
+    """Cross entropy plus distillation of the classes that are not the label, from the received model."""
+
+    mode: Literal["ntd"]
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    """Temperature T, above 0."""
+    beta: Annotated[float, Field(ge=0)] = 1.0
+    """Weight of the not-true distillation term; 0 is plain training."""
+
+
+LocalSettings = Annotated[PlainLocal | ProximalLocal | KDLocal | NTDLocal, Field(discriminator="mode")]
 
 
 class LabelCountSettings(Settings):
@@ -251,19 +261,11 @@ Ensemble = Literal["mean-logits", "mean-probabilities", "label-counts", "confide
 Augmentation = Literal["flip", "crop"]
 
 
-class VanillaConsolidation(OptimiserSettings):
-    """Vanilla KD (Hinton et al. 2015) from the ensemble of teachers into one student."""
+class ConsolidationBase(OptimiserSettings):
+    """What every KD method has."""
 
-    method: Literal["vanilla"] = "vanilla"
-    """The KD method."""
-    ensemble: Ensemble = "mean-probabilities"
-    """How the teachers' outputs become one target."""
-    temperature: Annotated[float, Field(gt=0)] = 3.0
-    """Temperature T of the distillation term, above 0."""
     labels: bool = False
     """Use the labels of the transfer set."""
-    weight: Annotated[float, Field(ge=0, le=1)] = 1.0
-    """Weight w of the distillation term; 1 - w goes to cross entropy. Below 1 only with ``labels``."""
     epochs: PositiveInt = 60
     """Passes over the transfer set."""
     batch_size: PositiveInt = 64
@@ -288,7 +290,62 @@ class VanillaConsolidation(OptimiserSettings):
     start), or from the average of the teachers' weights."""
 
 
-ConsolidationSettings = VanillaConsolidation
+class VanillaConsolidation(ConsolidationBase):
+    """Vanilla KD (Hinton et al. 2015) from the ensemble of teachers into one student."""
+
+    method: Literal["vanilla"] = "vanilla"
+    """The KD method."""
+    ensemble: Ensemble = "mean-probabilities"
+    """How the teachers' outputs become one target."""
+    temperature: Annotated[float, Field(gt=0)] = 3.0
+    """Temperature T of the distillation term, above 0."""
+    weight: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """Weight w of the distillation term; 1 - w goes to cross entropy. Below 1 only with ``labels``."""
+
+
+class TunedConsolidation(ConsolidationBase):
+    """Tuned KD: vanilla KD for each temperature and weight of a search; the best on validation stays."""
+
+    method: Literal["tuned"]
+    """The KD method."""
+    ensemble: Ensemble = "mean-probabilities"
+    """How the teachers' outputs become one target."""
+    temperatures: Annotated[
+        tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1), Distinct
+    ] = (1.0, 2.0, 3.0, 5.0, 10.0)  # fmt: skip
+    """Temperatures T to try, above 0."""
+    weights: Annotated[
+        tuple[Annotated[float, Field(ge=0, le=1)], ...], Field(min_length=1), Distinct
+    ] = (1.0,)  # fmt: skip
+    """Weights w to try. Below 1 only with ``labels``."""
+    sampler: Literal["grid", "random", "tpe"] = "grid"
+    """Every pair of the grid, or pairs of it that Optuna draws: at random, or by its Parzen estimator."""
+    trials: PositiveInt | None = None
+    """Pairs that ``random`` and ``tpe`` try, at most as many as the grid has."""
+
+
+class MutualConsolidation(ConsolidationBase):
+    """Deep mutual learning (Zhang et al. 2018): teachers and student train each other."""
+
+    method: Literal["mutual"]
+    """The KD method."""
+
+
+class PartitionedConsolidation(ConsolidationBase):
+    """Data-partitioning KD (Roth et al. 2024): each example from whichever model is surest of it."""
+
+    method: Literal["partitioned"]
+    """The KD method."""
+    temperature: Annotated[float, Field(gt=0)] = 3.0
+    """Temperature T of the distillation term, above 0."""
+    weight: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """Weight w of the distillation term; 1 - w goes to cross entropy. Below 1 only with ``labels``."""
+
+
+ConsolidationSettings = Annotated[
+    VanillaConsolidation | TunedConsolidation | MutualConsolidation | PartitionedConsolidation,
+    Field(discriminator="method"),
+]
 
 
 # ----------------------------------------------------------------------------- server and rounds

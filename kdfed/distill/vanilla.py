@@ -18,8 +18,6 @@ from __future__ import annotations
 import torch
 from torch.nn import functional
 
-from kdfed.config import VanillaConsolidation
-
 
 def kd_loss(
     student_logits_NC: torch.Tensor,
@@ -73,13 +71,3 @@ def kd_losses(
         return distillation_N
     hard_N = functional.cross_entropy(student_logits_NC, labels_N, reduction="none")
     return (1 - weight) * hard_N + distillation_N
-
-
-def loss(
-    student_logits_NC: torch.Tensor,
-    target_NC: torch.Tensor,
-    labels_N: torch.Tensor | None,
-    settings: VanillaConsolidation,
-) -> torch.Tensor:
-    """Return :func:`kd_loss` with the settings' temperature and weight."""
-    return kd_loss(student_logits_NC, target_NC, labels_N, settings.temperature, settings.weight)

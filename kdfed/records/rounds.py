@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -108,9 +109,14 @@ _RECORD = TypeAdapter(RoundRecord)
 
 @dataclass(frozen=True)
 class Outcome:
-    """How one run of one arm ended; ``weights_sha256`` is empty when it failed."""
+    """How one run of one arm ended; ``weights_sha256`` is empty when it failed.
+
+    ``consolidation`` is the method's name and :class:`kdfed.consolidate.ConsolidationResult`, where there was
+    one.
+    """
 
     arm: str
     seed: int
     stopped: Stopped
     weights_sha256: str
+    consolidation: Mapping[str, Any] | None = None

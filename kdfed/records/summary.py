@@ -85,6 +85,11 @@ def summarise(
             for cost in COSTS
         ],
         "partitions": [dict(partition) for partition in partitions],
+        "consolidations": [
+            {"arm": outcome.arm, "seed": outcome.seed, **outcome.consolidation}
+            for outcome in outcomes
+            if outcome.consolidation is not None
+        ],
     }
 
 

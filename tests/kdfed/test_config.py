@@ -154,6 +154,31 @@ def test_all_mistakes_are_reported_at_once_with_key_value_expectation_and_near_m
         (["consolidation.weight=0.5"], "arms.consolidated.consolidation.weight", "labels: true"),
         (["consolidation.labels=true"], "arms.consolidated.consolidation.labels", "no effect"),
         (
+            ["consolidation.method=tuned", "consolidation.weights=[0.5]"],
+            "arms.consolidated.consolidation.weights",
+            "labels: true",
+        ),
+        (
+            ["consolidation.method=tuned", "consolidation.labels=true"],
+            "arms.consolidated.consolidation.labels",
+            "weights of 1",
+        ),
+        (
+            ["consolidation.method=tuned", "consolidation.trials=3"],
+            "arms.consolidated.consolidation.trials",
+            "tries every pair",
+        ),
+        (
+            ["consolidation.method=tuned", "consolidation.sampler=tpe"],
+            "arms.consolidated.consolidation.trials",
+            "how many pairs 'tpe' tries",
+        ),
+        (
+            ["consolidation.method=mutual", "teachers.upload=logits"],
+            "arms.consolidated.consolidation",
+            "the teachers are trained too",
+        ),
+        (
             ["consolidation.views=4"],
             "arms.consolidated.consolidation.views",
             "no effect without augmentation",
@@ -289,11 +314,14 @@ def test_a_mistake_in_a_section_that_no_arm_uses_is_still_a_wrong_value(path):
 @pytest.mark.parametrize("choice", sorted(COMBINATIONS))
 def test_every_combination_is_taken_or_refused_as_the_table_says(path, choice):
     method, upload, labels, augmentation = choice
+    key, weight = ("weight", "0.5" if labels else "1")
+    if method == "tuned":
+        key, weight = "weights", f"[{weight}]"
     assignments = [
         f"consolidation.method={method}",
         f"teachers.upload={upload}",
         f"consolidation.labels={str(labels).lower()}",
-        f"consolidation.weight={0.5 if labels else 1}",
+        *([] if method == "mutual" else [f"consolidation.{key}={weight}"]),
         f"consolidation.augmentation={['flip'] if augmentation else []}",
     ]
     refused = COMBINATIONS[choice]

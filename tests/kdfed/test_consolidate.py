@@ -1,15 +1,25 @@
 from __future__ import annotations
 
+import copy
 import math
 
 import numpy as np
 import pytest
 import torch
+from pydantic import TypeAdapter
 from torch import nn
 
-from kdfed.config import ModelSettings, TeacherSettings, VanillaConsolidation
+from kdfed.config import (
+    ConsolidationSettings,
+    ModelSettings,
+    PartitionedConsolidation,
+    TeacherSettings,
+    VanillaConsolidation,
+    variants,
+)
 from kdfed.consolidate import TeacherStacks, average_states, consolidate, cosine, teacher_logits
 from kdfed.data import Examples
+from kdfed.distill import METHODS, mutual, partitioned
 from kdfed.distill.vanilla import kd_loss
 from kdfed.ensemble import combine, validated_scores
 from kdfed.errors import KdfedError
@@ -113,6 +123,104 @@ def test_consolidation_agrees_with_the_slow_twin(
     assert result.accuracy == evaluate(fast, VALIDATION)[0]
     guess = combine(ensemble, checks, chosen.temperature, scores).argmax(1)
     assert result.ensemble_accuracy == pytest.approx(float((guess == VALIDATION.labels).float().mean()))
+
+
+def other(method: str, **changes: object) -> ConsolidationSettings:
+    values = {"method": method, "epochs": 4, "batch_size": 8, **changes}
+    return TypeAdapter(ConsolidationSettings).validate_python(values)
+
+
+def test_every_method_has_a_description() -> None:
+    assert set(METHODS) == set(variants("consolidation"))
+
+
+@pytest.mark.parametrize("changes", [{}, {"labels": True}, {"labels": True, "weight": 0.5}])
+def test_partitioned_agrees_with_the_slow_twin(teachers: list[nn.Module], changes: dict[str, object]) -> None:
+    chosen = other("partitioned", temperature=2.0, **changes)
+    assert isinstance(chosen, PartitionedConsolidation)
+    fast, slow = some_model(5), some_model(5)
+    consolidate(fast, teachers, TRANSFER, VALIDATION, chosen, 3)
+    logits = torch.stack([teacher.eval()(TRANSFER.inputs).detach() for teacher in teachers])
+    frozen = slow.eval()(TRANSFER.inputs).detach()
+    target = partitioned.target(logits, frozen, TRANSFER.labels if chosen.labels else None, 2.0)
+    plain = settings(temperature=2.0, weight=chosen.weight, labels=chosen.labels)
+    slow_consolidate(slow, target, plain, 3, labelled=chosen.labels)
+    for one, two in zip(fast.parameters(), slow.parameters(), strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-5)
+
+
+def test_partitioned_takes_uploaded_logits_like_the_teachers_themselves(teachers: list[nn.Module]) -> None:
+    from_models, from_logits = some_model(5), some_model(5)
+    chosen = other("partitioned")
+    consolidate(from_models, teachers, TRANSFER, VALIDATION, chosen, 3)
+    uploaded = teacher_logits(teachers, TRANSFER.inputs)
+    consolidate(from_logits, uploaded, TRANSFER, VALIDATION, chosen, 3)
+    assert same(from_models, from_logits)
+
+
+@pytest.mark.parametrize("labels", [False, True])
+def test_mutual_agrees_with_the_slow_twin_and_leaves_the_teachers_alone(
+    teachers: list[nn.Module], labels: bool
+) -> None:
+    chosen, before = other("mutual", labels=labels, momentum=0.5), [state_of(t) for t in teachers]
+    fast = some_model(5)
+    result = consolidate(fast, teachers, TRANSFER, VALIDATION, chosen, 3)
+    models = [some_model(5), *(copy.deepcopy(teacher) for teacher in teachers)]
+    optimisers = [torch.optim.SGD(m.parameters(), lr=chosen.lr, momentum=0.5) for m in models]
+    for epoch in range(4):
+        for batch in torch.from_numpy(shuffled([3], epoch, [30])[0]).split(8):
+            logits = [model.train()(TRANSFER.inputs[batch]) for model in models]
+            every = mutual.losses(logits, TRANSFER.labels[batch] if labels else None)
+            for optimiser, loss in zip(optimisers, every, strict=True):
+                optimiser.zero_grad()
+                loss.backward()
+                optimiser.step()
+    for one, two in zip(fast.parameters(), models[0].parameters(), strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-5)
+    assert result.steps == (1 + len(teachers)) * 4 * 4
+    for teacher, old in zip(teachers, before, strict=True):
+        assert all(torch.equal(value, old[key]) for key, value in state_of(teacher).items())
+
+
+def test_mutual_peers_may_differ_and_follow_the_schedule(teachers: list[nn.Module]) -> None:
+    chosen = other("mutual", schedule="cosine", augmentation=("flip",))
+    student = some_model(5)
+    peers = [*teachers[:1], some_model(7, "cnn")]
+    result = consolidate(student, peers, TRANSFER, VALIDATION, chosen, 3)
+    assert not same(student, some_model(5))
+    assert result.ensemble_accuracy is None
+
+
+def test_mutual_needs_weights(teachers: list[nn.Module]) -> None:
+    logits = teacher_logits(teachers, TRANSFER.inputs)
+    with pytest.raises(KdfedError, match="trains the teachers too"):
+        consolidate(some_model(5), logits, TRANSFER, VALIDATION, other("mutual"), 3)
+    with pytest.raises(KdfedError, match="at least one teacher"):
+        consolidate(some_model(5), [], TRANSFER, VALIDATION, other("mutual"), 3)
+
+
+def test_tuned_keeps_the_best_of_its_trials_each_from_the_same_start(teachers: list[nn.Module]) -> None:
+    asked = {"temperatures": (1.0, 4.0), "weights": (0.3, 1.0), "labels": True}
+    tuned, epochs_told = some_model(5), []
+    result = consolidate(
+        tuned, teachers, TRANSFER, VALIDATION, other("tuned", **asked), 3,
+        on_epoch=lambda epoch, epochs, accuracy: epochs_told.append((epoch, epochs)),
+    )  # fmt: skip
+    alone = {}
+    for weight in asked["weights"]:
+        for temperature in asked["temperatures"]:
+            student = some_model(5)
+            chosen = settings(temperature=temperature, weight=weight, labels=True)
+            one = consolidate(student, teachers, TRANSFER, VALIDATION, chosen, 3)
+            alone[temperature, weight] = (one.accuracy, student)
+    assert {(t.temperature, t.weight): t.accuracy for t in result.trials} == {
+        pair: accuracy for pair, (accuracy, _) in alone.items()
+    }
+    accuracy, student = max(alone.values(), key=lambda found: found[0])
+    assert result.accuracy == accuracy
+    assert same(tuned, student)
+    assert result.steps == 4 * 4 * 4
+    assert epochs_told == [(epoch, 16) for epoch in range(1, 17)]
 
 
 @pytest.mark.parametrize("augmentation", [(), ("flip", "crop")])

@@ -12,6 +12,7 @@ from kdfed.config import (
     KDLocal,
     LocalSettings,
     ModelSettings,
+    NTDLocal,
     OptimiserSettings,
     PlainLocal,
     ProximalLocal,
@@ -33,6 +34,7 @@ from kdfed.train import (
     fit,
     kd_local_loss,
     local_loss,
+    ntd_local_loss,
     predict,
     proximal_loss,
 )
@@ -158,7 +160,12 @@ def test_a_teacher_is_trained_like_a_plain_participant() -> None:
 
 
 @pytest.mark.parametrize(
-    "settings", [ProximalLocal(mode="proximal", mu=0.0), KDLocal(mode="kd", weight=0.0, temperature=4.0)]
+    "settings",
+    [
+        ProximalLocal(mode="proximal", mu=0.0),
+        KDLocal(mode="kd", weight=0.0, temperature=4.0),
+        NTDLocal(mode="ntd", beta=0.0),
+    ],
 )
 def test_mu_0_and_weight_0_are_plain_training_to_the_bit(settings: LocalSettings) -> None:
     other, plain = some_model(), some_model()
@@ -296,3 +303,37 @@ def test_training_on_a_gpu_agrees_with_the_cpu() -> None:
     assert there.loss == pytest.approx(here.loss, rel=1e-2)
     assert next(far.parameters()).is_cuda
     assert not predict(far, some_examples().inputs).is_cuda
+
+
+def test_not_true_distillation_is_a_divergence_over_the_other_classes() -> None:
+    """Worked: label 1 of 3, so classes 0 and 2 remain, with probabilities (1/2, 1/2) and (3/4, 1/4)."""
+    fixed = nn.Linear(1, 3)
+    with torch.no_grad():
+        fixed.weight.zero_()
+        fixed.bias.copy_(torch.tensor([math.log(3), 7.0, 0.0]))
+    loss = ntd_local_loss(fixed, NTDLocal(mode="ntd", beta=0.5))
+    logits, labels = torch.tensor([[0.0, 2.0, 0.0]]), torch.tensor([1])
+    divergence = 0.75 * math.log(0.75 / 0.5) + 0.25 * math.log(0.25 / 0.5)
+    entropy = -2 + math.log(2 + math.exp(2))
+    assert loss.examples(torch.zeros(1, 1), logits, labels).item() == pytest.approx(
+        entropy + 0.5 * divergence
+    )
+
+
+def test_not_true_distillation_does_not_look_at_the_received_models_logit_of_the_label() -> None:
+    received, changed = nn.Linear(4, 3), nn.Linear(4, 3)
+    inputs, logits = torch.randn(6, 4), torch.randn(6, 3)
+    changed.load_state_dict(received.state_dict())
+    with torch.no_grad():
+        changed.bias[2] += 5.0
+    settings = NTDLocal(mode="ntd", temperature=3.0)
+    same, other = torch.full((6,), 2), torch.full((6,), 0)
+    one, two = (ntd_local_loss(model, settings) for model in (received, changed))
+    torch.testing.assert_close(one.examples(inputs, logits, same), two.examples(inputs, logits, same))
+    assert not torch.allclose(one.examples(inputs, logits, other), two.examples(inputs, logits, other))
+
+
+def test_with_two_classes_not_true_distillation_is_plain() -> None:
+    loss = ntd_local_loss(nn.Linear(4, 2), NTDLocal(mode="ntd"))
+    inputs, logits, labels = torch.randn(6, 4), torch.randn(6, 2), torch.randint(2, (6,))
+    torch.testing.assert_close(loss.examples(inputs, logits, labels), PLAIN.examples(inputs, logits, labels))

@@ -206,11 +206,20 @@ def test_every_valid_combination_consolidates(tiny, tmp_path, choice):
         "consolidation.method": method,
         "teachers.upload": upload,
         "consolidation.labels": labels,
-        "consolidation.weight": 0.5 if labels else 1.0,
         "consolidation.augmentation": ["crop"] if augmentation else [],
         "rounds.max": 0,
+        "teachers.epochs": 5,
     }
-    _run(tiny(**changes), tmp_path / "run")
+    if method in ("vanilla", "partitioned"):
+        changes["consolidation.weight"] = 0.5 if labels else 1.0
+    if method == "tuned":
+        changes["consolidation.weights"] = [0.5, 1.0] if labels else [1.0]
+        changes["consolidation.temperatures"] = [1.0, 3.0]
+    summary = _run(tiny(**changes), tmp_path / "run")
+    (consolidation,) = summary["consolidations"]
+    assert consolidation["method"] == method
+    assert consolidation["steps"] > 0
+    assert len(consolidation["trials"]) == (0 if method != "tuned" else 4 if labels else 2)
     loss = {row["arm"]: row["loss"] for row in _timeless(tmp_path / "run")}
     assert loss["consolidated"] < loss["cold"]
 

@@ -17,7 +17,7 @@ from kdfed.cohort import levels, plan_for, predict_stack, stack_states
 from kdfed.cohort import train_cohort as train_in_parts
 from kdfed.cohort import training as cohort_training
 from kdfed.cohort.folded import Stack
-from kdfed.config import KDLocal, ModelSettings, OptimiserSettings, PlainLocal, ProximalLocal
+from kdfed.config import KDLocal, ModelSettings, NTDLocal, OptimiserSettings, PlainLocal, ProximalLocal
 from kdfed.data import Examples
 from kdfed.errors import KdfedError
 from kdfed.models import State, build_model, load_state, state_of
@@ -237,6 +237,7 @@ def test_every_optimiser_agrees_with_the_loop(name: str, settings: OptimiserSett
         PlainLocal(epochs=2, batch_size=5, lr=0.1),
         ProximalLocal(mode="proximal", mu=0.5, epochs=2, batch_size=5, lr=0.1),
         KDLocal(mode="kd", temperature=2.0, weight=0.4, epochs=2, batch_size=5, lr=0.1),
+        NTDLocal(mode="ntd", temperature=2.0, beta=0.7, epochs=2, batch_size=5, lr=0.1),
     ],
 )
 @pytest.mark.parametrize("name", ["cnn", "mlp", "weighted"])

@@ -5,8 +5,6 @@ import math
 import pytest
 import torch
 
-from kdfed.config import VanillaConsolidation
-from kdfed.distill import LOSSES, METHODS
 from kdfed.distill.vanilla import kd_loss
 
 
@@ -101,12 +99,3 @@ def test_t_squared_keeps_the_size_of_the_gradient() -> None:
         student.grad = None
         kd_loss(student, torch.softmax(teacher / temperature, 1), None, temperature, 1.0).backward()
         torch.testing.assert_close(student.grad, (student.detach() - teacher) / 2, rtol=1e-3, atol=0)
-
-
-def test_the_registry_names_every_method_and_reads_temperature_and_weight() -> None:
-    assert LOSSES.keys() == METHODS.keys()
-    settings = VanillaConsolidation(temperature=4.0, weight=0.25, labels=True)
-    logits, target, labels = torch.randn(3, 2), torch.full((3, 2), 0.5), torch.tensor([0, 1, 1])
-    assert torch.equal(
-        LOSSES["vanilla"](logits, target, labels, settings), kd_loss(logits, target, labels, 4.0, 0.25)
-    )
