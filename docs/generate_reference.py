@@ -60,7 +60,7 @@ def page() -> str:
         ("model", config.ModelSettings),
         ("local", config.OptimiserSettings),
         ("teachers", config.TeacherSettings),
-        ("consolidation", None),
+        ("consolidation", config.ConsolidationBase),
         ("server", config.ServerBase),
         ("rounds", config.RoundSettings),
     ):
@@ -68,30 +68,34 @@ def page() -> str:
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
 
-def _section(section: str, base: type[Settings] | None) -> Iterator[str]:
+def _section(section: str, base: type[Settings]) -> Iterator[str]:
     yield f"## `{section}`"
     variants = (
         config.variants(section) if section in ("partition", "local", "server", "consolidation") else {}
     )
-    if base is not None:
-        yield _prose(base.__doc__)
-        if variants:
-            tag = _tag(next(iter(variants.values())))
-            default = next((n for n, v in variants.items() if not v.model_fields[tag].is_required()), None)
-            rule = f"`{default}` where it is left out" if default else f"required where `{section}` is given"
-            yield f"`{tag}` chooses a variant below; it is {rule}."
-        yield _table(_fields(base), section)
+    yield _prose(base.__doc__)
+    if variants:
+        tag = _tag(next(iter(variants.values())))
+        default = next((n for n, v in variants.items() if not v.model_fields[tag].is_required()), None)
+        rule = f"`{default}` where it is left out" if default else f"required where `{section}` is given"
+        yield f"`{tag}` chooses a variant below; it is {rule}."
+    yield _table(_fields(base), section)
     for name, variant in variants.items():
         tag = _tag(variant)
         yield f"### `{tag}: {name}`"
         yield _prose(variant.__doc__)
-        shared = _fields(base) if base is not None else {}
+        shared = _fields(base)
         own = {key: field for key, field in _fields(variant).items() if key != tag and key not in shared}
         yield _table(own, section) if own else "It has no other keys."
+        yield from _nested(section, own)
     if section == "consolidation":
         yield from _combinations()
-    holder = base if base is not None else next(iter(variants.values()))
-    for key, field in _fields(holder).items():
+    yield from _nested(section, _fields(base))
+
+
+def _nested(section: str, fields: dict[str, FieldInfo]) -> Iterator[str]:
+    """Yield the sections inside a section."""
+    for key, field in fields.items():
         for model in _settings_in(field.annotation):
             if model is not config.ModelSettings:
                 yield f"### `{section}.{key}`"

@@ -147,7 +147,7 @@ def _run_seed(
         )
         start = ArrayRecord(dict(initial_state(arm, shared, seed)))
         try:
-            result = PreConsolidation(make_strategy(arm), config).start(
+            result = PreConsolidation(make_strategy(config), config).start(
                 grid, start, arm.rounds.max, arm.server.deadlines.train
             )
         except Exception as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flwr.serverapp.strategy import (
     FedAdagrad,
@@ -17,7 +17,11 @@ from flwr.serverapp.strategy import (
     Strategy,
 )
 
-from kdfed.config import Arm, ProximalLocal, ServerBase
+from kdfed.config import ProximalLocal, ServerBase
+from strategies.feddf import FedDF
+
+if TYPE_CHECKING:
+    from strategies.arm import ArmConfig
 
 STRATEGIES: dict[str, type[FedAvg]] = {
     "fedavg": FedAvg,
@@ -26,6 +30,7 @@ STRATEGIES: dict[str, type[FedAvg]] = {
     "fedadagrad": FedAdagrad,
     "fedadam": FedAdam,
     "fedyogi": FedYogi,
+    "feddf": FedDF,
     "fedmedian": FedMedian,
     "fedtrimmedavg": FedTrimmedAvg,
     "krum": Krum,
@@ -42,13 +47,17 @@ SERVER_OPTIMISERS: tuple[type[Strategy], ...] = (FedAvgM, FedAdagrad, FedAdam, F
 variance could turn negative."""
 
 
-def make_strategy(arm: Arm) -> FedAvg:
+def make_strategy(config: ArmConfig) -> FedAvg:
     """Build the strategy of an arm; sampling and minima are the arm runner's, evaluation is the server's."""
+    arm = config.arm
+    kind = STRATEGIES[arm.server.strategy]
     shared = set(ServerBase.model_fields) | {"strategy"}
     options: dict[str, Any] = {name: value for name, value in dict(arm.server).items() if name not in shared}
-    if isinstance(arm.local, ProximalLocal) and arm.server.strategy == "fedprox":
+    if kind is FedDF:
+        options = {"config": config}
+    if isinstance(arm.local, ProximalLocal) and kind is FedProx:
         options["proximal_mu"] = arm.local.mu
-    return STRATEGIES[arm.server.strategy](
+    return kind(
         fraction_train=1.0,
         fraction_evaluate=0.0,
         min_train_nodes=1,

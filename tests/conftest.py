@@ -77,7 +77,7 @@ def run_arm() -> Callable[..., Any]:
             **{"arm": arm, "data": data, "seed": seed, "name": name, "simulation": simulation, **config}
         )
         start = ArrayRecord(dict(initial_state(arm, data, seed)))
-        return PreConsolidation(strategy or make_strategy(arm), arm_config).start(
+        return PreConsolidation(strategy or make_strategy(arm_config), arm_config).start(
             grid or InProcessGrid(app, nodes, order), start, arm.rounds.max, arm.server.deadlines.train
         )
 

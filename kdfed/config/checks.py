@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 from kdfed.config.experiment import Arm, sampled_count
 from kdfed.config.mistakes import related
 from kdfed.config.sections import (
+    DistillationSettings,
+    FedDFServer,
     ModelSettings,
     MutualConsolidation,
     NormaliseSettings,
     OptimiserSettings,
+    PartitionedConsolidation,
     TunedConsolidation,
 )
 from kdfed.errors import Mistake
@@ -64,6 +67,8 @@ def cross_checks(arm: Arm, known: Collection[str] = ()) -> list[Mistake]:
         models += [("teachers.model", model) for model in several]
     if arm.start == "consolidated":
         trained.append(("consolidation", arm.consolidation))
+    if isinstance(arm.server, FedDFServer):
+        trained.append(("server.distillation", arm.server.distillation))
     for section, model in models:
         problem = check_model(model)
         if problem is not None:
@@ -126,6 +131,10 @@ def cross_checks(arm: Arm, known: Collection[str] = ()) -> list[Mistake]:
             f"got {drawn} - {server.num_malicious_nodes} - 2; sample more participants or lower it",
             *counted,
         )
+    if isinstance(server, FedDFServer):
+        distillation = server.distillation
+        for key, message, other in _check_distillation(distillation, (distillation.weight,), False):
+            wrong(f"server.distillation.{key}", message, f"server.distillation.{other}")
     if arm.start in ("consolidated", "averaged"):
         mistakes += _check_teachers(arm, known)
     return mistakes
@@ -190,27 +199,15 @@ def _check_teachers(arm: Arm, known: Collection[str]) -> list[Mistake]:
             f"{list(consolidation.augmentation)} is not possible: {refused}",
             "teachers.upload",
         )
-    weights: dict[str, tuple[float, ...]] = {}
+    weights: tuple[float, ...] = ()
     if isinstance(consolidation, TunedConsolidation):
-        weights = {"weights": consolidation.weights}
+        weights = consolidation.weights
     elif not isinstance(consolidation, MutualConsolidation):
-        weights = {"weight": (consolidation.weight,)}
-    for key, values in weights.items():
-        if min(values) < 1 and not consolidation.labels:
-            wrong(
-                f"consolidation.{key}",
-                f"expected 1 on a transfer set without labels, got {min(values):g}; "
-                "set labels: true or remove it",
-                "consolidation.labels",
-            )
-        # Partitioned KD asks the labels who is surest of them.
-        if consolidation.labels and min(values) == 1 and consolidation.method != "partitioned":
-            wrong(
-                "consolidation.labels",
-                f"has no effect with {key.replace('weights', 'weights of')} 1; lower consolidation.{key} or "
-                "set labels: false",
-                f"consolidation.{key}",
-            )
+        weights = (consolidation.weight,)
+    # Partitioned KD asks the labels who is surest of them, whatever the weight.
+    labels_serve = isinstance(consolidation, MutualConsolidation | PartitionedConsolidation)
+    for key, message, *others in _check_distillation(consolidation, weights, labels_serve):
+        wrong(f"consolidation.{key}", message, *(f"consolidation.{other}" for other in others))
     if isinstance(consolidation, TunedConsolidation):
         if consolidation.trials is not None and consolidation.sampler == "grid":
             wrong(
@@ -224,12 +221,6 @@ def _check_teachers(arm: Arm, known: Collection[str]) -> list[Mistake]:
                 f"expected how many pairs {consolidation.sampler!r} tries, got nothing",
                 "consolidation.sampler",
             )
-    if consolidation.views is not None and not consolidation.augmentation:
-        wrong(
-            "consolidation.views",
-            "has no effect without augmentation; name one or remove it",
-            "consolidation.augmentation",
-        )
     if ensemble == "label-counts" and not teachers.label_counts.send:
         wrong(
             "consolidation.ensemble",
@@ -243,3 +234,25 @@ def _check_teachers(arm: Arm, known: Collection[str]) -> list[Mistake]:
             "teachers.upload",
         )
     return mistakes
+
+
+def _check_distillation(
+    settings: DistillationSettings, weights: Sequence[float], labels_serve: bool
+) -> list[tuple[str, str, str]]:
+    """Return what does not go together in a distillation: (key, message, the key it depends on)."""
+    found = []
+    key = "weights" if isinstance(settings, TunedConsolidation) else "weight"
+    if weights and min(weights) < 1 and not settings.labels:
+        found.append(
+            (
+                key,
+                f"expected 1 on a transfer set without labels, got {min(weights):g}; "
+                "set labels: true or remove it",
+                "labels",
+            )
+        )
+    if settings.labels and weights and min(weights) == 1 and not labels_serve:
+        found.append(("labels", f"has no effect with {key} 1; lower it or set labels: false", key))
+    if settings.views is not None and not settings.augmentation:
+        found.append(("views", "has no effect without augmentation; name one or remove it", "augmentation"))
+    return found

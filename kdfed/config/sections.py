@@ -261,8 +261,8 @@ Ensemble = Literal["mean-logits", "mean-probabilities", "label-counts", "confide
 Augmentation = Literal["flip", "crop"]
 
 
-class ConsolidationBase(OptimiserSettings):
-    """What every KD method has."""
+class DistillationSettings(OptimiserSettings):
+    """Training a student on the transfer set."""
 
     labels: bool = False
     """Use the labels of the transfer set."""
@@ -285,6 +285,11 @@ class ConsolidationBase(OptimiserSettings):
     ``augmentation``."""
     select: Literal["last", "best"] = "last"
     """Keep the last student, or the best of all epochs on the validation split."""
+
+
+class ConsolidationBase(DistillationSettings):
+    """What every KD method has."""
+
     init: Literal["random", "common", "averaged"] = "common"
     """The student starts from a draw of its own, from the common initial weights (those of a cold
     start), or from the average of the teachers' weights."""
@@ -427,6 +432,33 @@ class FedYogiServer(FedAdamServer):
     strategy: Literal["fedyogi"]  # type: ignore[assignment]
 
 
+class FedDFDistillation(DistillationSettings):
+    """How FedDF distils a round's models into their average."""
+
+    ensemble: Literal["mean-logits", "mean-probabilities", "confidence", "validated"] = "mean-logits"
+    """How the models' outputs become one target."""
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    """Temperature T of the distillation term, above 0."""
+    weight: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """Weight w of the distillation term; 1 - w goes to cross entropy. Below 1 only with ``labels``."""
+    epochs: PositiveInt = 5
+    """Passes over the transfer set."""
+    optimizer: Literal["sgd", "adam", "adamw"] = "adam"
+    """torch.optim optimiser; its state starts afresh each time."""
+    lr: Annotated[float, Field(gt=0)] = 0.001
+    """Learning rate, above 0."""
+
+
+class FedDFServer(ServerBase):
+    """FedAvg, whose average is distilled from the round's models on the transfer set (Lin et al. 2020)."""
+
+    strategy: Literal["feddf"]
+    when: Literal["every", "first"] = "every"
+    """Distil after every round, or after the first only."""
+    distillation: FedDFDistillation = FedDFDistillation()
+    """How."""
+
+
 class FedMedianServer(ServerBase):
     """Coordinate-wise median (Yin et al. 2018)."""
 
@@ -456,6 +488,7 @@ ServerSettings = Annotated[
     | FedAdagradServer
     | FedAdamServer
     | FedYogiServer
+    | FedDFServer
     | FedMedianServer
     | FedTrimmedAvgServer
     | KrumServer,

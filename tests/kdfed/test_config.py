@@ -161,7 +161,7 @@ def test_all_mistakes_are_reported_at_once_with_key_value_expectation_and_near_m
         (
             ["consolidation.method=tuned", "consolidation.labels=true"],
             "arms.consolidated.consolidation.labels",
-            "weights of 1",
+            "no effect with weights 1",
         ),
         (
             ["consolidation.method=tuned", "consolidation.trials=3"],
@@ -220,6 +220,16 @@ def test_all_mistakes_are_reported_at_once_with_key_value_expectation_and_near_m
             ["teachers.label-counts.send=true", "arms.consolidated.start=averaged"],
             "arms.consolidated.teachers.label-counts.send",
             "got start: averaged",
+        ),
+        (
+            ["server.strategy=feddf", "server.distillation.labels=true"],
+            "server.distillation.labels",
+            "no effect with weight 1",
+        ),
+        (
+            ["server.strategy=feddf", "server.distillation.momentum=0.5"],
+            "server.distillation.momentum",
+            "no such option",
         ),
         (["arms.bad/name.start=random"], "arms.bad/name", "letters"),
         (["model.name=cnnn"], "model", "cnn"),

@@ -36,7 +36,7 @@ def run(work: Work, gate: Gate, grid: Grid) -> None:
         name="cold",
         simulation=wire.simulation_record(arm, SEED),
     )
-    strategy = make_strategy(arm)
+    strategy = make_strategy(config)
     runner = ArmRunner(strategy, config, grid)
     configure_train = strategy.configure_train
     steps = 0
