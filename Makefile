@@ -46,7 +46,7 @@ study: $(INSTALLED)  ## run the shipped experiments, then one table of what they
 	for name in quickstart uniform pathological; do \
 		$(BIN)/kdfed run simulations/$$name.yaml --engine inprocess --out runs/study/$$name --overwrite || exit 1; \
 	done
-	$(BIN)/python -m simulations.study runs/study/quickstart runs/study/uniform runs/study/pathological
+	$(BIN)/python -m simulations.savings runs/study/quickstart runs/study/uniform runs/study/pathological
 
 docs: $(INSTALLED)  ## the site, in site/
 	$(BIN)/python docs/generate_reference.py

@@ -189,6 +189,32 @@ def run(
 
 
 @app.command()
+def study(
+    study: Annotated[Path, typer.Argument(metavar="STUDY")],
+    assignments: SetOption = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes. Default: the cores that are there.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(parser=_out, metavar="DIR", help="The folder. Default: runs/NAME.")
+    ] = None,
+) -> None:
+    """Compare KD methods between pre-trained models, without federation.
+
+    STUDY is a YAML file, or the name of one that comes with kdfed. What the folder's cache holds is not
+    computed again, so a study that was interrupted goes on where it stopped.
+    """
+    from simulations.study import load_study, run_study
+
+    settings = load_study(_shipped(study), assignments or [])
+    folder = (out if out is not None else Path("runs") / settings.name).absolute()
+    console = Console()
+    with _sigterm_exits():
+        run_study(settings, folder, workers=workers, console=console)
+    console.print(f"study.json and study.html: {folder}")
+
+
+@app.command()
 def partition(
     experiment: ExperimentArgument,
     assignments: SetOption = None,
@@ -301,9 +327,7 @@ def _load(path: Path, assignments: list[str] | None, seeds: list[str] | None) ->
     """Read an experiment and check it, its data included; every mistake is reported before anything runs."""
     from kdfed.config import examine_experiment, unrelated
 
-    shipped = SHIPPED / path.name
-    if path.parent == Path() and not path.exists() and shipped.is_file():
-        path = shipped
+    path = _shipped(path)
     experiment, mistakes = examine_experiment(path, assignments or (), seeds)
     sections = {mistake.key.partition(".")[0] for mistake in mistakes}
     if experiment is not None and not sections & {"data", "partition"}:
@@ -313,6 +337,12 @@ def _load(path: Path, assignments: list[str] | None, seeds: list[str] | None) ->
     if mistakes or experiment is None:
         raise ConfigError(str(path), mistakes)
     return experiment
+
+
+def _shipped(path: Path) -> Path:
+    """Return the file of this name that comes with kdfed, unless there is one here."""
+    shipped = SHIPPED / path.name
+    return shipped if path.parent == Path() and not path.exists() and shipped.is_file() else path
 
 
 def _default_nodes(experiment: Experiment) -> int:

@@ -1,4 +1,4 @@
-"""Many runs, one table: ``python -m simulations.study DIR...`` prints what each experiment's arms saved.
+"""Many runs, one table: ``python -m simulations.savings DIR...`` prints what each experiment's arms saved.
 
 Every figure comes from the run folders' ``summary.json``; nothing is run and nothing is chosen here.
 """
@@ -56,7 +56,7 @@ def _interval(saved: Mapping[str, float] | None, pairs: int) -> str:
 def main(folders: Sequence[str]) -> int:
     """Print the table of some run folders; return the exit code."""
     if not folders:
-        print("error: expected run folders, got none: python -m simulations.study DIR...", file=sys.stderr)
+        print("error: expected run folders, got none: python -m simulations.savings DIR...", file=sys.stderr)
         return 2
     try:
         print(savings_table([RunFolder(Path(folder)).read_summary() for folder in folders]))

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from simulations.study import HEAD, main, savings_table
+from simulations.savings import HEAD, main, savings_table
 
 
 def summary(pairs: int = 3, saved: dict[str, float] | None = None) -> dict[str, Any]:

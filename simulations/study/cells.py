@@ -1,0 +1,167 @@
+"""What a study compares: points of the other factors, and the trials of each method there."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
+from typing import Any
+
+from kdfed.config import ModelSettings
+from simulations.study.settings import UNLABELLED, StudySettings, Transfer
+
+
+@dataclass(frozen=True)
+class Point:
+    """Where models meet: everything but the method.
+
+    Parameters
+    ----------
+    distribution
+        Its name in the study.
+    model
+        Architecture of teachers and student.
+    teachers
+        How many.
+    transfer, labels, images
+        The transfer set, whether its labels are used, how many of its examples (None: all).
+    seed
+        The seed.
+    factor
+        Which factor is away from the centre; empty at the centre.
+    """
+
+    distribution: str
+    model: ModelSettings
+    teachers: int
+    transfer: Transfer
+    labels: bool
+    images: int | None
+    seed: int
+    factor: str = ""
+
+    def row(self) -> dict[str, Any]:
+        """Return what a row of ``study.json`` says of it."""
+        options = ",".join(f"{key}={value}" for key, value in self.model.options.items())
+        return {
+            "distribution": self.distribution,
+            "model": f"{self.model.name}({options})" if options else self.model.name,
+            "teachers": self.teachers,
+            "transfer": self.transfer,
+            "labels": self.labels,
+            "images": self.images,
+            "seed": self.seed,
+            "factor": self.factor,
+        }
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One distillation at a point; temperature and weight only where the method has them."""
+
+    method: str
+    temperature: float | None
+    weight: float | None
+    rate: float = 1.0
+    passes: float = 1.0
+
+
+def points(study: StudySettings) -> list[Point]:
+    """Return every point: all distributions at the centre, then one factor at a time away from it."""
+    found: list[Point] = []
+    for seed in study.seeds:
+        for name in study.distributions:
+            centre = Point(
+                name,
+                study.model,
+                study.centre.teachers,
+                study.centre.transfer,
+                study.centre.labels,
+                study.centre.images,
+                seed,
+            )
+            found.append(centre)
+            if name in (study.vary.distributions or study.distributions):
+                found += _around(study, centre)
+    return found
+
+
+def _around(study: StudySettings, centre: Point) -> Iterator[Point]:
+    vary = study.vary
+    for teachers in vary.teachers:
+        yield replace(centre, teachers=teachers, factor="teachers")
+    for transfer in vary.transfer:
+        labels = centre.labels and transfer not in UNLABELLED
+        yield replace(centre, transfer=transfer, labels=labels, factor="transfer")
+    for labels in vary.labels:
+        yield replace(centre, labels=labels, factor="labels")
+    for images in vary.images:
+        yield replace(centre, images=images, factor="images")
+    for model in vary.models:
+        yield replace(centre, model=model, factor="model")
+
+
+def default_weight(study: StudySettings, point: Point) -> float:
+    """Return the weight of the methods that are not tuned."""
+    return study.weight if point.labels else 1.0
+
+
+def trials(study: StudySettings, point: Point) -> list[Trial]:
+    """Return every trial at a point; vanilla KD is one of those of tuned KD."""
+    weight, search = default_weight(study, point), study.search
+    found: list[Trial] = []
+    if "vanilla" in study.methods:
+        found.append(Trial("vanilla", study.temperature, weight))
+    if "tuned" in study.methods:
+        weights = search.weights if point.labels else (1.0,)
+        found += [Trial("vanilla", t, w) for w in weights for t in search.temperatures]
+    for method in study.methods:
+        base = {
+            "vanilla": Trial("vanilla", study.temperature, weight),
+            "mutual": Trial("mutual", None, None),
+            "partitioned": Trial("partitioned", study.temperature, weight),
+        }.get(method)
+        if base is not None:
+            found.append(base)
+            if search.rates and point.factor == "":
+                pairs = [(rate, passes) for passes in search.passes for rate in search.rates]
+                count = len(search.temperatures) * (len(search.weights) if point.labels else 1)
+                found += [replace(base, rate=rate, passes=passes) for rate, passes in pairs[:count]]
+    return list(dict.fromkeys(found))
+
+
+def models_key(study: StudySettings, point: Point) -> str:
+    """Return the cache key of a point's pre-trained models: of all that they depend on."""
+    return _digest(
+        "models",
+        study.data.model_dump(mode="json"),
+        _partition(study, point),
+        point.model.model_dump(mode="json"),
+        study.pretraining.model_dump(mode="json"),
+        point.teachers,
+        point.seed,
+    )
+
+
+def trial_key(study: StudySettings, point: Point, trial: Trial) -> str:
+    """Return the cache key of a trial's result."""
+    proxy = study.proxy.model_dump(mode="json") if point.transfer == "proxy" and study.proxy else None
+    return _digest(
+        "trial",
+        models_key(study, point),
+        study.distillation.model_dump(mode="json"),
+        [point.transfer, point.labels, point.images, proxy],
+        asdict(trial),
+    )
+
+
+def _partition(study: StudySettings, point: Point) -> dict[str, Any]:
+    settings = study.distributions[point.distribution].model_copy(update={"participants": point.teachers + 1})
+    return settings.model_dump(mode="json")
+
+
+def _digest(*parts: Any) -> str:
+    text = json.dumps([version("kdfed"), *parts], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]

@@ -1,0 +1,188 @@
+"""Running a study: what the cache does not hold, in parallel processes; then study.json and the page."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from kdfed.data import prepare
+from kdfed.errors import ConfigError, DataError, Mistake, RunError
+from kdfed.records import write_atomically
+from simulations.study.cells import Point, Trial, models_key, points, trial_key, trials
+from simulations.study.report import render
+from simulations.study.rows import rows_of
+from simulations.study.settings import StudySettings
+from simulations.study.work import distil, models_file, pretrain, transfer_of, trial_file
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a study has to do: all of it, and what the cache lacks."""
+
+    every: list[tuple[Point, Trial]]
+    models: list[Point]
+    missing: list[tuple[Point, Trial]]
+
+
+def plan(study: StudySettings, cache: Path) -> Plan:
+    """Look up what is missing; two points that share models or trials count once."""
+    every = [(point, trial) for point in points(study) for trial in trials(study, point)]
+    missing: dict[str, tuple[Point, Trial]] = {}
+    models: dict[str, Point] = {}
+    for point, trial in every:
+        key = trial_key(study, point, trial)
+        if key not in missing and not trial_file(cache, key).exists():
+            missing[key] = (point, trial)
+            key = models_key(study, point)
+            if not models_file(cache, key).exists():
+                models.setdefault(key, point)
+    return Plan(every, list(models.values()), list(missing.values()))
+
+
+def run_study(
+    study: StudySettings, out: Path, *, workers: int | None = None, console: Console | None = None
+) -> dict[str, Any]:
+    """Run what is missing, and write ``study.json`` and ``study.html``.
+
+    Parameters
+    ----------
+    study
+        Checked already.
+    out
+        The folder; its ``cache`` may hold results of an earlier run, or of a study that shares cells.
+    workers
+        Processes. Default: the cores that are there.
+    console
+        Told how much there is to do, and how far it is.
+
+    Returns
+    -------
+    dict
+        What ``study.json`` holds.
+
+    Raises
+    ------
+    ConfigError
+        If the data do not allow a cell; nothing was run then.
+    RunError
+        If a trial failed. What is in the cache stays.
+    """
+    console = console or Console(quiet=True)
+    workers = workers or len(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else [0])
+    cache = out / "cache"
+    cache.mkdir(parents=True, exist_ok=True)
+    _check_data(study)
+    todo = plan(study, cache)
+    keys = {trial_key(study, point, trial) for point, trial in todo.every}
+    console.print(
+        f"{study.name}: {len(keys)} trials, {len(todo.missing)} of them to run, {len(todo.models)} groups of "
+        "models to train first"
+    )
+    if todo.missing:
+        _run(study, cache, todo, workers, console)
+    results = {key: json.loads(trial_file(cache, key).read_text()) for key in keys}
+    summary = rows_of(study, results)
+    write_atomically(out / "study.json", (json.dumps(summary, indent=1, allow_nan=False) + "\n").encode())
+    write_atomically(out / "study.html", render(study, summary).encode())
+    return summary
+
+
+def _check_data(study: StudySettings) -> None:
+    """Ask for every partition and transfer set once, so that nothing is refused after an hour."""
+    mistakes: dict[str, Mistake] = {}
+    for point in points(study):
+        try:
+            prepare(study.data)
+            transfer_of(study, point)
+        except DataError as error:
+            key = error.key or f"distributions.{point.distribution}"
+            mistakes.setdefault(f"{key} {error}", Mistake(key, f"{error} ({point.distribution})"))
+    if mistakes:
+        raise ConfigError(study.name, list(mistakes.values()))
+
+
+def _run(study: StudySettings, cache: Path, todo: Plan, workers: int, console: Console) -> None:
+    with Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+        console=console,
+    ) as progress:  # fmt: skip
+        text = study.model_dump_json(by_alias=True)
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(workers, context, initializer=_begin, initargs=(text, str(cache))) as pool:
+            bar = progress.add_task("models", total=len(todo.models))
+            _all(pool, _pretrain, [(point,) for point in todo.models], lambda: progress.advance(bar))
+            if todo.missing:
+                _estimate(study, cache, todo.missing, workers, progress.console)
+            bar = progress.add_task("trials", total=len(todo.missing))
+            _all(pool, _distil, todo.missing, lambda: progress.advance(bar))
+
+
+def _estimate(
+    study: StudySettings, cache: Path, missing: Sequence[tuple[Point, Trial]], workers: int, console: Console
+) -> None:
+    """Run some trials, and say how long the rest may take. The first one also imports and warms up."""
+    seconds, effort = 0.0, 0.0
+    for count, place in enumerate(sorted({0, len(missing) // 3, 2 * len(missing) // 3, len(missing) - 1})):
+        point, trial = missing[place]
+        began = time.monotonic()
+        distil(study, point, trial, cache)
+        if count > 0 or len(missing) == 1:
+            seconds += time.monotonic() - began
+            effort += _effort(study, point, trial)
+    everything = sum(_effort(study, point, trial) for point, trial in missing)
+    console.print(f"about {seconds / effort * everything / workers / 60:.1f} minutes for the trials")
+
+
+def _effort(study: StudySettings, point: Point, trial: Trial) -> float:
+    """Return how much a trial costs against others: passes times examples times models trained."""
+    models = point.teachers + 1 if trial.method == "mutual" else 1
+    return trial.passes * models * (point.images or len(prepare(study.data).splits.transfer))
+
+
+# ----------------------------------------------------------------------------- in a worker
+
+_STUDY: list[Any] = []
+
+
+def _begin(text: str, cache: str) -> None:
+    torch.set_num_threads(1)
+    _STUDY[:] = [StudySettings.model_validate_json(text), Path(cache)]
+
+
+def _pretrain(point: Point) -> None:
+    study, cache = _STUDY
+    pretrain(study, point, cache)
+
+
+def _distil(point: Point, trial: Trial) -> None:
+    study, cache = _STUDY
+    distil(study, point, trial, cache)
+
+
+def _all(
+    pool: ProcessPoolExecutor,
+    work: Callable[..., None],
+    arguments: Iterable[tuple[Any, ...]],
+    advance: Callable[[], None],
+) -> None:
+    waiting: dict[Future[None], tuple[Any, ...]] = {pool.submit(work, *own): own for own in arguments}
+    try:
+        for future in as_completed(waiting):
+            future.result()
+            advance()
+    except BaseException as error:
+        pool.shutdown(wait=False, cancel_futures=True)
+        if isinstance(error, Exception):
+            raise RunError(f"{waiting[future]}: {type(error).__name__}: {error}") from error
+        raise

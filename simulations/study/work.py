@@ -1,0 +1,218 @@
+"""One unit of work: a point's models trained, or one trial distilled. Results are files, named by their key.
+
+A file is there whole or not at all, so a study that is killed loses only what was in flight.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load, save
+from torch import nn
+
+from kdfed.cohort import train_cohort
+from kdfed.config import (
+    ConsolidationSettings,
+    DataSettings,
+    MutualConsolidation,
+    PartitionedConsolidation,
+    VanillaConsolidation,
+)
+from kdfed.consolidate import consolidate, teacher_logits
+from kdfed.data import Examples, PreparedData, prepare
+from kdfed.errors import DataError
+from kdfed.models import State, build_model, load_state, state_of
+from kdfed.partition import Partition, make_partition
+from kdfed.records import write_atomically
+from kdfed.seeding import derive, derive_many, numpy_generator, torch_generator
+from kdfed.train import PLAIN, predict
+from simulations.study.cells import Point, Trial, models_key, trial_key
+from simulations.study.settings import StudySettings
+
+
+def trial_file(cache: Path, key: str) -> Path:
+    """Return where a trial's result lies."""
+    return cache / f"{key}.json"
+
+
+def models_file(cache: Path, key: str) -> Path:
+    """Return where a point's models lie."""
+    return cache / f"{key}.safetensors"
+
+
+def partition_at(study: StudySettings, point: Point) -> Partition:
+    """Deal the train split: to the student first, then to its teachers."""
+    data = prepare(study.data)
+    settings = study.distributions[point.distribution].model_copy(update={"participants": point.teachers + 1})
+    return make_partition(settings, data.dataset.labels, data.splits.train, data.classes, point.seed)
+
+
+def pretrain(study: StudySettings, point: Point, cache: Path) -> None:
+    """Train the student and its teachers, each on its own examples from weights of its own."""
+    file = models_file(cache, models_key(study, point))
+    if file.exists():
+        return
+    data, partition = prepare(study.data), partition_at(study, point)
+    members = range(point.teachers + 1)
+    model = _build(data, point, 0)
+    starts = [state_of(_build(data, point, derive(point.seed, "init", 0, member))) for member in members]
+    parts = [partition.indices[member] for member in members]
+    states: list[State] = [{}] * len(parts)
+    for trained in train_cohort(
+        model,
+        starts,
+        data.examples(np.concatenate(parts)),
+        [len(part) for part in parts],
+        study.pretraining,
+        PLAIN,
+        derive_many(point.seed, "pretraining", 0, list(members)),
+    ):
+        for row, place in enumerate(trained.places):
+            states[place] = {key: values[row].clone() for key, values in trained.states.items()}
+    tensors = {f"{place}/{key}": value for place, state in enumerate(states) for key, value in state.items()}
+    write_atomically(file, save(tensors))
+
+
+def distil(study: StudySettings, point: Point, trial: Trial, cache: Path) -> None:
+    """Run one trial, and write what came of it."""
+    file = trial_file(cache, trial_key(study, point, trial))
+    if file.exists():
+        return
+    data = prepare(study.data)
+    student, *teachers = _models(study, point, cache)
+    validation, test = data.examples(data.splits.validation), data.examples(data.splits.test)
+    transfer = transfer_of(study, point)
+    before = predict(student, test.inputs)
+    settings = _settings(study, point, trial)
+    sources: list[nn.Module] | torch.Tensor = (
+        teachers if trial.method == "mutual" else teacher_logits(teachers, transfer.inputs)
+    )
+    seed = derive(point.seed, "distil")
+    result = consolidate(student, sources, transfer, validation, settings, seed)
+    after = predict(student, test.inputs)
+    held = np.unique(data.dataset.labels[partition_at(study, point).indices[0]])
+    own = torch.from_numpy(np.isin(test.labels.numpy(), held))
+    labels = test.labels
+    row = {
+        "teacher_accuracy": float(
+            np.mean([_accuracy(predict(teacher, test.inputs), labels) for teacher in teachers])
+        ),
+        "before": _accuracy(before, labels),
+        "after": _accuracy(after, labels),
+        "validation_accuracy": result.accuracy,
+        "forgetting": _accuracy(before[own], test.labels[own]) - _accuracy(after[own], test.labels[own]),
+        "per_class_before": _per_class(before, labels, data.classes),
+        "per_class_after": _per_class(after, labels, data.classes),
+        "steps": result.steps,
+        "transfer_images": len(transfer),
+    }
+    write_atomically(file, json.dumps(row).encode())
+
+
+def transfer_of(study: StudySettings, point: Point) -> Examples:
+    """Return the transfer set of a point.
+
+    ============ ==================================================================
+    public       the held-out transfer split
+    own          the student's own examples
+    teacher      those of its teachers
+    union        both
+    proxy        images of another data set, resized; labels never used
+    noise        independent standard normal values, after normalisation
+    ============ ==================================================================
+
+    Raises
+    ------
+    DataError
+        If there are fewer examples than asked for, or the proxy's inputs do not fit.
+    """
+    data, partition = prepare(study.data), partition_at(study, point)
+    generator = numpy_generator(point.seed, "transfer")
+    if point.transfer in ("noise", "proxy"):
+        wanted = point.images or len(data.splits.transfer)
+        if point.transfer == "noise":
+            draw = torch_generator(point.seed, "transfer")
+            inputs = torch.randn(wanted, *data.input_shape, generator=draw)
+        else:
+            inputs = _proxy(study, data.input_shape)
+        chosen = generator.permutation(len(inputs))[:wanted]
+        if len(chosen) < wanted:
+            raise DataError(f"expected {wanted} images of the proxy, got {len(inputs)}", "centre.images")
+        return Examples(inputs[torch.from_numpy(chosen)], torch.zeros(wanted, dtype=torch.int64))
+    places = {
+        "public": lambda: data.splits.transfer,
+        "own": lambda: partition.indices[0],
+        "teacher": lambda: np.concatenate([partition.indices[k + 1] for k in range(point.teachers)]),
+        "union": lambda: np.concatenate([partition.indices[k] for k in range(point.teachers + 1)]),
+    }[point.transfer]()
+    places = generator.permutation(places)
+    if point.images is not None and point.images > len(places):
+        raise DataError(
+            f"expected at least {point.images} examples in the transfer set {point.transfer!r}, got "
+            f"{len(places)}; lower images or hold out a larger data.splits.transfer",
+            "vary.images",
+        )
+    return data.examples(places[: point.images])
+
+
+def _proxy(study: StudySettings, shape: tuple[int, ...]) -> torch.Tensor:
+    assert study.proxy is not None
+    if len(shape) != 3:
+        raise DataError(f"a proxy needs images, got inputs of shape {shape}", "proxy")
+    data = prepare(DataSettings.model_validate({**study.proxy.model_dump(), "shape": shape}))
+    return data.examples(np.concatenate([data.splits.transfer, data.splits.train])).inputs
+
+
+def _settings(study: StudySettings, point: Point, trial: Trial) -> ConsolidationSettings:
+    chosen = study.distillation
+    shared: dict[str, Any] = chosen.model_dump(exclude={"ensemble"}) | {
+        "labels": point.labels,
+        "lr": chosen.lr * trial.rate,
+        "epochs": max(1, round(chosen.epochs * trial.passes)),
+    }
+    if trial.method == "mutual":
+        return MutualConsolidation(method="mutual", **shared)
+    shared |= {"temperature": trial.temperature, "weight": trial.weight}
+    if trial.method == "partitioned":
+        return PartitionedConsolidation(method="partitioned", **shared)
+    return VanillaConsolidation(ensemble=chosen.ensemble, **shared)
+
+
+def _build(data: PreparedData, point: Point, seed: int) -> nn.Module:
+    return build_model(point.model, data.input_shape, data.classes, seed)
+
+
+def _models(study: StudySettings, point: Point, cache: Path) -> list[nn.Module]:
+    data, models = prepare(study.data), []
+    for state in _states(models_file(cache, models_key(study, point))):
+        model = _build(data, point, 0)
+        load_state(model, state)
+        models.append(model)
+    return models
+
+
+@lru_cache(maxsize=2)
+def _states(file: Path) -> list[State]:
+    found: dict[int, State] = {}
+    for name, value in load(file.read_bytes()).items():
+        place, _, key = name.partition("/")
+        found.setdefault(int(place), {})[key] = value
+    return [found[place] for place in sorted(found)]
+
+
+def _accuracy(logits: torch.Tensor, labels: torch.Tensor) -> float:
+    return float((logits.argmax(1) == labels).double().mean())
+
+
+def _per_class(logits: torch.Tensor, labels: torch.Tensor, classes: int) -> list[float | None]:
+    """Return the accuracy in each class; None where the test split holds none of it."""
+    found: list[float | None] = []
+    for label in range(classes):
+        rows = labels == label
+        found.append(_accuracy(logits[rows], labels[rows]) if bool(rows.any()) else None)
+    return found

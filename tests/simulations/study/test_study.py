@@ -1,0 +1,270 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from kdfed.config import VanillaConsolidation
+from kdfed.consolidate import consolidate
+from kdfed.data import prepare
+from kdfed.errors import ConfigError
+from kdfed.models import build_model
+from kdfed.seeding import derive
+from kdfed.train import PLAIN, fit, predict
+from simulations.cli import SHIPPED, main
+from simulations.study import load_study, run_study
+from simulations.study.cells import points, trial_key, trials
+from simulations.study.rows import rows_of
+from simulations.study.running import plan
+from simulations.study.settings import StudySettings
+from simulations.study.work import distil, partition_at, pretrain, transfer_of, trial_file
+
+TINY: dict[str, Any] = {
+    "name": "tiny",
+    "seeds": [0, 1],
+    "data": {"source": "digits", "limit": 400, "splits": {"test": 0.3, "validation": 0.2, "transfer": 0.2}},
+    "model": {"name": "mlp", "options": {"hidden": [8]}},
+    "pretraining": {"epochs": 2, "batch-size": 16},
+    "distillation": {"epochs": 2, "batch-size": 16},
+    "search": {"temperatures": [1.0, 4.0], "weights": [0.5, 1.0], "rates": [0.5, 1.0], "passes": [1.0, 1.5]},
+    "distributions": {
+        "uniform": {"kind": "uniform"},
+        "disjoint": {"kind": "label-overlap", "classes": 5, "overlap": 0.0},
+    },
+    "vary": {
+        "teachers": [2],
+        "transfer": ["own", "noise"],
+        "labels": [False],
+        "images": [20],
+        "distributions": ["disjoint"],
+    },
+}
+
+
+def write(folder: Path, **changes: Any) -> Path:
+    file = folder / "tiny.yaml"
+    file.write_text(yaml.safe_dump({**TINY, **changes}))
+    return file
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[StudySettings, Path, dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("study")
+    study = load_study(write(folder))
+    summary = run_study(study, folder / "out", workers=2)
+    return study, folder / "out", summary
+
+
+def test_the_summary_has_a_row_for_every_point_and_method(finished):
+    study, out, summary = finished
+    assert json.loads((out / "study.json").read_text()) == summary
+    contract = {
+        "dataset", "distribution", "transfer", "method", "temperature", "weight", "seed",
+        "teacher_accuracy", "before", "after", "gain", "forgetting",
+    }  # fmt: skip
+    for row in summary["cells"]:
+        assert contract <= row.keys()
+        assert row["gain"] == pytest.approx(row["after"] - row["before"])
+    for point in points(study):
+        methods = [
+            row["method"] for row in summary["cells"] if {key: row[key] for key in point.row()} == point.row()
+        ]
+        expected = {"vanilla", "tuned", "mutual", "partitioned"}
+        expected |= {"tuned-temperature", "tuned-weight"} if point.labels else set()
+        expected |= (
+            {f"{m}-searched" for m in ("vanilla", "mutual", "partitioned")} if not point.factor else set()
+        )
+        assert sorted(methods) == sorted(expected)
+    centre = [row for row in summary["cells"] if not row["factor"]]
+    assert {row["trials"] for row in centre if row["method"].endswith("-searched")} == {4}
+    assert {row["trials"] for row in centre if row["method"] == "tuned"} == {4}
+
+
+def test_methods_of_a_point_share_teacher_and_student(finished):
+    _, _, summary = finished
+    shared: dict[Any, set[Any]] = {}
+    for row in summary["cells"]:
+        place = (row["distribution"], row["teachers"], row["seed"])
+        shared.setdefault(place, set()).add((row["teacher_accuracy"], row["before"]))
+    assert {len(values) for values in shared.values()} == {1}
+
+
+def test_a_second_run_computes_nothing(finished):
+    study, out, summary = finished
+    before = {file: file.stat().st_mtime_ns for file in (out / "cache").iterdir()}
+    assert plan(study, out / "cache").missing == []
+    assert run_study(study, out, workers=1) == summary
+    assert {file: file.stat().st_mtime_ns for file in (out / "cache").iterdir()} == before
+
+
+def test_results_do_not_depend_on_the_number_of_workers(finished, tmp_path):
+    study, _, summary = finished
+    small = study.model_copy(update={"seeds": (0,)})
+    again = run_study(small, tmp_path / "out", workers=1)
+    assert again["cells"] == [row for row in summary["cells"] if row["seed"] == 0]
+
+
+def test_the_page_answers_the_questions_and_needs_no_other_file(finished):
+    _, out, _ = finished
+    page = (out / "study.html").read_text()
+    heads = ("Which method wins where", "not tuned", "equally many trials", "Temperature alone", "Forgetting")
+    for words in (*heads, "Where to start", "<svg"):
+        assert words in page
+    assert "http://" not in page.replace("http://www.w3.org", "")
+    assert " src=" not in page
+
+
+def test_a_trial_agrees_with_the_slow_twin(tmp_path):
+    """Everybody trained alone, then distilled, spelt out."""
+    study = load_study(write(tmp_path))
+    point = next(p for p in points(study) if p.distribution == "disjoint" and p.seed == 1 and not p.factor)
+    trial = next(
+        t for t in trials(study, point) if (t.method, t.temperature, t.weight) == ("vanilla", 4.0, 0.5)
+    )
+    pretrain(study, point, tmp_path)
+    distil(study, point, trial, tmp_path)
+    found = json.loads(trial_file(tmp_path, trial_key(study, point, trial)).read_text())
+
+    data, partition = prepare(study.data), partition_at(study, point)
+    models = []
+    for member in (0, 1):
+        seed = derive(1, "init", 0, member)
+        model = build_model(point.model, data.input_shape, data.classes, seed)
+        own = data.examples(partition.indices[member])
+        fit(model, own, study.pretraining, PLAIN, derive(1, "pretraining", 0, member))
+        models.append(model)
+    student, teacher = models
+    test = data.examples(data.splits.test)
+    before = predict(student, test.inputs).argmax(1) == test.labels
+    assert found["before"] == pytest.approx(float(before.double().mean()), abs=0.02)
+    assert found["teacher_accuracy"] == pytest.approx(
+        float((predict(teacher, test.inputs).argmax(1) == test.labels).double().mean()), abs=0.02
+    )
+    settings = VanillaConsolidation(
+        temperature=4.0, weight=0.5, labels=True, epochs=2, batch_size=16, lr=study.distillation.lr
+    )
+    validation = data.examples(data.splits.validation)
+    consolidate(student, [teacher], transfer_of(study, point), validation, settings, derive(1, "distil"))
+    after = predict(student, test.inputs).argmax(1) == test.labels
+    assert found["after"] == pytest.approx(float(after.double().mean()), abs=0.02)
+    held = torch.from_numpy(np.isin(test.labels.numpy(), data.dataset.labels[partition.indices[0]]))
+    forgotten = float(before[held].double().mean() - after[held].double().mean())
+    assert found["forgetting"] == pytest.approx(forgotten, abs=0.04)
+
+
+def test_searches_choose_on_validation_and_never_on_test(tmp_path):
+    study = load_study(write(tmp_path, seeds=[0], vary={}))
+    results = {}
+    for point in points(study):
+        for place, trial in enumerate(trials(study, point)):
+            results[trial_key(study, point, trial)] = {
+                "validation_accuracy": place / 100,
+                "after": 1 - place / 100,
+                "before": 0.0,
+                "steps": 1,
+            }
+    for row in rows_of(study, results)["cells"]:
+        if row["method"] == "tuned":
+            assert (row["temperature"], row["weight"]) == (4.0, 1.0)
+        if row["method"] == "tuned-temperature":
+            assert (row["temperature"], row["weight"]) == (1.0, 0.5)
+
+
+@pytest.mark.parametrize("transfer", ["public", "own", "teacher", "union", "noise", "proxy"])
+def test_every_transfer_set_is_what_it_says(tmp_path, transfer):
+    proxy = {"source": "synthetic:examples=500,classes=3,shape=1x8x8"}
+    study = load_study(
+        write(
+            tmp_path,
+            data={**TINY["data"], "source": "mnist5k"},
+            model={"name": "mlp"},
+            vary={"transfer": [transfer], "teachers": [2]} if transfer != "public" else {},
+            **({"proxy": proxy} if transfer == "proxy" else {}),
+        )
+    )
+    point = next(p for p in points(study) if p.transfer == transfer)
+    examples = transfer_of(study, point)
+    data, partition = prepare(study.data), partition_at(study, point)
+    expected = {
+        "public": data.splits.transfer,
+        "own": partition.indices[0],
+        "teacher": partition.indices[1],
+        "union": np.concatenate([partition.indices[0], partition.indices[1]]),
+    }.get(transfer)
+    assert examples.inputs.shape[1:] == data.input_shape
+    if expected is not None:
+        rows = data.examples(expected)
+        assert sorted(examples.labels.tolist()) == sorted(rows.labels.tolist())
+        assert examples.inputs.sum().item() == pytest.approx(rows.inputs.sum().item(), rel=1e-4)
+        return
+    assert not point.labels
+    assert len(examples) == len(data.splits.transfer)
+    if transfer == "noise":
+        assert abs(float(examples.inputs.mean())) < 0.02
+        assert float(examples.inputs.std()) == pytest.approx(1.0, abs=0.02)
+
+
+def test_a_study_that_is_killed_goes_on_where_it_stopped(tmp_path):
+    file, out = write(tmp_path, seeds=[0]), tmp_path / "out"
+    words = ["study", str(file), "--workers", "1", "--out", str(out)]
+    command = [sys.executable, "-c", "from simulations.cli import main; main()", *words]
+    started = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL)
+    end = time.monotonic() + 60
+    while len(list(out.glob("cache/*.json"))) < 5 and time.monotonic() < end:
+        time.sleep(0.02)
+    os.killpg(started.pid, signal.SIGKILL)
+    started.wait()
+    study = load_study(file)
+    kept = {path: path.stat().st_mtime_ns for path in out.glob("cache/*.json")}
+    assert len(kept) >= 5
+    assert plan(study, out / "cache").missing
+    assert not (out / "study.json").exists()
+    assert main(words) == 0
+    assert (out / "study.html").exists()
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+
+
+@pytest.mark.parametrize(
+    ("changes", "key", "text"),
+    [
+        ({"temperature": 3.0}, "temperature", "search.temperatures"),
+        ({"weight": 0.3}, "weight", "search.weights"),
+        ({"centre": {"transfer": "noise"}}, "centre.labels", "has no labels"),
+        ({"vary": {"transfer": ["proxy"]}}, "proxy", "is required"),
+        ({"proxy": {"source": "digits"}}, "proxy", "has no effect"),
+        ({"methods": ["tuned"]}, "methods", "'vanilla'"),
+        ({"vary": {"distributions": ["uniform", "other"]}}, "vary.distributions", "'other'"),
+        ({"model": {"name": "mpl"}}, "model", "mlp"),
+        ({"search": {**TINY["search"], "rates": [1.0]}}, "search.rates", "2 x 2, got 1 x 2"),
+        ({"pretraining": {"epochs": 0}}, "pretraining.epochs", "at least 1"),
+    ],
+)
+def test_mistakes_are_named(tmp_path, changes, key, text):
+    with pytest.raises(ConfigError) as error:
+        load_study(write(tmp_path, **changes))
+    found = {mistake.key: mistake.message for mistake in error.value.mistakes}
+    assert text in found[key]
+
+
+def test_what_the_data_do_not_allow_is_refused_before_anything_runs(tmp_path):
+    study = load_study(write(tmp_path, vary={"images": [5000]}))
+    with pytest.raises(ConfigError, match="at least 5000 examples"):
+        run_study(study, tmp_path / "out")
+    assert not list(tmp_path.glob("out/cache/*.json"))
+
+
+def test_the_shipped_studies_are_valid():
+    files = sorted(SHIPPED.glob("study-*.yaml"))
+    assert files
+    for file in files:
+        assert load_study(file).name == file.stem
