@@ -5,7 +5,7 @@ BIN := .venv/bin
 INSTALLED := .venv/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo check format test bench bench-quick study docs
+.PHONY: help install demo check format test bench bench-quick study savings docs
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -42,11 +42,14 @@ bench: $(INSTALLED)  ## a round beside a bare PyTorch loop and other frameworks 
 bench-quick: $(INSTALLED)  ## the same with fewer cases
 	$(BIN)/python tests/bench/bench.py --quick --out runs/bench-quick
 
-study: $(INSTALLED)  ## run the shipped experiments, then one table of what they saved
+study: $(INSTALLED)  ## compare KD methods between pre-trained models
+	$(BIN)/kdfed study simulations/study-digits.yaml --out runs/study-digits
+
+savings: $(INSTALLED)  ## run the shipped experiments, then one table of what they saved
 	for name in quickstart uniform pathological; do \
-		$(BIN)/kdfed run simulations/$$name.yaml --engine inprocess --out runs/study/$$name --overwrite || exit 1; \
+		$(BIN)/kdfed run simulations/$$name.yaml --engine inprocess --out runs/savings/$$name --overwrite || exit 1; \
 	done
-	$(BIN)/python -m simulations.savings runs/study/quickstart runs/study/uniform runs/study/pathological
+	$(BIN)/python -m simulations.savings runs/savings/quickstart runs/savings/uniform runs/savings/pathological
 
 docs: $(INSTALLED)  ## the site, in site/
 	$(BIN)/python docs/generate_reference.py

@@ -60,7 +60,7 @@ than three times the median of the messages that have finished."""
 MOST_DEATHS = 3
 """A message at which this many actors died is answered with an error."""
 
-WAIT_SECONDS = 0.1
+WAIT_SECONDS = 0.5
 """How long a look for replies waits for the first. Looking often would take time from the workers."""
 
 CONNECT_SECONDS = 10.0

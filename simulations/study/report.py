@@ -191,7 +191,9 @@ def _factors(cells: Sequence[Row], methods: Sequence[str]) -> str:
         for name in _distinct(row["distribution"] for row in rows):
             for value in _distinct(row[column] for row in rows):
                 here = [row for row in rows if row["distribution"] == name and row[column] == value]
-                words = {None: "all", True: "yes", False: "no"}.get(value, str(value))
+                words = "all" if value is None else str(value)
+                if isinstance(value, bool):
+                    words = "yes" if value else "no"
                 values = [[row["gain"] for row in here if row["method"] == method] for method in present]
                 table.append([escape(name), escape(words), *(_interval(own) for own in values)])
         parts.append(f"<h3>{factor}</h3>{_table(['distribution', factor, *present], table)}")
