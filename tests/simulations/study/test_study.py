@@ -122,7 +122,7 @@ def test_the_page_answers_the_questions_and_needs_no_other_file(finished):
         assert words in page
     assert "http://" not in page.replace("http://www.w3.org", "")
     assert " src=" not in page
-    assert "<td>disjoint</td><td class=\"number\">1</td>" in page, "one teacher is no yes"
+    assert '<td>disjoint</td><td class="number">1</td>' in page, "one teacher is no yes"
 
 
 def test_a_trial_agrees_with_the_slow_twin(tmp_path):
