@@ -12,6 +12,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from fnmatch import fnmatch
 from importlib import import_module
 from itertools import takewhile
 from pathlib import Path
@@ -301,10 +302,14 @@ def catalogue() -> dict[str, dict[str, str]]:
         "local training (local.mode)": _lines(LOCAL_MODES),
         "strategies (server.strategy)": _lines(variants("server")),
         "engines (--engine)": ENGINES,
-        "experiments that come with kdfed": {
-            path.name: _first_comment(path) for path in sorted(SHIPPED.glob("*.yaml"))
-        },
+        "experiments that come with kdfed (kdfed run)": _shipped_files("*.yaml", but="study-*.yaml"),
+        "studies that come with kdfed (kdfed study)": _shipped_files("study-*.yaml"),
     }
+
+
+def _shipped_files(pattern: str, but: str = "") -> dict[str, str]:
+    files = [path for path in sorted(SHIPPED.glob(pattern)) if not fnmatch(path.name, but)]
+    return {path.name: _first_comment(path) for path in files}
 
 
 def _lines(registry: Mapping[str, Any]) -> dict[str, str]:
