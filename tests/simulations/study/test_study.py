@@ -26,7 +26,7 @@ from simulations.study import load_study, run_study
 from simulations.study.cells import points, trial_key, trials
 from simulations.study.rows import rows_of
 from simulations.study.running import plan
-from simulations.study.settings import StudySettings
+from simulations.study.settings import StudySettings, Vary
 from simulations.study.work import distil, partition_at, pretrain, transfer_of, trial_file
 
 TINY: dict[str, Any] = {
@@ -109,9 +109,9 @@ def test_a_second_run_computes_nothing(finished):
 
 def test_results_do_not_depend_on_the_number_of_workers(finished, tmp_path):
     study, _, summary = finished
-    small = study.model_copy(update={"seeds": (0,)})
+    small = study.model_copy(update={"seeds": (0,), "vary": Vary()})
     again = run_study(small, tmp_path / "out", workers=1)
-    assert again["cells"] == [row for row in summary["cells"] if row["seed"] == 0]
+    assert again["cells"] == [row for row in summary["cells"] if row["seed"] == 0 and not row["factor"]]
 
 
 def test_the_page_answers_the_questions_and_needs_no_other_file(finished):
@@ -216,7 +216,8 @@ def test_every_transfer_set_is_what_it_says(tmp_path, transfer):
 
 
 def test_a_study_that_is_killed_goes_on_where_it_stopped(tmp_path):
-    file, out = write(tmp_path, seeds=[0]), tmp_path / "out"
+    slower = {"epochs": 8, "batch-size": 16}  # or it might be done before it is killed
+    file, out = write(tmp_path, seeds=[0], vary={}, distillation=slower), tmp_path / "out"
     words = ["study", str(file), "--workers", "1", "--out", str(out)]
     command = [sys.executable, "-c", "from simulations.cli import main; main()", *words]
     started = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL)
