@@ -292,6 +292,8 @@ class RayGrid(LocalGrid):
     An array record must not be changed before the messages that hold it are answered.
     """
 
+    waits = True  # pull_messages waits for the first reply: whoever asks need not sleep
+
     def __init__(
         self, app: ClientApp, workers: int, *, threads: int = 1, gpus: float = 0.0, pin: bool = False
     ) -> None:
