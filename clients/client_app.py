@@ -61,6 +61,9 @@ def teacher(message: Message, context: Context) -> Message:
     def begin(task: Task) -> CohortWork:
         settings, name = _teachers(task), str(task.config["model"])
         seed = int(task.config["seed"])
+        inputs = None
+        if settings.upload == "logits":
+            inputs = data.normalisation.apply(task.transfer[wire.INPUTS].numpy())
         model = _template(name, data.input_shape, data.classes, participants.device)
 
         def work(members: Sequence[int]) -> Iterator[Work]:
@@ -72,19 +75,18 @@ def teacher(message: Message, context: Context) -> Message:
                 for member in members
             ]
             seeds = derive_many(seed, "teacher", 0, members)
-            labels = dict(zip(members, torch.split(examples.labels.cpu(), sizes), strict=True))
+            labels = torch.split(examples.labels.cpu(), sizes) if settings.label_counts.send else ()
             for trained in train_cohort(
                 model, start, examples, sizes, settings, PLAIN, seeds, bfloat16=participants.bfloat16
             ):
                 own, arrays = [members[place] for place in trained.places], trained.states
                 metrics = [_training(result) for result in trained.results]
                 if settings.label_counts.send:
-                    for member, told in zip(own, metrics, strict=True):
+                    for place, told in zip(trained.places, metrics, strict=True):
                         told[wire.LABEL_COUNTS] = _label_counts(
-                            labels[member], data.classes, settings, seed, member
+                            labels[place], data.classes, settings, seed, members[place]
                         )
-                if settings.upload == "logits":
-                    inputs = data.normalisation.apply(task.transfer[wire.INPUTS].numpy())
+                if inputs is not None:
                     arrays = {wire.LOGITS: predict_stack(model, arrays, inputs).to(torch.float16)}
                 yield Work(own, arrays, metrics)
 

@@ -162,7 +162,7 @@ def _summed(work: Work, spec: wire.Spec) -> _Part:
     sums: State = {}
     if not problems and wire.spec_of(work.of(0)) == spec:
         sums = _weighted_sums(work, range(len(work.members)))
-    if not sums or not all(bool(values.sum().isfinite()) for values in sums.values()):
+    if not sums or not _finite(sums):
         problems = _problems(work, spec)
         sums = _weighted_sums(work, [r for r, member in enumerate(work.members) if member not in problems])
     metrics = {m: own for m, own in zip(work.members, work.metrics, strict=True) if m not in problems}
@@ -201,8 +201,7 @@ class _Kind:
 def _problems(work: Work, spec: wire.Spec) -> dict[int, str]:
     """Say what is wrong with participants' work."""
     problems = _problems_with_metrics(work)
-    # A sum is finite only if every number is; if it is not, it may only have overflowed: look again.
-    finite = all(bool(values.sum().isfinite()) for values in work.arrays.values())
+    finite = _finite(work.arrays)  # if not, a sum may only have overflowed: look again
     # All have the shapes of the first; where everything is finite there is nothing more to look for.
     first = wire.problem_with(work.of(0), spec)
     for row, member in enumerate(work.members):
@@ -210,6 +209,11 @@ def _problems(work: Work, spec: wire.Spec) -> dict[int, str]:
         if problem is not None:
             problems.setdefault(member, problem)
     return problems
+
+
+def _finite(arrays: Stack) -> bool:
+    """Tell whether the sums of arrays are finite, and so every number in them."""
+    return all(bool(values.sum().isfinite()) for values in arrays.values())
 
 
 def _problems_with_metrics(work: Work) -> dict[int, str]:

@@ -222,7 +222,7 @@ class _Work:
         assert isinstance(settings, TunedConsolidation)
         start, kept = state_of(self.student), state_of(self.student)
         results: list[ConsolidationResult] = []
-        runs = min(settings.trials or len(tuned.grid(settings)), len(tuned.grid(settings)))
+        runs = tuned.count(settings)
         shared = settings.model_dump(exclude={"method", "temperatures", "weights", "sampler", "trials"})
 
         def run(temperature: float, weight: float) -> tuned.Trial:

@@ -88,7 +88,7 @@ class Plan:
 
     def fold_width(self, batch_size: int, device: torch.device) -> int:
         """Return how many participants one fold takes, at least one."""
-        kind = device.type if device.type in FOLD_BYTES else "cpu"
+        kind = _kind(device)
         each = 3 * batch_size * self.cost.activation_bytes  # outputs, their gradients, what backward keeps
         return int(max(1, min(MOST_FOLDED[kind], FOLD_BYTES[kind] // max(each, 1))))
 
@@ -109,8 +109,8 @@ class Plan:
         list of slice
             Runs of neighbours, who all have a place in one. Equals are only parted where there are too many.
         """
-        width, kind = self.fold_width(batch_size, device), "cuda" if device.type == "cuda" else "cpu"
-        overhead = STEP_OVERHEAD[kind] / max(self.cost.multiply_adds, 1.0)
+        width = self.fold_width(batch_size, device)
+        overhead = STEP_OVERHEAD[_kind(device)] / max(self.cost.multiply_adds, 1.0)
         ends = [0]  # of runs of equals
         for _, equals in groupby(sizes):
             count = len(list(equals))
@@ -144,6 +144,11 @@ class Plan:
             cuts.append(slice(ends[came[last]], ends[last]))
             last = came[last]
         return cuts[::-1]
+
+
+def _kind(device: torch.device) -> str:
+    """Return the device type whose limits hold for a device."""
+    return device.type if device.type in FOLD_BYTES else "cpu"
 
 
 def _vmapped(

@@ -21,8 +21,8 @@ class StackedOptimiser:
     Parameters
     ----------
     parameters
-        Stacked parameters, each [B, *shape]. They are not changed, and may be one tensor expanded: the first
-        step replaces them by others, which are then changed in place.
+        Stacked parameters, each [B, *shape]. Where steps take slices, they are not changed and may be one
+        tensor expanded: the first step replaces them. Steps of indexed rows change them in place.
     settings
         Optimiser and its numbers.
     steps

@@ -40,6 +40,16 @@ COMBINATIONS: dict[tuple[str, str, bool, bool], str | None] = {
 }
 
 
+def momentum_problem(settings: OptimiserSettings) -> str | None:
+    """Say what is wrong with a momentum that the optimiser does not have; None when all is well."""
+    if settings.optimizer == "sgd" or settings.momentum == 0:
+        return None
+    return (
+        f"expected 0 with optimizer {settings.optimizer!r}, which has no such option, got "
+        f"{settings.momentum}; use optimizer: sgd or remove it"
+    )
+
+
 def cross_checks(arm: Arm, known: Collection[str] = ()) -> list[Mistake]:
     """Return the mistakes that lie in how keys of one arm go together.
 
@@ -74,13 +84,9 @@ def cross_checks(arm: Arm, known: Collection[str] = ()) -> list[Mistake]:
         if problem is not None:
             wrong(section, problem)
     for section, settings in trained:
-        if settings.optimizer != "sgd" and settings.momentum != 0:
-            wrong(
-                f"{section}.momentum",
-                f"expected 0 with optimizer {settings.optimizer!r}, which has no such option, got "
-                f"{settings.momentum}; use optimizer: sgd or remove it",
-                f"{section}.optimizer",
-            )
+        problem = momentum_problem(settings)
+        if problem is not None:
+            wrong(f"{section}.momentum", problem, f"{section}.optimizer")
     if arm.server.strategy == "fedprox" and arm.local.mode != "proximal":
         wrong(
             "local.mode",

@@ -46,6 +46,12 @@ def grid(settings: TunedConsolidation) -> list[tuple[float, float]]:
     return [pair for pair in pairs if pair[1] > 0 or pair[0] == settings.temperatures[0]]
 
 
+def count(settings: TunedConsolidation) -> int:
+    """Return how many trials a search has."""
+    pairs = len(grid(settings))
+    return min(settings.trials or pairs, pairs)
+
+
 def search(settings: TunedConsolidation, seed: int, run: Callable[[float, float], Trial]) -> list[Trial]:
     """Run the trials of a search.
 
@@ -94,7 +100,7 @@ def _suggested(settings: TunedConsolidation, seed: int, trials: list[Trial]) -> 
     kinds = {"random": optuna.samplers.RandomSampler, "tpe": optuna.samplers.TPESampler}
     study = optuna.create_study(direction="maximize", sampler=kinds[settings.sampler](seed=seed % 2**32))
     pairs = grid(settings)
-    wanted = min(settings.trials or len(pairs), len(pairs))
+    wanted = count(settings)
     known: dict[tuple[float, float], float] = {}
     for _ in range(100 * wanted):
         if len(known) == wanted:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
-from pathlib import Path
 from typing import Any
 
 from kdfed.config import Experiment
@@ -19,9 +18,9 @@ from simulations.report.figures import (
     target_words,
     to_svg,
 )
+from simulations.report.frame import html_page, html_table
 from simulations.report.words import comparison_of, headline, number, percent, plural, saving, size
 
-_CSS = Path(__file__).with_name("page.css")
 _ABSENT_SHOWN, _PARTITIONS_SHOWN = 50, 3
 
 
@@ -57,13 +56,7 @@ def render_page(
             _versions(summary),
         ]
     )
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(experiment.name)} · kdfed</title>\n"
-        f"<style>\n{_CSS.read_text(encoding='utf-8')}</style>\n</head>\n<body>\n<main>\n{body}\n</main>\n"
-        "</body>\n</html>\n"
-    )
+    return html_page(f"{experiment.name} · kdfed", body)
 
 
 # ----------------------------------------------------------------------------- what came out
@@ -240,7 +233,7 @@ def _settings(experiment: Experiment) -> str:
     differing = [key for key in keys if len({_write(flat[name].get(key, "–")) for name in order}) > 1]
     rows = [[_code(key), *(_code(_write(flat[name].get(key, "–"))) for name in order)] for key in differing]
     heads = ["key", *(f"{_swatch(experiment, name)}{escape(name)}" for name in order)]
-    table = _table(heads, rows) if rows else "<p>The arms have the same settings.</p>"
+    table = html_table(heads, rows) if rows else "<p>The arms have the same settings.</p>"
     everything = [
         [_code(key), _code(_write(value))]
         for key, value in _flatten(experiment.model_dump(mode="json"))
@@ -251,9 +244,8 @@ def _settings(experiment: Experiment) -> str:
         if len(order) > 1
         else ("<h2>Settings</h2>")
     )
-    return (
-        f"{first}\n<details><summary>Every setting</summary>{_table(['key', 'value'], everything)}</details>"
-    )
+    every_setting = html_table(["key", "value"], everything)
+    return f"{first}\n<details><summary>Every setting</summary>{every_setting}</details>"
 
 
 def _costs(experiment: Experiment, records: Sequence[RoundRecord]) -> str:
@@ -277,7 +269,7 @@ def _costs(experiment: Experiment, records: Sequence[RoundRecord]) -> str:
         rows.append(["", "total", *_cost_cells(totals)])
     return (
         "<h2>What it cost</h2>\n<p class='soft'>To the end of each run, mean over seeds. An arm that stopped "
-        f"at its targets ran fewer rounds.</p>{_table(heads, rows, numbers_from=2, sums=3)}"
+        f"at its targets ran fewer rounds.</p>{html_table(heads, rows, numbers_from=2, sums=3)}"
     )
 
 
@@ -326,7 +318,7 @@ def _runs(experiment: Experiment, summary: Mapping[str, Any]) -> str:
                 percent(run["final_accuracy"]),
             ]
         )
-    table = _table(heads, rows, numbers_from=3)
+    table = html_table(heads, rows, numbers_from=3)
     return f"<details><summary>Every run: what it took to reach each target</summary>{table}</details>"
 
 
@@ -347,7 +339,7 @@ def _absent(records: Sequence[RoundRecord]) -> str:
     return (
         f"<h2>Who was missing</h2>\n<p>{plural(count, 'answer')} left out; the rounds went on without "
         f"{'it' if count == 1 else 'them'}.{more}</p>"
-        + _table(["arm", "seed", "round", "participants", "reason"], rows)
+        + html_table(["arm", "seed", "round", "participants", "reason"], rows)
     )
 
 
@@ -374,7 +366,7 @@ def _versions(summary: Mapping[str, Any]) -> str:
     )
     hashes = {(run["arm"], run["seed"]): run["weights_sha256"] for run in summary["runs"]}
     rows = [[escape(arm), str(seed), _code(value)] for (arm, seed), value in hashes.items() if value]
-    table = _table(["arm", "seed", "SHA-256 of the final weights"], rows)
+    table = html_table(["arm", "seed", "SHA-256 of the final weights"], rows)
     models = f"<details><summary>Final weights</summary>{table}</details>" if rows else ""
     return f"<footer><div>{versions}</div>{models}</footer>"
 
@@ -404,18 +396,3 @@ def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str,
             yield from _flatten(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
-
-
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]], numbers_from: int = 99, sums: int = 0) -> str:
-    """Write a table of HTML cells: numbers from column ``numbers_from`` on, each ``sums``-th row a sum."""
-
-    def kind(column: int) -> str:
-        return ' class="number"' if column >= numbers_from else ""
-
-    head = "".join(f'<th scope="col"{kind(column)}>{text}</th>' for column, text in enumerate(heads))
-    body = []
-    for index, row in enumerate(rows, start=1):
-        cells = "".join(f"<td{kind(column)}>{cell}</td>" for column, cell in enumerate(row))
-        body.append(f'<tr class="sum">{cells}</tr>' if sums and index % sums == 0 else f"<tr>{cells}</tr>")
-    table = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>"
-    return f'<div class="scroll table">{table}</div>'

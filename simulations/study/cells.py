@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from typing import Any
 
-from kdfed.config import ModelSettings
+from kdfed.config import ModelSettings, PartitionSettings
 from simulations.study.settings import UNLABELLED, StudySettings, Transfer
 
 
@@ -137,7 +137,7 @@ def models_key(study: StudySettings, point: Point) -> str:
     return _digest(
         "models",
         study.data.model_dump(mode="json"),
-        _partition(study, point),
+        partition_settings(study, point).model_dump(mode="json"),
         point.model.model_dump(mode="json"),
         study.pretraining.model_dump(mode="json"),
         point.teachers,
@@ -157,9 +157,9 @@ def trial_key(study: StudySettings, point: Point, trial: Trial) -> str:
     )
 
 
-def _partition(study: StudySettings, point: Point) -> dict[str, Any]:
-    settings = study.distributions[point.distribution].model_copy(update={"participants": point.teachers + 1})
-    return settings.model_dump(mode="json")
+def partition_settings(study: StudySettings, point: Point) -> PartitionSettings:
+    """Return a point's distribution, for its student and teachers."""
+    return study.distributions[point.distribution].model_copy(update={"participants": point.teachers + 1})
 
 
 def _digest(*parts: Any) -> str:

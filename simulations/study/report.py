@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
-from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from kdfed.savings import mean_interval
 from simulations.report.figures import INK, to_svg
+from simulations.report.frame import html_page, html_table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 Row = Mapping[str, Any]
 
-_CSS = Path(__file__).parents[1] / "report" / "page.css"
 _UNTUNED = ("vanilla", "mutual", "partitioned")
 _ABLATION = ("vanilla", "tuned-temperature", "tuned-weight", "tuned")
 
@@ -79,13 +78,7 @@ def render(study: StudySettings, summary: Mapping[str, Any]) -> str:
         _settings(summary),
     ]
     body = "\n".join(part for part in parts if part)
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(study.name)} · kdfed study</title>\n"
-        f"<style>\n{_CSS.read_text(encoding='utf-8')}</style>\n</head>\n<body>\n<main>\n{body}\n</main>\n"
-        "</body>\n</html>\n"
-    )
+    return html_page(f"{study.name} · kdfed study", body)
 
 
 # ----------------------------------------------------------------------------- sections
@@ -116,14 +109,14 @@ def _by_method(rows: Sequence[Row], methods: Sequence[str], key: str = "gain", l
     methods = [method for method in methods if any(row["method"] == method for row in rows)]
     if len(methods) < 2:
         return ""
-    table = []
+    lines = []
     for name in _distinct(row["distribution"] for row in rows):
         here = [row for row in rows if row["distribution"] == name]
         values = {method: [row[key] for row in here if row["method"] == method] for method in methods}
         means = {method: fmean(own) for method, own in values.items() if own}
         best = (max if largest else min)(means, key=means.__getitem__)
-        one = {(row["seed"]): row for row in here}.values()
-        table.append(
+        one = {row["seed"]: row for row in here}.values()
+        lines.append(
             [
                 escape(name),
                 _points(fmean(row["teacher_accuracy"] for row in one)),
@@ -131,11 +124,11 @@ def _by_method(rows: Sequence[Row], methods: Sequence[str], key: str = "gain", l
                 *(_bold(_interval(values[method]), method == best) for method in methods),
             ]
         )
-    return _table(["distribution", "teacher %", "student before %", *methods], table)
+    return html_table(["distribution", "teacher %", "student before %", *methods], lines, numbers_from=1)
 
 
 def _against(rows: Sequence[Row], ours: str, rivals: Sequence[str]) -> str:
-    table = []
+    lines = []
     for name in _distinct(row["distribution"] for row in rows):
         here = [row for row in rows if row["distribution"] == name]
         gains = {
@@ -154,7 +147,7 @@ def _against(rows: Sequence[Row], ours: str, rivals: Sequence[str]) -> str:
             verdict = "one seed"
         else:
             verdict = "tuned is ahead" if low > 0 else "tuned is behind" if high < 0 else "too close to call"
-        table.append(
+        lines.append(
             [
                 escape(name),
                 rival,
@@ -174,29 +167,30 @@ def _against(rows: Sequence[Row], ours: str, rivals: Sequence[str]) -> str:
         "relative",
         "verdict",
     ]
-    return _table(heads, table)
+    return html_table(heads, lines, numbers_from=1)
 
 
 def _factors(cells: Sequence[Row], methods: Sequence[str]) -> str:
     parts = []
-    columns = {"teachers": "teachers", "transfer": "transfer", "labels": "labels", "images": "images"}
-    for factor, column in {**columns, "model": "model"}.items():
+    for factor in ("teachers", "transfer", "labels", "images", "model"):
         away = [row for row in cells if row["factor"] == factor]
         if not away:
             continue
         names = {row["distribution"] for row in away}
         rows = [row for row in cells if not row["factor"] and row["distribution"] in names] + away
         present = [method for method in methods if any(row["method"] == method for row in rows)]
-        table = []
+        lines = []
         for name in _distinct(row["distribution"] for row in rows):
-            for value in _distinct(row[column] for row in rows):
-                here = [row for row in rows if row["distribution"] == name and row[column] == value]
+            for value in _distinct(row[factor] for row in rows):
+                here = [row for row in rows if row["distribution"] == name and row[factor] == value]
                 words = "all" if value is None else str(value)
                 if isinstance(value, bool):
                     words = "yes" if value else "no"
                 values = [[row["gain"] for row in here if row["method"] == method] for method in present]
-                table.append([escape(name), escape(words), *(_interval(own) for own in values)])
-        parts.append(f"<h3>{factor}</h3>{_table(['distribution', factor, *present], table)}")
+                lines.append([escape(name), escape(words), *(_interval(own) for own in values)])
+        parts.append(
+            f"<h3>{factor}</h3>{html_table(['distribution', factor, *present], lines, numbers_from=1)}"
+        )
     return "\n".join(parts)
 
 
@@ -247,7 +241,7 @@ def _heat_map(
 
 
 def _recommendations(cells: Sequence[Row], methods: Sequence[str]) -> str:
-    table = []
+    lines = []
     places = _distinct(
         (row["distribution"], row["transfer"], row["labels"])
         for row in cells
@@ -273,7 +267,7 @@ def _recommendations(cells: Sequence[Row], methods: Sequence[str]) -> str:
             rest = [row["gain"] for row in here if row["method"] == others[0]]
             evidence += f"; next {others[0]}, {_interval(rest)}"
         chosen = setting[0] or "as in the study"
-        table.append(
+        lines.append(
             [
                 escape(name),
                 f"{transfer}, {'labelled' if labels else 'unlabelled'}",
@@ -282,9 +276,7 @@ def _recommendations(cells: Sequence[Row], methods: Sequence[str]) -> str:
                 evidence,
             ]
         )
-    return _table(
-        ["distribution", "transfer set", "start from", "setting", "evidence"], table, numbers_from=99
-    )
+    return html_table(["distribution", "transfer set", "start from", "setting", "evidence"], lines)
 
 
 def _setting(row: Row) -> str:
@@ -322,17 +314,3 @@ def _interval(values: Sequence[float]) -> str:
 
 def _bold(text: str, wanted: bool) -> str:
     return f"<b>{text}</b>" if wanted else text
-
-
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]], numbers_from: int = 1) -> str:
-    def kind(column: int) -> str:
-        return ' class="number"' if column >= numbers_from else ""
-
-    head = "".join(f'<th scope="col"{kind(place)}>{text}</th>' for place, text in enumerate(heads))
-    body = "".join(
-        f"<tr>{''.join(f'<td{kind(place)}>{cell}</td>' for place, cell in enumerate(row))}</tr>"
-        for row in rows
-    )
-    return (
-        f'<div class="scroll table"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
-    )

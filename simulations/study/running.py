@@ -28,26 +28,30 @@ from simulations.study.work import distil, models_file, pretrain, transfer_of, t
 
 @dataclass(frozen=True)
 class Plan:
-    """What a study has to do: all of it, and what the cache lacks."""
+    """What a study has to do: the cache keys of all trials, and what the cache lacks."""
 
-    every: list[tuple[Point, Trial]]
+    keys: set[str]
     models: list[Point]
     missing: list[tuple[Point, Trial]]
 
 
 def plan(study: StudySettings, cache: Path) -> Plan:
     """Look up what is missing; two points that share models or trials count once."""
-    every = [(point, trial) for point in points(study) for trial in trials(study, point)]
-    missing: dict[str, tuple[Point, Trial]] = {}
+    keys: set[str] = set()
+    missing: list[tuple[Point, Trial]] = []
     models: dict[str, Point] = {}
-    for point, trial in every:
-        key = trial_key(study, point, trial)
-        if key not in missing and not trial_file(cache, key).exists():
-            missing[key] = (point, trial)
-            key = models_key(study, point)
-            if not models_file(cache, key).exists():
-                models.setdefault(key, point)
-    return Plan(every, list(models.values()), list(missing.values()))
+    for point in points(study):
+        for trial in trials(study, point):
+            key = trial_key(study, point, trial)
+            if key in keys:
+                continue
+            keys.add(key)
+            if not trial_file(cache, key).exists():
+                missing.append((point, trial))
+                key = models_key(study, point)
+                if not models_file(cache, key).exists():
+                    models.setdefault(key, point)
+    return Plan(keys, list(models.values()), missing)
 
 
 def run_study(
@@ -84,14 +88,13 @@ def run_study(
     cache.mkdir(parents=True, exist_ok=True)
     _check_data(study)
     todo = plan(study, cache)
-    keys = {trial_key(study, point, trial) for point, trial in todo.every}
     console.print(
-        f"{study.name}: {len(keys)} trials, {len(todo.missing)} of them to run, {len(todo.models)} groups of "
-        "models to train first"
+        f"{study.name}: {len(todo.keys)} trials, {len(todo.missing)} of them to run, "
+        f"{len(todo.models)} groups of models to train first"
     )
     if todo.missing:
         _run(study, cache, todo, workers, console)
-    results = {key: json.loads(trial_file(cache, key).read_text()) for key in keys}
+    results = {key: json.loads(trial_file(cache, key).read_text()) for key in todo.keys}
     summary = rows_of(study, results)
     write_atomically(out / "study.json", (json.dumps(summary, indent=1, allow_nan=False) + "\n").encode())
     write_atomically(out / "study.html", render(study, summary).encode())
@@ -103,7 +106,6 @@ def _check_data(study: StudySettings) -> None:
     mistakes: dict[str, Mistake] = {}
     for point in points(study):
         try:
-            prepare(study.data)
             transfer_of(study, point)
         except DataError as error:
             key = error.key or f"distributions.{point.distribution}"

@@ -19,6 +19,7 @@ from kdfed.config import (
     parse_set,
     read_mapping,
 )
+from kdfed.config.checks import momentum_problem
 from kdfed.config.mistakes import describe_all
 from kdfed.config.sections import Distinct
 from kdfed.errors import ConfigError, Mistake
@@ -172,8 +173,9 @@ def _check(study: StudySettings) -> list[Mistake]:
         if problem is not None:
             wrong(key, problem)
     for section, settings in (("pretraining", study.pretraining), ("distillation", study.distillation)):
-        if settings.optimizer != "sgd" and settings.momentum != 0:
-            wrong(f"{section}.momentum", f"expected 0 with optimizer {settings.optimizer!r}; remove it")
+        problem = momentum_problem(settings)
+        if problem is not None:
+            wrong(f"{section}.momentum", problem)
     search = study.search
     if study.temperature not in search.temperatures:
         wrong("temperature", f"expected one of search.temperatures, got {study.temperature:g}; add it there")

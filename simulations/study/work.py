@@ -27,11 +27,11 @@ from kdfed.consolidate import consolidate, teacher_logits
 from kdfed.data import Examples, PreparedData, prepare
 from kdfed.errors import DataError
 from kdfed.models import State, build_model, load_state, state_of
-from kdfed.partition import Partition, make_partition
+from kdfed.partition import Partition, partition_of
 from kdfed.records import write_atomically
 from kdfed.seeding import derive, derive_many, numpy_generator, torch_generator
 from kdfed.train import PLAIN, predict
-from simulations.study.cells import Point, Trial, models_key, trial_key
+from simulations.study.cells import Point, Trial, models_key, partition_settings, trial_key
 from simulations.study.settings import StudySettings
 
 
@@ -47,9 +47,7 @@ def models_file(cache: Path, key: str) -> Path:
 
 def partition_at(study: StudySettings, point: Point) -> Partition:
     """Deal the train split: to the student first, then to its teachers."""
-    data = prepare(study.data)
-    settings = study.distributions[point.distribution].model_copy(update={"participants": point.teachers + 1})
-    return make_partition(settings, data.dataset.labels, data.splits.train, data.classes, point.seed)
+    return partition_of(prepare(study.data), partition_settings(study, point), point.seed)
 
 
 def pretrain(study: StudySettings, point: Point, cache: Path) -> None:
@@ -105,7 +103,7 @@ def distil(study: StudySettings, point: Point, trial: Trial, cache: Path) -> Non
         "before": _accuracy(before, labels),
         "after": _accuracy(after, labels),
         "validation_accuracy": result.accuracy,
-        "forgetting": _accuracy(before[own], test.labels[own]) - _accuracy(after[own], test.labels[own]),
+        "forgetting": _accuracy(before[own], labels[own]) - _accuracy(after[own], labels[own]),
         "per_class_before": _per_class(before, labels, data.classes),
         "per_class_after": _per_class(after, labels, data.classes),
         "steps": result.steps,
