@@ -12,6 +12,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ import torch
 from flwr.app import Context
 from pydantic import TypeAdapter
 
+from clients.store import Store
 from kdfed.config import DataSettings, PartitionSettings
 from kdfed.data import Examples, PreparedData, prepare
 from kdfed.device import resolve_device
@@ -110,6 +112,22 @@ def participants_of(simulation: Mapping[str, Any] | None, context: Context) -> S
         int(simulation["threads"]),
         str(simulation["precision"]) == "bfloat16",
     )
+
+
+def store_of(simulation: Mapping[str, Any] | None) -> Store:
+    """Return where the participants of a message's simulation keep what lasts between rounds.
+
+    Raises
+    ------
+    ParticipantError
+        If the message names no place.
+    """
+    if simulation is None or "store" not in simulation:
+        raise ParticipantError(
+            "expected a place where participants can keep a model between rounds, got none; give "
+            "ArmConfig.simulation a store (kdfed.wire.simulation_record)"
+        )
+    return Store(Path(str(simulation["store"])))
 
 
 @lru_cache(maxsize=4)

@@ -38,6 +38,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -79,8 +80,12 @@ def versions() -> dict[str, str]:
     return {name: version(name) for name in ("kdfed", "torch", "numpy")}
 
 
-def simulation_record(arm: Arm, seed: int) -> dict[str, str | int]:
-    """Return the ``simulation`` record: whose data a node of a simulation uses, and how it computes."""
+def simulation_record(arm: Arm, seed: int, store: Path | None = None) -> dict[str, str | int]:
+    """Return the ``simulation`` record: whose data a node of a simulation uses, and how it computes.
+
+    ``store`` is the folder where this arm's and seed's participants keep what lasts between rounds; without
+    one they can keep nothing.
+    """
     return {
         "data": arm.data.model_dump_json(),
         "partition": arm.partition.model_dump_json(),
@@ -88,6 +93,7 @@ def simulation_record(arm: Arm, seed: int) -> dict[str, str | int]:
         "threads": arm.threads,
         "device": arm.device,
         "precision": arm.precision,
+        **({} if store is None else {"store": str(store)}),
     }
 
 

@@ -141,7 +141,7 @@ def _run_seed(
             name=name,
             targets=targets,
             never_stop=sets_targets,
-            simulation=wire.simulation_record(arm, seed),
+            simulation=wire.simulation_record(arm, seed, folder.store_path(name, seed)),
             on_record=on_record,
             on_event=on_event,
         )

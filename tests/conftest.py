@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 import torch
@@ -14,6 +17,8 @@ from flwr.serverapp.strategy import Strategy
 
 from kdfed import wire
 from kdfed.config import Experiment, build_experiment, merge
+
+os.environ["RAY_ADDRESS"] = "local"  # a cluster of one's own, never one that is found
 
 TINY: dict[str, Any] = {
     "name": "tiny",
@@ -50,7 +55,7 @@ def tiny() -> Callable[..., Experiment]:
 
 
 @pytest.fixture
-def run_arm() -> Callable[..., Any]:
+def run_arm(tmp_path: Path) -> Callable[..., Any]:
     """Return a function that runs one arm of an experiment on the in-process grid."""
     from clients.client_app import app
     from kdfed.data import prepare
@@ -72,7 +77,8 @@ def run_arm() -> Callable[..., Any]:
     ) -> Any:
         arm, seed = experiment.arm(name), experiment.seeds[0]
         data = server_data(prepare(arm.data))
-        simulation = wire.simulation_record(arm, seed)
+        store = tmp_path / "store" / uuid4().hex  # a run finds nothing that another one kept
+        simulation = wire.simulation_record(arm, seed, store)
         arm_config = ArmConfig(
             **{"arm": arm, "data": data, "seed": seed, "name": name, "simulation": simulation, **config}
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from kdfed.errors import ConfigError, RunFolderError
 from kdfed.records.rounds import RoundRecord
 
 EXPERIMENT, ROUNDS, SUMMARY = "experiment.yaml", "rounds.jsonl", "summary.json"
-MODELS, CURVES, REPORT = "models", "curves.png", "report.html"
+MODELS, STORE, CURVES, REPORT = "models", "store", "curves.png", "report.html"
 
 
 class RunFolder:
@@ -87,6 +88,7 @@ class RunFolder:
             (folder.path / MODELS).mkdir(parents=True, exist_ok=True)
             for record in ours:
                 record.unlink(missing_ok=True)
+            shutil.rmtree(folder.path / STORE, ignore_errors=True)
             write_atomically(file, resolved)
         except OSError as error:
             reason = error.strerror or str(error)
@@ -129,6 +131,10 @@ class RunFolder:
     def model_path(self, arm: str, seed: int) -> Path:
         """Return where the final model of a run lies."""
         return self.path / MODELS / f"{arm}-{seed}.safetensors"
+
+    def store_path(self, arm: str, seed: int) -> Path:
+        """Return where the participants of a run keep what lasts between rounds."""
+        return self.path.absolute() / STORE / f"{arm}-{seed}"
 
     def append(self, record: RoundRecord) -> None:
         """Write one line to ``rounds.jsonl``; it is on its way to the disk when this returns."""

@@ -113,11 +113,11 @@ def _environment(home: Path, threads: int, events: Path) -> dict[str, str]:
         "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_TMPDIR": str(home),
+        "RAY_ADDRESS": "local",  # a cluster of one's own, not whichever is running
         "OMP_NUM_THREADS": str(threads),
         "PYTHONUNBUFFERED": "1",
         PROGRESS: str(events),
     }
-    environment.pop("RAY_ADDRESS", None)  # a cluster of one's own, not whichever is running
     return environment
 
 

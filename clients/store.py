@@ -1,0 +1,53 @@
+"""What participants keep between rounds: files keyed by experiment, arm, seed, participant and round.
+
+A participant that works in round r reads what it kept in its latest round before r, and what it writes for r
+is never overwritten. So a round that is run again (a dead worker, a straggler) reads the same, and gives the
+same bits. In a simulation the folder is one that every node sees; experiment, arm and seed are in its path.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from safetensors.torch import load, save
+
+from kdfed.models import State
+from kdfed.records import write_atomically
+
+
+class Store:
+    """The files of the participants of one experiment, arm and seed.
+
+    Parameters
+    ----------
+    root
+        Their folder. It is made when the first file is written.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def load(self, participant: int, before: int) -> State | None:
+        """Return what a participant kept in its latest round before a round; None if it has kept nothing."""
+        rounds = [number for number in self._rounds(participant) if number < before]
+        return load(self._file(participant, max(rounds)).read_bytes()) if rounds else None
+
+    def save(self, participant: int, server_round: int, state: State) -> None:
+        """Keep a participant's tensors of a round, unless some are kept for it already.
+
+        What lies before the round that this one read is removed: nobody will read it.
+        """
+        file = self._file(participant, server_round)
+        if file.exists():
+            return
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(file, save({key: value.contiguous() for key, value in state.items()}))
+        earlier = sorted(number for number in self._rounds(participant) if number < server_round)
+        for number in earlier[:-1]:
+            self._file(participant, number).unlink(missing_ok=True)
+
+    def _file(self, participant: int, server_round: int) -> Path:
+        return self.root / str(participant) / f"{server_round}.safetensors"
+
+    def _rounds(self, participant: int) -> list[int]:
+        return [int(file.stem) for file in (self.root / str(participant)).glob("*.safetensors")]

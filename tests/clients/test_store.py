@@ -1,0 +1,49 @@
+"""What participants keep between rounds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from clients.store import Store
+
+
+def _kept(value: float) -> dict[str, torch.Tensor]:
+    return {"weight": torch.full((2, 3), value)}
+
+
+def _value(store: Store, participant: int, before: int) -> float:
+    kept = store.load(participant, before)
+    assert kept is not None
+    return float(kept["weight"][1, 2])
+
+
+def test_a_participant_reads_what_it_kept_in_its_latest_round_before_this_one(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    assert store.load(7, before=1) is None
+    store.save(7, 1, _kept(1.0))
+    store.save(7, 4, _kept(4.0))
+    store.save(8, 2, _kept(8.0))
+
+    for before, expected in ((2, 1.0), (4, 1.0), (5, 4.0), (9, 4.0)):
+        assert _value(store, 7, before) == expected
+    assert store.load(7, before=1) is None
+
+
+def test_a_round_that_is_run_again_finds_what_it_found_and_overwrites_nothing(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.save(0, 1, _kept(1.0))
+    store.save(0, 2, _kept(2.0))
+    store.save(0, 2, _kept(-2.0))
+
+    assert _value(store, 0, before=2) == 1.0
+    assert _value(store, 0, before=3) == 2.0
+
+
+def test_only_the_last_two_rounds_stay_on_the_disk(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    for server_round in range(1, 6):
+        store.save(3, server_round, _kept(float(server_round)))
+
+    assert sorted(file.name for file in (tmp_path / "3").iterdir()) == ["4.safetensors", "5.safetensors"]
