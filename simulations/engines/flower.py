@@ -102,7 +102,7 @@ def _run(experiment: Experiment, folder: Path, home: Path, nodes: int, on_event:
 
 def _environment(home: Path, threads: int, events: Path) -> dict[str, str]:
     """Return the environment of the SuperLink, which the ServerApp and the Ray actors inherit."""
-    environment = {
+    return {
         **os.environ,
         # Flower starts its own commands by name: they must be those of this Python.
         "PATH": os.pathsep.join([str(_commands()), os.environ.get("PATH", "")]),
@@ -118,7 +118,6 @@ def _environment(home: Path, threads: int, events: Path) -> dict[str, str]:
         "PYTHONUNBUFFERED": "1",
         PROGRESS: str(events),
     }
-    return environment
 
 
 def _commands() -> Path:
