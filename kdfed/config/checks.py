@@ -11,6 +11,7 @@ from kdfed.config.sections import (
     FedDFServer,
     ModelSettings,
     MutualConsolidation,
+    MutualLocal,
     NormaliseSettings,
     OptimiserSettings,
     PartitionedConsolidation,
@@ -70,6 +71,8 @@ def cross_checks(arm: Arm, known: Collection[str] = ()) -> list[Mistake]:
 
     models: list[tuple[str, ModelSettings]] = [("model", arm.model)]
     trained: list[tuple[str, OptimiserSettings]] = [("local", arm.local)]
+    if isinstance(arm.local, MutualLocal) and arm.local.model is not None:
+        models.append(("local.model", arm.local.model))
     if arm.start in ("consolidated", "averaged"):
         trained.append(("teachers", arm.teachers))
         teacher = arm.teachers.model
