@@ -9,6 +9,7 @@ from kdfed.config.mistakes import related
 from kdfed.config.sections import (
     DistillationSettings,
     FedDFServer,
+    LogitsServer,
     ModelSettings,
     MutualConsolidation,
     MutualLocal,
@@ -75,13 +76,21 @@ def cross_checks(arm: Arm, known: Collection[str] = ()) -> list[Mistake]:
         models.append(("local.model", arm.local.model))
     if arm.start in ("consolidated", "averaged"):
         trained.append(("teachers", arm.teachers))
-        teacher = arm.teachers.model
-        several = teacher if isinstance(teacher, tuple) else (teacher,) if teacher is not None else ()
-        models += [("teachers.model", model) for model in several]
+        models += [("teachers.model", model) for model in several(arm.teachers.model)]
     if arm.start == "consolidated":
         trained.append(("consolidation", arm.consolidation))
     if isinstance(arm.server, FedDFServer):
         trained.append(("server.distillation", arm.server.distillation))
+    if isinstance(arm.server, LogitsServer):
+        trained += [("server.digest", arm.server.digest), ("server.distillation", arm.server.distillation)]
+        models += [("server.models", model) for model in several(arm.server.models)]
+        if arm.local.mode != "plain":
+            wrong(
+                "local.mode",
+                f"expected 'plain' with strategy {arm.server.strategy!r}, whose participants receive no "
+                f"model, got {arm.local.mode!r}",
+                "server.strategy",
+            )
     for section, model in models:
         problem = check_model(model)
         if problem is not None:
@@ -147,6 +156,11 @@ def cross_checks(arm: Arm, known: Collection[str] = ()) -> list[Mistake]:
     if arm.start in ("consolidated", "averaged"):
         mistakes += _check_teachers(arm, known)
     return mistakes
+
+
+def several(models: ModelSettings | tuple[ModelSettings, ...] | None) -> tuple[ModelSettings, ...]:
+    """Return the architectures that a key names: one, a list, or none."""
+    return () if models is None else models if isinstance(models, tuple) else (models,)
 
 
 def _check_teachers(arm: Arm, known: Collection[str]) -> list[Mistake]:
