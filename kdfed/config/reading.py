@@ -264,13 +264,22 @@ def _resolve_paths(values: dict[str, Any]) -> dict[str, Any]:
         match = re.fullmatch(pattern, text) if isinstance(text, str) else None
         return match[1] + str(Path(match[2]).expanduser().absolute()) if match else text
 
-    data = values.get("data")
-    if isinstance(data, dict) and "source" in data:
-        values["data"] = {**data, "source": absolute(data["source"], _SOURCE_PATH)}
+    def located(data: Any) -> Any:
+        if isinstance(data, dict) and "source" in data:
+            return {**data, "source": absolute(data["source"], _SOURCE_PATH)}
+        return data
+
+    if "data" in values:
+        values["data"] = located(values["data"])
     arms = values.get("arms")
     for holder in [values, *(arms.values() if isinstance(arms, dict) else [])]:
-        if isinstance(holder, dict) and "start" in holder:
+        if not isinstance(holder, dict):
+            continue
+        if "start" in holder:
             holder["start"] = absolute(holder["start"], "(file:)(.+)")
+        consolidation = holder.get("consolidation")
+        if isinstance(consolidation, dict) and "proxy" in consolidation:
+            holder["consolidation"] = {**consolidation, "proxy": located(consolidation["proxy"])}
     return values
 
 

@@ -201,8 +201,9 @@ def test_every_option_of_the_teacher_phase_runs_and_beats_the_cold_start(tiny, t
 
 @pytest.mark.parametrize("choice", sorted(c for c, refused in COMBINATIONS.items() if refused is None))
 def test_every_valid_combination_consolidates(tiny, tmp_path, choice):
-    method, upload, labels, augmentation = choice
+    method, transfer, upload, labels, augmentation = choice
     changes = {
+        "consolidation.transfer": transfer,
         "consolidation.method": method,
         "teachers.upload": upload,
         "consolidation.labels": labels,
@@ -210,6 +211,10 @@ def test_every_valid_combination_consolidates(tiny, tmp_path, choice):
         "rounds.max": 0,
         "teachers.epochs": 5,
     }
+    if transfer == "proxy":
+        changes["consolidation.proxy"] = {"source": "mnist5k", "limit": 400}
+    if transfer == "generated":
+        changes["consolidation.generator"] = {"steps": 10, "batch-size": 32, "latent": 8, "width": 4}
     if method in ("vanilla", "partitioned"):
         changes["consolidation.weight"] = 0.5 if labels else 1.0
     if method == "tuned":
