@@ -292,13 +292,13 @@ class GeneratorSettings(Settings):
 
     steps: PositiveInt = 200
     """Optimiser steps (Adam)."""
-    batch_size: Annotated[int, Field(ge=2)] = 128
+    batch_size: Annotated[int, Field(ge=2)] = 64
     """Examples a step, 2 or more: each class should be among them."""
     lr: Annotated[float, Field(gt=0)] = 0.001
     """Learning rate, above 0."""
     latent: PositiveInt = 100
     """Standard normal values that an example is drawn from."""
-    width: PositiveInt = 32
+    width: PositiveInt = 16
     """Channels of the last hidden layer, twice as many before; for feature vectors, a quarter of the hidden
     units."""
     one_hot_weight: Annotated[float, Field(ge=0)] = 1.0

@@ -381,7 +381,11 @@ def test_the_path_of_a_proxy_becomes_absolute(path, tmp_path, monkeypatch):
     changes = ["consolidation.transfer=proxy", "consolidation.proxy.source=parquet:here"]
     shared = load_experiment(path, changes)
     own = load_experiment(path, [f"arms.consolidated.{change}" for change in changes])
-    for experiment in (shared, own):
+    arm = {"start": "consolidated", "consolidation.transfer": "proxy"}
+    arm["consolidation.proxy.source"] = "parquet:here"
+    path.write_text(yaml.safe_dump({"name": "x", "arms": {"consolidated": arm}}))
+    dotted = load_experiment(path)
+    for experiment in (shared, own, dotted):
         source = experiment.arm("consolidated").consolidation.proxy.source
         assert source == f"parquet:{tmp_path / 'here'}"
 

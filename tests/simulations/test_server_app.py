@@ -229,6 +229,16 @@ def test_every_valid_combination_consolidates(tiny, tmp_path, choice):
     assert loss["consolidated"] < loss["cold"]
 
 
+def test_a_generated_transfer_set_does_not_depend_on_the_number_of_nodes(tiny, run_arm):
+    generator = {"steps": 3, "batch-size": 16, "latent": 8, "width": 4}
+    changes = {"transfer": "generated", "images": 40, "generator": generator}
+    experiment = tiny(**{"consolidation": changes, "rounds.max": 0})
+    one, three = (run_arm(experiment, "consolidated", nodes=nodes) for nodes in (1, 3))
+    assert one.consolidation == three.consolidation
+    for key, value in one.arrays.to_torch_state_dict().items():
+        assert torch.equal(value, three.arrays.to_torch_state_dict()[key])
+
+
 def test_a_start_from_logits_and_from_weights_agree(tiny, tmp_path):
     """float16 logits carry the same knowledge as the weights that made them."""
     starts = {}
