@@ -14,7 +14,7 @@ from torch import nn
 
 from kdfed.config import ConsolidationBase, DataSettings, GeneratorSettings
 from kdfed.data import Examples, prepare
-from kdfed.errors import DataError
+from kdfed.errors import DataError, KdfedError
 from kdfed.generated import generate
 
 TRANSFER_SETS: dict[str, str] = {
@@ -41,24 +41,31 @@ def transfer_set(
     public
         The transfer split.
     teachers
-        Read by ``generated`` only, which needs at least one.
+        Read by ``generated``. Empty where only logits on the transfer split were uploaded.
     seed
         Derived seed of every draw.
 
     Raises
     ------
     KdfedError
-        If it cannot be made; see :func:`proxy` and :func:`kdfed.generated.generate`.
+        If labels or uploaded logits are to be used with another set than ``public``, or it cannot be made;
+        see :func:`proxy` and :func:`kdfed.generated.generate`.
     """
+    if settings.transfer == "public":
+        return public
+    if settings.labels or not teachers:
+        raise KdfedError(
+            f"transfer {settings.transfer!r} has no labels and needs the teachers' weights; set labels: false "
+            "and teachers.upload: weights"
+        )
     shape, count = tuple(public.inputs.shape[1:]), settings.images or len(public)
     if settings.transfer == "noise":
         return noise(shape, count, seed)
     if settings.transfer == "proxy":
-        assert settings.proxy is not None, "the experiment was checked"
+        if settings.proxy is None:
+            raise KdfedError("transfer 'proxy' needs the settings of another data set, got none; set proxy")
         return proxy(settings.proxy, shape, count, seed)
-    if settings.transfer == "generated":
-        return generated(teachers, shape, count, settings.generator or GeneratorSettings(), seed)
-    return public
+    return generated(teachers, shape, count, settings.generator or GeneratorSettings(), seed)
 
 
 def noise(input_shape: tuple[int, ...], count: int, seed: int) -> Examples:

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ import torch
 
 from kdfed.config import ConsolidationBase, DataSettings, GeneratorSettings, ModelSettings
 from kdfed.data import Examples, prepare
-from kdfed.errors import DataError
+from kdfed.errors import DataError, KdfedError
 from kdfed.generated import generate
 from kdfed.models import build_model
 from kdfed.transfer_sets import TRANSFER_SETS, noise, proxy, transfer_set
@@ -48,6 +48,22 @@ def test_every_other_one_has_the_shape_and_size_that_is_asked_for(transfer: str,
     if transfer == "generated":
         own = GeneratorSettings(steps=2, width=2)
         assert torch.equal(generate([teacher], (1, 8, 8), images or 30, own, 5), examples.inputs)
+
+
+@pytest.mark.parametrize(
+    ("settings", "teachers", "message"),
+    [
+        ({"transfer": "noise"}, 0, "needs the teachers' weights"),
+        ({"transfer": "noise", "labels": True}, 1, "has no labels"),
+        ({"transfer": "proxy"}, 1, "needs the settings of another data set"),
+    ],
+)
+def test_what_an_unchecked_arm_could_ask_for_is_refused(
+    settings: dict[str, Any], teachers: int, message: str
+) -> None:
+    modules = [build_model(ModelSettings(name="mlp"), (1, 8, 8), 10, 0)] * teachers
+    with pytest.raises(KdfedError, match=message):
+        transfer_set(ConsolidationBase.model_validate(settings), PUBLIC, modules, 0)
 
 
 def test_noise_is_standard_normal() -> None:
