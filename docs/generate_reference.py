@@ -97,7 +97,7 @@ def _nested(section: str, fields: dict[str, FieldInfo]) -> Iterator[str]:
     """Yield the sections inside a section."""
     for key, field in fields.items():
         for model in _settings_in(field.annotation):
-            if model is not config.ModelSettings:
+            if model not in (config.ModelSettings, config.DataSettings):  # they have sections of their own
                 yield f"### `{section}.{key}`"
                 yield _prose(model.__doc__)
                 yield _table(_fields(model))
@@ -115,11 +115,17 @@ def _combinations() -> Iterator[str]:
         "anything starts."
     )
     rows = [
-        (f"`{method}`", f"`{upload}`", _yes(labels), _yes(augmented), refused or "valid")
-        for (method, upload, labels, augmented), refused in COMBINATIONS.items()
+        (
+            f"`{method}`",
+            f"`{transfer}`",
+            f"`{upload}`",
+            _yes(labels),
+            _yes(augmented),
+            f"refused: {refused}" if refused else "valid",
+        )
+        for (method, transfer, upload, labels, augmented), refused in COMBINATIONS.items()
     ]
-    rows = [(*row[:4], row[4] if row[4] == "valid" else f"refused: {row[4]}") for row in rows]
-    yield _markdown(("method", "`teachers.upload`", "`labels`", "`augmentation`", ""), rows)
+    yield _markdown(("method", "`transfer`", "`teachers.upload`", "`labels`", "`augmentation`", ""), rows)
 
 
 def _yes(value: bool) -> str:

@@ -8,13 +8,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from kdfed.config import Arm, Experiment, LogitsServer, ModelSettings, MutualLocal
+from kdfed.config import Arm, Experiment, GeneratorSettings, LogitsServer, ModelSettings, MutualLocal
 from kdfed.config.checks import several
 from kdfed.data import PreparedData, prepare
 from kdfed.device import resolve_device
 from kdfed.errors import ConfigError, DataError, KdfedError, Mistake
+from kdfed.generated import teacher_problem
 from kdfed.models import build_model, load_state
 from kdfed.partition import partition_of
+from kdfed.transfer_sets import proxy
 
 
 def check_data(experiment: Experiment) -> list[Mistake]:
@@ -90,12 +92,32 @@ def _check_arm(arm: Arm, data: PreparedData | None, key: _Keys) -> Iterator[Mist
         _, message = _try_model(settings, data)
         if message:
             yield Mistake(key("teachers.model"), message)
+    if arm.start == "consolidated" and data is not None:
+        yield from _check_transfer(arm, data, key)
     augmented = arm.start == "consolidated" and arm.consolidation.augmentation
     if augmented and data is not None and not data.dataset.is_images:
         yield Mistake(
             key("consolidation.augmentation"),
             f"expected images to {' and '.join(augmented)}, got feature vectors; remove it",
         )
+
+
+def _check_transfer(arm: Arm, data: PreparedData, key: _Keys) -> Iterator[Mistake]:
+    """Draw the proxy's images once, and look for what a generator's loss reads of the teachers."""
+    settings = arm.consolidation
+    if settings.transfer == "proxy" and settings.proxy is not None:
+        count = settings.images or len(data.splits.transfer)
+        try:
+            proxy(settings.proxy, data.input_shape, count, seed=0)
+        except DataError as error:
+            yield Mistake(key(f"consolidation.{error.key}"), str(error))
+    if settings.transfer == "generated":
+        own = arm.teachers.model or arm.model
+        for model in own if isinstance(own, tuple) else (own,):
+            teacher, _ = _try_model(model, data)
+            problem = teacher and teacher_problem(teacher, settings.generator or GeneratorSettings())
+            if problem:
+                yield Mistake(key("consolidation.generator.activation-weight"), problem)
 
 
 def _try_model(settings: ModelSettings, data: PreparedData | None) -> tuple[nn.Module | None, str | None]:

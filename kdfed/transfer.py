@@ -1,6 +1,6 @@
 """Random changes of the transfer images while distilling.
 
-The transfer set itself is the held-out split of :mod:`kdfed.data`: public, and nobody's own.
+The transfer set itself is made in :mod:`kdfed.transfer_sets`.
 Teachers see the same changed images as the student ("consistent teaching", Beyer et al. 2022, arXiv
 2106.05237).
 """

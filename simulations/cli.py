@@ -292,10 +292,12 @@ def catalogue() -> dict[str, dict[str, str]]:
     from kdfed.models import MODELS
     from kdfed.partition import PARTITIONS
     from kdfed.train import LOCAL_MODES
+    from kdfed.transfer_sets import TRANSFER_SETS
 
     return {
         "KD methods (consolidation.method)": _lines(METHODS),
         "ensembles (consolidation.ensemble)": _lines(ENSEMBLES),
+        "transfer sets (consolidation.transfer; transfer in a study)": TRANSFER_SETS,
         "partitions (partition.kind)": _lines(PARTITIONS),
         "data sources (data.source)": _lines(SOURCES),
         "models (model.name)": _lines(MODELS),

@@ -28,6 +28,7 @@ from kdfed.models import State, load_state, state_of
 from kdfed.records import Absent
 from kdfed.seeding import derive, sample_participants
 from kdfed.train import predict
+from kdfed.transfer_sets import transfer_set
 from strategies.participant_grid import ParticipantGrid
 
 if TYPE_CHECKING:
@@ -154,18 +155,20 @@ class TeacherPhase:
             load_state(student, self.common)
         elif settings.init == "averaged":
             load_state(student, average(teachers))
-        sources: Sequence[nn.Module] | torch.Tensor
+        modules: list[nn.Module] = []
+        sources: Sequence[nn.Module] | torch.Tensor = modules
         if self.arm.teachers.upload == "logits":
             sources = torch.stack([teacher.arrays[wire.LOGITS] for teacher in teachers])
         else:
-            sources = [self._module(teacher) for teacher in teachers]
+            modules += [self._module(teacher) for teacher in teachers]
+        transfer = transfer_set(settings, data.transfer, modules, derive(self.config.seed, "transfer"))
         counts = None
         if self.arm.teachers.label_counts.send:
             counts = np.array([teacher.label_counts for teacher in teachers], dtype=np.float64)
         result = consolidate(
             student.to(self.device),
             sources,
-            data.transfer.to(self.device),
+            transfer.to(self.device),
             data.validation.to(self.device),
             settings,
             derive(self.config.seed, "consolidate"),

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from itertools import product
 
 from kdfed.config.experiment import Arm, sampled_count
 from kdfed.config.mistakes import related
 from kdfed.config.sections import (
+    ConsolidationBase,
+    DataSettings,
     DistillationSettings,
     FedDFServer,
+    GeneratorSettings,
     LogitsServer,
     ModelSettings,
     MutualConsolidation,
@@ -21,24 +25,34 @@ from kdfed.config.sections import (
 from kdfed.errors import Mistake
 
 _LOGITS_CHANGED = "uploaded logits belong to the images as they are"
+_OTHER_INPUTS = "uploaded logits belong to the public transfer set; set teachers.upload: weights"
+_NO_LABELS = "only the public transfer set has labels; set labels: false"
 _PEERS_TRAIN = "the teachers are trained too, which needs their weights"
 
-# What consolidation can be asked for: (method, upload, labels, augmentation) -> None when it is valid, else
-# why not. A test walks every entry.
-COMBINATIONS: dict[tuple[str, str, bool, bool], str | None] = {
-    (method, upload, labels, augmentation): (
-        None
-        if upload == "weights"
-        else _PEERS_TRAIN
-        if method == "mutual"
-        else _LOGITS_CHANGED
-        if augmentation
-        else None
+
+def _refused(method: str, transfer: str, upload: str, labels: bool, augmentation: bool) -> str | None:
+    if transfer != "public" and labels:
+        return _NO_LABELS
+    if upload == "weights":
+        return None
+    if transfer != "public":
+        return _OTHER_INPUTS
+    if method == "mutual":
+        return _PEERS_TRAIN
+    return _LOGITS_CHANGED if augmentation else None
+
+
+# What consolidation can be asked for: (method, transfer, upload, labels, augmentation) -> None when it is
+# valid, else why not. A test walks every entry.
+COMBINATIONS: dict[tuple[str, str, str, bool, bool], str | None] = {
+    choice: _refused(*choice)
+    for choice in product(
+        ("vanilla", "tuned", "mutual", "partitioned"),
+        ("public", "noise", "proxy", "generated"),
+        ("weights", "logits"),
+        (False, True),
+        (False, True),
     )
-    for method in ("vanilla", "tuned", "mutual", "partitioned")
-    for upload in ("weights", "logits")
-    for labels in (False, True)
-    for augmentation in (False, True)
 }
 
 
@@ -50,6 +64,37 @@ def momentum_problem(settings: OptimiserSettings) -> str | None:
         f"expected 0 with optimizer {settings.optimizer!r}, which has no such option, got "
         f"{settings.momentum}; use optimizer: sgd or remove it"
     )
+
+
+def data_problems(data: DataSettings) -> Iterator[tuple[str, ...]]:
+    """Yield what does not go together in a data section: the key, the message, keys that it depends on."""
+    shares = (data.splits.test, data.splits.validation, data.splits.transfer)
+    total = sum(share for share in shares if not isinstance(share, str))
+    if total >= 1:
+        yield "splits", f"expected shares that leave examples for participants, got {total:g} of them"
+    if data.columns is not None and not data.source.startswith(("parquet:", "hf:")):
+        yield "columns", f"goes with parquet: and hf: sources, got {data.source!r}; remove it", "source"
+    if isinstance(data.classes, tuple) and len(set(data.classes)) != len(data.classes):
+        yield "classes", "expected distinct names; remove the repeated ones"
+    normalise = data.normalise
+    if isinstance(normalise, NormaliseSettings) and len(normalise.mean) != len(normalise.std):
+        found = f"{len(normalise.mean)} mean and {len(normalise.std)} std"
+        yield "normalise", f"expected as many std as mean, got {found}"
+
+
+def proxy_problems(proxy: DataSettings) -> Iterator[tuple[str, str]]:
+    """Yield what does not go together in the data section of a proxy: the key and the message."""
+    for key, message, *_ in data_problems(proxy):
+        yield f"proxy.{key}", message
+    if proxy.shape is not None:
+        yield "proxy.shape", "has no effect: a proxy's images are resized to the task's; remove it"
+
+
+def generator_problem(settings: GeneratorSettings) -> str | None:
+    """Say what is wrong with the weights of a generator's loss; None when all is well."""
+    if settings.one_hot_weight or settings.entropy_weight or settings.activation_weight:
+        return None
+    return "expected one weight above 0, got 0 for all terms: there is nothing to train it on"
 
 
 def cross_checks(arm: Arm, known: Collection[str] = ()) -> list[Mistake]:
@@ -105,27 +150,8 @@ def cross_checks(arm: Arm, known: Collection[str] = ()) -> list[Mistake]:
             f"expected 'proximal' with strategy 'fedprox', got {arm.local.mode!r}",
             "server.strategy",
         )
-    total = sum(
-        share
-        for share in (arm.data.splits.test, arm.data.splits.validation, arm.data.splits.transfer)
-        if not isinstance(share, str)
-    )
-    if total >= 1:
-        wrong("data.splits", f"expected shares that leave examples for participants, got {total:g} of them")
-    if arm.data.columns is not None and not arm.data.source.startswith(("parquet:", "hf:")):
-        wrong(
-            "data.columns",
-            f"goes with parquet: and hf: sources, got {arm.data.source!r}; remove it",
-            "data.source",
-        )
-    if isinstance(arm.data.classes, tuple) and len(set(arm.data.classes)) != len(arm.data.classes):
-        wrong("data.classes", "expected distinct names; remove the repeated ones")
-    normalise = arm.data.normalise
-    if isinstance(normalise, NormaliseSettings) and len(normalise.mean) != len(normalise.std):
-        wrong(
-            "data.normalise",
-            f"expected as many std as mean, got {len(normalise.mean)} mean and {len(normalise.std)} std",
-        )
+    for key, message, *others in data_problems(arm.data):
+        wrong(f"data.{key}", message, *(f"data.{other}" for other in others))
     participants = arm.partition.participants
     sampled = arm.server.sampled
     if isinstance(sampled, int) and sampled > participants:
@@ -210,6 +236,7 @@ def _check_teachers(arm: Arm, known: Collection[str]) -> list[Mistake]:
         return mistakes
     choice = (
         consolidation.method,
+        consolidation.transfer,
         teachers.upload,
         consolidation.labels,
         bool(consolidation.augmentation),
@@ -218,10 +245,12 @@ def _check_teachers(arm: Arm, known: Collection[str]) -> list[Mistake]:
     if refused is not None:
         wrong(
             "consolidation",
-            f"method {choice[0]!r} with upload {choice[1]!r}, labels {choice[2]} and augmentation "
-            f"{list(consolidation.augmentation)} is not possible: {refused}",
+            f"method {choice[0]!r} with transfer {choice[1]!r}, upload {choice[2]!r}, labels {choice[3]} and "
+            f"augmentation {list(consolidation.augmentation)} is not possible: {refused}",
             "teachers.upload",
         )
+    for key, message in _check_transfer(consolidation):
+        wrong(f"consolidation.{key}", message, "consolidation.transfer")
     weights: tuple[float, ...] = ()
     if isinstance(consolidation, TunedConsolidation):
         weights = consolidation.weights
@@ -257,6 +286,30 @@ def _check_teachers(arm: Arm, known: Collection[str]) -> list[Mistake]:
             "teachers.upload",
         )
     return mistakes
+
+
+def _check_transfer(settings: ConsolidationBase) -> Iterator[tuple[str, str]]:
+    """Yield what does not go together in a transfer set: the key and the message."""
+    transfer = settings.transfer
+    if settings.images is not None and transfer == "public":
+        yield (
+            "images",
+            "has no effect with transfer 'public', whose size data.splits.transfer says; remove it",
+        )
+    for key, owner, given in (
+        ("proxy", "proxy", settings.proxy is not None),
+        ("generator", "generated", settings.generator is not None),
+    ):
+        if given and transfer != owner:
+            yield key, f"has no effect with transfer {transfer!r}; set transfer: {owner} or remove it"
+    if transfer == "proxy" and settings.proxy is None:
+        yield "proxy", "is required by transfer 'proxy': name its data source"
+    if transfer == "proxy" and settings.proxy is not None:
+        yield from proxy_problems(settings.proxy)
+    if transfer == "generated" and settings.generator is not None:
+        problem = generator_problem(settings.generator)
+        if problem is not None:
+            yield "generator", problem
 
 
 def _check_distillation(

@@ -255,23 +255,28 @@ def _without_effect(start: object) -> tuple[str, ...]:
 
 
 _SOURCE_PATH = r"(parquet:|folder:|hf:(?=[.~])|torchvision:\w+@)(.+)"
+_PATHS = {
+    "data.source": _SOURCE_PATH,
+    "consolidation.proxy.source": _SOURCE_PATH,
+    "start": r"(file:)(.+)",
+}
+"""Keys that can hold a path, in an experiment or an arm, and what stands before it."""
 
 
 def _resolve_paths(values: dict[str, Any]) -> dict[str, Any]:
     """Make paths absolute, so that they mean the same in every process."""
 
-    def absolute(text: Any, pattern: str) -> Any:
-        match = re.fullmatch(pattern, text) if isinstance(text, str) else None
-        return match[1] + str(Path(match[2]).expanduser().absolute()) if match else text
+    def resolved(value: Any, key: str = "") -> Any:
+        if isinstance(value, dict):
+            return {part: resolved(inner, f"{key}.{part}".lstrip(".")) for part, inner in value.items()}
+        match = re.fullmatch(_PATHS[key], value) if key in _PATHS and isinstance(value, str) else None
+        return match[1] + str(Path(match[2]).expanduser().absolute()) if match else value
 
-    data = values.get("data")
-    if isinstance(data, dict) and "source" in data:
-        values["data"] = {**data, "source": absolute(data["source"], _SOURCE_PATH)}
+    result: dict[str, Any] = resolved(values)
     arms = values.get("arms")
-    for holder in [values, *(arms.values() if isinstance(arms, dict) else [])]:
-        if isinstance(holder, dict) and "start" in holder:
-            holder["start"] = absolute(holder["start"], "(file:)(.+)")
-    return values
+    if isinstance(arms, dict):
+        result["arms"] = {name: resolved(arm) for name, arm in arms.items()}
+    return result
 
 
 def _one_line(error: Exception) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 Items = TypeVar("Items", bound=tuple[object, ...])
 
@@ -306,8 +306,55 @@ class DistillationSettings(OptimiserSettings):
     """Keep the last student, or the best of all epochs on the validation split."""
 
 
+class GeneratorSettings(Settings):
+    """The generator of the transfer set ``generated``, trained against the teachers (Chen et al. 2019)."""
+
+    steps: PositiveInt = 200
+    """Optimiser steps (Adam)."""
+    batch_size: Annotated[int, Field(ge=2)] = 64
+    """Examples a step, 2 or more: each class should be among them."""
+    lr: Annotated[float, Field(gt=0)] = 0.001
+    """Learning rate, above 0."""
+    latent: PositiveInt = 100
+    """Standard normal values that an example is drawn from."""
+    width: PositiveInt = 16
+    """Channels of the last hidden layer, twice as many before; for feature vectors, a quarter of the hidden
+    units."""
+    one_hot_weight: Annotated[float, Field(ge=0)] = 1.0
+    """Weight of the one-hot loss: the teachers should be sure of each example. 0 turns it off."""
+    entropy_weight: Annotated[float, Field(ge=0)] = 5.0
+    """Weight of the information entropy: a batch should hold all classes alike. 0 turns it off."""
+    activation_weight: Annotated[float, Field(ge=0)] = 0.1
+    """Weight of the activation loss: what enters the teachers' last linear layer should be large. 0 turns it
+    off."""
+
+
+def _known_to_the_server(transfer: object) -> object:
+    if transfer in ("own", "teacher", "union"):
+        raise ValueError(
+            "expected public, noise, proxy or generated: the server of a federated run has no participant's "
+            "data (a study has)"
+        )
+    return transfer
+
+
 class ConsolidationBase(DistillationSettings):
     """What every KD method has."""
+
+    transfer: Annotated[
+        Literal["public", "noise", "proxy", "generated"], BeforeValidator(_known_to_the_server)
+    ] = "public"  # fmt: skip
+    """On what teachers and student are compared: ``public`` (the transfer split), ``noise``, ``proxy``
+    (images of another data set) or ``generated`` (from the teachers). Only ``public`` has labels, and only
+    there ``teachers.upload`` can be ``logits``."""
+    images: PositiveInt | None = None
+    """How many examples the transfer set has, for all but ``public``. Default: as many as the transfer
+    split."""
+    proxy: DataSettings | None = None
+    """The data source of the transfer set ``proxy``: its images are resized to the task's, its labels never
+    used."""
+    generator: GeneratorSettings | None = None
+    """The generator of the transfer set ``generated``. Default: the defaults of its keys."""
 
     init: Literal["random", "common", "averaged"] = "common"
     """The student starts from a draw of its own, from the common initial weights (those of a cold

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from typing import Any
 
-from kdfed.config import ModelSettings, PartitionSettings
+from kdfed.config import GeneratorSettings, ModelSettings, PartitionSettings
 from simulations.study.settings import UNLABELLED, StudySettings, Transfer
 
 
@@ -141,14 +141,29 @@ def models_key(study: StudySettings, point: Point) -> str:
     )
 
 
+def generated_key(study: StudySettings, point: Point) -> str:
+    """Return the cache key of a point's generated transfer set: of all that it depends on."""
+    generator = generator_of(study).model_dump(mode="json")
+    return _digest("generated", models_key(study, point), generator, point.images)
+
+
+def generator_of(study: StudySettings) -> GeneratorSettings:
+    """Return the settings of the generator."""
+    return study.generator or GeneratorSettings()
+
+
 def trial_key(study: StudySettings, point: Point, trial: Trial) -> str:
     """Return the cache key of a trial's result."""
-    proxy = study.proxy.model_dump(mode="json") if point.transfer == "proxy" and study.proxy else None
+    source = None
+    if point.transfer == "proxy" and study.proxy:
+        source = study.proxy.model_dump(mode="json")
+    elif point.transfer == "generated":
+        source = generator_of(study).model_dump(mode="json")
     return _digest(
         "trial",
         models_key(study, point),
         study.distillation.model_dump(mode="json"),
-        [point.transfer, point.labels, point.images, proxy],
+        [point.transfer, point.labels, point.images, source],
         asdict(trial),
     )
 

@@ -19,19 +19,33 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from kdfed.data import prepare
 from kdfed.errors import ConfigError, DataError, Mistake, RunError
 from kdfed.records import write_atomically
-from simulations.study.cells import Point, Trial, models_key, points, trial_key, trials
+from simulations.study.cells import Point, Trial, generated_key, models_key, points, trial_key, trials
 from simulations.study.report import render
 from simulations.study.rows import rows_of
 from simulations.study.settings import StudySettings
-from simulations.study.work import distil, models_file, pretrain, transfer_of, trial_file
+from simulations.study.work import (
+    check_teachers,
+    distil,
+    generate_at,
+    generated_file,
+    models_file,
+    partition_at,
+    pretrain,
+    transfer_of,
+    trial_file,
+)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a study has to do: the cache keys of all trials, and what the cache lacks."""
+    """What a study has to do: the cache keys of all trials, and what the cache lacks.
+
+    ``models`` and ``generated`` are points whose models, or generated transfer sets, come first.
+    """
 
     keys: set[str]
     models: list[Point]
+    generated: list[Point]
     missing: list[tuple[Point, Trial]]
 
 
@@ -40,6 +54,7 @@ def plan(study: StudySettings, cache: Path) -> Plan:
     keys: set[str] = set()
     missing: list[tuple[Point, Trial]] = []
     models: dict[str, Point] = {}
+    generated: dict[str, Point] = {}
     for point in points(study):
         for trial in trials(study, point):
             key = trial_key(study, point, trial)
@@ -51,7 +66,9 @@ def plan(study: StudySettings, cache: Path) -> Plan:
                 key = models_key(study, point)
                 if not models_file(cache, key).exists():
                     models.setdefault(key, point)
-    return Plan(keys, list(models.values()), missing)
+                if point.transfer == "generated" and not generated_file(cache, study, point).exists():
+                    generated.setdefault(generated_key(study, point), point)
+    return Plan(keys, list(models.values()), list(generated.values()), missing)
 
 
 def run_study(
@@ -86,7 +103,7 @@ def run_study(
     workers = workers or len(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else [0])
     cache = out / "cache"
     cache.mkdir(parents=True, exist_ok=True)
-    _check_data(study)
+    _check_data(study, cache)
     todo = plan(study, cache)
     console.print(
         f"{study.name}: {len(todo.keys)} trials, {len(todo.missing)} of them to run, "
@@ -101,12 +118,19 @@ def run_study(
     return summary
 
 
-def _check_data(study: StudySettings) -> None:
-    """Ask for every partition and transfer set once, so that nothing is refused after an hour."""
+def _check_data(study: StudySettings, cache: Path) -> None:
+    """Ask for every partition and transfer set once, so that nothing is refused after an hour.
+
+    A generated one needs trained teachers; of these it is asked only whether its loss can read them.
+    """
     mistakes: dict[str, Mistake] = {}
     for point in points(study):
         try:
-            transfer_of(study, point)
+            if point.transfer == "generated":
+                partition_at(study, point)
+                check_teachers(study, point)
+            else:
+                transfer_of(study, point, cache)
         except DataError as error:
             key = error.key or f"distributions.{point.distribution}"
             mistakes.setdefault(f"{key} {error}", Mistake(key, f"{error} ({point.distribution})"))
@@ -124,6 +148,9 @@ def _run(study: StudySettings, cache: Path, todo: Plan, workers: int, console: C
         with ProcessPoolExecutor(workers, context, initializer=_begin, initargs=(text, str(cache))) as pool:
             bar = progress.add_task("models", total=len(todo.models))
             _all(pool, _pretrain, [(point,) for point in todo.models], lambda: progress.advance(bar))
+            if todo.generated:
+                bar = progress.add_task("generated transfer sets", total=len(todo.generated))
+                _all(pool, _generate, [(point,) for point in todo.generated], lambda: progress.advance(bar))
             if todo.missing:
                 _estimate(study, cache, todo.missing, workers, progress.console)
             bar = progress.add_task("trials", total=len(todo.missing))
@@ -165,6 +192,11 @@ def _begin(text: str, cache: str) -> None:
 def _pretrain(point: Point) -> None:
     study, cache = _STUDY
     pretrain(study, point, cache)
+
+
+def _generate(point: Point) -> None:
+    study, cache = _STUDY
+    generate_at(study, point, cache)
 
 
 def _distil(point: Point, trial: Trial) -> None:

@@ -10,6 +10,7 @@ from pydantic import Field, ValidationError
 
 from kdfed.config import (
     DataSettings,
+    GeneratorSettings,
     ModelSettings,
     OptimiserSettings,
     PartitionSettings,
@@ -19,15 +20,15 @@ from kdfed.config import (
     parse_set,
     read_mapping,
 )
-from kdfed.config.checks import momentum_problem
+from kdfed.config.checks import generator_problem, momentum_problem, proxy_problems
 from kdfed.config.mistakes import describe_all
 from kdfed.config.sections import Distinct
 from kdfed.errors import ConfigError, Mistake
 
 Method = Literal["vanilla", "tuned", "mutual", "partitioned"]
-Transfer = Literal["public", "own", "teacher", "union", "proxy", "noise"]
+Transfer = Literal["public", "own", "teacher", "union", "proxy", "noise", "generated"]
 
-UNLABELLED: tuple[Transfer, ...] = ("proxy", "noise")
+UNLABELLED: tuple[Transfer, ...] = ("proxy", "noise", "generated")
 """Transfer sets that have no labels of the task."""
 
 
@@ -62,7 +63,7 @@ class Search(Settings):
         0.25, 0.5, 0.75, 1.0,
     )  # fmt: skip
     """Weights that tuned KD tries; on an unlabelled transfer set 1 alone."""
-    rates: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1), Distinct] = ()
+    rates: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Distinct] = ()
     """Factors of the learning rate that every other method tries, for the table in which all methods have
     equally many trials. Default: that table is left out."""
     passes: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1), Distinct] = (1.0,)
@@ -112,6 +113,8 @@ class StudySettings(Settings):
     """Where the examples come from."""
     proxy: DataSettings | None = None
     """The other data set of the transfer set ``proxy``: its images are resized, its labels never used."""
+    generator: GeneratorSettings | None = None
+    """The generator of the transfer set ``generated``. Default: the defaults of its keys."""
     model: ModelSettings = ModelSettings()
     """Architecture of teachers and student."""
     pretraining: Pretraining = Pretraining()
@@ -196,10 +199,18 @@ def _check(study: StudySettings) -> list[Mistake]:
             wrong(f"search.{key}", f"expected 1 among them, got {list(factors)}; add it")
     if study.centre.transfer in UNLABELLED and study.centre.labels:
         wrong("centre.labels", f"expected false with transfer {study.centre.transfer!r}, which has no labels")
-    if "proxy" in {study.centre.transfer, *study.vary.transfer} and study.proxy is None:
+    used = {study.centre.transfer, *study.vary.transfer}
+    if "proxy" in used and study.proxy is None:
         wrong("proxy", "is required by the transfer set 'proxy': name its data source")
-    if "proxy" not in {study.centre.transfer, *study.vary.transfer} and study.proxy is not None:
+    if "proxy" not in used and study.proxy is not None:
         wrong("proxy", "has no effect without the transfer set 'proxy'; remove it")
+    if "generated" not in used and study.generator is not None:
+        wrong("generator", "has no effect without the transfer set 'generated'; remove it")
+    if study.proxy is not None:
+        mistakes.extend(Mistake(key, message) for key, message in proxy_problems(study.proxy))
+    problem = generator_problem(study.generator) if study.generator is not None else None
+    if problem is not None:
+        wrong("generator", problem)
     for name in study.vary.distributions:
         if name not in study.distributions:
             wrong("vary.distributions", f"expected names of distributions, got {name!r}")

@@ -18,7 +18,6 @@ from torch import nn
 from kdfed.cohort import train_cohort
 from kdfed.config import (
     ConsolidationSettings,
-    DataSettings,
     MutualConsolidation,
     PartitionedConsolidation,
     VanillaConsolidation,
@@ -26,13 +25,23 @@ from kdfed.config import (
 from kdfed.consolidate import consolidate, teacher_logits
 from kdfed.data import Examples, PreparedData, prepare
 from kdfed.errors import DataError
+from kdfed.generated import teacher_problem
 from kdfed.models import State, build_model, load_state, state_of
 from kdfed.partition import Partition, partition_of
 from kdfed.records import write_atomically
-from kdfed.seeding import derive, derive_many, numpy_generator, torch_generator
+from kdfed.seeding import derive, derive_many, numpy_generator
 from kdfed.train import PLAIN, predict
-from simulations.study.cells import Point, Trial, models_key, partition_settings, trial_key
-from simulations.study.settings import StudySettings
+from kdfed.transfer_sets import generated, noise, proxy, without_labels
+from simulations.study.cells import (
+    Point,
+    Trial,
+    generated_key,
+    generator_of,
+    models_key,
+    partition_settings,
+    trial_key,
+)
+from simulations.study.settings import UNLABELLED, StudySettings
 
 
 def trial_file(cache: Path, key: str) -> Path:
@@ -43,6 +52,11 @@ def trial_file(cache: Path, key: str) -> Path:
 def models_file(cache: Path, key: str) -> Path:
     """Return where a point's models lie."""
     return cache / f"{key}.safetensors"
+
+
+def generated_file(cache: Path, study: StudySettings, point: Point) -> Path:
+    """Return where a point's generated transfer set lies."""
+    return cache / f"{generated_key(study, point)}.safetensors"
 
 
 def partition_at(study: StudySettings, point: Point) -> Partition:
@@ -84,7 +98,7 @@ def distil(study: StudySettings, point: Point, trial: Trial, cache: Path) -> Non
     data = prepare(study.data)
     student, *teachers = _models(study, point, cache)
     validation, test = data.examples(data.splits.validation), data.examples(data.splits.test)
-    transfer = transfer_of(study, point)
+    transfer = transfer_of(study, point, cache)
     before = predict(student, test.inputs)
     settings = _settings(study, point, trial)
     sources: list[nn.Module] | torch.Tensor = (
@@ -112,17 +126,8 @@ def distil(study: StudySettings, point: Point, trial: Trial, cache: Path) -> Non
     write_atomically(file, json.dumps(row).encode())
 
 
-def transfer_of(study: StudySettings, point: Point) -> Examples:
-    """Return the transfer set of a point.
-
-    ============ ==================================================================
-    public       the held-out transfer split
-    own          the student's own examples
-    teacher      those of its teachers
-    union        both
-    proxy        images of another data set, resized; labels never used
-    noise        independent standard normal values, after normalisation
-    ============ ==================================================================
+def transfer_of(study: StudySettings, point: Point, cache: Path) -> Examples:
+    """Return the transfer set of a point; see :data:`kdfed.transfer_sets.TRANSFER_SETS`.
 
     Raises
     ------
@@ -130,25 +135,23 @@ def transfer_of(study: StudySettings, point: Point) -> Examples:
         If there are fewer examples than asked for, or the proxy's inputs do not fit.
     """
     data, partition = prepare(study.data), partition_at(study, point)
-    generator = numpy_generator(point.seed, "transfer")
-    if point.transfer in ("noise", "proxy"):
-        wanted = point.images or len(data.splits.transfer)
+    if point.transfer in UNLABELLED:
+        shape, wanted = data.input_shape, point.images or len(data.splits.transfer)
+        seed = derive(point.seed, "transfer")
         if point.transfer == "noise":
-            draw = torch_generator(point.seed, "transfer")
-            inputs = torch.randn(wanted, *data.input_shape, generator=draw)
-        else:
-            inputs = _proxy(study, data.input_shape)
-        chosen = generator.permutation(len(inputs))[:wanted]
-        if len(chosen) < wanted:
-            raise DataError(f"expected {wanted} images of the proxy, got {len(inputs)}", "centre.images")
-        return Examples(inputs[torch.from_numpy(chosen)], torch.zeros(wanted, dtype=torch.int64))
+            return noise(shape, wanted, seed)
+        if point.transfer == "proxy":
+            assert study.proxy is not None, "the study was checked"
+            return proxy(study.proxy, shape, wanted, seed)
+        generate_at(study, point, cache)
+        return without_labels(load(generated_file(cache, study, point).read_bytes())["inputs"])
     places = {
         "public": lambda: data.splits.transfer,
         "own": lambda: partition.indices[0],
         "teacher": lambda: np.concatenate([partition.indices[k + 1] for k in range(point.teachers)]),
         "union": lambda: np.concatenate([partition.indices[k] for k in range(point.teachers + 1)]),
     }[point.transfer]()
-    places = generator.permutation(places)
+    places = numpy_generator(point.seed, "transfer").permutation(places)
     if point.images is not None and point.images > len(places):
         raise DataError(
             f"expected at least {point.images} examples in the transfer set {point.transfer!r}, got "
@@ -158,12 +161,23 @@ def transfer_of(study: StudySettings, point: Point) -> Examples:
     return data.examples(places[: point.images])
 
 
-def _proxy(study: StudySettings, shape: tuple[int, ...]) -> torch.Tensor:
-    assert study.proxy is not None
-    if len(shape) != 3:
-        raise DataError(f"a proxy needs images, got inputs of shape {shape}", "proxy")
-    data = prepare(DataSettings.model_validate({**study.proxy.model_dump(), "shape": shape}))
-    return data.examples(np.concatenate([data.splits.transfer, data.splits.train])).inputs
+def check_teachers(study: StudySettings, point: Point) -> None:
+    """Refuse teachers that the loss of the generator cannot read."""
+    problem = teacher_problem(_build(prepare(study.data), point, 0), generator_of(study))
+    if problem is not None:
+        raise DataError(problem, "generator.activation-weight")
+
+
+def generate_at(study: StudySettings, point: Point, cache: Path) -> None:
+    """Generate the transfer set of a point from its teachers, for all methods there."""
+    file = generated_file(cache, study, point)
+    if file.exists():
+        return
+    data = prepare(study.data)
+    _, *teachers = _models(study, point, cache)
+    count, seed = point.images or len(data.splits.transfer), derive(point.seed, "transfer")
+    examples = generated(teachers, data.input_shape, count, generator_of(study), seed)
+    write_atomically(file, save({"inputs": examples.inputs}))
 
 
 def _settings(study: StudySettings, point: Point, trial: Trial) -> ConsolidationSettings:

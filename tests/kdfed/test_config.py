@@ -336,12 +336,14 @@ def test_a_mistake_in_a_section_that_no_arm_uses_is_still_a_wrong_value(path):
 
 @pytest.mark.parametrize("choice", sorted(COMBINATIONS))
 def test_every_combination_is_taken_or_refused_as_the_table_says(path, choice):
-    method, upload, labels, augmentation = choice
+    method, transfer, upload, labels, augmentation = choice
     key, weight = ("weight", "0.5" if labels else "1")
     if method == "tuned":
         key, weight = "weights", f"[{weight}]"
     assignments = [
         f"consolidation.method={method}",
+        f"consolidation.transfer={transfer}",
+        *(["consolidation.proxy.source=digits"] if transfer == "proxy" else []),
         f"teachers.upload={upload}",
         f"consolidation.labels={str(labels).lower()}",
         *([] if method == "mutual" else [f"consolidation.{key}={weight}"]),
@@ -352,6 +354,53 @@ def test_every_combination_is_taken_or_refused_as_the_table_says(path, choice):
         load_experiment(path, assignments)
     else:
         assert refused in _mistakes(path, *assignments)["arms.consolidated.consolidation"]
+
+
+@pytest.mark.parametrize(
+    ("assignments", "key", "text"),
+    [
+        (["transfer=own"], "transfer", "no participant's data"),
+        (["transfer=union"], "transfer", "expected public, noise, proxy or generated"),
+        (["transfer=nois"], "transfer", "did you mean 'noise'?"),
+        (["images=100"], "images", "has no effect with transfer 'public'"),
+        (["transfer=proxy"], "proxy", "is required by transfer 'proxy'"),
+        (["transfer=noise", "proxy.source=digits"], "proxy", "has no effect with transfer 'noise'"),
+        (["generator.steps=9"], "generator", "set transfer: generated or remove it"),
+        (["transfer=proxy", "proxy={source: digits, shape: [1, 8, 8]}"], "proxy.shape", "has no effect"),
+        (["transfer=proxy", "proxy={source: digits, columns: {label: y}}"], "proxy.columns", "goes with"),
+        (
+            [
+                "transfer=generated",
+                "generator={one-hot-weight: 0, entropy-weight: 0, activation-weight: 0}",
+            ],
+            "generator",
+            "expected one weight above 0",
+        ),
+    ],
+)
+def test_a_transfer_set_that_cannot_be_is_refused(path, assignments, key, text):
+    mistakes = _mistakes(path, *(f"consolidation.{assignment}" for assignment in assignments))
+    assert [name.removeprefix("arms.consolidated.") for name in mistakes] == [f"consolidation.{key}"]
+    assert text in next(iter(mistakes.values()))
+
+
+def test_feddf_distils_on_the_public_transfer_set_alone(path):
+    mistakes = _mistakes(path, "server.strategy=feddf", "server.distillation.transfer=noise")
+    assert "unknown key" in mistakes["server.distillation.transfer"]
+
+
+def test_the_path_of_a_proxy_becomes_absolute(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    changes = ["consolidation.transfer=proxy", "consolidation.proxy.source=parquet:here"]
+    shared = load_experiment(path, changes)
+    own = load_experiment(path, [f"arms.consolidated.{change}" for change in changes])
+    arm = {"start": "consolidated", "consolidation.transfer": "proxy"}
+    arm["consolidation.proxy.source"] = "parquet:here"
+    path.write_text(yaml.safe_dump({"name": "x", "arms": {"consolidated": arm}}))
+    dotted = load_experiment(path)
+    for experiment in (shared, own, dotted):
+        source = experiment.arm("consolidated").consolidation.proxy.source
+        assert source == f"parquet:{tmp_path / 'here'}"
 
 
 def test_a_repeated_key_is_a_mistake(tmp_path):

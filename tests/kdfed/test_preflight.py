@@ -110,6 +110,43 @@ def test_features_cannot_be_augmented(tiny: Build) -> None:
     }
 
 
+PROXY = {"transfer": "proxy", "proxy": {"source": "mnist5k", "limit": 100}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "key", "message"),
+    [
+        ({"consolidation": {**PROXY, "images": 5000}}, "proxy", "expected 5000 images of the proxy, got 75"),
+        ({"consolidation": PROXY, "data": {"source": FEATURES}}, "proxy", "a proxy needs images, got inputs"),
+        (
+            {"consolidation": {"transfer": "proxy", "proxy": {"source": FEATURES}}},
+            "proxy.source",
+            "can be converted to [1, 8, 8]",
+        ),
+        (
+            {"consolidation": {"transfer": "proxy", "proxy": {"source": "parquet:/no/such/file"}}},
+            "proxy.source",
+            "expected a parquet file",
+        ),
+        (
+            {
+                "consolidation": {"transfer": "generated"},
+                "teachers.model": {"name": "torchvision:squeezenet1_1"},
+                "data.shape": [1, 32, 32],
+            },
+            "generator.activation-weight",
+            "expected 0: the activation loss needs a linear layer, and SqueezeNet has none",
+        ),
+    ],
+)
+def test_a_transfer_set_that_cannot_be_made_is_reported(
+    tiny: Build, changes: dict[str, Any], key: str, message: str
+) -> None:
+    mistakes = found(tiny(**changes))
+    assert list(mistakes) == [f"consolidation.{key}"]
+    assert message in mistakes[f"consolidation.{key}"]
+
+
 def test_weights_to_start_from_are_read_and_compared_with_the_model(tiny: Build, tmp_path: Path) -> None:
     good, other, broken = (tmp_path / f"{name}.safetensors" for name in ("good", "other", "broken"))
     for path, hidden in ((good, 16), (other, 8)):

@@ -252,6 +252,7 @@ def test_list_names_everything_that_an_experiment_can_name(capsys):
         "proximal",
         "krum",
         "inprocess",
+        "generated",
     ):
         assert name in shown
     assert "quickstart.yaml" in shown

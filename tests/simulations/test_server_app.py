@@ -219,8 +219,9 @@ def test_every_option_of_the_teacher_phase_runs_and_beats_the_cold_start(tiny, t
 
 @pytest.mark.parametrize("choice", sorted(c for c, refused in COMBINATIONS.items() if refused is None))
 def test_every_valid_combination_consolidates(tiny, tmp_path, choice):
-    method, upload, labels, augmentation = choice
+    method, transfer, upload, labels, augmentation = choice
     changes = {
+        "consolidation.transfer": transfer,
         "consolidation.method": method,
         "teachers.upload": upload,
         "consolidation.labels": labels,
@@ -228,6 +229,10 @@ def test_every_valid_combination_consolidates(tiny, tmp_path, choice):
         "rounds.max": 0,
         "teachers.epochs": 5,
     }
+    if transfer == "proxy":
+        changes["consolidation.proxy"] = {"source": "mnist5k", "limit": 400}
+    if transfer == "generated":
+        changes["consolidation.generator"] = {"steps": 10, "batch-size": 32, "latent": 8, "width": 4}
     if method in ("vanilla", "partitioned"):
         changes["consolidation.weight"] = 0.5 if labels else 1.0
     if method == "tuned":
@@ -240,6 +245,16 @@ def test_every_valid_combination_consolidates(tiny, tmp_path, choice):
     assert len(consolidation["trials"]) == (0 if method != "tuned" else 4 if labels else 2)
     loss = {row["arm"]: row["loss"] for row in _timeless(tmp_path / "run")}
     assert loss["consolidated"] < loss["cold"]
+
+
+def test_a_generated_transfer_set_does_not_depend_on_the_number_of_nodes(tiny, run_arm):
+    generator = {"steps": 3, "batch-size": 16, "latent": 8, "width": 4}
+    changes = {"transfer": "generated", "images": 40, "generator": generator}
+    experiment = tiny(**{"consolidation": changes, "rounds.max": 0})
+    one, three = (run_arm(experiment, "consolidated", nodes=nodes) for nodes in (1, 3))
+    assert one.consolidation == three.consolidation
+    for key, value in one.arrays.to_torch_state_dict().items():
+        assert torch.equal(value, three.arrays.to_torch_state_dict()[key])
 
 
 def test_a_start_from_logits_and_from_weights_agree(tiny, tmp_path):

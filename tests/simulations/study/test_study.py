@@ -27,7 +27,7 @@ from simulations.study.cells import points, trial_key, trials
 from simulations.study.rows import rows_of
 from simulations.study.running import plan
 from simulations.study.settings import StudySettings, Vary
-from simulations.study.work import distil, partition_at, pretrain, transfer_of, trial_file
+from simulations.study.work import distil, generated_file, partition_at, pretrain, transfer_of, trial_file
 
 TINY: dict[str, Any] = {
     "name": "tiny",
@@ -155,7 +155,8 @@ def test_a_trial_agrees_with_the_slow_twin(tmp_path):
         temperature=4.0, weight=0.5, labels=True, epochs=2, batch_size=16, lr=study.distillation.lr
     )
     validation = data.examples(data.splits.validation)
-    consolidate(student, [teacher], transfer_of(study, point), validation, settings, derive(1, "distil"))
+    transfer = transfer_of(study, point, tmp_path)
+    consolidate(student, [teacher], transfer, validation, settings, derive(1, "distil"))
     after = predict(student, test.inputs).argmax(1) == test.labels
     assert found["after"] == pytest.approx(float(after.double().mean()), abs=0.02)
     held = torch.from_numpy(np.isin(test.labels.numpy(), data.dataset.labels[partition.indices[0]]))
@@ -194,7 +195,7 @@ def test_every_transfer_set_is_what_it_says(tmp_path, transfer):
         )
     )
     point = next(p for p in points(study) if p.transfer == transfer)
-    examples = transfer_of(study, point)
+    examples = transfer_of(study, point, tmp_path)
     data, partition = prepare(study.data), partition_at(study, point)
     expected = {
         "public": data.splits.transfer,
@@ -213,6 +214,43 @@ def test_every_transfer_set_is_what_it_says(tmp_path, transfer):
     if transfer == "noise":
         assert abs(float(examples.inputs.mean())) < 0.02
         assert float(examples.inputs.std()) == pytest.approx(1.0, abs=0.02)
+
+
+GENERATED: dict[str, Any] = {
+    "seeds": [0],
+    "methods": ["vanilla", "mutual"],
+    "search": {"temperatures": [4.0], "weights": [0.5, 1.0]},
+    "distributions": {"uniform": {"kind": "uniform"}},
+    "generator": {"steps": 5, "batch-size": 32, "latent": 8, "width": 4},
+    "vary": {"transfer": ["generated"]},
+}
+
+
+def test_a_generated_transfer_set_is_made_once_from_the_teachers_and_kept(tmp_path):
+    study, out = load_study(write(tmp_path, **GENERATED)), tmp_path / "out"
+    point = next(p for p in points(study) if p.transfer == "generated")
+    summary = run_study(study, out, workers=1)
+    rows = [row for row in summary["cells"] if row["transfer"] == "generated"]
+    assert {row["method"] for row in rows} == {"vanilla", "mutual"}
+    assert {row["labels"] for row in rows} == {False}
+    kept = transfer_of(study, point, out / "cache")
+    pretrain(study, point, tmp_path / "alone")
+    assert torch.equal(transfer_of(study, point, tmp_path / "alone").inputs, kept.inputs)
+    again = load_study(write(tmp_path, **{**GENERATED, "weight": 1.0}))
+    before = generated_file(out / "cache", study, point).stat().st_mtime_ns
+    assert plan(again, out / "cache").generated == []
+    assert generated_file(out / "cache", again, point).stat().st_mtime_ns == before
+    longer = load_study(write(tmp_path, **{**GENERATED, "generator": {"steps": 6}}))
+    assert plan(longer, out / "cache").generated == [point]
+    assert [p.transfer for p, _ in plan(longer, out / "cache").missing] == ["generated"] * 2
+
+
+def test_teachers_that_the_generator_cannot_read_are_refused_before_anything_runs(tmp_path):
+    squeeze = {"name": "torchvision:squeezenet1_1"}
+    changes = {**GENERATED, "model": squeeze, "data": {**TINY["data"], "shape": [3, 32, 32]}}
+    study = load_study(write(tmp_path, **changes))
+    with pytest.raises(ConfigError, match="activation-weight: expected 0: the activation loss"):
+        run_study(study, tmp_path / "out")
 
 
 def test_a_study_that_is_killed_goes_on_where_it_stopped(tmp_path):
@@ -244,6 +282,9 @@ def test_a_study_that_is_killed_goes_on_where_it_stopped(tmp_path):
         ({"centre": {"transfer": "noise"}}, "centre.labels", "has no labels"),
         ({"vary": {"transfer": ["proxy"]}}, "proxy", "is required"),
         ({"proxy": {"source": "digits"}}, "proxy", "has no effect"),
+        ({"proxy": {"source": "digits", "shape": [1, 8, 8]}}, "proxy.shape", "has no effect"),
+        ({"generator": {"steps": 9}}, "generator", "has no effect"),
+        ({"centre": {"transfer": "generated"}}, "centre.labels", "has no labels"),
         ({"methods": ["tuned"]}, "methods", "'vanilla'"),
         ({"vary": {"distributions": ["uniform", "other"]}}, "vary.distributions", "'other'"),
         ({"model": {"name": "mpl"}}, "model", "mlp"),
