@@ -55,8 +55,8 @@ def transfer_set(
         return public
     if settings.labels or not teachers:
         raise KdfedError(
-            f"transfer {settings.transfer!r} has no labels and needs the teachers' weights; set labels: false "
-            "and teachers.upload: weights"
+            f"transfer {settings.transfer!r} has no labels and needs the teachers' weights; set labels: "
+            "false and teachers.upload: weights"
         )
     shape, count = tuple(public.inputs.shape[1:]), settings.images or len(public)
     if settings.transfer == "noise":
