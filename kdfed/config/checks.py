@@ -7,8 +7,10 @@ from collections.abc import Collection, Sequence
 from kdfed.config.experiment import Arm, sampled_count
 from kdfed.config.mistakes import related
 from kdfed.config.sections import (
+    DataSettings,
     DistillationSettings,
     FedDFServer,
+    KDLocal,
     ModelSettings,
     MutualConsolidation,
     NormaliseSettings,
@@ -38,6 +40,52 @@ COMBINATIONS: dict[tuple[str, str, bool, bool], str | None] = {
     for labels in (False, True)
     for augmentation in (False, True)
 }
+
+
+# What a regression can be asked for, by key; other values need classes. A test walks every entry.
+REGRESSION: dict[str, tuple[str, ...]] = {
+    "local.mode": ("plain", "proximal", "kd"),
+    "method": ("vanilla", "tuned", "mutual"),
+    "ensemble": ("mean-logits",),
+    "server.strategy": (
+        "fedavg", "fedprox", "fedavgm", "fedadagrad", "fedadam", "fedyogi", "feddf", "fedmedian",
+        "fedtrimmedavg", "krum",
+    ),
+}  # fmt: skip
+_NO_CLASSES = {
+    "ntd": "it distils the classes that are not the label, and a number has none",
+    "partitioned": "it asks which model is surest, and a number says nothing of how sure a model is",
+}
+_CLASSES_ONLY = ("mnist5k", "digits", "torchvision:", "folder:", "synthetic:")
+_NUMBERS_ONLY = ("diabetes",)
+
+
+def task_problem(data: DataSettings) -> str | None:
+    """Say what is wrong with a task whose labels the source does not have; None when all is well."""
+    if data.task == "regression" and data.source.startswith(_CLASSES_ONLY):
+        return f"expected 'classification' with source {data.source!r}, whose labels are classes; set it"
+    if data.task == "classification" and data.source in _NUMBERS_ONLY:
+        return f"expected 'regression' with source {data.source!r}, whose labels are numbers; set it"
+    return None
+
+
+def regression_problem(key: str, value: str) -> str | None:
+    """Say what is wrong with a value of a key of :data:`REGRESSION`; None when a regression has it."""
+    allowed = REGRESSION[key]
+    if value in allowed:
+        return None
+    why = _NO_CLASSES.get(value, "it needs classes")
+    return f"expected {' or '.join(allowed)} with data.task 'regression', got {value!r}: {why}; set it"
+
+
+def temperature_problem(key: str, *temperatures: float) -> str | None:
+    """Say what is wrong with temperatures of a regression, which has the temperature 1 only."""
+    if temperatures == (1.0,):
+        return None
+    wanted, got = "1.0", f"{temperatures[0]:g}"
+    if key == "temperatures":
+        wanted, got = "[1.0]", str(list(temperatures))
+    return f"expected {wanted} with data.task 'regression', whose outputs have no softmax, got {got}; set it"
 
 
 def momentum_problem(settings: OptimiserSettings) -> str | None:
@@ -106,6 +154,14 @@ def cross_checks(arm: Arm, known: Collection[str] = ()) -> list[Mistake]:
             f"goes with parquet: and hf: sources, got {arm.data.source!r}; remove it",
             "data.source",
         )
+    problem = task_problem(arm.data)
+    if problem is not None:
+        wrong("data.task", problem, "data.source")
+    if arm.data.task == "regression":
+        if arm.data.classes is not None:
+            wrong("data.classes", "has no effect with data.task 'regression'; remove it", "data.task")
+        for key, message in _check_regression(arm):
+            wrong(key, message, "data.task", key.rpartition(".")[0])
     if isinstance(arm.data.classes, tuple) and len(set(arm.data.classes)) != len(arm.data.classes):
         wrong("data.classes", "expected distinct names; remove the repeated ones")
     normalise = arm.data.normalise
@@ -144,6 +200,36 @@ def cross_checks(arm: Arm, known: Collection[str] = ()) -> list[Mistake]:
     if arm.start in ("consolidated", "averaged"):
         mistakes += _check_teachers(arm, known)
     return mistakes
+
+
+def _check_regression(arm: Arm) -> list[tuple[str, str]]:
+    """Return what a regression cannot be asked for: (key, message)."""
+    found = [
+        ("local.mode", regression_problem("local.mode", arm.local.mode)),
+        ("server.strategy", regression_problem("server.strategy", arm.server.strategy)),
+    ]
+    if isinstance(arm.local, KDLocal):
+        found.append(("local.temperature", temperature_problem("temperature", arm.local.temperature)))
+    distillations: list[tuple[str, DistillationSettings]] = []
+    if arm.start == "consolidated":
+        method = arm.consolidation.method
+        found.append(("consolidation.method", regression_problem("method", method)))
+        if method in REGRESSION["method"]:
+            distillations.append(("consolidation", arm.consolidation))
+    if isinstance(arm.server, FedDFServer):
+        distillations.append(("server.distillation", arm.server.distillation))
+    for section, settings in distillations:
+        values = dict(settings)
+        if "ensemble" in values:
+            problem = regression_problem("ensemble", values["ensemble"])
+            found.append((f"{section}.ensemble", problem))
+        if "temperatures" in values:
+            problem = temperature_problem("temperatures", *values["temperatures"])
+            found.append((f"{section}.temperatures", problem))
+        if "temperature" in values:
+            problem = temperature_problem("temperature", values["temperature"])
+            found.append((f"{section}.temperature", problem))
+    return [(key, message) for key, message in found if message is not None]
 
 
 def _check_teachers(arm: Arm, known: Collection[str]) -> list[Mistake]:
