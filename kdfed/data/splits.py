@@ -84,8 +84,7 @@ def strata_of(labels: np.ndarray, reference: np.ndarray | None = None) -> np.nda
     if labels.dtype.kind == "i":
         return labels
     edges = bin_edges(labels if reference is None else reference)
-    bins: np.ndarray = np.searchsorted(edges, labels, side="right")
-    return bins
+    return np.searchsorted(edges, labels, side="right")
 
 
 def bin_edges(numbers: np.ndarray) -> np.ndarray:
@@ -94,8 +93,9 @@ def bin_edges(numbers: np.ndarray) -> np.ndarray:
     Equal numbers share a bin, the one above an edge that they lie on, so numbers that take few values have
     fewer bins.
     """
-    edges = np.unique(np.quantile(numbers, np.arange(1, BINS) / BINS))
-    return edges[edges > numbers.min()]
+    edges: np.ndarray = np.unique(np.quantile(numbers, np.arange(1, BINS) / BINS))
+    above: np.ndarray = edges[edges > numbers.min()]
+    return above
 
 
 def split(dataset: Dataset, settings: DataSettings) -> Splits:
