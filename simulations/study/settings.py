@@ -18,8 +18,9 @@ from kdfed.config import (
     merge,
     parse_set,
     read_mapping,
+    task_problem,
 )
-from kdfed.config.checks import momentum_problem
+from kdfed.config.checks import momentum_problem, regression_problem, temperature_problem
 from kdfed.config.mistakes import describe_all
 from kdfed.config.sections import Distinct
 from kdfed.errors import ConfigError, Mistake
@@ -176,6 +177,12 @@ def _check(study: StudySettings) -> list[Mistake]:
         problem = momentum_problem(settings)
         if problem is not None:
             wrong(f"{section}.momentum", problem)
+    for section, data in (("data", study.data), ("proxy", study.proxy)):
+        problem = None if data is None else task_problem(data)
+        if problem is not None:
+            wrong(f"{section}.task", problem)
+    if study.data.task == "regression":
+        mistakes += _check_regression(study)
     search = study.search
     if study.temperature not in search.temperatures:
         wrong("temperature", f"expected one of search.temperatures, got {study.temperature:g}; add it there")
@@ -206,6 +213,19 @@ def _check(study: StudySettings) -> list[Mistake]:
     if "tuned" in study.methods and "vanilla" not in study.methods:
         wrong("methods", "expected 'vanilla' beside 'tuned', which is one of its trials; add it")
     return mistakes
+
+
+def _check_regression(study: StudySettings) -> list[Mistake]:
+    """Return what a study of a regression cannot be asked for."""
+    found = [("methods", regression_problem("method", method)) for method in study.methods]
+    found += [
+        ("distillation.ensemble", regression_problem("ensemble", study.distillation.ensemble)),
+        ("temperature", temperature_problem("temperature", study.temperature)),
+        ("search.temperatures", temperature_problem("temperatures", *study.search.temperatures)),
+    ]
+    if study.data.classes is not None:
+        found.append(("data.classes", "has no effect with data.task 'regression'; remove it"))
+    return [Mistake(key, message) for key, message in found if message is not None]
 
 
 def _has_unlabelled(study: StudySettings) -> bool:
