@@ -191,9 +191,9 @@ def _curves(experiment: Experiment, records: Sequence[RoundRecord], summary: Map
     return (
         f"<h2>How {metric_word(experiment)} grew</h2>\n"
         f'<ul class="legend">{"".join(legend)}</ul>\n<div class="curves">{"".join(panels)}</div>\n'
-        f'<p class="soft">Validation {metric_word(experiment)}. Thin lines are single seeds, dots on them are '
-        "where a target counts as reached; bold lines are means, as far as every seed ran. A start that needed teachers "
-        "begins where its teachers were paid for.</p>"
+        f'<p class="soft">Validation {metric_word(experiment)}. Thin lines are single seeds, dots on them '
+        "are where a target counts as reached; bold lines are means, as far as every seed ran. A start that "
+        "needed teachers begins where its teachers were paid for.</p>"
     )
 
 
