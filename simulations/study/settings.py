@@ -63,7 +63,7 @@ class Search(Settings):
         0.25, 0.5, 0.75, 1.0,
     )  # fmt: skip
     """Weights that tuned KD tries; on an unlabelled transfer set 1 alone."""
-    rates: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1), Distinct] = ()
+    rates: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Distinct] = ()
     """Factors of the learning rate that every other method tries, for the table in which all methods have
     equally many trials. Default: that table is left out."""
     passes: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1), Distinct] = (1.0,)
