@@ -33,8 +33,8 @@ format: $(INSTALLED)  ## format the code, and mend what the linter can mend
 	$(BIN)/ruff check --fix-only -q .
 	$(BIN)/ruff format .
 
-test: $(INSTALLED)  ## every test
-	$(BIN)/python -m pytest -q
+test: $(INSTALLED)  ## every test, on the cores that are there
+	$(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadgroup
 
 bench: $(INSTALLED)  ## a round beside a bare PyTorch loop and other frameworks (long)
 	$(BIN)/python tests/bench/bench.py --out runs/bench
@@ -44,6 +44,7 @@ bench-quick: $(INSTALLED)  ## the same with fewer cases
 
 study: $(INSTALLED)  ## compare KD methods between pre-trained models
 	$(BIN)/kdfed study simulations/study-digits.yaml --out runs/study-digits
+	$(BIN)/kdfed study simulations/study-mnist5k.yaml --out runs/study-mnist5k
 
 savings: $(INSTALLED)  ## run the shipped experiments, then one table of what they saved
 	for name in quickstart uniform pathological; do \

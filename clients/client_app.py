@@ -18,12 +18,14 @@ from pydantic import TypeAdapter
 from torch import nn
 
 from clients.envelope import CohortWork, Metrics, Task, Work, answer
-from clients.participant import SimulatedParticipants, participants_of
+from clients.participant import SimulatedParticipants, participants_of, store_of
+from clients.trainees import PairedModels, ReceivedModel
 from kdfed import wire
 from kdfed.cohort import predict_stack, train_cohort
-from kdfed.config import LocalSettings, ModelSettings, TeacherSettings
+from kdfed.config import LocalSettings, ModelSettings, MutualLocal, TeacherSettings
 from kdfed.ensemble import add_laplace_noise
 from kdfed.models import State, build_model, load_state, state_of
+from kdfed.pairs import Pair
 from kdfed.seeding import derive, derive_many, numpy_generator
 from kdfed.task import Task as LearningTask
 from kdfed.train import TrainResult, local_loss, plain_loss, predict
@@ -110,21 +112,25 @@ def train(message: Message, context: Context) -> Message:
     def begin(task: Task) -> CohortWork:
         settings = _LOCAL.validate_json(str(task.config["local"]))
         seed, server_round = int(task.config["seed"]), int(task.config["server-round"])
-        data = participants.data
-        model = _template(str(task.config["model"]), data.input_shape, data.classes, participants.device)
-        if settings.mode == "plain":
-            loss = plain_loss(data.task)
+        loss = local_loss(lambda: _received(task, participants), settings, participants.data.task)
+        trainees: ReceivedModel | PairedModels
+        if isinstance(settings, MutualLocal):
+            trainees = _pairs(message, task, settings, participants)
         else:
-            loss = local_loss(_received(task, participants), settings, data.task)
+            data, name = participants.data, str(task.config["model"])
+            model = _template(name, data.input_shape, data.classes, participants.device)
+            trainees = ReceivedModel(model, task.arrays)
 
         def work(members: Sequence[int]) -> Iterator[Work]:
             examples, sizes = participants.gather(members)
+            start = trainees.start(members)
             seeds = derive_many(seed, "train", server_round, members)
             for trained in train_cohort(
-                model, task.arrays, examples, sizes, settings, loss, seeds, bfloat16=participants.bfloat16
+                trainees.model, start, examples, sizes, settings, loss, seeds, bfloat16=participants.bfloat16
             ):
                 own = [members[place] for place in trained.places]
-                yield Work(own, trained.states, [_training(result) for result in trained.results])
+                arrays = trainees.upload(own, trained.states)
+                yield Work(own, arrays, [_training(result) for result in trained.results])
 
         return work
 
@@ -198,6 +204,26 @@ def _received(task: Task, participants: SimulatedParticipants) -> nn.Module:
     return model
 
 
+def _pairs(
+    message: Message, task: Task, settings: MutualLocal, participants: SimulatedParticipants
+) -> PairedModels:
+    """Return the received model beside the personal ones of a simulation's participants."""
+    data, name, seed = participants.data, str(task.config["model"]), int(task.config["seed"])
+    personal = name if settings.model is None else settings.model.model_dump_json()
+
+    def fresh(member: int) -> State:
+        drawn = derive(seed, "init-personal", 0, member)
+        return state_of(_build(personal, data.input_shape, data.classes, drawn))
+
+    return PairedModels(
+        _pair_template(name, personal, data.input_shape, data.classes, participants.device),
+        task.arrays,
+        fresh,
+        store_of(message.content.config_records.get(wire.SIMULATION)),
+        int(task.config["server-round"]),
+    )
+
+
 def _build(name: str, input_shape: tuple[int, ...], classes: int, seed: int) -> nn.Module:
     return build_model(ModelSettings.model_validate_json(name), input_shape, classes, seed)
 
@@ -206,3 +232,11 @@ def _build(name: str, input_shape: tuple[int, ...], classes: int, seed: int) -> 
 def _template(name: str, input_shape: tuple[int, ...], classes: int, device: torch.device) -> nn.Module:
     """Return the architecture that a message names; its weights mean nothing."""
     return _build(name, input_shape, classes, seed=0).to(device)
+
+
+@lru_cache(maxsize=16)
+def _pair_template(
+    name: str, personal: str, input_shape: tuple[int, ...], classes: int, device: torch.device
+) -> Pair:
+    """Return a federated and a personal architecture side by side; their weights mean nothing."""
+    return Pair(*(_build(half, input_shape, classes, seed=0) for half in (name, personal))).to(device)

@@ -8,7 +8,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from kdfed.config import Arm, Experiment, ModelSettings
+from kdfed.config import Arm, Experiment, ModelSettings, MutualLocal
 from kdfed.data import PreparedData, prepare
 from kdfed.device import resolve_device
 from kdfed.errors import ConfigError, DataError, KdfedError, Mistake
@@ -65,6 +65,10 @@ def _check_arm(arm: Arm, data: PreparedData | None, key: _Keys) -> Iterator[Mist
     student, message = _try_model(arm.model, data)
     if message:
         yield Mistake(key("model"), message)
+    if isinstance(arm.local, MutualLocal) and arm.local.model is not None:
+        _, message = _try_model(arm.local.model, data)
+        if message:
+            yield Mistake(key("local.model"), message)
     if arm.start.startswith("file:"):
         yield from _check_start(arm.start.removeprefix("file:"), student, key("start"))
     if arm.start not in ("consolidated", "averaged"):

@@ -1,6 +1,7 @@
 """One participant's training: mini-batch optimisation of one loss, and evaluation.
 
-Local modes differ in their loss alone; :data:`LOCAL_LOSSES` names them.
+Local modes differ in their loss; :data:`LOCAL_LOSSES` names them. ``mutual`` alone trains another model than
+the received one: a pair of which it is one half (:mod:`kdfed.pairs`).
 
 BatchNorm rule. A batch of one example has no variance, so for models with BatchNorm a trailing batch of one
 joins the batch before it; where every batch would hold one example (one example, or batch size 1),
@@ -20,7 +21,15 @@ from torch import nn
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from kdfed.config import KDLocal, LocalSettings, NTDLocal, OptimiserSettings, ProximalLocal
+from kdfed.config import (
+    KDLocal,
+    LocalSettings,
+    MutualLocal,
+    NTDLocal,
+    OptimiserSettings,
+    ProximalLocal,
+)
+from kdfed.distill.mutual import weighted_losses
 from kdfed.errors import KdfedError
 from kdfed.seeding import shuffled, torch_seed
 from kdfed.task import CLASSIFICATION, Task
@@ -199,11 +208,47 @@ def _not_true(logits_NC: torch.Tensor, labels_N: torch.Tensor) -> torch.Tensor:
     return logits_NC.gather(1, others + (others >= labels_N.unsqueeze(1)).long())
 
 
-LOCAL_LOSSES: dict[str, Callable[[nn.Module, Any, Task], LocalLoss]] = {
+def mutual_local_loss(settings: MutualLocal, task: Task = CLASSIFICATION) -> LocalLoss:
+    r"""Two models that teach each other: the received one r and the participant's own p.
+
+    .. math::
+
+        \beta\,\mathrm{CE}(r) + (1 - \beta)\,\mathrm{KL}(p \,\|\, r)
+        + \alpha\,\mathrm{CE}(p) + (1 - \alpha)\,\mathrm{KL}(r \,\|\, p)
+
+    where no gradient flows into the first argument of KL, so that each model gets that of its own loss. The
+    model that is trained is a :class:`kdfed.pairs.Pair`, whose logits are those of both, [N, 2C]. A
+    regression has squared errors and squared distances in place of CE and KL.
+
+    References
+    ----------
+    Shen et al. 2020, "Federated Mutual Learning", arXiv 2006.16765: the losses of the personal model and of
+    the received one, the "meme".
+    """
+
+    def soft(own: torch.Tensor, peer: torch.Tensor, labels_N: torch.Tensor, weight: float) -> torch.Tensor:
+        target_NC = task.target("mean-logits", peer.unsqueeze(0), 1.0, None)
+        return task.soft_losses(own, target_NC, labels_N, 1.0, 1 - weight)
+
+    weighted = weighted_losses if task is CLASSIFICATION else soft
+
+    def losses(inputs: torch.Tensor, logits_N2C: torch.Tensor, labels_N: torch.Tensor) -> torch.Tensor:
+        received_NC, personal_NC = logits_N2C.chunk(2, dim=1)
+        received_N = weighted(received_NC, personal_NC, labels_N, settings.beta)
+        return received_N + weighted(personal_NC, received_NC, labels_N, settings.alpha)
+
+    return LocalLoss(losses)
+
+
+Received: TypeAlias = Callable[[], nn.Module]
+"""Returns the received model: called only where it is needed."""
+
+LOCAL_LOSSES: dict[str, Callable[[Received, Any, Task], LocalLoss]] = {
     "plain": lambda received, settings, task: plain_loss(task),
-    "proximal": proximal_loss,
-    "kd": kd_local_loss,
-    "ntd": ntd_local_loss,
+    "proximal": lambda received, settings, task: proximal_loss(received(), settings, task),
+    "kd": lambda received, settings, task: kd_local_loss(received(), settings, task),
+    "ntd": lambda received, settings, task: ntd_local_loss(received(), settings, task),
+    "mutual": lambda received, settings, task: mutual_local_loss(settings, task),
 }
 """Local mode -> loss, given the received model, the mode's settings and the task."""
 
@@ -212,6 +257,7 @@ LOCAL_MODES: dict[str, str] = {
     "proximal": "cross entropy plus mu/2 times the squared distance to the received weights (FedProx)",
     "kd": "cross entropy plus distillation from the received model, which stays frozen",
     "ntd": "cross entropy plus distillation of the classes that are not the label (FedNTD)",
+    "mutual": "the received model and a personal one, kept between rounds, teach each other (FML)",
 }
 """What can stand in ``local.mode``."""
 
@@ -219,7 +265,7 @@ LOCAL_MODES: dict[str, str] = {
 # ----------------------------------------------------------------------------- training
 
 
-def local_loss(received: nn.Module, settings: LocalSettings, task: Task = CLASSIFICATION) -> LocalLoss:
+def local_loss(received: Received, settings: LocalSettings, task: Task = CLASSIFICATION) -> LocalLoss:
     """Return the loss of one participant's training in a federated round."""
     return LOCAL_LOSSES[settings.mode](received, settings, task)
 

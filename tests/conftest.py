@@ -37,6 +37,13 @@ TINY: dict[str, Any] = {
 }
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep tests that start Ray on one worker: each of them wants the whole machine."""
+    for item in items:
+        if item.get_closest_marker("sim") is not None:
+            item.add_marker(pytest.mark.xdist_group("sim"))
+
+
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)

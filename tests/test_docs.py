@@ -19,7 +19,7 @@ from kdfed.config import build_experiment, merge
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(
-    [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").glob("*.md")]
+    [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").rglob("*.md")]
 )
 SMALLEST = {"name": "docs", "arms": {"cold": {"start": "random"}}}
 
@@ -168,5 +168,7 @@ def test_links_resolve(page: Path) -> None:
 
 
 def test_every_page_is_in_the_navigation() -> None:
-    named = set(re.findall(r"([\w-]+\.md)$", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"), re.MULTILINE))
-    assert named == {page.name for page in (ROOT / "docs").glob("*.md")}
+    text = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    named = set(re.findall(r"([\w/-]+\.md)$", text, re.MULTILINE))
+    docs = ROOT / "docs"
+    assert named == {page.relative_to(docs).as_posix() for page in docs.rglob("*.md")}

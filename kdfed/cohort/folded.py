@@ -252,7 +252,7 @@ class FoldedModel:
             if isinstance(module, nn.Dropout | nn.Dropout2d) and module.p > 0:
                 raise NotFoldableError(f"{target}: dropout draws its own numbers")
         elif node.op == "call_function":
-            if target not in _ELEMENTWISE | _POOLING | _SUMS | {torch.flatten, torch.mean}:
+            if target not in _ELEMENTWISE | _POOLING | _SUMS | {torch.flatten, torch.mean, torch.cat}:
                 raise NotFoldableError(
                     f"the function {getattr(target, '__name__', target)} is not registered"
                 )
@@ -350,6 +350,8 @@ class _Run:
             return _flatten(self, first, *_named(rest, keywords, start_dim=0, end_dim=-1))
         if target in (torch.mean, "mean"):
             return self._mean(first, *_named(rest, keywords, dim=None, keepdim=False))
+        if target is torch.cat:
+            return self._cat(first, *_named(rest, keywords, dim=0))
         if node.op == "call_method":
             return Folded(getattr(first.data, target)(*rest, **keywords), first.layout)
         if target in _POOLING and first.data.ndim != 4:
@@ -363,6 +365,12 @@ class _Run:
             convert = self.image if "image" in (one.layout, other.layout) else self.vector
             one, other = convert(one), convert(other)
         return Folded(one.data + other.data, one.layout)
+
+    def _cat(self, values: Any, dim: int) -> Folded:
+        images = any(value.layout == "image" or value.data.ndim == 4 for value in values)
+        if images or dim not in (1, -1):
+            raise NotFoldableError("torch.cat of anything but the features of vectors")
+        return Folded(torch.cat([self.vector(value).data for value in values], dim=2), "vector")
 
     def _mean(self, value: Folded, dim: Any, keepdim: bool) -> Folded:
         dims = dim if isinstance(dim, tuple | list) else (dim,)

@@ -13,6 +13,7 @@ from kdfed.config.sections import (
     KDLocal,
     ModelSettings,
     MutualConsolidation,
+    MutualLocal,
     NormaliseSettings,
     OptimiserSettings,
     PartitionedConsolidation,
@@ -44,7 +45,7 @@ COMBINATIONS: dict[tuple[str, str, bool, bool], str | None] = {
 
 # What a regression can be asked for, by key; other values need classes. A test walks every entry.
 REGRESSION: dict[str, tuple[str, ...]] = {
-    "local.mode": ("plain", "proximal", "kd"),
+    "local.mode": ("plain", "proximal", "kd", "mutual"),
     "method": ("vanilla", "tuned", "mutual"),
     "ensemble": ("mean-logits",),
     "server.strategy": (
@@ -118,6 +119,8 @@ def cross_checks(arm: Arm, known: Collection[str] = ()) -> list[Mistake]:
 
     models: list[tuple[str, ModelSettings]] = [("model", arm.model)]
     trained: list[tuple[str, OptimiserSettings]] = [("local", arm.local)]
+    if isinstance(arm.local, MutualLocal) and arm.local.model is not None:
+        models.append(("local.model", arm.local.model))
     if arm.start in ("consolidated", "averaged"):
         trained.append(("teachers", arm.teachers))
         teacher = arm.teachers.model

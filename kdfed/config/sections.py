@@ -228,7 +228,26 @@ class NTDLocal(OptimiserSettings):
     """Weight of the not-true distillation term; 0 is plain training."""
 
 
-LocalSettings = Annotated[PlainLocal | ProximalLocal | KDLocal | NTDLocal, Field(discriminator="mode")]
+class MutualLocal(OptimiserSettings):
+    """The received model and a personal one teach each other (FML, Shen et al. 2020), at temperature 1.
+
+    The received model is uploaded; the personal one stays with its participant from round to round.
+    """
+
+    mode: Literal["mutual"]
+    alpha: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """Weight of cross entropy in the personal model's loss, in [0, 1]; the rest goes to distillation from the
+    received model."""
+    beta: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """Weight of cross entropy in the received model's loss, in [0, 1]; the rest goes to distillation from the
+    personal model. 1 is plain training of the received model."""
+    model: ModelSettings | None = None
+    """The personal models' architecture. Default: the federated model."""
+
+
+LocalSettings = Annotated[
+    PlainLocal | ProximalLocal | KDLocal | NTDLocal | MutualLocal, Field(discriminator="mode")
+]
 
 
 class LabelCountSettings(Settings):

@@ -14,6 +14,7 @@ Shape suffixes: N examples, C classes.
 References
 ----------
 Zhang et al. 2018, "Deep Mutual Learning", arXiv 1706.00384, equations 3, 5 and 8.
+Shen et al. 2020, "Federated Mutual Learning", arXiv 2006.16765: a participant's two models, with weights.
 """
 
 from __future__ import annotations
@@ -58,3 +59,36 @@ def losses(logits_NC: Sequence[torch.Tensor], labels_N: torch.Tensor | None) -> 
             loss = loss + functional.nll_loss(log_NC, labels_N)
         result.append(loss)
     return result
+
+
+def weighted_losses(
+    own_logits_NC: torch.Tensor, peer_logits_NC: torch.Tensor, labels_N: torch.Tensor, weight: float
+) -> torch.Tensor:
+    r"""Return what one of two models minimises on every example, [N], in nats.
+
+    .. math:: w\,\mathrm{CE}(z, y) + (1 - w)\,\mathrm{KL}(p_\mathrm{peer} \,\|\, p)
+
+    Parameters
+    ----------
+    own_logits_NC
+        The model's logits z, [N, C].
+    peer_logits_NC
+        The other's, [N, C]; no gradient flows into them.
+    labels_N
+        True classes, int64 [N].
+    weight
+        w in [0, 1]. At 1 the other model is not asked.
+
+    Examples
+    --------
+    >>> own, peer = torch.tensor([[0.0, 0.0]]), torch.tensor([[2.0, 0.0]])
+    >>> weighted_losses(own, peer, torch.tensor([0]), weight=0.5)  # (ln 2 + 0.328) / 2
+    tensor([0.5105])
+    """
+    log_NC = functional.log_softmax(own_logits_NC, dim=1)
+    hard_N = functional.nll_loss(log_NC, labels_N, reduction="none")
+    if weight == 1:
+        return hard_N
+    peer_NC = functional.log_softmax(peer_logits_NC.detach(), dim=1)
+    divergence_N = functional.kl_div(log_NC, peer_NC, reduction="none", log_target=True).sum(1)
+    return weight * hard_N + (1 - weight) * divergence_N

@@ -111,24 +111,20 @@ def default_weight(study: StudySettings, point: Point) -> float:
 def trials(study: StudySettings, point: Point) -> list[Trial]:
     """Return every trial at a point; vanilla KD is one of those of tuned KD."""
     weight, search = default_weight(study, point), study.search
-    found: list[Trial] = []
-    if "vanilla" in study.methods:
-        found.append(Trial("vanilla", study.temperature, weight))
+    untuned = {
+        "vanilla": Trial("vanilla", study.temperature, weight),
+        "mutual": Trial("mutual", None, None),
+        "partitioned": Trial("partitioned", study.temperature, weight),
+    }
+    present = [untuned[method] for method in study.methods if method in untuned]
+    found = list(present)  # vanilla's own pair comes first: among equals it wins the search
+    weights = search.weights if point.labels else (1.0,)
     if "tuned" in study.methods:
-        weights = search.weights if point.labels else (1.0,)
         found += [Trial("vanilla", t, w) for w in weights for t in search.temperatures]
-    for method in study.methods:
-        base = {
-            "vanilla": Trial("vanilla", study.temperature, weight),
-            "mutual": Trial("mutual", None, None),
-            "partitioned": Trial("partitioned", study.temperature, weight),
-        }.get(method)
-        if base is not None:
-            found.append(base)
-            if search.rates and point.factor == "":
-                pairs = [(rate, passes) for passes in search.passes for rate in search.rates]
-                count = len(search.temperatures) * (len(search.weights) if point.labels else 1)
-                found += [replace(base, rate=rate, passes=passes) for rate, passes in pairs[:count]]
+    if search.rates and point.factor == "":
+        pairs = [(rate, passes) for passes in search.passes for rate in search.rates]
+        pairs = pairs[: len(search.temperatures) * len(weights)]
+        found += [replace(base, rate=rate, passes=passes) for base in present for rate, passes in pairs]
     return list(dict.fromkeys(found))
 
 

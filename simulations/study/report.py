@@ -30,6 +30,7 @@ def render(study: StudySettings, summary: Mapping[str, Any]) -> str:
     own = "range of the label" if study.data.task == "regression" else "classes"
     cells = summary["cells"]
     centre = [row for row in cells if not row["factor"]]
+    grid = [row for row in summary["grid"] if not row["factor"]]
     parts = [
         _head(study, summary),
         _section(
@@ -42,14 +43,15 @@ def render(study: StudySettings, summary: Mapping[str, Any]) -> str:
             "Tuned KD against the best method that is not tuned",
             "Paired over seeds. The rival is the untuned method with the best mean test gain, chosen after "
             "the fact, so the comparison favours it. Percent are of the rival's mean gain, and left out "
-            "where that is not above 0.",
-            _against(centre, "tuned", _UNTUNED),
+            "where that is not above 0. Where tuned KD is not ahead, the last column says why, by the pair "
+            "of the grid with the best mean test gain, which no search can beat.",
+            _against(centre, grid, "tuned", _UNTUNED),
         ),
         _section(
             "The same with equally many trials for every method",
             "The rivals choose among learning rates and numbers of epochs on the validation split, with as "
             "many trials as tuned KD has temperatures and weights.",
-            _against(centre, "tuned", tuple(f"{method}-searched" for method in _UNTUNED)),
+            _against(centre, grid, "tuned", tuple(f"{method}-searched" for method in _UNTUNED)),
         ),
         _section(
             "Temperature alone, weight alone, both",
@@ -59,7 +61,7 @@ def render(study: StudySettings, summary: Mapping[str, Any]) -> str:
         _section(
             "Temperature and weight",
             f"Mean gain in {points} over seeds, for every pair that was tried at the centre.",
-            _heat_maps([row for row in summary["grid"] if not row["factor"]]),
+            _heat_maps(grid),
         ),
         _section(
             "What else matters",
@@ -130,7 +132,7 @@ def _by_method(rows: Sequence[Row], methods: Sequence[str], key: str = "gain", l
     return html_table(["distribution", "teacher %", "student before %", *methods], lines, numbers_from=1)
 
 
-def _against(rows: Sequence[Row], ours: str, rivals: Sequence[str]) -> str:
+def _against(rows: Sequence[Row], grid: Sequence[Row], ours: str, rivals: Sequence[str]) -> str:
     lines = []
     for name in _distinct(row["distribution"] for row in rows):
         here = [row for row in rows if row["distribution"] == name]
@@ -145,6 +147,7 @@ def _against(rows: Sequence[Row], ours: str, rivals: Sequence[str]) -> str:
         differences = [gains[ours][seed] - gains[rival][seed] for seed in gains[ours]]
         mean, low, high = mean_interval(differences)
         base = fmean(gains[rival].values())
+        tried = [row for row in grid if row["distribution"] == name]
         relative = f"{100 * fmean(gains[ours].values()) / base - 100:+.0f}%" if base > 0 else "–"
         if len(differences) == 1:
             verdict = "one seed"
@@ -159,6 +162,7 @@ def _against(rows: Sequence[Row], ours: str, rivals: Sequence[str]) -> str:
                 _interval(differences),
                 relative,
                 verdict if abs(mean) > 0 else "no difference",
+                "" if mean > 0 else _why(tried, rival, base),
             ]
         )
     heads = [
@@ -169,8 +173,33 @@ def _against(rows: Sequence[Row], ours: str, rivals: Sequence[str]) -> str:
         "difference (points)",
         "relative",
         "verdict",
+        "why",
     ]
     return html_table(heads, lines, numbers_from=1)
+
+
+_KNOWS = {
+    "mutual": ", which trains the teachers too",
+    "partitioned": ", which chooses example by example who teaches",
+}
+
+
+def _why(tried: Sequence[Row], rival: str, base: float) -> str:
+    """Say why tuned KD is not ahead: no pair of the grid is, or the validation split chose another."""
+    pairs = _distinct((row["temperature"], row["weight"]) for row in tried)
+    means = {
+        pair: fmean(row["gain"] for row in tried if (row["temperature"], row["weight"]) == pair)
+        for pair in pairs
+    }
+    best = max(means, key=means.__getitem__)
+    words = f"T = {best[0]:g}, w = {best[1]:g}, {100 * means[best]:+.1f}"
+    axes = [sorted(set(values)) for values in zip(*pairs, strict=True)]
+    if any(len(axis) > 1 and value in (axis[0], axis[-1]) for axis, value in zip(axes, best, strict=True)):
+        words += ", at the grid's edge"
+    if means[best] > base:
+        return f"validation chose other pairs than the best ({words})"
+    method = rival.removesuffix("-searched")
+    return f"no pair reaches {method}{_KNOWS.get(method, '')} (best: {words})"
 
 
 def _factors(cells: Sequence[Row], methods: Sequence[str]) -> str:

@@ -234,6 +234,8 @@ def test_all_mistakes_are_reported_at_once_with_key_value_expectation_and_near_m
         (["arms.bad/name.start=random"], "arms.bad/name", "letters"),
         (["model.name=cnnn"], "model", "cnn"),
         (["model.options.widht=3"], "model", "width"),
+        (["local.mode=mutual", "local.model.name=cnnn"], "local.model", "cnn"),
+        (["local.mode=mutual", "local.momentum=0.9", "local.optimizer=adam"], "local.momentum", "no such"),
     ],
 )
 def test_options_that_do_not_go_together_are_refused(path, assignments, key, text):
@@ -270,6 +272,17 @@ def test_a_share_of_the_best_is_above_none_and_at_most_all_of_it(path):
 def test_krum_with_a_single_neighbour_is_taken(path, malicious, sampled):
     words = ["server.strategy=krum", f"server.num-malicious-nodes={malicious}", f"server.sampled={sampled}"]
     load_experiment(path, words)
+
+
+@pytest.mark.parametrize("key", ["alpha", "beta"])
+@pytest.mark.parametrize(("value", "text"), [(-0.1, "at least 0"), (1.5, "at most 1")])
+def test_weights_of_mutual_training_are_shares(path, key, value, text):
+    mistakes = _mistakes(path, "local.mode=mutual", f"local.{key}={value}")
+    assert text in mistakes[f"local.{key}"]
+
+
+def test_mutual_training_has_no_temperature(path):
+    assert list(_mistakes(path, "local.mode=mutual", "local.temperature=2")) == ["local.temperature"]
 
 
 def test_mode_and_strategy_may_be_left_out_and_kind_not(tmp_path):

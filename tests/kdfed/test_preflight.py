@@ -77,6 +77,14 @@ def test_an_arms_own_model_and_teachers_are_reported_in_the_arm(tiny: Build) -> 
     assert list(mistakes) == ["arms.cold.model", "arms.warm.teachers.model"]
 
 
+def test_a_personal_model_that_cannot_take_the_data_is_reported(tiny: Build) -> None:
+    cnn = {"name": "cnn", "options": {}}
+    arms = {"cold": {}, "own": {"local.mode": "mutual", "local.model": cnn}}
+    mistakes = found(tiny(data={"source": FEATURES}, arms=arms))
+    assert list(mistakes) == ["arms.own.local.model"]
+    assert "needs images" in mistakes["arms.own.local.model"]
+
+
 def test_teachers_that_no_arm_trains_are_not_built(tiny: Build) -> None:
     cnn = {"name": "cnn", "options": {}}
     assert (

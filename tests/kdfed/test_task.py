@@ -17,6 +17,7 @@ from kdfed.config import (
 from kdfed.config import (
     KDLocal,
     MutualConsolidation,
+    MutualLocal,
     NTDLocal,
     OptimiserSettings,
     PartitionedConsolidation,
@@ -33,7 +34,7 @@ from kdfed.data import Examples
 from kdfed.errors import ConfigError, KdfedError
 from kdfed.models import MLP, state_of
 from kdfed.task import CLASSIFICATION, REGRESSION, WORST
-from kdfed.train import PLAIN, evaluate, fit, local_loss, plain_loss
+from kdfed.train import PLAIN, evaluate, fit, local_loss, mutual_local_loss, plain_loss
 
 FILE: dict[str, Any] = {
     "name": "numbers",
@@ -90,6 +91,13 @@ def test_peers_are_a_worked_number() -> None:
     assert [float(loss) for loss in losses] == [6.0, 2.5, 10.5]
 
 
+def test_two_models_that_teach_each_other_on_a_participant_are_a_worked_number() -> None:
+    """Received 1, personal 3, label 0: 0.75 * 1 + 0.25 * 4 = 1.75, and 0.5 * 9 + 0.5 * 4 = 6.5."""
+    loss = mutual_local_loss(MutualLocal(mode="mutual", alpha=0.5, beta=0.75), REGRESSION)
+    outputs = torch.tensor([[1.0, 3.0]])
+    assert loss.examples(outputs, outputs, torch.tensor([0.0])).tolist() == [8.25]
+
+
 # ----------------------------------------------------------------------------- laws
 
 
@@ -104,7 +112,7 @@ def test_weight_0_is_plain_training() -> None:
     data, settings = examples(), KDLocal(mode="kd", weight=0.0, temperature=1.0)
     received = network(1)
     trained = []
-    for loss in (local_loss(received, settings, REGRESSION), plain_loss(REGRESSION)):
+    for loss in (local_loss(lambda: received, settings, REGRESSION), plain_loss(REGRESSION)):
         model = copy.deepcopy(received)
         fit(model, data, settings, loss, seed=3)
         trained.append(state_of(model))
@@ -228,7 +236,7 @@ def test_what_needs_classes_is_refused() -> None:
     with pytest.raises(KdfedError, match=r"temperature 1 in a regression.*got 2"):
         REGRESSION.soft_losses(outputs[0], outputs[0], None, 2.0, 1.0)
     with pytest.raises(KdfedError, match=r"'ntd' needs classes.*use plain, proximal or kd"):
-        local_loss(network(0), NTDLocal(mode="ntd"), REGRESSION)
+        local_loss(lambda: network(0), NTDLocal(mode="ntd"), REGRESSION)
     with pytest.raises(KdfedError, match=r"'partitioned' asks which model is surest"):
         consolidate(
             network(0),
@@ -356,6 +364,7 @@ def test_a_consolidated_start_of_a_federated_regression_beats_a_cold_one(run_arm
     [
         {"local": {"mode": "proximal", "mu": 0.1, "lr": 0.02}},
         {"local": {"mode": "kd", "temperature": 1.0, "lr": 0.02}},
+        {"local": {"mode": "mutual", "lr": 0.02}},
         {"server": {"strategy": "feddf", "cohort-size": 2}},
         {"server": {"strategy": "fedadam", "cohort-size": 2}},
         {"partition": {"kind": "k-classes", "classes": 2, "participants": 5}},
@@ -392,8 +401,8 @@ def test_a_run_says_which_metric_its_records_hold(tmp_path: Any) -> None:
 
 
 def test_proximal_of_weight_0_is_plain() -> None:
-    loss = local_loss(network(0), ProximalLocal(mode="proximal", mu=0.0), REGRESSION)
+    loss = local_loss(lambda: network(0), ProximalLocal(mode="proximal", mu=0.0), REGRESSION)
     assert loss.penalty is None
-    plain = local_loss(network(0), PlainLocal(), REGRESSION)
+    plain = local_loss(lambda: network(0), PlainLocal(), REGRESSION)
     outputs, labels = torch.randn(4, 1), torch.randn(4)
     assert torch.equal(loss.examples(outputs, outputs, labels), plain.examples(outputs, outputs, labels))

@@ -88,6 +88,24 @@ def test_a_repeated_run_is_identical_for_any_number_of_nodes(tiny, tmp_path):
     assert hashes[0] == hashes[1] == hashes[2]
 
 
+def _personal_models(folder: Path) -> dict[str, bytes]:
+    store = folder / "store"
+    return {str(file.relative_to(store)): file.read_bytes() for file in store.rglob("*.safetensors")}
+
+
+def test_personal_models_are_identical_for_any_number_of_nodes_and_begin_afresh_in_a_repeated_run(
+    tiny, tmp_path
+):
+    experiment = tiny(**{"local.mode": "mutual", "rounds.stop-at-target": False})
+    found = []
+    for folder, nodes in (("a", 1), ("b", 3), ("a", 2)):
+        _run(experiment, tmp_path / folder, nodes)
+        found.append((_timeless(tmp_path / folder), _personal_models(tmp_path / folder)))
+    assert found[0] == found[1] == found[2]
+    kept = {f"{arm}-3/{p}/{r}.safetensors" for arm in experiment.arms for p in range(5) for r in (2, 3)}
+    assert set(found[0][1]) == kept
+
+
 def test_results_do_not_depend_on_anybodys_global_generator(tiny, tmp_path):
     experiment = tiny()
     torch.manual_seed(1)

@@ -17,7 +17,7 @@ from kdfed.data import prepare
 from kdfed.errors import ConfigError
 from kdfed.models import build_model, load_state, state_of
 from kdfed.seeding import derive
-from kdfed.train import fit, local_loss
+from kdfed.train import LOCAL_MODES, fit, local_loss
 from simulations.engines.inprocess import InProcessGrid
 from strategies.catalogue import STRATEGIES
 
@@ -76,14 +76,15 @@ def test_one_participant_is_local_training(tiny, run_arm):
     data = prepare(experiment.data)
     model = build_model(experiment.model, data.input_shape, data.classes, derive(3, "init"))
     examples, _ = participants.gather([0])
-    fit(model, examples, experiment.local, local_loss(model, experiment.local), derive(3, "train", 1, 0))
+    loss = local_loss(lambda: model, experiment.local)
+    fit(model, examples, experiment.local, loss, derive(3, "train", 1, 0))
     result = run_arm(experiment).arrays.to_torch_state_dict()
     assert all(torch.equal(value, result[key]) for key, value in state_of(model).items())
 
 
-@pytest.mark.parametrize("mode", ["plain", "proximal", "kd"])
+@pytest.mark.parametrize("mode", sorted(LOCAL_MODES))
 def test_every_local_mode_learns(tiny, run_arm, mode):
-    changes = {"plain": {}, "proximal": {"local.mu": 0.01}, "kd": {"local.weight": 0.3}}[mode]
+    changes = {"proximal": {"local.mu": 0.01}, "kd": {"local.weight": 0.3}}.get(mode, {})
     records = run_arm(tiny(**{"local.mode": mode, "rounds.max": 5, **changes})).records
     assert records[-1].accuracy > records[0].accuracy + 0.2
 

@@ -17,12 +17,21 @@ from kdfed.cohort import levels, plan_for, predict_stack, stack_states
 from kdfed.cohort import train_cohort as train_in_parts
 from kdfed.cohort import training as cohort_training
 from kdfed.cohort.folded import Stack
-from kdfed.config import KDLocal, ModelSettings, NTDLocal, OptimiserSettings, PlainLocal, ProximalLocal
+from kdfed.config import (
+    KDLocal,
+    ModelSettings,
+    MutualLocal,
+    NTDLocal,
+    OptimiserSettings,
+    PlainLocal,
+    ProximalLocal,
+)
 from kdfed.data import Examples
 from kdfed.errors import KdfedError
 from kdfed.models import State, build_model, load_state, state_of
+from kdfed.pairs import Pair
 from kdfed.task import REGRESSION
-from kdfed.train import PLAIN, LocalLoss, TrainResult, fit, local_loss, predict
+from kdfed.train import PLAIN, LocalLoss, TrainResult, fit, local_loss, mutual_local_loss, predict
 
 IMAGES, FEATURES = (1, 12, 12), (10,)
 SIZES = [7, 1, 23, 12, 2, 10, 1, 31]
@@ -82,6 +91,29 @@ class Tied(nn.Module):
         return self.head(self.two(functional.relu(self.one(inputs))))
 
 
+class Joining(nn.Module):
+    """Features of two branches, and the features themselves, side by side."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two, self.head = nn.Linear(10, 4), nn.Linear(10, 6), nn.Linear(20, 3)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        branches = [torch.tanh(self.one(inputs)), inputs, self.two(inputs)]
+        return self.head(torch.cat(branches, dim=-1))
+
+
+class JoiningImages(nn.Module):
+    """Channels of an image and of a convolution side by side."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(1, 2, 3, padding=1), nn.Linear(3 * 12 * 12, 3)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return self.head(torch.cat([inputs, self.conv(inputs)], dim=1).flatten(1))
+
+
 class Functional(nn.Module):
     """Functions and methods of tensors in place of layers."""
 
@@ -99,6 +131,8 @@ class Functional(nn.Module):
 OTHERS: dict[str, tuple[type[nn.Module], tuple[int, ...], str]] = {
     "weighted": (Weighted, FEATURES, "vmap"),
     "functional": (Functional, IMAGES, "vmap"),
+    "joining": (Joining, FEATURES, "folded"),
+    "joining images": (JoiningImages, IMAGES, "vmap"),
     "branching": (Branching, FEATURES, "loop"),
     "dropping": (Dropping, FEATURES, "loop"),
     "tied": (Tied, FEATURES, "loop"),
@@ -187,7 +221,7 @@ def test_one_round_agrees_with_the_loop_in_float32(name: str) -> None:
     assert all(torch.equal(value, before[key]) for key, value in state_of(model).items())
 
 
-@pytest.mark.parametrize("name", [*MODELS, "weighted", "functional"])
+@pytest.mark.parametrize("name", [*MODELS, "weighted", "functional", "joining", "joining images"])
 def test_several_rounds_agree_with_the_loop_in_float64(name: str) -> None:
     model, shape = build(name)
     model.double()
@@ -245,9 +279,38 @@ def test_every_optimiser_agrees_with_the_loop(name: str, settings: OptimiserSett
 def test_every_mode_agrees_with_the_loop(name: str, settings: Any) -> None:
     model, shape = build(name)
     model.double()
-    examples, loss = double(examples_of(shape)), local_loss(model, settings)
+    examples, loss = double(examples_of(shape)), local_loss(lambda: model, settings)
     fast = train_cohort(model, state_of(model), examples, SIZES, settings, loss, SEEDS)
     assert_agree(fast, loop(model, examples, settings, loss), atol=1e-12, rtol=1e-12)
+
+
+PAIRS = [
+    ("cnn", "cnn", "folded"),
+    ("cnn group", "mlp on images", "folded"),
+    ("cnn", "cnn batch", "folded"),
+    ("mlp on images", "functional", "vmap"),
+    ("mlp", "weighted", "vmap"),
+    ("mlp", "branching", "loop"),
+]
+
+
+@pytest.mark.parametrize(("one", "other", "level"), PAIRS)
+def test_pairs_of_models_agree_with_the_loop(one: str, other: str, level: str) -> None:
+    (received, shape), (personal, _) = build(one), build(other, 1)
+    settings = MutualLocal(mode="mutual", alpha=0.3, beta=0.6, epochs=2, batch_size=5, lr=0.05)
+    loss, exact = mutual_local_loss(settings), Pair(received, personal)
+    assert plan_for(exact, shape, 5).level == level
+    starts = [state_of(Pair(received, build(other, seed)[0])) for seed in range(len(SIZES))]
+    examples = examples_of(shape)
+    rounded = train_cohort(exact, starts, examples, SIZES, SGD, loss, SEEDS)
+    assert_agree(rounded, loop(exact, examples, SGD, loss, starts), atol=1e-5, rtol=1e-5)
+    exact = copy.deepcopy(exact).double()
+    starts = [
+        {key: value.double() if value.is_floating_point() else value for key, value in start.items()}
+        for start in starts
+    ]
+    fast = train_cohort(exact, starts, double(examples), SIZES, settings, loss, SEEDS)
+    assert_agree(fast, loop(exact, double(examples), settings, loss, starts), atol=1e-12, rtol=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -267,7 +330,7 @@ def test_a_regression_agrees_with_the_loop_on_every_level(name: str, level: str,
     inputs = torch.randn(sum(SIZES), 10, generator=torch.Generator().manual_seed(1)).double()
     examples = Examples(inputs, inputs[:, 0] - 0.5 * inputs[:, 1])
     assert plan_for(model, FEATURES, 5).level == level
-    loss = local_loss(model, settings, REGRESSION)
+    loss = local_loss(lambda: model, settings, REGRESSION)
     fast = train_cohort(model, state_of(model), examples, SIZES, settings, loss, SEEDS)
     assert_agree(fast, loop(model, examples, settings, loss), atol=1e-12, rtol=1e-12)
 
@@ -405,6 +468,15 @@ def test_logits_of_many_models_agree_with_each_alone(name: str, monkeypatch: pyt
     slow = torch.stack([predict(model, inputs) for model in models])
     torch.testing.assert_close(logits, slow, rtol=1e-4, atol=1e-5)
     assert models[0].training
+
+
+@pytest.mark.parametrize(("one", "other", "level"), PAIRS)
+def test_logits_of_pairs_are_those_of_both_models(one: str, other: str, level: str) -> None:
+    models = [(build(one, seed)[0], build(other, seed + 9)[0]) for seed in range(3)]
+    pairs, inputs = [Pair(*halves) for halves in models], examples_of(build(one)[1], [21]).inputs
+    logits = predict_stack(pairs[0], stack_states([state_of(pair) for pair in pairs]), inputs)
+    slow = [torch.cat([predict(half, inputs) for half in halves], dim=1) for halves in models]
+    torch.testing.assert_close(logits, torch.stack(slow), rtol=1e-4, atol=1e-5)
 
 
 def test_inputs_are_never_copied_for_each_model() -> None:

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from kdfed.distill.mutual import losses
+from kdfed.distill.mutual import losses, weighted_losses
 
 N, C = 5, 3
 
@@ -72,3 +72,36 @@ def test_the_order_of_peers_does_not_matter() -> None:
     back = losses(logits[::-1], labels)[::-1]
     for one, two in zip(there, back, strict=True):
         torch.testing.assert_close(one, two)
+
+
+# ----------------------------------------------------------------------------- two models, weighted
+
+
+def test_a_worked_example_with_weights() -> None:
+    """Probabilities p = (1/2, 1/2) and q = (3/4, 1/4), label 1, weight 0.3:
+    0.3 ln 2 + 0.7 (3/4 ln(3/2) + 1/4 ln(1/2)).
+    """
+    own, peer = torch.tensor([[0.0, 0.0]]), torch.tensor([[math.log(3), 0.0]])
+    expected = 0.3 * math.log(2) + 0.7 * (0.75 * math.log(1.5) + 0.25 * math.log(0.5))
+    assert weighted_losses(own, peer, torch.tensor([1]), 0.3).item() == pytest.approx(expected)
+
+
+def test_with_even_weights_two_models_minimise_half_of_deep_mutual_learning() -> None:
+    (one, two), labels = some_logits(2)
+    halves = [weighted_losses(*pair, labels, 0.5).mean() for pair in ((one, two), (two, one))]
+    for half, whole in zip(halves, losses([one, two], labels), strict=True):
+        torch.testing.assert_close(2 * half, whole)
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.4, 1.0])
+def test_identical_models_have_cross_entropy_alone(weight: float) -> None:
+    (logits, *_), labels = some_logits(1)
+    expected = weight * torch.nn.functional.cross_entropy(logits, labels, reduction="none")
+    torch.testing.assert_close(weighted_losses(logits, logits + 2, labels, weight), expected)
+
+
+def test_no_gradient_reaches_the_peer() -> None:
+    (own, peer), labels = some_logits(2)
+    weighted_losses(own, peer, labels, 0.4).sum().backward()
+    assert own.grad is not None
+    assert peer.grad is None

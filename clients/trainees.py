@@ -1,0 +1,89 @@
+"""What a federated round trains of each participant: the received model, alone or beside a personal one."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from clients.store import Store
+from kdfed.cohort.folded import Stack
+from kdfed.models import State
+from kdfed.pairs import Pair, halves, pair_state
+
+log = logging.getLogger("flwr")
+
+
+@dataclass(frozen=True)
+class ReceivedModel:
+    """Everybody trains the received model, and uploads all of it.
+
+    Parameters
+    ----------
+    model
+        The architecture.
+    arrays
+        The received weights.
+    """
+
+    model: nn.Module
+    arrays: State
+
+    def start(self, members: Sequence[int]) -> State:
+        """Return what all participants start from."""
+        return self.arrays
+
+    def upload(self, members: Sequence[int], trained: Stack) -> Stack:
+        """Return what of trained states, each [R, *shape], goes to the server."""
+        return trained
+
+
+@dataclass(frozen=True)
+class PairedModels:
+    """Everybody trains the received model beside a personal one, which never leaves the participant.
+
+    Parameters
+    ----------
+    model
+        The architectures.
+    arrays
+        The received weights.
+    fresh
+        Participant -> its personal model's weights before it was ever trained.
+    store
+        Where personal models are kept.
+    server_round
+        The federated round that trains them.
+    """
+
+    model: Pair
+    arrays: State
+    fresh: Callable[[int], State]
+    store: Store
+    server_round: int
+
+    def start(self, members: Sequence[int]) -> list[State]:
+        """Return what each participant starts from: the received weights, and its own of an earlier round."""
+        kept = {member: self.store.load(member, before=self.server_round) for member in members}
+        return [pair_state(self.arrays, own or self.fresh(member)) for member, own in kept.items()]
+
+    def upload(self, members: Sequence[int], trained: Stack) -> Stack:
+        """Keep the personal halves of trained states, each [R, *shape]; return the received ones.
+
+        Weights that are not finite would spoil every later round. They are not kept: the participant goes on
+        from its round before.
+        """
+        received, personal = halves(trained)
+        for row, member in enumerate(members):
+            own = {key: values[row] for key, values in personal.items()}
+            if all(bool(value.isfinite().all()) for value in own.values()):
+                self.store.save(member, self.server_round, own)
+            else:
+                log.warning(
+                    "round %d: participant %d's personal model diverged and is not kept; lower local.lr",
+                    self.server_round,
+                    member,
+                )
+        return received
