@@ -111,12 +111,12 @@ class PreparedData:
 
     @functools.cached_property
     def strata_names(self) -> tuple[str, ...]:
-        """Names of the classes or bins, such as ``61 to 78``."""
+        """Names of the classes or bins, such as ``61–78``; a bin holds its lower edge."""
         if self.task is CLASSIFICATION:
             return self.dataset.class_names
         edges = [f"{edge:.4g}" for edge in bin_edges(self.dataset.labels[self.splits.train])]
-        inner = (f"{low} to {high}" for low, high in itertools.pairwise(edges))
-        return (f"below {edges[0]}", *inner, f"from {edges[-1]}") if edges else ("all",)
+        inner = (f"{low}–{high}" for low, high in itertools.pairwise(edges))
+        return (f"< {edges[0]}", *inner, f"≥ {edges[-1]}") if edges else ("all",)
 
     def examples(self, indices: np.ndarray) -> Examples:
         """Return the normalised examples at int64 ``indices``, in their order."""

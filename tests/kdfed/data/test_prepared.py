@@ -117,8 +117,8 @@ def test_a_regression_is_dealt_by_ten_equally_filled_bins_of_the_train_split() -
     for stratum in range(9):
         low = data.dataset.labels[data.strata == stratum].max()
         assert low < data.dataset.labels[data.strata == stratum + 1].min()
-    assert data.strata_names[0].startswith("below ")
-    assert data.strata_names[1].startswith(data.strata_names[0].removeprefix("below "))
+    assert data.strata_names[0].startswith("< ")
+    assert data.strata_names[1].startswith(data.strata_names[0].removeprefix("< "))
 
 
 def test_classes_are_their_own_strata() -> None:
