@@ -104,11 +104,9 @@ PLAIN = LocalLoss(cross_entropies)
 
 def plain_loss(task: Task) -> LocalLoss:
     """Return plain training: the task's own loss. Of a classification it is :data:`PLAIN`."""
-    return (
-        PLAIN
-        if task is CLASSIFICATION
-        else LocalLoss(lambda _, outputs, labels: task.losses(outputs, labels))
-    )
+    if task is CLASSIFICATION:
+        return PLAIN
+    return LocalLoss(lambda inputs, outputs_NC, labels_N: task.losses(outputs_NC, labels_N))
 
 
 def proximal_loss(received: nn.Module, settings: ProximalLocal, task: Task = CLASSIFICATION) -> LocalLoss:

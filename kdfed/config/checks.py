@@ -57,13 +57,13 @@ _NO_CLASSES = {
     "ntd": "it distils the classes that are not the label, and a number has none",
     "partitioned": "it asks which model is surest, and a number says nothing of how sure a model is",
 }
-_CLASSES_ONLY = ("mnist5k", "digits", "torchvision:", "folder:", "synthetic:")
+_CLASSES_ONLY = ("mnist5k", "digits", "torchvision", "folder", "synthetic")
 _NUMBERS_ONLY = ("diabetes",)
 
 
 def task_problem(data: DataSettings) -> str | None:
     """Say what is wrong with a task whose labels the source does not have; None when all is well."""
-    if data.task == "regression" and data.source.startswith(_CLASSES_ONLY):
+    if data.task == "regression" and data.source.partition(":")[0] in _CLASSES_ONLY:
         return f"expected 'classification' with source {data.source!r}, whose labels are classes; set it"
     if data.task == "classification" and data.source in _NUMBERS_ONLY:
         return f"expected 'regression' with source {data.source!r}, whose labels are numbers; set it"

@@ -160,7 +160,10 @@ def check_labels(labels: np.ndarray, classes: int, source: str) -> np.ndarray:
         If there are none, they are not whole numbers, or one is outside [0, classes).
     """
     if labels.ndim != 1 or labels.dtype.kind not in "iub":
-        raise DataError(f"expected whole numbers as labels in {source}, got {labels.dtype} {labels.shape}")
+        hint = "; for numbers to predict set data.task: regression" if labels.dtype.kind == "f" else ""
+        raise DataError(
+            f"expected whole numbers as labels in {source}, got {labels.dtype} {labels.shape}{hint}"
+        )
     if len(labels) == 0:
         raise DataError(f"expected examples in {source}, got none")
     outside = (labels < 0) | (labels >= classes)
