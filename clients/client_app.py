@@ -16,7 +16,6 @@ from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from pydantic import TypeAdapter
 from torch import nn
-from torch.nn import functional
 
 from clients.envelope import CohortWork, Metrics, Task, Work, answer
 from clients.exchange import LogitsExchange
@@ -29,7 +28,8 @@ from kdfed.ensemble import add_laplace_noise
 from kdfed.models import State, build_model, load_state, state_of
 from kdfed.pairs import Pair
 from kdfed.seeding import derive, derive_many, numpy_generator
-from kdfed.train import PLAIN, TrainResult, accuracy, local_loss, predict
+from kdfed.task import Task as LearningTask
+from kdfed.train import TrainResult, local_loss, plain_loss, predict
 from kdfed.wire import versions
 
 app = ClientApp()
@@ -68,6 +68,7 @@ def teacher(message: Message, context: Context) -> Message:
         if settings.upload == "logits":
             inputs = data.normalisation.apply(task.transfer[wire.INPUTS].numpy())
         model = _template(name, data.input_shape, data.classes, participants.device)
+        loss = plain_loss(data.task)
 
         def work(members: Sequence[int]) -> Iterator[Work]:
             examples, sizes = participants.gather(members)
@@ -80,7 +81,7 @@ def teacher(message: Message, context: Context) -> Message:
             seeds = derive_many(seed, "teacher", 0, members)
             labels = torch.split(examples.labels.cpu(), sizes) if settings.label_counts.send else ()
             for trained in train_cohort(
-                model, start, examples, sizes, settings, PLAIN, seeds, bfloat16=participants.bfloat16
+                model, start, examples, sizes, settings, loss, seeds, bfloat16=participants.bfloat16
             ):
                 own, arrays = [members[place] for place in trained.places], trained.states
                 metrics = [_training(result) for result in trained.results]
@@ -112,7 +113,7 @@ def train(message: Message, context: Context) -> Message:
     def begin(task: Task) -> CohortWork:
         settings = _LOCAL.validate_json(str(task.config["local"]))
         seed, server_round = int(task.config["seed"]), int(task.config["server-round"])
-        loss = local_loss(lambda: _received(task, participants), settings)
+        loss = local_loss(lambda: _received(task, participants), settings, participants.data.task)
         trainees: ReceivedModel | PairedModels
         if isinstance(settings, MutualLocal):
             trainees = _pairs(message, task, settings, participants)
@@ -178,7 +179,7 @@ def evaluate_received(message: Message, context: Context) -> Message:
             examples, sizes = participants.gather(members)
             logits = predict(received, examples.inputs)  # one model for all: nothing to fold
             parts = zip(torch.split(logits, sizes), torch.split(examples.labels.cpu(), sizes), strict=True)
-            yield Work(members, {}, [_evaluation(*part) for part in parts])
+            yield Work(members, {}, [_evaluation(participants.data.task, *part) for part in parts])
 
         return work
 
@@ -193,11 +194,11 @@ def _training(result: TrainResult) -> Metrics:
     }
 
 
-def _evaluation(logits: torch.Tensor, labels: torch.Tensor) -> Metrics:
+def _evaluation(task: LearningTask, outputs: torch.Tensor, labels: torch.Tensor) -> Metrics:
     return {
         wire.NUM_EXAMPLES: len(labels),
-        wire.EVAL_LOSS: float(functional.cross_entropy(logits, labels)),
-        wire.EVAL_ACCURACY: accuracy(logits, labels),
+        wire.EVAL_LOSS: task.loss(outputs, labels),
+        wire.EVAL_ACCURACY: task.score(outputs, labels),
     }
 
 

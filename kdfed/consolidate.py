@@ -28,21 +28,21 @@ from kdfed.config import (
     TunedConsolidation,
     VanillaConsolidation,
 )
-from kdfed.distill import mutual, partitioned, tuned
+from kdfed.distill import partitioned, tuned
 from kdfed.distill.tuned import Trial
-from kdfed.distill.vanilla import kd_loss
-from kdfed.ensemble import combine, validated_scores
+from kdfed.ensemble import validated_scores
 from kdfed.errors import KdfedError
 from kdfed.models import State, load_state, state_of
 from kdfed.seeding import torch_generator, torch_seed
-from kdfed.train import accuracy, device_of, epochs, evaluate, make_optimizer, predict
+from kdfed.task import CLASSIFICATION, Task
+from kdfed.train import device_of, epochs, evaluate, make_optimizer, predict
 from kdfed.transfer import augment, views_of
 
 if TYPE_CHECKING:
     from kdfed.data import Examples
 
 BatchOf: TypeAlias = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
-"""Indices into the transfer set -> (the student's inputs, target probabilities [N, C])."""
+"""Indices into the transfer set -> (the student's inputs, the task's soft target [N, C])."""
 
 OnEpoch: TypeAlias = Callable[[int, int, float | None], None]
 """(epoch from 1, epochs of all trainings, validation accuracy or None)."""
@@ -61,7 +61,7 @@ class ConsolidationResult:
     best_epoch
         The epoch whose student was kept, from 1; the last one with ``select: last``.
     accuracy
-        The kept student's validation accuracy in [0, 1].
+        The kept student's validation accuracy in [0, 1], or the task's score.
     ensemble_accuracy
         The ensemble's validation accuracy in [0, 1]; None when only logits on the transfer set are known, and
         where the method has no ensemble.
@@ -87,6 +87,7 @@ def consolidate(
     *,
     label_counts: np.ndarray | None = None,
     on_epoch: OnEpoch = lambda epoch, epochs, accuracy: None,
+    task: Task = CLASSIFICATION,
 ) -> ConsolidationResult:
     """Distil teachers into a student.
 
@@ -110,6 +111,8 @@ def consolidate(
     on_epoch
         Called after each epoch with (epoch from 1, epochs, validation accuracy or None). With ``select:
         last`` only the last epoch is evaluated.
+    task
+        Whose loss, score and soft target are used.
 
     Returns
     -------
@@ -120,8 +123,14 @@ def consolidate(
     ------
     KdfedError
         If there is no teacher, logits do not fit the transfer set, a teacher's logits are not finite,
-        features or uploaded logits are to be augmented, or a method that trains teachers gets logits.
+        features or uploaded logits are to be augmented, a method that trains teachers gets logits, or a
+        method, ensemble or temperature is not one of the task's.
     """
+    if task is not CLASSIFICATION and isinstance(settings, PartitionedConsolidation):
+        raise KdfedError(
+            f"method 'partitioned' asks which model is surest, which task {task.name!r} does not tell; use "
+            "vanilla, tuned or mutual"
+        )
     if isinstance(teachers, torch.Tensor) and settings.augmentation:
         raise KdfedError(
             f"augmentation {list(settings.augmentation)} needs teachers' weights: uploaded logits belong to "
@@ -130,7 +139,7 @@ def consolidate(
     if settings.views is not None:
         draw = torch_generator(seed, "augmentation")
         transfer = views_of(transfer, settings.augmentation, settings.views, draw)
-    work = _Work(student, transfer, validation, settings, seed, on_epoch)
+    work = _Work(student, transfer, validation, settings, seed, on_epoch, task)
     if isinstance(settings, MutualConsolidation):
         return work.mutual(teachers)
     answers = _Answers(teachers, work, label_counts)
@@ -155,7 +164,7 @@ class _Answers:
             return
         self.stacks = TeacherStacks(teachers)
         self.validation_KNC = self.stacks.logits(work.validation.inputs)
-        if getattr(settings, "ensemble", None) == "validated":
+        if getattr(settings, "ensemble", None) == "validated" and work.task is CLASSIFICATION:
             self.scores_KC = validated_scores(self.validation_KNC, work.validation.labels.cpu())
         if not work.fresh:
             self.transfer_KNC = self.stacks.logits(transfer.inputs)
@@ -172,9 +181,10 @@ class _Work:
         settings: ConsolidationSettings,
         seed: int,
         on_epoch: OnEpoch,
+        task: Task,
     ) -> None:
         self.student, self.transfer, self.validation = student, transfer, validation
-        self.settings, self.seed, self.on_epoch = settings, seed, on_epoch
+        self.settings, self.seed, self.on_epoch, self.task = settings, seed, on_epoch, task
         self.device = device_of(student)
         self.fresh = bool(settings.augmentation) and settings.views is None
         self.inputs = transfer.inputs.to(self.device)
@@ -189,7 +199,7 @@ class _Work:
         done: int = 0,
         runs: int = 1,
     ) -> ConsolidationResult:
-        """Minimise :func:`kdfed.distill.vanilla.kd_loss` towards the target of the method."""
+        """Minimise the task's soft loss towards the target of the method."""
         frozen = copy.deepcopy(self.student)
 
         def target_of(
@@ -199,19 +209,24 @@ class _Work:
                 labels_N = None if labels_N is None else labels_N.cpu()
                 own_NC = predict(frozen, inputs)
                 return partitioned.target(logits_KNC, own_NC, labels_N, settings.temperature).to(self.device)
-            scores_KC = answers.scores_KC
-            return combine(settings.ensemble, logits_KNC, settings.temperature, scores_KC).to(self.device)
+            target_NC = self.task.target(
+                settings.ensemble, logits_KNC, settings.temperature, answers.scores_KC
+            )
+            return target_NC.to(self.device)
 
         ensemble_accuracy = None
         if answers.validation_KNC is not None:
             combined = target_of(answers.validation_KNC, self.validation.inputs, None)
-            ensemble_accuracy = accuracy(combined.cpu(), self.validation.labels.cpu())
+            ensemble_accuracy = self.task.score(combined.cpu(), self.validation.labels.cpu())
         batch_of = self._batches(answers, target_of)
 
         def batch_loss(index: torch.Tensor) -> torch.Tensor:
             inputs, target_NC = batch_of(index)
             labels_N = None if self.labels_N is None else self.labels_N[index]
-            return kd_loss(self.student(inputs), target_NC, labels_N, settings.temperature, settings.weight)
+            outputs_NC = self.student(inputs)
+            return self.task.soft_losses(
+                outputs_NC, target_NC, labels_N, settings.temperature, settings.weight
+            ).mean()
 
         result = self._train(batch_loss, done, runs)
         return replace(result, ensemble_accuracy=ensemble_accuracy)
@@ -259,7 +274,8 @@ class _Work:
             labels_N = None if self.labels_N is None else self.labels_N[index]
             for peer in peers:
                 peer.train(self.student.training)
-            own, *others = mutual.losses([model(inputs) for model in (self.student, *peers)], labels_N)
+            outputs = [model(inputs) for model in (self.student, *peers)]
+            own, *others = self.task.peer_losses(outputs, labels_N)
             for optimiser, loss in zip(optimisers, others, strict=True):
                 optimiser.zero_grad(set_to_none=True)
                 loss.backward()  # type: ignore[no-untyped-call]
@@ -302,14 +318,14 @@ class _Work:
                     group["lr"] = settings.lr * factor
             return factor
 
-        steps, best_epoch, best_accuracy, best_state = 0, settings.epochs, -1.0, None
+        steps, best_epoch, best_accuracy, best_state = 0, settings.epochs, -math.inf, None
         with torch_seed(self.seed):
             training = epochs(student, len(self.transfer), settings, batch_loss, self.seed, schedule)
             for epoch, (_, sizes) in enumerate(training, start=1):
                 steps += len(sizes)
                 measured = None
                 if settings.select == "best" or epoch == settings.epochs:
-                    measured, _ = evaluate(student, self.validation)
+                    measured, _ = evaluate(student, self.validation, self.task)
                     if settings.select == "last":
                         best_accuracy = measured
                     elif measured > best_accuracy:

@@ -148,12 +148,14 @@ def make_partition(
 def partition_of(data: PreparedData, settings: PartitionSettings, seed: int) -> Partition:
     """Deal a data set's train split to participants; once per process for the same arguments.
 
+    A regression has no classes: it is dealt by ten equally filled bins of its label.
+
     Raises
     ------
     DataError
         As :func:`make_partition`.
     """
-    return make_partition(settings, data.dataset.labels, data.splits.train, data.classes, seed)
+    return make_partition(settings, data.strata, data.splits.train, len(data.strata_names), seed)
 
 
 def class_counts(

@@ -30,9 +30,9 @@ from kdfed.config import (
     ProximalLocal,
 )
 from kdfed.distill.mutual import weighted_losses
-from kdfed.distill.vanilla import kd_losses
 from kdfed.errors import KdfedError
 from kdfed.seeding import shuffled, torch_seed
+from kdfed.task import CLASSIFICATION, Task
 
 if TYPE_CHECKING:
     from kdfed.data import Examples
@@ -54,7 +54,7 @@ class LocalLoss:
     Parameters
     ----------
     examples
-        Loss of every example, in nats.
+        Loss of every example, in nats (of a regression: in variances of the label).
     penalty
         Penalty on the parameters of every model. Default: none.
     """
@@ -99,22 +99,30 @@ def cross_entropies(inputs: torch.Tensor, logits_NC: torch.Tensor, labels_N: tor
 
 
 PLAIN = LocalLoss(cross_entropies)
-"""Cross entropy."""
+"""Cross entropy: plain training of a classification."""
 
 
-def proximal_loss(received: nn.Module, settings: ProximalLocal) -> LocalLoss:
-    r"""Cross entropy plus a pull towards the received weights.
+def plain_loss(task: Task) -> LocalLoss:
+    """Return plain training: the task's own loss. Of a classification it is :data:`PLAIN`."""
+    if task is CLASSIFICATION:
+        return PLAIN
+    return LocalLoss(lambda inputs, outputs_NC, labels_N: task.losses(outputs_NC, labels_N))
+
+
+def proximal_loss(received: nn.Module, settings: ProximalLocal, task: Task = CLASSIFICATION) -> LocalLoss:
+    r"""Cross entropy (or the task's own loss) plus a pull towards the received weights.
 
     .. math:: \mathrm{CE} + \frac{\mu}{2} \lVert w - w^t \rVert^2
 
-    over all parameters w; :math:`w^t` are the received ones. With :math:`\mu = 0` it is :data:`PLAIN`.
+    over all parameters w; :math:`w^t` are the received ones. With :math:`\mu = 0` it is plain training.
 
     References
     ----------
     Li et al. 2020, "Federated Optimization in Heterogeneous Networks", arXiv 1812.06127, equation 2.
     """
+    plain = plain_loss(task)
     if settings.mu == 0:
-        return PLAIN
+        return plain
     anchors = {name: parameter.detach().clone() for name, parameter in received.named_parameters()}
 
     def penalty(parameters: Mapping[str, torch.Tensor]) -> torch.Tensor:
@@ -123,35 +131,35 @@ def proximal_loss(received: nn.Module, settings: ProximalLocal) -> LocalLoss:
         ]
         return settings.mu / 2 * torch.stack(distances).sum(0)
 
-    return LocalLoss(cross_entropies, penalty)
+    return LocalLoss(plain.examples, penalty)
 
 
-def kd_local_loss(received: nn.Module, settings: KDLocal) -> LocalLoss:
+def kd_local_loss(received: nn.Module, settings: KDLocal, task: Task = CLASSIFICATION) -> LocalLoss:
     r"""Distillation from the received model, which stays frozen (in evaluation mode).
 
     .. math:: (1 - w)\,\mathrm{CE} + w\,T^2\,\mathrm{KL}(\sigma(t / T) \,\|\, \sigma(s / T))
 
     with the softmax :math:`\sigma` and logits t of the received model, s of the trained one. With w = 0 it
-    is :data:`PLAIN`.
+    is plain training. Other tasks have their own target and loss (:mod:`kdfed.task`).
 
     References
     ----------
     Hinton et al. 2015, "Distilling the Knowledge in a Neural Network", arXiv 1503.02531, section 2.
     """
     if settings.weight == 0:
-        return PLAIN
+        return plain_loss(task)
     teacher = copy.deepcopy(received).eval().requires_grad_(False)
     temperature, weight = settings.temperature, settings.weight
 
     def losses(inputs: torch.Tensor, logits_NC: torch.Tensor, labels_N: torch.Tensor) -> torch.Tensor:
         with torch.no_grad():
-            target_NC = torch.softmax(teacher(inputs) / temperature, dim=1)
-        return kd_losses(logits_NC, target_NC, labels_N, temperature, weight)
+            target_NC = task.target("mean-logits", teacher(inputs).unsqueeze(0), temperature, None)
+        return task.soft_losses(logits_NC, target_NC, labels_N, temperature, weight)
 
     return LocalLoss(losses)
 
 
-def ntd_local_loss(received: nn.Module, settings: NTDLocal) -> LocalLoss:
+def ntd_local_loss(received: nn.Module, settings: NTDLocal, task: Task = CLASSIFICATION) -> LocalLoss:
     r"""Distillation of what the received model says about the classes that are not the label.
 
     .. math:: \mathrm{CE} + \beta\,T^2\,\mathrm{KL}(\tilde\sigma(t / T) \,\|\, \tilde\sigma(s / T))
@@ -165,7 +173,14 @@ def ntd_local_loss(received: nn.Module, settings: NTDLocal) -> LocalLoss:
     Lee et al. 2022, "Preservation of the Global Knowledge by Not-True Distillation in Federated Learning",
     arXiv 2106.03097, equations 4 and 5. Ours: the factor :math:`T^2`, as everywhere in kdfed; the source
     has T = 1.
+
+    Raises
+    ------
+    KdfedError
+        If the task has no classes.
     """
+    if task is not CLASSIFICATION:
+        raise KdfedError(f"local mode 'ntd' needs classes, got task {task.name!r}; use plain, proximal or kd")
     if settings.beta == 0:
         return PLAIN
     teacher = copy.deepcopy(received).eval().requires_grad_(False)
@@ -191,7 +206,7 @@ def _not_true(logits_NC: torch.Tensor, labels_N: torch.Tensor) -> torch.Tensor:
     return logits_NC.gather(1, others + (others >= labels_N.unsqueeze(1)).long())
 
 
-def mutual_local_loss(settings: MutualLocal) -> LocalLoss:
+def mutual_local_loss(settings: MutualLocal, task: Task = CLASSIFICATION) -> LocalLoss:
     r"""Two models that teach each other: the received one r and the participant's own p.
 
     .. math::
@@ -200,7 +215,8 @@ def mutual_local_loss(settings: MutualLocal) -> LocalLoss:
         + \alpha\,\mathrm{CE}(p) + (1 - \alpha)\,\mathrm{KL}(r \,\|\, p)
 
     where no gradient flows into the first argument of KL, so that each model gets that of its own loss. The
-    model that is trained is a :class:`kdfed.pairs.Pair`, whose logits are those of both, [N, 2C].
+    model that is trained is a :class:`kdfed.pairs.Pair`, whose logits are those of both, [N, 2C]. A
+    regression has squared errors and squared distances in place of CE and KL.
 
     References
     ----------
@@ -208,10 +224,16 @@ def mutual_local_loss(settings: MutualLocal) -> LocalLoss:
     the received one, the "meme".
     """
 
+    def soft(own: torch.Tensor, peer: torch.Tensor, labels_N: torch.Tensor, weight: float) -> torch.Tensor:
+        target_NC = task.target("mean-logits", peer.unsqueeze(0), 1.0, None)
+        return task.soft_losses(own, target_NC, labels_N, 1.0, 1 - weight)
+
+    weighted = weighted_losses if task is CLASSIFICATION else soft
+
     def losses(inputs: torch.Tensor, logits_N2C: torch.Tensor, labels_N: torch.Tensor) -> torch.Tensor:
         received_NC, personal_NC = logits_N2C.chunk(2, dim=1)
-        received_N = weighted_losses(received_NC, personal_NC, labels_N, settings.beta)
-        return received_N + weighted_losses(personal_NC, received_NC, labels_N, settings.alpha)
+        received_N = weighted(received_NC, personal_NC, labels_N, settings.beta)
+        return received_N + weighted(personal_NC, received_NC, labels_N, settings.alpha)
 
     return LocalLoss(losses)
 
@@ -219,14 +241,14 @@ def mutual_local_loss(settings: MutualLocal) -> LocalLoss:
 Received: TypeAlias = Callable[[], nn.Module]
 """Returns the received model: called only where it is needed."""
 
-LOCAL_LOSSES: dict[str, Callable[[Received, Any], LocalLoss]] = {
-    "plain": lambda received, settings: PLAIN,
-    "proximal": lambda received, settings: proximal_loss(received(), settings),
-    "kd": lambda received, settings: kd_local_loss(received(), settings),
-    "ntd": lambda received, settings: ntd_local_loss(received(), settings),
-    "mutual": lambda received, settings: mutual_local_loss(settings),
+LOCAL_LOSSES: dict[str, Callable[[Received, Any, Task], LocalLoss]] = {
+    "plain": lambda received, settings, task: plain_loss(task),
+    "proximal": lambda received, settings, task: proximal_loss(received(), settings, task),
+    "kd": lambda received, settings, task: kd_local_loss(received(), settings, task),
+    "ntd": lambda received, settings, task: ntd_local_loss(received(), settings, task),
+    "mutual": lambda received, settings, task: mutual_local_loss(settings, task),
 }
-"""Local mode -> loss, given the received model and the mode's settings."""
+"""Local mode -> loss, given the received model, the mode's settings and the task."""
 
 LOCAL_MODES: dict[str, str] = {
     "plain": "cross entropy",
@@ -241,9 +263,9 @@ LOCAL_MODES: dict[str, str] = {
 # ----------------------------------------------------------------------------- training
 
 
-def local_loss(received: Received, settings: LocalSettings) -> LocalLoss:
+def local_loss(received: Received, settings: LocalSettings, task: Task = CLASSIFICATION) -> LocalLoss:
     """Return the loss of one participant's training in a federated round."""
-    return LOCAL_LOSSES[settings.mode](received, settings)
+    return LOCAL_LOSSES[settings.mode](received, settings, task)
 
 
 def fit(
@@ -406,8 +428,8 @@ def predict(model: nn.Module, inputs: torch.Tensor, batch_size: int = 256) -> to
         model.train(was_training)
 
 
-def evaluate(model: nn.Module, examples: Examples) -> tuple[float, float]:
-    """Return a model's accuracy in [0, 1] and its mean cross entropy in nats.
+def evaluate(model: nn.Module, examples: Examples, task: Task = CLASSIFICATION) -> tuple[float, float]:
+    """Return a model's score and its mean loss: accuracy in [0, 1] and cross entropy in nats, or the task's.
 
     Raises
     ------
@@ -417,9 +439,9 @@ def evaluate(model: nn.Module, examples: Examples) -> tuple[float, float]:
     if len(examples) == 0:
         raise KdfedError("expected at least one example to evaluate on, got none")
     logits_NC, labels_N = predict(model, examples.inputs), examples.labels.cpu()
-    return accuracy(logits_NC, labels_N), float(functional.cross_entropy(logits_NC, labels_N))
+    return task.score(logits_NC, labels_N), task.loss(logits_NC, labels_N)
 
 
 def accuracy(outputs_NC: torch.Tensor, labels_N: torch.Tensor) -> float:
     """Return the share of examples whose largest logit (or probability) is the label's."""
-    return int((outputs_NC.argmax(1) == labels_N).sum()) / len(labels_N)
+    return CLASSIFICATION.score(outputs_NC, labels_N)

@@ -240,11 +240,11 @@ def partition(
     from simulations.tables import partition_table
 
     data = prepare(checked.data)
-    labels, drawn = data.dataset.labels, checked.seeds[0]
-    parts = make_partition(checked.partition, labels, data.splits.train, data.classes, drawn)
-    counts = class_counts(parts, labels, data.classes)
+    strata, names, drawn = data.strata, data.strata_names, checked.seeds[0]
+    parts = make_partition(checked.partition, strata, data.splits.train, len(names), drawn)
+    counts = class_counts(parts, strata, len(names))
     title = f"{checked.name}: {checked.partition.kind}, {len(counts)} participants, seed {drawn}"
-    console.print(partition_table(counts, data.dataset.class_names, title))
+    console.print(partition_table(counts, names, title))
     if parts.moved:
         console.print(f"{parts.moved} examples moved, so that everybody holds min-examples")
     if parts.unused:
@@ -291,10 +291,12 @@ def catalogue() -> dict[str, dict[str, str]]:
     from kdfed.ensemble import ENSEMBLES
     from kdfed.models import MODELS
     from kdfed.partition import PARTITIONS
+    from kdfed.task import TASKS
     from kdfed.train import LOCAL_MODES
     from kdfed.transfer_sets import TRANSFER_SETS
 
     return {
+        "tasks (data.task)": _lines(TASKS),
         "KD methods (consolidation.method)": _lines(METHODS),
         "ensembles (consolidation.ensemble)": _lines(ENSEMBLES),
         "transfer sets (consolidation.transfer; transfer in a study)": TRANSFER_SETS,

@@ -174,6 +174,7 @@ def server_data(data: PreparedData) -> ServerData:
         test=data.examples(splits.test),
         transfer_inputs=data.dataset.inputs[splits.transfer],
         classes=data.classes,
+        task=data.task,
     )
 
 
@@ -190,13 +191,13 @@ def partition_entry(data: PreparedData, seed: int, partition: Partition) -> dict
 
     Its ``counts`` are those of the first 100 participants, [participants, classes].
     """
-    counts = class_counts(partition, data.dataset.labels, data.classes, participants=100)
+    counts = class_counts(partition, data.strata, len(data.strata_names), participants=100)
     return {
         "seed": seed,
         "participants": len(partition),
         "moved": partition.moved,
         "unused": partition.unused,
-        "class_names": list(data.dataset.class_names),
+        "class_names": list(data.strata_names),
         "counts": counts.tolist(),
     }
 

@@ -37,6 +37,7 @@ from kdfed.ledger import Costs, Ledger
 from kdfed.models import State, buffer_keys, build_model, load_state, state_of
 from kdfed.records import Absent, RoundRecord, load_model
 from kdfed.seeding import derive, sample_participants
+from kdfed.task import CLASSIFICATION, Task
 from kdfed.train import evaluate
 from strategies.catalogue import SERVER_OPTIMISERS, WEIGHTED_MEANS
 from strategies.participant_grid import ParticipantGrid
@@ -65,7 +66,9 @@ class ServerData:
     transfer_inputs
         The transfer set's inputs as stored, [N, ...]: what participants are sent when they upload logits.
     classes
-        Number of classes.
+        Number of classes; 1, the number of outputs, in a regression.
+    task
+        What is learnt.
     """
 
     transfer: Examples
@@ -73,6 +76,7 @@ class ServerData:
     test: Examples | None
     transfer_inputs: np.ndarray
     classes: int
+    task: Task = CLASSIFICATION
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -356,8 +360,8 @@ class ArmRunner:
     ) -> None:
         load_state(model, state)
         data = self.config.data
-        accuracy, loss = evaluate(model, data.validation)
-        test_accuracy = evaluate(model, data.test)[0] if data.test is not None else float("nan")
+        accuracy, loss = evaluate(model, data.validation, data.task)
+        test_accuracy = evaluate(model, data.test, data.task)[0] if data.test is not None else float("nan")
         record = RoundRecord(
             arm=self.config.name,
             seed=self.config.seed,

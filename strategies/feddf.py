@@ -79,5 +79,6 @@ class FedDF(FedAvg):
             data.validation.to(self._device),
             VanillaConsolidation(**self._settings.distillation.model_dump()),
             derive(config.seed, "feddf", server_round),
+            task=data.task,
         )
         return state_of(student), result.steps

@@ -174,6 +174,7 @@ class TeacherPhase:
             derive(self.config.seed, "consolidate"),
             label_counts=counts,
             on_epoch=on_epoch,
+            task=data.task,
         )
         return state_of(student), result
 

@@ -8,7 +8,7 @@ Reading order: :mod:`kdfed.config.sections`, :mod:`kdfed.config.experiment`, :mo
 :mod:`kdfed.config.reading`.
 """
 
-from kdfed.config.checks import COMBINATIONS, cross_checks
+from kdfed.config.checks import COMBINATIONS, REGRESSION, cross_checks, task_problem
 from kdfed.config.experiment import Arm, ArmSettings, Experiment, Target, sampled_count
 from kdfed.config.merging import merge, variants
 from kdfed.config.reading import (
@@ -77,6 +77,7 @@ from kdfed.config.sections import (
 
 __all__ = [
     "COMBINATIONS",
+    "REGRESSION",
     "Arm",
     "ArmSettings",
     "Augmentation",
@@ -142,6 +143,7 @@ __all__ = [
     "read_mapping",
     "sampled_count",
     "split_set",
+    "task_problem",
     "unrelated",
     "variants",
 ]

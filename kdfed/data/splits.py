@@ -11,6 +11,9 @@ from kdfed.data.dataset import Dataset
 from kdfed.errors import DataError
 from kdfed.seeding import numpy_generator
 
+BINS = 10
+"""Bins by which the numbers of a regression are split and dealt."""
+
 
 @dataclass(frozen=True, eq=False)
 class Splits:
@@ -63,8 +66,40 @@ def stratified_order(labels: np.ndarray, generator: np.random.Generator) -> np.n
     return shuffled[np.argsort(place, kind="stable")]
 
 
+def strata_of(labels: np.ndarray, reference: np.ndarray | None = None) -> np.ndarray:
+    """Return what examples are dealt and split by: classes as they are, numbers by the bin they fall into.
+
+    Parameters
+    ----------
+    labels
+        int64 [N] classes, or float32 [N] numbers.
+    reference
+        Float32 numbers whose quantiles are the edges of the bins. Default: the labels themselves.
+
+    Returns
+    -------
+    numpy.ndarray
+        int64 [N], see :func:`bin_edges`.
+    """
+    if labels.dtype.kind == "i":
+        return labels
+    edges = bin_edges(labels if reference is None else reference)
+    return np.searchsorted(edges, labels, side="right")
+
+
+def bin_edges(numbers: np.ndarray) -> np.ndarray:
+    """Return the inner edges of :data:`BINS` bins that hold equally many of some numbers, up to ties.
+
+    Equal numbers share a bin, the one above an edge that they lie on, so numbers that take few values have
+    fewer bins.
+    """
+    edges: np.ndarray = np.unique(np.quantile(numbers, np.arange(1, BINS) / BINS))
+    above: np.ndarray = edges[edges > numbers.min()]
+    return above
+
+
 def split(dataset: Dataset, settings: DataSettings) -> Splits:
-    """Hold out test, validation and transfer examples, stratified by label.
+    """Hold out test, validation and transfer examples, stratified by label (numbers: by :func:`strata_of`).
 
     Shares are of all examples of the data set, which ``data.limit`` has reduced already. With
     ``test: official`` the shares of validation and transfer are of the examples outside the test part.
@@ -89,7 +124,7 @@ def split(dataset: Dataset, settings: DataSettings) -> Splits:
     else:
         held_out = round(wanted.test * len(dataset))
     labels = dataset.labels if rest is None else dataset.labels[rest]
-    order = stratified_order(labels, numpy_generator(wanted.seed, "split"))
+    order = stratified_order(strata_of(labels), numpy_generator(wanted.seed, "split"))
     if rest is not None:
         order = rest[order]
     sizes = [held_out, round(wanted.validation * len(order)), round(wanted.transfer * len(order))]

@@ -16,7 +16,15 @@ from typing import Any
 import numpy as np
 
 from kdfed.config import ColumnSettings, DataSettings
-from kdfed.data.dataset import Listing, check_labels, class_names, labels_from_names, one_line, require
+from kdfed.data.dataset import (
+    Listing,
+    check_labels,
+    check_numbers,
+    class_names,
+    labels_from_names,
+    one_line,
+    require,
+)
 from kdfed.data.images import opener, read_images
 from kdfed.errors import DataError
 
@@ -117,7 +125,8 @@ def _listing(
 ) -> Listing:
     columns = settings.columns or ColumnSettings()
     table = require("pyarrow", "edge").concat_tables(tables)
-    label = columns.label or _label_column(table, features)
+    # A column of classes is no number to predict: it is not taken by itself.
+    label = columns.label or _label_column(table, features if settings.task == "classification" else {})
     for name in (label, *_as_tuple(columns.inputs)):
         if name not in table.column_names:
             raise DataError(f"{source} has no column {name!r}; it has {table.column_names}", "data.columns")
@@ -182,6 +191,8 @@ def _labels(
     types = require("pyarrow.types", "edge")
     if column.null_count:
         raise DataError(f"expected a label in every row of {source}, {column.null_count} are missing")
+    if settings.task == "regression":
+        return (), check_numbers(column.to_numpy(), source)
     if types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
     if types.is_string(column.type) or types.is_large_string(column.type):

@@ -36,11 +36,13 @@ class RoundRecord:
     phase
         ``start`` for round 0, else ``rounds``.
     accuracy
-        On the validation split, in [0, 1]. Targets, stops and selections use it.
+        On the validation split, in [0, 1]; of a regression R^2, at most 1. Targets, stops and selections
+        use it.
     test_accuracy
         On the test split, only reported; None without one. NaN and infinity are kept as None.
     loss
-        Mean cross entropy on the validation split, in nats; None when it is not finite.
+        Mean cross entropy on the validation split, in nats (of a regression: mean squared error of the
+        standardised label); None when it is not finite.
     participant_uploads
         Replies of participants.
     bytes_up, bytes_down

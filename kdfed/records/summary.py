@@ -12,6 +12,7 @@ from kdfed import convergence
 from kdfed.config import Experiment, Target
 from kdfed.records.rounds import Outcome, RoundRecord
 from kdfed.savings import Pair, compare
+from kdfed.task import TASKS
 
 Curves = dict[tuple[str, int], list[RoundRecord]]
 
@@ -59,6 +60,7 @@ def summarise(
         "engine": engine,
         "seeds": list(experiment.seeds),
         "targets": [str(target) for target in experiment.targets],
+        "metric": TASKS[experiment.data.task].metric,
         "versions": {
             "kdfed": version("kdfed"),
             "python": platform.python_version(),

@@ -63,6 +63,11 @@ def colour_of(experiment: Experiment, arm: str) -> str:
     return ARM_COLOURS[experiment.arm_order.index(arm) % len(ARM_COLOURS)]
 
 
+def metric_word(experiment: Experiment) -> str:
+    """Return what an experiment's scores are called."""
+    return "R²" if experiment.data.task == "regression" else "accuracy"
+
+
 def curves_figure(
     experiment: Experiment,
     records: Sequence[RoundRecord],
@@ -97,9 +102,9 @@ def curves_figure(
         for axes, panel in zip(np.ravel(figure.subplots(1, len(panels), sharey=True)), panels, strict=True):
             _draw_panel(axes, experiment, arms, records, summary, panel)
             if len(panels) > 1:
-                axes.set_title(f"accuracy against {PANELS[panel][0]}")
+                axes.set_title(f"{metric_word(experiment)} against {PANELS[panel][0]}")
         _name_targets(figure.axes[-1], _levels(summary))
-        figure.axes[0].set_ylabel("validation accuracy")
+        figure.axes[0].set_ylabel(f"validation {metric_word(experiment)}")
         if len(panels) > 1:
             handles = [Line2D([], [], color=colour_of(experiment, arm), linewidth=2.6) for arm in arms]
             handles.append(Line2D([], [], color=FAINT, linestyle=(0, (4, 3)), linewidth=1.2))
@@ -149,6 +154,7 @@ def _draw_panel(
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=panel != "bytes"))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
     axes.set_xlim(left=0)
+    axes.set_ylim(bottom=max(axes.get_ylim()[0], -1.0))  # R² has no lower bound
     axes.grid(visible=True)
     axes.tick_params(length=0)
 

@@ -14,6 +14,7 @@ from simulations.report.figures import (
     PANELS,
     PARTICIPANTS_SHOWN,
     curves_figure,
+    metric_word,
     partition_figure,
     target_words,
     to_svg,
@@ -188,11 +189,11 @@ def _curves(experiment: Experiment, records: Sequence[RoundRecord], summary: Map
         svg = to_svg(curves_figure(experiment, records, summary, [panel]), f"curve-{panel}")
         panels.append(f'<figure><div class="eyebrow">Against {words}</div>{svg}</figure>')
     return (
-        "<h2>How accuracy grew</h2>\n"
+        f"<h2>How {metric_word(experiment)} grew</h2>\n"
         f'<ul class="legend">{"".join(legend)}</ul>\n<div class="curves">{"".join(panels)}</div>\n'
-        '<p class="soft">Validation accuracy. Thin lines are single seeds, dots on them are where a target '
-        "counts as reached; bold lines are means, as far as every seed ran. A start that needed teachers "
-        "begins where its teachers were paid for.</p>"
+        f'<p class="soft">Validation {metric_word(experiment)}. Thin lines are single seeds, dots on them '
+        "are where a target counts as reached; bold lines are means, as far as every seed ran. A start that "
+        "needed teachers begins where its teachers were paid for.</p>"
     )
 
 
@@ -294,8 +295,9 @@ def _cost_cells(row: Sequence[float]) -> list[str]:
 
 
 def _runs(experiment: Experiment, summary: Mapping[str, Any]) -> str:
-    heads = ["arm", "seed", "target", "accuracy to reach", "rounds", "exchanges", "first hit", "uploads"]
-    heads += ["bytes", "test accuracy there", "plateau", "stopped", "best", "last"]
+    score = metric_word(experiment)
+    heads = ["arm", "seed", "target", f"{score} to reach", "rounds", "exchanges", "first hit", "uploads"]
+    heads += ["bytes", f"test {score} there", "plateau", "stopped", "best", "last"]
     rows = []
     for run in summary["runs"]:
         hit, first = run[f"{run['rule']}_hit"], run["first_hit"]

@@ -25,6 +25,9 @@ _ABLATION = ("vanilla", "tuned-temperature", "tuned-weight", "tuned")
 
 def render(study: StudySettings, summary: Mapping[str, Any]) -> str:
     """Return the page; it needs no other file."""
+    measure = "R²" if study.data.task == "regression" else "accuracy"
+    points = "hundredths" if study.data.task == "regression" else "percentage points"
+    own = "range of the label" if study.data.task == "regression" else "classes"
     cells = summary["cells"]
     centre = [row for row in cells if not row["factor"]]
     grid = [row for row in summary["grid"] if not row["factor"]]
@@ -32,7 +35,7 @@ def render(study: StudySettings, summary: Mapping[str, Any]) -> str:
         _head(study, summary),
         _section(
             "Which method wins where",
-            "Gain in test accuracy, in percentage points: the student after distillation, less before. Means "
+            f"Gain in test {measure}, in {points}: the student after distillation, less before. Means "
             f"over {len(study.seeds)} seeds with 95% intervals; the best of a row in bold.",
             _by_method(centre, study.methods),
         ),
@@ -52,29 +55,29 @@ def render(study: StudySettings, summary: Mapping[str, Any]) -> str:
         ),
         _section(
             "Temperature alone, weight alone, both",
-            "Gain in percentage points when only one of the two is searched, the other at its untuned value.",
+            f"Gain in {points} when only one of the two is searched, the other at its untuned value.",
             _by_method(centre, _ABLATION),
         ),
         _section(
             "Temperature and weight",
-            "Mean gain in percentage points over seeds, for every pair that was tried at the centre.",
+            f"Mean gain in {points} over seeds, for every pair that was tried at the centre.",
             _heat_maps(grid),
         ),
         _section(
             "What else matters",
-            "One factor away from the centre at a time; gain in percentage points.",
+            f"One factor away from the centre at a time; gain in {points}.",
             _factors(cells, study.methods),
         ),
         _section(
             "Forgetting",
-            "Accuracy lost on the classes that the student itself was trained on, in percentage points; "
+            f"{measure.capitalize()} lost on the {own} that the student itself was trained on, in {points}; "
             "below 0 it got better there.",
             _by_method(centre, study.methods, key="forgetting", largest=False),
         ),
         _section(
             "Where to start",
             "For each distribution and transfer set that was tried: the method with the best mean validation "
-            "accuracy, its setting (most often chosen over seeds), and the evidence on the test split.",
+            f"{measure}, its setting (most often chosen over seeds), and the evidence on the test split.",
             _recommendations(cells, study.methods),
         ),
         _settings(summary),

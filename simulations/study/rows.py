@@ -56,7 +56,7 @@ def _searches(
     for method in study.methods:
         if method == "tuned":
             found["tuned"] = list(tried)
-            if point.labels:
+            if point.labels and len(study.search.temperatures) > 1:
                 found["tuned-temperature"] = [trial for trial in tried if trial.weight == weight]
                 found["tuned-weight"] = [trial for trial in tried if trial.temperature == temperature]
             continue

@@ -19,8 +19,15 @@ from kdfed.config import (
     merge,
     parse_set,
     read_mapping,
+    task_problem,
 )
-from kdfed.config.checks import generator_problem, momentum_problem, proxy_problems
+from kdfed.config.checks import (
+    generator_problem,
+    momentum_problem,
+    proxy_problems,
+    regression_problem,
+    temperature_problem,
+)
 from kdfed.config.mistakes import describe_all
 from kdfed.config.sections import Distinct
 from kdfed.errors import ConfigError, Mistake
@@ -179,6 +186,12 @@ def _check(study: StudySettings) -> list[Mistake]:
         problem = momentum_problem(settings)
         if problem is not None:
             wrong(f"{section}.momentum", problem)
+    for section, data in (("data", study.data), ("proxy", study.proxy)):
+        problem = None if data is None else task_problem(data)
+        if problem is not None:
+            wrong(f"{section}.task", problem)
+    if study.data.task == "regression":
+        mistakes += _check_regression(study)
     search = study.search
     if study.temperature not in search.temperatures:
         wrong("temperature", f"expected one of search.temperatures, got {study.temperature:g}; add it there")
@@ -217,6 +230,21 @@ def _check(study: StudySettings) -> list[Mistake]:
     if "tuned" in study.methods and "vanilla" not in study.methods:
         wrong("methods", "expected 'vanilla' beside 'tuned', which is one of its trials; add it")
     return mistakes
+
+
+def _check_regression(study: StudySettings) -> list[Mistake]:
+    """Return what a study of a regression cannot be asked for."""
+    found = [("methods", regression_problem("method", method)) for method in study.methods]
+    found += [
+        ("centre.transfer", regression_problem("transfer", study.centre.transfer)),
+        *(("vary.transfer", regression_problem("transfer", other)) for other in study.vary.transfer),
+        ("distillation.ensemble", regression_problem("ensemble", study.distillation.ensemble)),
+        ("temperature", temperature_problem("temperature", study.temperature)),
+        ("search.temperatures", temperature_problem("temperatures", *study.search.temperatures)),
+    ]
+    if study.data.classes is not None:
+        found.append(("data.classes", "has no effect with data.task 'regression'; remove it"))
+    return [Mistake(key, message) for key, message in found if message is not None]
 
 
 def _has_unlabelled(study: StudySettings) -> bool:

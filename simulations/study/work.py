@@ -30,7 +30,7 @@ from kdfed.models import State, build_model, load_state, state_of
 from kdfed.partition import Partition, partition_of
 from kdfed.records import write_atomically
 from kdfed.seeding import derive, derive_many, numpy_generator
-from kdfed.train import PLAIN, predict
+from kdfed.train import plain_loss, predict
 from kdfed.transfer_sets import generated, noise, proxy, without_labels
 from simulations.study.cells import (
     Point,
@@ -81,7 +81,7 @@ def pretrain(study: StudySettings, point: Point, cache: Path) -> None:
         data.examples(np.concatenate(parts)),
         [len(part) for part in parts],
         study.pretraining,
-        PLAIN,
+        plain_loss(data.task),
         derive_many(point.seed, "pretraining", 0, list(members)),
     ):
         for row, place in enumerate(trained.places):
@@ -105,21 +105,23 @@ def distil(study: StudySettings, point: Point, trial: Trial, cache: Path) -> Non
         teachers if trial.method == "mutual" else teacher_logits(teachers, transfer.inputs)
     )
     seed = derive(point.seed, "distil")
-    result = consolidate(student, sources, transfer, validation, settings, seed)
+    result = consolidate(student, sources, transfer, validation, settings, seed, task=data.task)
     after = predict(student, test.inputs)
-    held = np.unique(data.dataset.labels[partition_at(study, point).indices[0]])
-    own = torch.from_numpy(np.isin(test.labels.numpy(), held))
-    labels = test.labels
+    strata = torch.from_numpy(data.strata[data.splits.test])
+    held = np.unique(data.strata[partition_at(study, point).indices[0]])
+    own = torch.from_numpy(np.isin(strata.numpy(), held))
+    labels, task = test.labels, data.task
+    scores_before, scores_after = task.scores(before, labels), task.scores(after, labels)
     row = {
         "teacher_accuracy": float(
-            np.mean([_accuracy(predict(teacher, test.inputs), labels) for teacher in teachers])
+            np.mean([task.score(predict(teacher, test.inputs), labels) for teacher in teachers])
         ),
-        "before": _accuracy(before, labels),
-        "after": _accuracy(after, labels),
+        "before": float(scores_before.mean()),
+        "after": float(scores_after.mean()),
         "validation_accuracy": result.accuracy,
-        "forgetting": _accuracy(before[own], labels[own]) - _accuracy(after[own], labels[own]),
-        "per_class_before": _per_class(before, labels, data.classes),
-        "per_class_after": _per_class(after, labels, data.classes),
+        "forgetting": float(scores_before[own].mean()) - float(scores_after[own].mean()),
+        "per_class_before": _per_class(scores_before, strata, len(data.strata_names)),
+        "per_class_after": _per_class(scores_after, strata, len(data.strata_names)),
         "steps": result.steps,
         "transfer_images": len(transfer),
     }
@@ -217,14 +219,10 @@ def _states(file: Path) -> list[State]:
     return [found[place] for place in sorted(found)]
 
 
-def _accuracy(logits: torch.Tensor, labels: torch.Tensor) -> float:
-    return float((logits.argmax(1) == labels).double().mean())
-
-
-def _per_class(logits: torch.Tensor, labels: torch.Tensor, classes: int) -> list[float | None]:
-    """Return the accuracy in each class; None where the test split holds none of it."""
+def _per_class(scores: torch.Tensor, strata: torch.Tensor, count: int) -> list[float | None]:
+    """Return the mean score in each class, or bin of a regression; None where the test split holds none."""
     found: list[float | None] = []
-    for label in range(classes):
-        rows = labels == label
-        found.append(_accuracy(logits[rows], labels[rows]) if bool(rows.any()) else None)
+    for stratum in range(count):
+        rows = strata == stratum
+        found.append(float(scores[rows].mean()) if bool(rows.any()) else None)
     return found

@@ -30,6 +30,7 @@ from kdfed.data import Examples
 from kdfed.errors import KdfedError
 from kdfed.models import State, build_model, load_state, state_of
 from kdfed.pairs import Pair
+from kdfed.task import REGRESSION
 from kdfed.train import PLAIN, LocalLoss, TrainResult, fit, local_loss, mutual_local_loss, predict
 
 IMAGES, FEATURES = (1, 12, 12), (10,)
@@ -310,6 +311,28 @@ def test_pairs_of_models_agree_with_the_loop(one: str, other: str, level: str) -
     ]
     fast = train_cohort(exact, starts, double(examples), SIZES, settings, loss, SEEDS)
     assert_agree(fast, loop(exact, double(examples), settings, loss, starts), atol=1e-12, rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        PlainLocal(epochs=2, batch_size=5, lr=0.02),
+        ProximalLocal(mode="proximal", mu=0.5, epochs=2, batch_size=5, lr=0.02),
+        KDLocal(mode="kd", temperature=1.0, weight=0.4, epochs=2, batch_size=5, lr=0.02),
+    ],
+)
+@pytest.mark.parametrize(("name", "level"), [("mlp", "folded"), ("weighted", "vmap"), ("branching", "loop")])
+def test_a_regression_agrees_with_the_loop_on_every_level(name: str, level: str, settings: Any) -> None:
+    model: Any = build_model(MODELS["mlp"][0], FEATURES, 1, 0) if name == "mlp" else build(name)[0]
+    if name != "mlp":
+        model.head = nn.Linear(10, 1)
+    model.double()
+    inputs = torch.randn(sum(SIZES), 10, generator=torch.Generator().manual_seed(1)).double()
+    examples = Examples(inputs, inputs[:, 0] - 0.5 * inputs[:, 1])
+    assert plan_for(model, FEATURES, 5).level == level
+    loss = local_loss(lambda: model, settings, REGRESSION)
+    fast = train_cohort(model, state_of(model), examples, SIZES, settings, loss, SEEDS)
+    assert_agree(fast, loop(model, examples, settings, loss), atol=1e-12, rtol=1e-12)
 
 
 @pytest.mark.parametrize(

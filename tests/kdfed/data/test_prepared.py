@@ -91,3 +91,52 @@ def test_a_wrong_number_of_means_is_refused() -> None:
     with pytest.raises(DataError, match="each of the 3 channels, got 1") as caught:
         prepare(settings)
     assert caught.value.key == "data.normalise"
+
+
+# ----------------------------------------------------------------------------- regression
+
+
+def test_labels_of_a_regression_get_the_statistics_of_the_transfer_split_alone() -> None:
+    data = prepare(DataSettings(task="regression", source="diabetes"))
+    labels = data.examples(data.splits.transfer).labels
+    assert labels.dtype == torch.float32
+    assert float(labels.mean()) == pytest.approx(0, abs=1e-6)
+    assert float(labels.std(correction=0)) == pytest.approx(1, abs=1e-6)
+    one = data.splits.train[:1]
+    stored = float(data.dataset.labels[one][0])
+    wanted = (stored - data.label_mean) / data.label_std
+    assert float(data.examples(one).labels[0]) == pytest.approx(wanted, rel=1e-6)
+    assert (data.classes, data.input_shape) == (1, (10,))
+
+
+def test_a_regression_is_dealt_by_ten_equally_filled_bins_of_the_train_split() -> None:
+    data = prepare(DataSettings(task="regression", source="diabetes"))
+    counts = np.bincount(data.strata[data.splits.train], minlength=10)
+    assert len(data.strata_names) == len(counts) == 10
+    assert np.ptp(counts) <= 3
+    for stratum in range(9):
+        low = data.dataset.labels[data.strata == stratum].max()
+        assert low < data.dataset.labels[data.strata == stratum + 1].min()
+    assert data.strata_names[0].startswith("< ")
+    assert data.strata_names[1].startswith(data.strata_names[0].removeprefix("< "))
+
+
+def test_classes_are_their_own_strata() -> None:
+    data = prepare(DataSettings(source="digits"))
+    assert data.strata is data.dataset.labels
+    assert data.strata_names == data.dataset.class_names
+
+
+def same_numbers(settings: DataSettings) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
+    return np.random.default_rng(0).normal(size=(40, 2)), np.full(40, 2.5), ()
+
+
+def test_labels_that_are_all_the_same_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+    import types
+
+    module = types.ModuleType("constant_labels")
+    module.make = same_numbers  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "constant_labels", module)
+    with pytest.raises(DataError, match=r"different labels in every split.*are 2.5"):
+        prepare(DataSettings(task="regression", source="constant_labels:make"))

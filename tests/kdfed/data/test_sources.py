@@ -257,3 +257,24 @@ def test_any_limit_draws_distinct_rows(limit: int, seed: int) -> None:
     )
     data = load_source(settings)
     assert len(np.unique(data.inputs, axis=0)) == limit == len(data)
+
+
+def test_diabetes_is_442_patients_with_a_number_each() -> None:
+    data = load_source(DataSettings(task="regression", source="diabetes"))
+    assert data.inputs.shape == (442, 10)
+    assert (data.labels.dtype, data.labels.min(), data.labels.max()) == (np.float32, 25, 346)
+    assert data.class_names == ()
+
+
+def test_a_source_without_the_labels_of_the_task_is_refused() -> None:
+    with pytest.raises(DataError, match=r"expected 'regression' with source 'diabetes'") as error:
+        load_source(DataSettings(source="diabetes"))
+    assert error.value.key == "data.task"
+    with pytest.raises(DataError, match=r"expected 'classification' with source 'digits'"):
+        load_source(DataSettings(task="regression", source="digits"))
+
+
+def test_a_users_function_can_give_numbers(user_source: types.ModuleType) -> None:
+    user_source.make = lambda settings: (np.zeros((4, 3)), np.arange(4) / 2, ())  # type: ignore[attr-defined]
+    data = load_source(DataSettings(task="regression", source="my_sources:make"))
+    assert data.labels.tolist() == [0, 0.5, 1, 1.5]

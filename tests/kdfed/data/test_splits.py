@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from kdfed.config import DataSettings, PartitionSettings, SplitSettings, UniformPartition
 from kdfed.data import Dataset, split
-from kdfed.data.splits import stratified_order
+from kdfed.data.splits import bin_edges, strata_of, stratified_order
 from kdfed.errors import DataError
 from kdfed.partition import make_partition
 
@@ -96,3 +96,27 @@ def test_the_transfer_set_never_overlaps_a_participant_or_another_split(
         assert not set(parts.transfer) & set(other)
     everything = np.concatenate([parts.test, parts.validation, parts.transfer, *held])
     assert np.array_equal(np.sort(everything), np.arange(len(labels)))
+
+
+# ----------------------------------------------------------------------------- numbers
+
+
+def test_bins_are_a_worked_example() -> None:
+    """The deciles of 0..20 are 2, 4, ..., 18; an edge belongs to the bin above it."""
+    numbers = np.arange(21, dtype=np.float32)
+    assert bin_edges(numbers).tolist() == [2, 4, 6, 8, 10, 12, 14, 16, 18]
+    assert strata_of(numbers).tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7, 8, 8, 9, 9, 9]
+    assert strata_of(np.float32([-5, 2.5, 99]), numbers).tolist() == [0, 1, 9]
+
+
+def test_equal_numbers_share_a_bin_and_no_bin_is_empty() -> None:
+    numbers = np.repeat(np.float32([1, 2, 7]), 30)
+    assert np.bincount(strata_of(numbers)).tolist() == [30, 30, 30]
+    assert strata_of(np.full(5, 3, np.float32)).tolist() == [0] * 5
+
+
+def test_every_split_holds_every_range_of_a_number_in_proportion() -> None:
+    numbers = np.random.default_rng(0).normal(size=1000).astype(np.float32)
+    bins = strata_of(numbers)
+    for part, size in zip(vars(split(dataset(numbers), asked())).values(), (15, 10, 15, 60), strict=True):
+        assert abs(np.bincount(bins[part], minlength=10) - size).max() <= 1

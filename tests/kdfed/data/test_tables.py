@@ -357,3 +357,44 @@ def test_the_environment_variable_alone_keeps_a_process_offline(hub_folder: Path
         check=False,
     )
     assert done.stdout.strip() == "12", done.stderr
+
+
+# ----------------------------------------------------------------------------- regression
+
+
+def numbers(**columns: Any) -> dict[str, Any]:
+    return {"a": [float(i) for i in range(40)], "kind": [i % 3 for i in range(40)], **columns}
+
+
+def test_a_table_can_have_numbers_as_labels(tmp_path: Path) -> None:
+    price = [1.5 * i for i in range(40)]
+    file = write(tmp_path / "t.parquet", numbers(price=price))
+    data = load(file, task="regression", columns=ColumnSettings(label="price"))
+    assert data.labels.dtype == np.float32
+    assert data.labels.tolist() == price
+    assert (data.inputs.shape, data.class_names) == ((40, 2), ())
+
+
+def test_a_column_of_classes_is_not_the_label_of_a_regression(tmp_path: Path) -> None:
+    declared = {"kind": {"_type": "ClassLabel", "names": NAMES}}
+    file = write(tmp_path / "t.parquet", numbers(label=list(range(40))), declared)
+    data = load(file, task="regression")
+    assert data.labels.tolist() == list(range(40))
+    assert data.inputs.shape == (40, 1)
+    bare = write(tmp_path / "u.parquet", numbers(), declared)
+    with pytest.raises(DataError, match=r"set data.columns.label"):
+        load(bare, task="regression")
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ([None, *range(39)], r"expected a label in every row.*1 are missing"),
+        (["a", *"b" * 39], r"expected numbers as labels.*'regression'"),
+        ([float("nan"), *map(float, range(39))], r"expected a finite label.*got nan in row 0"),
+    ],
+)
+def test_labels_that_are_no_numbers_are_refused(tmp_path: Path, labels: Any, message: str) -> None:
+    file = write(tmp_path / "t.parquet", numbers(label=labels))
+    with pytest.raises(DataError, match=message):
+        load(file, task="regression")

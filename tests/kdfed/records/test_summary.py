@@ -59,7 +59,17 @@ def comparison(summary, cost):
 def test_a_summary_has_the_keys_of_the_contract():
     summary = summary_of(curve("cold", 0, COLD) + curve("warm", 0, WARM, teachers=1))
     assert list(summary) == [
-        *("experiment", "engine", "seeds", "targets", "versions", "runs", "comparisons", "partitions"),
+        *(
+            "experiment",
+            "engine",
+            "seeds",
+            "targets",
+            "metric",
+            "versions",
+            "runs",
+            "comparisons",
+            "partitions",
+        ),
         "consolidations",
     ]
     assert list(summary["versions"]) == ["kdfed", "python", "torch", "numpy", "flwr"]

@@ -311,3 +311,59 @@ def test_the_shipped_studies_are_valid():
     assert files
     for file in files:
         assert load_study(file).name == file.stem
+
+
+# ----------------------------------------------------------------------------- regression
+
+NUMBERS: dict[str, Any] = {
+    "seeds": [0],
+    "data": {"task": "regression", "source": "diabetes"},
+    "distillation": {"ensemble": "mean-logits", "epochs": 2, "batch-size": 16},
+    "search": {"temperatures": [1.0], "weights": [0.5, 1.0]},
+    "temperature": 1.0,
+    "methods": ["vanilla", "tuned", "mutual"],
+    "vary": {"transfer": ["noise"], "distributions": ["disjoint"]},
+}
+
+
+def test_a_study_of_a_regression_holds_r2(tmp_path):
+    study = load_study(write(tmp_path, **NUMBERS))
+    summary = run_study(study, tmp_path / "out", workers=1)
+    assert {row["method"] for row in summary["cells"]} == {"vanilla", "tuned", "mutual"}
+    data = prepare(study.data)
+    sizes = np.bincount(data.strata[data.splits.test], minlength=10)
+    for row in summary["cells"]:
+        assert row["before"] < 1
+        whole = [score for score in row["per_class_after"] if score is not None]
+        assert len(whole) == 10
+        assert np.average(whole, weights=sizes) == pytest.approx(row["after"]), "the parts make the whole"
+    (row, *_) = [row for row in summary["cells"] if row["method"] == "vanilla"]
+    point, trial = points(study)[0], trials(study, points(study)[0])[0]
+    student = pretrained(study, point, tmp_path / "out" / "cache")
+    test = data.examples(data.splits.test)
+    residual = (predict(student, test.inputs)[:, 0] - test.labels).square().sum()
+    around = (test.labels - test.labels.mean()).square().sum()
+    assert row["before"] == pytest.approx(float(1 - residual / around), rel=1e-5)
+    assert trial.temperature == 1
+    page = (tmp_path / "out" / "study.html").read_text()
+    assert "Gain in test R²" in page
+    assert "ccuracy" not in page
+
+
+def pretrained(study, point, cache):
+    from simulations.study.work import _models
+
+    return _models(study, point, cache)[0]
+
+
+def test_what_a_regression_does_not_have_is_refused_at_once(tmp_path):
+    with pytest.raises(ConfigError) as error:
+        load_study(write(tmp_path, data={"task": "regression", "source": "diabetes"}))
+    found = {mistake.key: mistake.message for mistake in error.value.mistakes}
+    assert set(found) == {"methods", "distillation.ensemble", "temperature", "search.temperatures"}
+    assert (
+        "expected vanilla or tuned or mutual with data.task 'regression', got 'partitioned'"
+        in found["methods"]
+    )
+    with pytest.raises(ConfigError, match=r"data.task: expected 'regression' with source 'diabetes'"):
+        load_study(write(tmp_path, data={"source": "diabetes"}))
