@@ -18,6 +18,7 @@ from pydantic import TypeAdapter
 from torch import nn
 
 from clients.envelope import CohortWork, Metrics, Task, Work, answer
+from clients.exchange import LogitsExchange
 from clients.participant import SimulatedParticipants, participants_of, store_of
 from clients.trainees import PairedModels, ReceivedModel
 from kdfed import wire
@@ -135,6 +136,35 @@ def train(message: Message, context: Context) -> Message:
         return work
 
     return answer(message, begin, lambda task: wire.spec_of(task.arrays))
+
+
+@app.query("logits")
+def logits(message: Message, context: Context) -> Message:
+    """Digest the last consensus, train, and send logits on this round's public examples."""
+    participants = _participants(message, context)
+    data, store = participants.data, store_of(message.content.config_records.get(wire.SIMULATION))
+
+    def begin(task: Task) -> CohortWork:
+        name, seed = str(task.config["model"]), int(task.config["seed"])
+        model = _template(name, data.input_shape, data.classes, participants.device)
+
+        def fresh(member: int) -> State:
+            drawn = derive(seed, "init-personal", 0, member)
+            return state_of(_build(name, data.input_shape, data.classes, drawn))
+
+        exchange = LogitsExchange.of(task, model, fresh, participants, store)
+
+        def work(members: Sequence[int]) -> Iterator[Work]:
+            for trained, sent in exchange.run(members):
+                own = [members[place] for place in trained.places]
+                yield Work(own, {wire.LOGITS: sent}, [_training(result) for result in trained.results])
+
+        return work
+
+    def expected(task: Task) -> wire.Spec:
+        return {wire.LOGITS: ((int(task.config["count"]), data.classes), "float16")}
+
+    return answer(message, begin, expected)
 
 
 @app.evaluate()

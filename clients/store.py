@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
 from safetensors.torch import load, save
 
 from kdfed.models import State
@@ -45,6 +46,21 @@ class Store:
         earlier = sorted(number for number in self._rounds(participant) if number < server_round)
         for number in earlier[:-1]:
             self._file(participant, number).unlink(missing_ok=True)
+
+    def load_public(self, digest: str) -> torch.Tensor | None:
+        """Return the public examples with this digest; None if they are not kept."""
+        file = self._public_file(digest)
+        return load(file.read_bytes())["inputs"] if file.exists() else None
+
+    def save_public(self, digest: str, inputs: torch.Tensor) -> None:
+        """Keep public examples, [N, ...] as stored: once for all participants of this folder."""
+        file = self._public_file(digest)
+        if not file.exists():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(file, save({"inputs": inputs.contiguous()}))
+
+    def _public_file(self, digest: str) -> Path:
+        return self.root / "public" / f"{digest}.safetensors"
 
     def _file(self, participant: int, server_round: int) -> Path:
         return self.root / str(participant) / f"{server_round}.safetensors"

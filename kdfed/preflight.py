@@ -8,7 +8,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from kdfed.config import Arm, Experiment, ModelSettings, MutualLocal
+from kdfed.config import Arm, Experiment, LogitsServer, ModelSettings, MutualLocal
+from kdfed.config.checks import several
 from kdfed.data import PreparedData, prepare
 from kdfed.device import resolve_device
 from kdfed.errors import ConfigError, DataError, KdfedError, Mistake
@@ -69,12 +70,23 @@ def _check_arm(arm: Arm, data: PreparedData | None, key: _Keys) -> Iterator[Mist
         _, message = _try_model(arm.local.model, data)
         if message:
             yield Mistake(key("local.model"), message)
+    if isinstance(arm.server, LogitsServer):
+        for settings in several(arm.server.models):
+            _, message = _try_model(settings, data)
+            if message:
+                yield Mistake(key("server.models"), message)
+        wanted = arm.server.images
+        if wanted is not None and data is not None and wanted > len(data.splits.transfer):
+            yield Mistake(
+                key("server.images"),
+                f"expected at most the {len(data.splits.transfer)} examples of the transfer split, got "
+                f"{wanted}; lower it or hold out more (data.splits.transfer)",
+            )
     if arm.start.startswith("file:"):
         yield from _check_start(arm.start.removeprefix("file:"), student, key("start"))
     if arm.start not in ("consolidated", "averaged"):
         return
-    own = arm.teachers.model
-    for settings in () if own is None else own if isinstance(own, tuple) else (own,):
+    for settings in several(arm.teachers.model):
         _, message = _try_model(settings, data)
         if message:
             yield Mistake(key("teachers.model"), message)

@@ -15,6 +15,11 @@ train.teacher   down      arrays (common init),   initial weights; settings; tra
 train           down      arrays, config          global weights; settings
 \\               up        arrays, metrics         weights; ``num-examples``, ``train-loss``,
 \\                                                 ``local-steps``
+query.logits    down      transfer, config        public examples as stored (first message); the last
+\\                                                 consensus float16 [M, C]; settings
+\\                         arrays                  initial weights (first message)
+\\               up        arrays, metrics         ``logits`` float16 [N, C]; ``num-examples``,
+\\                                                 ``train-loss``, ``local-steps``
 evaluate        down      arrays, config          global weights; settings
 \\               up        metrics                 ``num-examples``, ``eval-loss``, ``eval-acc``
 =============== ========= ======================= ==================================================
@@ -51,6 +56,7 @@ HELLO = "query.hello"
 TEACHER = "train.teacher"
 TRAIN = "train"
 EVALUATE = "evaluate"
+LOGITS_QUERY = "query.logits"
 
 ARRAYS = "arrays"
 CONFIG = "config"
@@ -62,6 +68,8 @@ SIMULATION = "simulation"
 
 INPUTS = "inputs"
 LOGITS = "logits"
+CONSENSUS = "consensus"
+PUBLIC = "public"
 NUM_EXAMPLES = "num-examples"
 TRAIN_LOSS = "train-loss"
 LOCAL_STEPS = "local-steps"

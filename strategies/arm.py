@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -44,6 +44,14 @@ from strategies.participant_grid import ParticipantGrid
 from strategies.teachers import TeacherPhase, average
 
 Stopped = Literal["target", "plateau", "max-rounds"]
+
+
+@runtime_checkable
+class OwnReplies(Protocol):
+    """A strategy whose participants send back something else than the model."""
+
+    def reply_spec(self, server_round: int) -> wire.Spec:
+        """Return shapes and dtypes of what a participant sends back in a round."""
 
 
 @dataclass(frozen=True)
@@ -254,6 +262,8 @@ class ArmRunner:
             self.arm.partition.participants,
             sampled_count(self.arm),
         )
+        if isinstance(self.strategy, OwnReplies):
+            spec = self.strategy.reply_spec(server_round)
         self.grid.select(sampled, phase="rounds", round_number=server_round, spec_of=lambda participant: spec)
         least = max(self.arm.server.minimum, _least(self.strategy))
         self._require(len(list(self.grid.get_node_ids())), least, f"round {server_round}", "can be sampled")

@@ -18,7 +18,10 @@ from flwr.serverapp.strategy import (
 )
 
 from kdfed.config import ProximalLocal, ServerBase
+from strategies.ds_fl import DSFL
 from strategies.feddf import FedDF
+from strategies.fedmd import FedMD
+from strategies.logits import LogitsStrategy
 
 if TYPE_CHECKING:
     from strategies.arm import ArmConfig
@@ -31,6 +34,8 @@ STRATEGIES: dict[str, type[FedAvg]] = {
     "fedadam": FedAdam,
     "fedyogi": FedYogi,
     "feddf": FedDF,
+    "fedmd": FedMD,
+    "ds_fl": DSFL,
     "fedmedian": FedMedian,
     "fedtrimmedavg": FedTrimmedAvg,
     "krum": Krum,
@@ -53,7 +58,7 @@ def make_strategy(config: ArmConfig) -> FedAvg:
     kind = STRATEGIES[arm.server.strategy]
     shared = set(ServerBase.model_fields) | {"strategy"}
     options: dict[str, Any] = {name: value for name, value in dict(arm.server).items() if name not in shared}
-    if kind is FedDF:
+    if issubclass(kind, FedDF | LogitsStrategy):
         options = {"config": config}
     if isinstance(arm.local, ProximalLocal) and kind is FedProx:
         options["proximal_mu"] = arm.local.mu

@@ -54,6 +54,7 @@ def train_cohort(
     loss: LocalLoss,
     seeds: Sequence[int],
     *,
+    shared: bool = False,
     bfloat16: bool = False,
 ) -> Iterator[Trained]:
     """Train B participants of one architecture, each as :func:`kdfed.train.fit` would alone.
@@ -70,7 +71,8 @@ def train_cohort(
     start
         The weights that all start from, or one state for each of B.
     examples
-        Everybody's, one participant after the other.
+        Everybody's, one participant after the other. What the loss gets as labels may be of any shape,
+        [N, ...].
     sizes
         How many of them each of B participants holds, at least one each.
     settings
@@ -79,6 +81,8 @@ def train_cohort(
         What is minimised.
     seeds
         Derived seeds, one for each of B: of the order of examples and of dropout.
+    shared
+        All participants train on the same examples, which are there once: every size is their number.
     bfloat16
         Run layers in bfloat16 (autocast); weights and the loss stay float32.
 
@@ -92,21 +96,22 @@ def train_cohort(
     KdfedError
         If a participant has no example, or the numbers of examples do not add up.
     """
-    if not sizes or min(sizes) < 1 or sum(sizes) != len(examples):
+    held = sizes[:1] if shared else sizes
+    if not sizes or min(sizes) < 1 or sum(held) != len(examples) or (shared and len(set(sizes)) > 1):
         raise KdfedError(
             f"expected at least one example of each participant, {len(examples)} in all, got {list(sizes)}; "
             "raise partition.min-examples"
         )
+    starts = np.zeros(len(sizes), dtype=np.int64) if shared else np.cumsum([0, *sizes[:-1]])
     device = device_of(model)
     plan = plan_for(model, tuple(examples.inputs.shape[1:]), settings.batch_size)
     if plan.level == "loop" or len(sizes) == 1:
-        yield from _loop(model, start, examples, sizes, settings, loss, seeds, bfloat16)
+        yield from _loop(model, start, examples, starts.tolist(), sizes, settings, loss, seeds, bfloat16)
         return
     model.train()
     examples = examples.to(device)
-    starts = np.cumsum([0, *sizes[:-1]])
     order = np.argsort(-np.asarray(sizes), kind="stable")
-    shared = {key: value.to(device) for key, value in start.items()} if isinstance(start, dict) else {}
+    common = {key: value.to(device) for key, value in start.items()} if isinstance(start, dict) else {}
     falling = [sizes[place] for place in order]
     for cut in plan.folds(falling, settings.batch_size, device):
         places = order[cut]
@@ -118,7 +123,7 @@ def train_cohort(
             merge_single=plan.has_batch_norm,
         )
         if isinstance(start, dict):
-            stack = {key: value.expand(len(places), *value.shape) for key, value in shared.items()}
+            stack = {key: value.expand(len(places), *value.shape) for key, value in common.items()}
         else:
             own = stack_states([start[place] for place in places])
             stack = {key: values.to(device) for key, values in own.items()}
@@ -236,7 +241,8 @@ def _train_fold(
             with _autocast(device, bfloat16):
                 logits = plan.forward(own, inputs, norm_training=norm_training)
             logits = logits.to(dtype)
-            each = loss.examples(inputs.flatten(0, 1), logits.flatten(0, 1), labels.flatten()).view_as(labels)
+            each = loss.examples(inputs.flatten(0, 1), logits.flatten(0, 1), labels.flatten(0, 1))
+            each = each.view(labels.shape[:2])
             means = torch.where(mask, each, 0).sum(1) / mask.sum(1)
             if loss.penalty is not None:
                 means = means + loss.penalty(dict(zip(names, leaves, strict=True)))
@@ -262,6 +268,7 @@ def _loop(
     model: nn.Module,
     start: State | Sequence[State],
     examples: Examples,
+    starts: Sequence[int],
     sizes: Sequence[int],
     settings: OptimiserSettings,
     loss: LocalLoss,
@@ -269,12 +276,10 @@ def _loop(
     bfloat16: bool,
 ) -> Iterator[Trained]:
     """Train one participant after another: the slow twin, and the level for what cannot be folded."""
-    end = 0
     own = copy.deepcopy(model)
-    for place, size in enumerate(sizes):
+    for place, (begin, size) in enumerate(zip(starts, sizes, strict=True)):
         load_state(own, start if isinstance(start, dict) else start[place])
-        part = type(examples)(examples.inputs[end : end + size], examples.labels[end : end + size])
-        end += size
+        part = type(examples)(examples.inputs[begin : begin + size], examples.labels[begin : begin + size])
         with _autocast(device_of(model), bfloat16):
             result = fit(own, part, settings, loss, seeds[place])
         yield Trained(stack_states([state_of(own)]), [place], [result])

@@ -11,6 +11,7 @@ from kdfed.config.sections import (
     DistillationSettings,
     FedDFServer,
     KDLocal,
+    LogitsServer,
     ModelSettings,
     MutualConsolidation,
     MutualLocal,
@@ -55,6 +56,7 @@ REGRESSION: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 _NO_CLASSES = {
     "ntd": "it distils the classes that are not the label, and a number has none",
+    **dict.fromkeys(("fedmd", "ds_fl"), "its consensus is written for logits of classes"),
     "partitioned": "it asks which model is surest, and a number says nothing of how sure a model is",
 }
 _CLASSES_ONLY = ("mnist5k", "digits", "torchvision", "folder", "synthetic")
@@ -123,13 +125,21 @@ def cross_checks(arm: Arm, known: Collection[str] = ()) -> list[Mistake]:
         models.append(("local.model", arm.local.model))
     if arm.start in ("consolidated", "averaged"):
         trained.append(("teachers", arm.teachers))
-        teacher = arm.teachers.model
-        several = teacher if isinstance(teacher, tuple) else (teacher,) if teacher is not None else ()
-        models += [("teachers.model", model) for model in several]
+        models += [("teachers.model", model) for model in several(arm.teachers.model)]
     if arm.start == "consolidated":
         trained.append(("consolidation", arm.consolidation))
     if isinstance(arm.server, FedDFServer):
         trained.append(("server.distillation", arm.server.distillation))
+    if isinstance(arm.server, LogitsServer):
+        trained += [("server.digest", arm.server.digest), ("server.distillation", arm.server.distillation)]
+        models += [("server.models", model) for model in several(arm.server.models)]
+        if arm.local.mode != "plain":
+            wrong(
+                "local.mode",
+                f"expected 'plain' with strategy {arm.server.strategy!r}, whose participants receive no "
+                f"model, got {arm.local.mode!r}",
+                "server.strategy",
+            )
     for section, model in models:
         problem = check_model(model)
         if problem is not None:
@@ -233,6 +243,11 @@ def _check_regression(arm: Arm) -> list[tuple[str, str]]:
             problem = temperature_problem("temperature", values["temperature"])
             found.append((f"{section}.temperature", problem))
     return [(key, message) for key, message in found if message is not None]
+
+
+def several(models: ModelSettings | tuple[ModelSettings, ...] | None) -> tuple[ModelSettings, ...]:
+    """Return the architectures that a key names: one, a list, or none."""
+    return () if models is None else models if isinstance(models, tuple) else (models,)
 
 
 def _check_teachers(arm: Arm, known: Collection[str]) -> list[Mistake]:

@@ -482,6 +482,41 @@ class FedDFServer(ServerBase):
     """How."""
 
 
+class DigestSettings(OptimiserSettings):
+    """How a consensus is distilled into a model on the public examples."""
+
+    batch_size: PositiveInt = 32
+    """Examples a step."""
+
+
+class LogitsServer(ServerBase):
+    """Participants exchange logits on the transfer set in every round, and keep their models."""
+
+    images: PositiveInt | None = None
+    """Public examples of a round, drawn anew each time. Default: the whole transfer set."""
+    models: ModelSettings | Annotated[tuple[ModelSettings, ...], Field(min_length=1)] | None = None
+    """The participants' architecture; a list is dealt to participants in turn. Default: the federated
+    model."""
+    digest: DigestSettings = DigestSettings()
+    """How participants distil the consensus of the round before."""
+    distillation: DigestSettings = DigestSettings()
+    """How the server distils it into the model that is evaluated."""
+
+
+class FedMDServer(LogitsServer):
+    """The mean of the logits is the consensus (Li and Wang 2019)."""
+
+    strategy: Literal["fedmd"]
+
+
+class DSFLServer(LogitsServer):
+    """The mean of the probabilities, with its entropy reduced, is the consensus (Itahara et al. 2021)."""
+
+    strategy: Literal["ds_fl"]
+    temperature: Annotated[float, Field(gt=0)] = 0.1
+    """Temperature T of the entropy reduction, above 0; it divides probabilities."""
+
+
 class FedMedianServer(ServerBase):
     """Coordinate-wise median (Yin et al. 2018)."""
 
@@ -512,6 +547,8 @@ ServerSettings = Annotated[
     | FedAdamServer
     | FedYogiServer
     | FedDFServer
+    | FedMDServer
+    | DSFLServer
     | FedMedianServer
     | FedTrimmedAvgServer
     | KrumServer,

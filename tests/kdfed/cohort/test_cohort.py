@@ -450,6 +450,26 @@ def test_bfloat16_keeps_weights_in_float32_and_stays_near() -> None:
     assert any(not torch.equal(half.states[key], exact.states[key]) for key in exact.states)
 
 
+@pytest.mark.parametrize("name", ["cnn", "weighted", "branching"])
+def test_examples_that_all_share_are_there_once_and_may_have_soft_targets(name: str) -> None:
+    model, shape = build(name)
+    shared = examples_of(shape, [13])
+    soft = Examples(shared.inputs, torch.randn(13, 3, generator=torch.Generator().manual_seed(2)))
+    loss = LocalLoss(lambda inputs, logits, targets: (logits - targets).abs().mean(1))
+    copies = Examples(soft.inputs.repeat(4, *[1] * len(shape)), soft.labels.repeat(4, 1))
+    fast = train_cohort(model, state_of(model), soft, [13] * 4, SGD, loss, SEEDS[:4], shared=True)
+    assert_agree(fast, loop(model, copies, SGD, loss, sizes=[13] * 4), atol=1e-5, rtol=1e-5)
+
+
+def test_shared_examples_must_be_everybodys() -> None:
+    model, shape = build("mlp")
+    for sizes in ([3, 2], [2, 2]):
+        with pytest.raises(KdfedError, match="3 in all"):
+            train_cohort(
+                model, state_of(model), examples_of(shape, [3]), sizes, SGD, PLAIN, [1, 2], shared=True
+            )
+
+
 def test_a_participant_without_examples_is_refused() -> None:
     model, shape = build("mlp")
     with pytest.raises(KdfedError, match="at least one example of each participant, 3 in all"):

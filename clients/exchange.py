@@ -1,0 +1,164 @@
+"""One round of an exchange of logits, as participants see it: digest, train, keep, answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from clients.envelope import Task
+from clients.participant import SimulatedParticipants
+from clients.store import Store
+from kdfed import wire
+from kdfed.cohort import Trained, predict_stack, train_cohort
+from kdfed.config import OptimiserSettings, PlainLocal
+from kdfed.consensus import DIGESTS, public_places
+from kdfed.data import Examples
+from kdfed.errors import ParticipantError
+from kdfed.models import State
+from kdfed.seeding import derive_many
+from kdfed.train import PLAIN, TrainResult
+
+
+@dataclass(frozen=True)
+class LogitsExchange:
+    """What one message asks of its participants.
+
+    Parameters
+    ----------
+    model
+        Their architecture.
+    initial
+        Participant -> its weights before it was ever trained.
+    participants
+        Whose examples there are.
+    store
+        Where they keep their models.
+    seed, server_round
+        The run's seed and the round.
+    strategy
+        Which loss digests the consensus: a key of :data:`kdfed.consensus.DIGESTS`.
+    digest, local
+        How participants are trained towards the consensus, and on their own examples.
+    agreed
+        The last consensus with its public examples; None before the first.
+    asked
+        Normalised public examples of this round, [N, ...].
+    """
+
+    model: nn.Module
+    initial: Callable[[int], State]
+    participants: SimulatedParticipants
+    store: Store
+    seed: int
+    server_round: int
+    strategy: str
+    digest: OptimiserSettings
+    local: PlainLocal
+    agreed: Examples | None
+    asked: torch.Tensor
+
+    @classmethod
+    def of(
+        cls,
+        task: Task,
+        model: nn.Module,
+        fresh: Callable[[int], State],
+        participants: SimulatedParticipants,
+        store: Store,
+    ) -> LogitsExchange:
+        """Read a task; public examples that came with it are kept.
+
+        Raises
+        ------
+        ParticipantError
+            If public examples neither came nor are kept.
+        """
+        config = task.config
+        seed, server_round = int(config["seed"]), int(config["server-round"])
+        digest, images = str(config[wire.PUBLIC]), int(config["images"]) or None
+        if wire.INPUTS in task.transfer:
+            store.save_public(digest, task.transfer[wire.INPUTS])
+        stored = store.load_public(digest)
+        if stored is None:
+            raise ParticipantError(
+                "expected the public examples of an earlier message in the store, found none; "
+                "start the run anew"
+            )
+
+        def public(of_round: int) -> torch.Tensor:
+            places = public_places(seed, of_round, len(stored), images)
+            return participants.data.normalisation.apply(stored.numpy()[places])
+
+        agreed = None
+        if wire.CONSENSUS in task.transfer:
+            consensus = task.transfer[wire.CONSENSUS].float()
+            agreed = Examples(public(int(config["consensus-round"])), consensus)
+        return cls(
+            model,
+            (lambda member: task.arrays) if task.arrays else fresh,
+            participants,
+            store,
+            seed,
+            server_round,
+            str(config["strategy"]),
+            OptimiserSettings.model_validate_json(str(config["digest"])),
+            PlainLocal.model_validate_json(str(config["local"])),
+            agreed,
+            public(server_round),
+        )
+
+    def run(self, members: Sequence[int]) -> Iterator[tuple[Trained, torch.Tensor]]:
+        """Do a cohort's work.
+
+        Yields
+        ------
+        tuple
+            Some of the participants, trained, and their logits on this round's public examples, float16
+            [R, N, C]. Steps are those of digesting and of training.
+        """
+        kept = {member: self.store.load(member, before=self.server_round) for member in members}
+        states = [own or self.initial(member) for member, own in kept.items()]
+        steps = [0] * len(members)
+        if self.agreed is not None:
+            states, steps = self._digested(members, states, self.agreed)
+        examples, sizes = self.participants.gather(members)
+        seeds = derive_many(self.seed, "train", self.server_round, members)
+        bfloat16 = self.participants.bfloat16
+        for trained in train_cohort(
+            self.model, states, examples, sizes, self.local, PLAIN, seeds, bfloat16=bfloat16
+        ):
+            for row, place in enumerate(trained.places):
+                own = {key: values[row] for key, values in trained.states.items()}
+                if all(bool(value.isfinite().all()) for value in own.values()):
+                    self.store.save(members[place], self.server_round, own)
+            results = [
+                TrainResult(result.loss, result.steps + steps[place], result.examples)
+                for place, result in zip(trained.places, trained.results, strict=True)
+            ]
+            logits = predict_stack(self.model, trained.states, self.asked).to(torch.float16)
+            yield Trained(trained.states, trained.places, results), logits
+
+    def _digested(
+        self, members: Sequence[int], states: list[State], agreed: Examples
+    ) -> tuple[list[State], list[int]]:
+        """Return the participants' states, trained towards the consensus, and the steps that it took."""
+        device = self.participants.device
+        digested, steps = list(states), [0] * len(members)
+        for trained in train_cohort(
+            self.model,
+            states,
+            agreed.to(device),
+            [len(agreed)] * len(members),
+            self.digest,
+            DIGESTS[self.strategy],
+            derive_many(self.seed, "digest", self.server_round, members),
+            shared=True,
+            bfloat16=self.participants.bfloat16,
+        ):
+            for row, place in enumerate(trained.places):
+                digested[place] = {key: values[row].clone() for key, values in trained.states.items()}
+                steps[place] = trained.results[row].steps
+        return digested, steps

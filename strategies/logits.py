@@ -1,0 +1,150 @@
+"""Strategies that exchange logits in every round: what FedMD and DS-FL share.
+
+============= ========= =======================================================================
+message       direction content
+============= ========= =======================================================================
+query.logits  down      ``transfer``: ``inputs``, the public examples as stored, in a
+                        participant's first message; ``consensus`` float16 [M, C] of the last
+                        round, once there is one. ``arrays``: the start, in the first message,
+                        where the participant has the federated architecture. ``config``
+query.logits  up        ``arrays``: ``logits`` float16 [N, C] on this round's public examples;
+                        ``metrics``: ``num-examples``, ``train-loss``, ``local-steps``
+============= ========= =======================================================================
+
+A sampled participant digests the last consensus, trains on its own examples, keeps its model in its store and
+uploads its logits. The server combines them, and distils the consensus into a model of its own, which is what
+is evaluated: so that these strategies stand beside those that average weights.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from abc import abstractmethod
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import FedAvg
+
+from kdfed import wire
+from kdfed.config import LogitsServer, ModelSettings
+from kdfed.consensus import DIGESTS, public_places
+from kdfed.data import Examples
+from kdfed.device import resolve_device
+from kdfed.models import load_state, state_of
+from kdfed.seeding import derive
+from kdfed.train import fit
+
+if TYPE_CHECKING:
+    from strategies.arm import ArmConfig
+
+SERVER_STEPS = "server-steps"
+"""Metric of a round: optimiser steps that the server's own model took."""
+
+
+class LogitsStrategy(FedAvg):
+    """Participants send logits on public examples, never weights.
+
+    Parameters
+    ----------
+    config
+        The arm; its server settings must be those of the strategy.
+    options
+        FedAvg's.
+    """
+
+    def __init__(self, config: ArmConfig, **options: Any) -> None:
+        super().__init__(**options)
+        assert isinstance(config.arm.server, LogitsServer), config.arm.server
+        self.config, self.settings = config, config.arm.server
+        models = self.settings.models
+        self._models = models if isinstance(models, tuple) else (models or config.arm.model,)
+        self._digest = hashlib.sha256(config.data.transfer_inputs.tobytes()).hexdigest()
+        self._hold: set[int] = set()  # participants that are known to have the public examples
+        self._consensus: tuple[int, torch.Tensor] | None = None  # its round, float16 [M, C]
+        self._state: ArrayRecord = ArrayRecord()
+
+    @abstractmethod
+    def combine(self, logits: torch.Tensor) -> torch.Tensor:
+        """Return the consensus [N, C] of the participants' logits, float32 [K, N, C], in their order."""
+
+    def reply_spec(self, server_round: int) -> wire.Spec:
+        """Return what a participant sends back in a round."""
+        count = len(self._places(server_round))
+        return {wire.LOGITS: ((count, self.config.data.classes), "float16")}
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Ask the sampled participants for their logits; those with the same content share it."""
+        self._state = arrays
+        contents: dict[tuple[int, bool], RecordDict] = {}
+        messages = []
+        for participant in grid.get_node_ids():
+            key = (participant % len(self._models), participant in self._hold)
+            if key not in contents:
+                model = self._models[key[0]]
+                contents[key] = self._content(server_round, model, key[1], arrays, config)
+            messages.append(Message(contents[key], participant, wire.LOGITS_QUERY, group_id="rounds"))
+        return messages
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Combine logits, and distil the consensus into the server's model."""
+        replies = [reply for reply in replies if reply.has_content()]
+        self._hold |= {reply.metadata.src_node_id for reply in replies}
+        logits = [
+            reply.content.array_records[wire.ARRAYS].to_torch_state_dict()[wire.LOGITS] for reply in replies
+        ]
+        consensus = self.combine(torch.stack(logits).float()).to(torch.float16)
+        self._consensus = server_round, consensus
+        device = resolve_device(self.config.arm.device)
+        model = self.config.build(self.config.arm.model, "logits").to(device)
+        load_state(model, dict(self._state.to_torch_state_dict()))
+        public = self.config.data.transfer.inputs[torch.from_numpy(self._places(server_round))]
+        result = fit(
+            model,
+            Examples(public, consensus.float()),
+            self.settings.distillation,
+            DIGESTS[self.settings.strategy],
+            derive(self.config.seed, "logits", server_round),
+        )
+        metrics = self.train_metrics_aggr_fn([reply.content for reply in replies], self.weighted_by_key)
+        return ArrayRecord(state_of(model)), MetricRecord({**metrics, SERVER_STEPS: result.steps})
+
+    def _places(self, server_round: int) -> Any:
+        held = len(self.config.data.transfer_inputs)
+        return public_places(self.config.seed, server_round, held, self.settings.images)
+
+    def _content(
+        self,
+        server_round: int,
+        model: ModelSettings,
+        holds: bool,
+        arrays: ArrayRecord,
+        config: ConfigRecord,
+    ) -> RecordDict:
+        """Return what participants of one architecture are sent, by whether they hold the public examples."""
+        content, transfer = RecordDict(), {}
+        if not holds:
+            transfer[wire.INPUTS] = torch.from_numpy(self.config.data.transfer_inputs)
+            if model == self.config.arm.model:
+                content[wire.ARRAYS] = arrays
+        settings = {
+            **config,
+            "model": model.model_dump_json(),
+            "strategy": self.settings.strategy,
+            "digest": self.settings.digest.model_dump_json(),
+            "images": self.settings.images or 0,
+            "count": len(self._places(server_round)),
+            wire.PUBLIC: self._digest,
+        }
+        if self._consensus is not None:
+            settings["consensus-round"], transfer[wire.CONSENSUS] = self._consensus
+        if transfer:
+            content[wire.TRANSFER] = ArrayRecord(transfer)
+        content[wire.CONFIG] = ConfigRecord(settings)
+        return content
