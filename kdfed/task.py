@@ -24,8 +24,8 @@ Shape suffixes: K teachers, N examples, C outputs.
 
 References
 ----------
-Saputra et al. 2019, "Distilling Knowledge From a Deep Pose Regressor Network", arXiv 1908.00858, section 4:
-the blend of squared errors to the label and to the teacher, there "imitation loss as an additional loss".
+Saputra et al. 2019, "Distilling Knowledge From a Deep Pose Regressor Network", arXiv 1908.00858: the
+blend of squared errors to the label and to the teacher.
 Park et al. 2023, "Towards Understanding Ensemble Distillation in Federated Learning", ICML: students that
 regress on the mean of the participants' predictions.
 """
