@@ -31,7 +31,8 @@ class LogitsExchange:
     model
         Their architecture.
     initial
-        Participant -> its weights before it was ever trained.
+        Participant -> its weights before it was ever trained. None for those that have answered before: they
+        kept a model.
     participants
         Whose examples there are.
     store
@@ -49,7 +50,7 @@ class LogitsExchange:
     """
 
     model: nn.Module
-    initial: Callable[[int], State]
+    initial: Callable[[int], State] | None
     participants: SimulatedParticipants
     store: Store
     seed: int
@@ -79,8 +80,10 @@ class LogitsExchange:
         config = task.config
         seed, server_round = int(config["seed"]), int(config["server-round"])
         digest, images = str(config[wire.PUBLIC]), int(config["images"]) or None
-        if wire.INPUTS in task.transfer:
+        initial: Callable[[int], State] | None = None
+        if wire.INPUTS in task.transfer:  # a first message
             store.save_public(digest, task.transfer[wire.INPUTS])
+            initial = (lambda member: task.arrays) if task.arrays else fresh
         stored = store.load_public(digest)
         if stored is None:
             raise ParticipantError(
@@ -98,7 +101,7 @@ class LogitsExchange:
             agreed = Examples(public(int(config["consensus-round"])), consensus)
         return cls(
             model,
-            (lambda member: task.arrays) if task.arrays else fresh,
+            initial,
             participants,
             store,
             seed,
@@ -119,8 +122,7 @@ class LogitsExchange:
             Some of the participants, trained, and their logits on this round's public examples, float16
             [R, N, C]. Steps are those of digesting and of training.
         """
-        kept = {member: self.store.load(member, before=self.server_round) for member in members}
-        states = [own or self.initial(member) for member, own in kept.items()]
+        states = [self._model_of(member) for member in members]
         steps = [0] * len(members)
         if self.agreed is not None:
             states, steps = self._digested(members, states, self.agreed)
@@ -130,16 +132,27 @@ class LogitsExchange:
         for trained in train_cohort(
             self.model, states, examples, sizes, self.local, PLAIN, seeds, bfloat16=bfloat16
         ):
+            logits = predict_stack(self.model, trained.states, self.asked).to(torch.float16)
             for row, place in enumerate(trained.places):
-                own = {key: values[row] for key, values in trained.states.items()}
-                if all(bool(value.isfinite().all()) for value in own.values()):
+                if bool(logits[row].isfinite().all()):  # otherwise the server leaves this round's work out
+                    own = {key: values[row] for key, values in trained.states.items()}
                     self.store.save(members[place], self.server_round, own)
             results = [
                 TrainResult(result.loss, result.steps + steps[place], result.examples)
                 for place, result in zip(trained.places, trained.results, strict=True)
             ]
-            logits = predict_stack(self.model, trained.states, self.asked).to(torch.float16)
             yield Trained(trained.states, trained.places, results), logits
+
+    def _model_of(self, member: int) -> State:
+        kept = self.store.load(member, before=self.server_round)
+        if kept is not None:
+            return kept
+        if self.initial is None:
+            raise ParticipantError(
+                f"expected the model of participant {member}, which answered before, in the store, found "
+                "none; start the run anew"
+            )
+        return self.initial(member)
 
     def _digested(
         self, members: Sequence[int], states: list[State], agreed: Examples

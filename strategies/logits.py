@@ -64,7 +64,8 @@ class LogitsStrategy(FedAvg):
         self._digest = hashlib.sha256(config.data.transfer_inputs.tobytes()).hexdigest()
         self._hold: set[int] = set()  # participants that are known to have the public examples
         self._consensus: tuple[int, torch.Tensor] | None = None  # its round, float16 [M, C]
-        self._state: ArrayRecord = ArrayRecord()
+        self._start: ArrayRecord | None = None
+        self._state = ArrayRecord()
 
     @abstractmethod
     def combine(self, logits: torch.Tensor) -> torch.Tensor:
@@ -79,6 +80,7 @@ class LogitsStrategy(FedAvg):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Ask the sampled participants for their logits; those with the same content share it."""
+        self._start = arrays if self._start is None else self._start
         self._state = arrays
         contents: dict[tuple[int, bool], RecordDict] = {}
         messages = []
@@ -86,7 +88,7 @@ class LogitsStrategy(FedAvg):
             key = (participant % len(self._models), participant in self._hold)
             if key not in contents:
                 model = self._models[key[0]]
-                contents[key] = self._content(server_round, model, key[1], arrays, config)
+                contents[key] = self._content(server_round, model, key[1], self._start, config)
             messages.append(Message(contents[key], participant, wire.LOGITS_QUERY, group_id="rounds"))
         return messages
 
@@ -124,7 +126,7 @@ class LogitsStrategy(FedAvg):
         server_round: int,
         model: ModelSettings,
         holds: bool,
-        arrays: ArrayRecord,
+        start: ArrayRecord,
         config: ConfigRecord,
     ) -> RecordDict:
         """Return what participants of one architecture are sent, by whether they hold the public examples."""
@@ -132,7 +134,7 @@ class LogitsStrategy(FedAvg):
         if not holds:
             transfer[wire.INPUTS] = torch.from_numpy(self.config.data.transfer_inputs)
             if model == self.config.arm.model:
-                content[wire.ARRAYS] = arrays
+                content[wire.ARRAYS] = start
         settings = {
             **config,
             "model": model.model_dump_json(),

@@ -132,7 +132,9 @@ class _Listening(InProcessGrid):
         for message in messages:
             if message.metadata.message_type == wire.LOGITS_QUERY:
                 self.heard += [
-                    r.to_torch_state_dict() for k, r in message.content.array_records.items() if k == "arrays"
+                    r.to_torch_state_dict()
+                    for k, r in message.content.array_records.items()
+                    if k.startswith("arrays")
                 ]
         return super().push_messages(messages)
 
@@ -144,6 +146,16 @@ def test_a_consolidated_start_is_where_participants_begin(tiny, run_arm):
     run_arm(experiment, "consolidated", grid=grid)
     (sent,) = grid.heard
     assert all(torch.equal(value, sent[key]) for key, value in start.items())
+
+
+def test_who_is_sampled_late_begins_where_everybody_began(tiny, run_arm):
+    experiment = tiny(server={"strategy": "fedmd", **FAST, "sampled": 2}, rounds__max=6)
+    start = _states(run_arm(tiny(rounds__max=0)))
+    grid = _Listening()
+    run_arm(experiment, grid=grid)
+    assert len(grid.heard) > 1, "somebody was sampled late"
+    for sent in grid.heard:
+        assert all(torch.equal(value, sent[key]) for key, value in start.items())
 
 
 class _Lossy(InProcessGrid):
