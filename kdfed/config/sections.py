@@ -315,7 +315,7 @@ class GeneratorSettings(Settings):
 
     steps: PositiveInt = 200
     """Optimiser steps (Adam)."""
-    batch_size: Annotated[int, Field(ge=2)] = 64
+    batch_size: Annotated[int, Field(ge=2)] = 128
     """Examples a step, 2 or more: each class should be among them."""
     lr: Annotated[float, Field(gt=0)] = 0.001
     """Learning rate, above 0."""
