@@ -72,17 +72,17 @@ class PairedModels:
     def upload(self, members: Sequence[int], trained: Stack) -> Stack:
         """Keep the personal halves of trained states, each [R, *shape]; return the received ones.
 
-        Weights that are not finite would spoil every later round. They are not kept: the participant goes on
-        from its round before.
+        Where a weight is not finite the personal half is not kept: the server leaves the participant out, and
+        it goes on from its round before.
         """
         received, personal = halves(trained)
         for row, member in enumerate(members):
-            own = {key: values[row] for key, values in personal.items()}
-            if all(bool(value.isfinite().all()) for value in own.values()):
+            if all(bool(values[row].isfinite().all()) for values in trained.values()):
+                own = {key: values[row] for key, values in personal.items()}
                 self.store.save(member, self.server_round, own)
             else:
                 log.warning(
-                    "round %d: participant %d's personal model diverged and is not kept; lower local.lr",
+                    "round %d: participant %d diverged, and its personal model is not kept; lower local.lr",
                     self.server_round,
                     member,
                 )

@@ -96,6 +96,10 @@ def plateau(curve: Sequence[float], rounds: int, min_delta: float) -> int | None
     return None
 
 
+UNREACHABLE = 2.0
+"""A target above every accuracy and R²."""
+
+
 def resolve_target(target: float | str, baseline_best: float) -> float:
     """Turn a target into an accuracy.
 
@@ -109,7 +113,8 @@ def resolve_target(target: float | str, baseline_best: float) -> float:
     Returns
     -------
     float
-        The accuracy to reach.
+        The accuracy to reach. A share of a best that is not above 0 (an R² can be) says nothing, and nobody
+        reaches it: 2.
 
     Examples
     --------
@@ -117,5 +122,6 @@ def resolve_target(target: float | str, baseline_best: float) -> float:
     0.45
     """
     if isinstance(target, str):
-        return float(target.removesuffix("%-of-best")) / 100 * baseline_best
+        share = float(target.removesuffix("%-of-best")) / 100
+        return UNREACHABLE if baseline_best <= 0 else share * baseline_best
     return float(target)

@@ -440,8 +440,3 @@ def evaluate(model: nn.Module, examples: Examples, task: Task = CLASSIFICATION) 
         raise KdfedError("expected at least one example to evaluate on, got none")
     logits_NC, labels_N = predict(model, examples.inputs), examples.labels.cpu()
     return task.score(logits_NC, labels_N), task.loss(logits_NC, labels_N)
-
-
-def accuracy(outputs_NC: torch.Tensor, labels_N: torch.Tensor) -> float:
-    """Return the share of examples whose largest logit (or probability) is the label's."""
-    return CLASSIFICATION.score(outputs_NC, labels_N)

@@ -71,7 +71,7 @@ def transfer_set(
 def noise(input_shape: tuple[int, ...], count: int, seed: int) -> Examples:
     """Return ``count`` unlabelled examples of independent standard normal values."""
     draw = torch.Generator().manual_seed(seed)
-    return _unlabelled(torch.randn(count, *input_shape, generator=draw), count, seed)
+    return without_labels(torch.randn(count, *input_shape, generator=draw))
 
 
 def proxy(settings: DataSettings, input_shape: tuple[int, ...], count: int, seed: int) -> Examples:
@@ -110,7 +110,8 @@ def proxy(settings: DataSettings, input_shape: tuple[int, ...], count: int, seed
     places = np.concatenate([data.splits.transfer, data.splits.train])
     if len(places) < count:
         raise DataError(f"expected {count} images of the proxy, got {len(places)}; lower images", "proxy")
-    return _unlabelled(data.examples(places).inputs, count, seed)
+    chosen = np.random.default_rng(seed).permutation(len(places))[:count]
+    return without_labels(data.examples(places[chosen]).inputs)
 
 
 def generated(
@@ -127,8 +128,3 @@ def generated(
 def without_labels(inputs: torch.Tensor) -> Examples:
     """Return unlabelled examples; the zeros in place of their labels are never read."""
     return Examples(inputs, torch.zeros(len(inputs), dtype=torch.int64))
-
-
-def _unlabelled(inputs: torch.Tensor, count: int, seed: int) -> Examples:
-    chosen = np.random.default_rng(seed).permutation(len(inputs))[:count]
-    return without_labels(inputs[torch.from_numpy(chosen)])

@@ -136,8 +136,13 @@ def data_problems(data: DataSettings) -> Iterator[tuple[str, ...]]:
         yield "normalise", f"expected as many std as mean, got {found}"
 
 
-def proxy_problems(proxy: DataSettings) -> Iterator[tuple[str, str]]:
-    """Yield what does not go together in the data section of a proxy: the key and the message."""
+def proxy_problems(proxy: DataSettings, data: DataSettings) -> Iterator[tuple[str, str]]:
+    """Yield what is wrong with the data section of a proxy, beside the task's: the key and the message."""
+    if proxy.source == data.source:
+        message = (
+            f"expected another source than that of data, got {proxy.source!r}: participants hold its images"
+        )
+        yield "proxy.source", message
     for key, message, *_ in data_problems(proxy):
         yield f"proxy.{key}", message
     if proxy.shape is not None:
@@ -338,7 +343,7 @@ def _check_teachers(arm: Arm, known: Collection[str]) -> list[Mistake]:
             f"augmentation {list(consolidation.augmentation)} is not possible: {refused}",
             "teachers.upload",
         )
-    for key, message in _check_transfer(consolidation):
+    for key, message in _check_transfer(consolidation, arm.data):
         wrong(f"consolidation.{key}", message, "consolidation.transfer")
     weights: tuple[float, ...] = ()
     if isinstance(consolidation, TunedConsolidation):
@@ -377,7 +382,7 @@ def _check_teachers(arm: Arm, known: Collection[str]) -> list[Mistake]:
     return mistakes
 
 
-def _check_transfer(settings: ConsolidationBase) -> Iterator[tuple[str, str]]:
+def _check_transfer(settings: ConsolidationBase, data: DataSettings) -> Iterator[tuple[str, str]]:
     """Yield what does not go together in a transfer set: the key and the message."""
     transfer = settings.transfer
     if settings.images is not None and transfer == "public":
@@ -394,7 +399,7 @@ def _check_transfer(settings: ConsolidationBase) -> Iterator[tuple[str, str]]:
     if transfer == "proxy" and settings.proxy is None:
         yield "proxy", "is required by transfer 'proxy': name its data source"
     if transfer == "proxy" and settings.proxy is not None:
-        yield from proxy_problems(settings.proxy)
+        yield from proxy_problems(settings.proxy, data)
     if transfer == "generated" and settings.generator is not None:
         problem = generator_problem(settings.generator)
         if problem is not None:

@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import torch
 from safetensors.torch import save
@@ -266,15 +267,14 @@ def write_atomically(path: Path, content: bytes) -> None:
     RunFolderError
         If it cannot be written.
     """
-    part = path.with_name(f".{path.name}.part")
+    part = path.with_name(f".{path.name}.{uuid4().hex}.part")  # of this writer alone
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_bytes(content)
         try:
+            part.write_bytes(content)
             os.replace(part, path)
-        except OSError:
-            part.unlink()
-            raise
+        finally:
+            part.unlink(missing_ok=True)
     except OSError as error:
         reason = error.strerror or str(error)
         raise RunFolderError(

@@ -154,7 +154,9 @@ def _draw_panel(
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=panel != "bytes"))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
     axes.set_xlim(left=0)
-    axes.set_ylim(bottom=max(axes.get_ylim()[0], -1.0))  # R² has no lower bound
+    bottom, top = axes.get_ylim()
+    if top > -1.0:
+        axes.set_ylim(bottom=max(bottom, -1.0))  # R² has no lower bound
     axes.grid(visible=True)
     axes.tick_params(length=0)
 

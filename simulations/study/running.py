@@ -100,6 +100,7 @@ def run_study(
         If a trial failed. What is in the cache stays.
     """
     console = console or Console(quiet=True)
+    torch.set_num_threads(1)  # as in the workers: two threads give other bits than one
     workers = workers or len(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else [0])
     cache = out / "cache"
     cache.mkdir(parents=True, exist_ok=True)

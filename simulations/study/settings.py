@@ -19,9 +19,9 @@ from kdfed.config import (
     merge,
     parse_set,
     read_mapping,
-    task_problem,
 )
 from kdfed.config.checks import (
+    data_problems,
     generator_problem,
     momentum_problem,
     proxy_problems,
@@ -186,10 +186,7 @@ def _check(study: StudySettings) -> list[Mistake]:
         problem = momentum_problem(settings)
         if problem is not None:
             wrong(f"{section}.momentum", problem)
-    for section, data in (("data", study.data), ("proxy", study.proxy)):
-        problem = None if data is None else task_problem(data)
-        if problem is not None:
-            wrong(f"{section}.task", problem)
+    mistakes += [Mistake(f"data.{key}", message) for key, message, *_ in data_problems(study.data)]
     if study.data.task == "regression":
         mistakes += _check_regression(study)
     search = study.search
@@ -212,6 +209,11 @@ def _check(study: StudySettings) -> list[Mistake]:
             wrong(f"search.{key}", f"expected 1 among them, got {list(factors)}; add it")
     if study.centre.transfer in UNLABELLED and study.centre.labels:
         wrong("centre.labels", f"expected false with transfer {study.centre.transfer!r}, which has no labels")
+    if study.centre.transfer in UNLABELLED and True in study.vary.labels:
+        wrong(
+            "vary.labels",
+            f"expected false alone with transfer {study.centre.transfer!r}, which has no labels",
+        )
     used = {study.centre.transfer, *study.vary.transfer}
     if "proxy" in used and study.proxy is None:
         wrong("proxy", "is required by the transfer set 'proxy': name its data source")
@@ -220,7 +222,7 @@ def _check(study: StudySettings) -> list[Mistake]:
     if "generated" not in used and study.generator is not None:
         wrong("generator", "has no effect without the transfer set 'generated'; remove it")
     if study.proxy is not None:
-        mistakes.extend(Mistake(key, message) for key, message in proxy_problems(study.proxy))
+        mistakes += [Mistake(key, text) for key, text in proxy_problems(study.proxy, study.data)]
     problem = generator_problem(study.generator) if study.generator is not None else None
     if problem is not None:
         wrong("generator", problem)
@@ -242,8 +244,6 @@ def _check_regression(study: StudySettings) -> list[Mistake]:
         ("temperature", temperature_problem("temperature", study.temperature)),
         ("search.temperatures", temperature_problem("temperatures", *study.search.temperatures)),
     ]
-    if study.data.classes is not None:
-        found.append(("data.classes", "has no effect with data.task 'regression'; remove it"))
     return [Mistake(key, message) for key, message in found if message is not None]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import torch
@@ -47,3 +49,19 @@ def test_only_the_last_two_rounds_stay_on_the_disk(tmp_path: Path) -> None:
         store.save(3, server_round, _kept(float(server_round)))
 
     assert sorted(file.name for file in (tmp_path / "3").iterdir()) == ["4.safetensors", "5.safetensors"]
+
+
+def _share(root: Path, times: int) -> int:
+    store, inputs = Store(root), torch.arange(500_000, dtype=torch.float32)
+    whole = 0
+    for number in range(times):
+        store.save_public(str(number), inputs)
+        found = store.load_public(str(number))
+        whole += found is not None and torch.equal(found, inputs)
+    return whole
+
+
+def test_public_examples_are_whole_for_nodes_that_keep_them_at_the_same_time(tmp_path: Path) -> None:
+    with ProcessPoolExecutor(3, multiprocessing.get_context("spawn")) as pool:
+        assert list(pool.map(_share, [tmp_path] * 3, [40] * 3)) == [40] * 3
+    assert not list(tmp_path.rglob("*.part"))

@@ -61,4 +61,4 @@ def test_a_personal_model_that_diverged_is_not_kept(tmp_path: Path, caplog: pyte
     _paired(tmp_path, 2).upload([2, 1], stack_states(states))
 
     assert _starts(_paired(tmp_path, 3), 2, 1) == [3.0, 6.0]
-    assert "participant 2's personal model diverged and is not kept" in caplog.text
+    assert "participant 2 diverged, and its personal model is not kept" in caplog.text

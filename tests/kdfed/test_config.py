@@ -364,6 +364,7 @@ def test_every_combination_is_taken_or_refused_as_the_table_says(path, choice):
         (["transfer=nois"], "transfer", "did you mean 'noise'?"),
         (["images=100"], "images", "has no effect with transfer 'public'"),
         (["transfer=proxy"], "proxy", "is required by transfer 'proxy'"),
+        (["transfer=proxy", "proxy.source=mnist5k"], "proxy.source", "participants hold its images"),
         (["transfer=noise", "proxy.source=digits"], "proxy", "has no effect with transfer 'noise'"),
         (["generator.steps=9"], "generator", "set transfer: generated or remove it"),
         (["transfer=proxy", "proxy={source: digits, shape: [1, 8, 8]}"], "proxy.shape", "has no effect"),

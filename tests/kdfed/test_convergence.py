@@ -81,3 +81,10 @@ def test_a_share_of_the_best_is_taken_of_the_baselines_best():
 
 def test_an_absolute_target_needs_no_baseline():
     assert resolve_target(0.9, math.nan) == 0.9
+
+
+def test_nobody_reaches_a_share_of_a_best_that_is_not_above_nothing():
+    """R² can be negative, and 90% of it is then above it."""
+    for best in (0.0, -0.15):
+        assert resolve_target("90%-of-best", best) > 1
+    assert resolve_target("90%-of-best", 0.5) == pytest.approx(0.45)

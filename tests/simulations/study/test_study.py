@@ -282,6 +282,17 @@ def test_a_study_that_is_killed_goes_on_where_it_stopped(tmp_path):
         ({"centre": {"transfer": "noise"}}, "centre.labels", "has no labels"),
         ({"vary": {"transfer": ["proxy"]}}, "proxy", "is required"),
         ({"proxy": {"source": "digits"}}, "proxy", "has no effect"),
+        (
+            {"vary": {"transfer": ["proxy"]}, "proxy": {"source": "digits"}},
+            "proxy.source",
+            "participants hold its images",
+        ),
+        (
+            {"centre": {"transfer": "noise", "labels": False}, "vary": {"labels": [True]}},
+            "vary.labels",
+            "false",
+        ),
+        ({"data": {"source": "digits", "columns": {"label": "y"}}}, "data.columns", "parquet"),
         ({"proxy": {"source": "digits", "shape": [1, 8, 8]}}, "proxy.shape", "has no effect"),
         ({"generator": {"steps": 9}}, "generator", "has no effect"),
         ({"centre": {"transfer": "generated"}}, "centre.labels", "has no labels"),
