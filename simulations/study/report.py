@@ -43,8 +43,8 @@ def render(study: StudySettings, summary: Mapping[str, Any]) -> str:
             "Tuned KD against the best method that is not tuned",
             "Paired over seeds. The rival is the untuned method with the best mean test gain, chosen after "
             "the fact, so the comparison favours it. Percent are of the rival's mean gain, and left out "
-            "where that is not above 0. Where tuned KD is not ahead, the last column says why, by the pair "
-            "of the grid with the best mean test gain, which no search can beat.",
+            "where that is not above 0. Why tuned KD is not ahead is told by the pair of the grid with the "
+            "best mean test gain, which no search can beat.",
             _against(centre, grid, "tuned", _UNTUNED),
         ),
         _section(
@@ -133,7 +133,7 @@ def _by_method(rows: Sequence[Row], methods: Sequence[str], key: str = "gain", l
 
 
 def _against(rows: Sequence[Row], grid: Sequence[Row], ours: str, rivals: Sequence[str]) -> str:
-    lines = []
+    lines, reasons = [], []
     for name in _distinct(row["distribution"] for row in rows):
         here = [row for row in rows if row["distribution"] == name]
         gains = {
@@ -162,9 +162,10 @@ def _against(rows: Sequence[Row], grid: Sequence[Row], ours: str, rivals: Sequen
                 _interval(differences),
                 relative,
                 verdict if abs(mean) > 0 else "no difference",
-                "" if mean > 0 else _why(tried, rival, base),
             ]
         )
+        if mean <= 0:
+            reasons.append(f"<li>{escape(name)}: {_why(tried, rival, base)}</li>")
     heads = [
         "distribution",
         "rival",
@@ -173,9 +174,9 @@ def _against(rows: Sequence[Row], grid: Sequence[Row], ours: str, rivals: Sequen
         "difference (points)",
         "relative",
         "verdict",
-        "why",
     ]
-    return html_table(heads, lines, numbers_from=1)
+    why = f"<p>Where tuned KD is not ahead:</p>\n<ul>{''.join(reasons)}</ul>" if reasons else ""
+    return html_table(heads, lines, numbers_from=1) + why
 
 
 _KNOWS = {
@@ -341,7 +342,7 @@ def _interval(values: Sequence[float]) -> str:
     if not values:
         return ""
     mean, low, high = (100 * value for value in mean_interval(values))
-    return f"{mean:+.1f}" if len(values) == 1 else f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]"
+    return f"{mean:+.1f}" if len(values) == 1 else f"{mean:+.1f} [{low:.1f}, {high:.1f}]"
 
 
 def _bold(text: str, wanted: bool) -> str:
