@@ -30,7 +30,6 @@ from kdfed.train import (
     LOCAL_MODES,
     PLAIN,
     TrainResult,
-    accuracy,
     batch_sizes,
     evaluate,
     fit,
@@ -291,11 +290,6 @@ def test_worked_accuracy_and_cross_entropy() -> None:
 def test_evaluating_on_nothing_is_refused() -> None:
     with pytest.raises(KdfedError, match="at least one example to evaluate"):
         evaluate(some_model(), some_examples(0))
-
-
-def test_accuracy_takes_probabilities_as_well_as_logits() -> None:
-    logits, labels = torch.randn(9, 3, generator=torch.Generator().manual_seed(0)), torch.arange(9) % 3
-    assert accuracy(logits, labels) == accuracy(torch.softmax(logits, 1), labels)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
