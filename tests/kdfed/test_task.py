@@ -406,3 +406,9 @@ def test_proximal_of_weight_0_is_plain() -> None:
     plain = local_loss(lambda: network(0), PlainLocal(), REGRESSION)
     outputs, labels = torch.randn(4, 1), torch.randn(4)
     assert torch.equal(loss.examples(outputs, outputs, labels), plain.examples(outputs, outputs, labels))
+
+
+def test_the_score_of_a_classification_takes_probabilities_as_well_as_logits() -> None:
+    logits, labels = torch.randn(9, 3, generator=torch.Generator().manual_seed(0)), torch.arange(9) % 3
+    score = CLASSIFICATION.score
+    assert score(logits, labels) == score(torch.softmax(logits, 1), labels)
