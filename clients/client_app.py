@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import torch
 from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
@@ -148,10 +148,7 @@ def logits(message: Message, context: Context) -> Message:
         name, seed = str(task.config["model"]), int(task.config["seed"])
         model = _template(name, data.input_shape, data.classes, participants.device)
 
-        def fresh(member: int) -> State:
-            drawn = derive(seed, "init-personal", 0, member)
-            return state_of(_build(name, data.input_shape, data.classes, drawn))
-
+        fresh = partial(_personal, name, data.input_shape, data.classes, seed)
         exchange = LogitsExchange.of(task, model, fresh, participants, store)
 
         def work(members: Sequence[int]) -> Iterator[Work]:
@@ -241,14 +238,10 @@ def _pairs(
     data, name, seed = participants.data, str(task.config["model"]), int(task.config["seed"])
     personal = name if settings.model is None else settings.model.model_dump_json()
 
-    def fresh(member: int) -> State:
-        drawn = derive(seed, "init-personal", 0, member)
-        return state_of(_build(personal, data.input_shape, data.classes, drawn))
-
     return PairedModels(
         _pair_template(name, personal, data.input_shape, data.classes, participants.device),
         task.arrays,
-        fresh,
+        partial(_personal, personal, data.input_shape, data.classes, seed),
         store_of(message.content.config_records.get(wire.SIMULATION)),
         int(task.config["server-round"]),
     )
@@ -256,6 +249,11 @@ def _pairs(
 
 def _build(name: str, input_shape: tuple[int, ...], classes: int, seed: int) -> nn.Module:
     return build_model(ModelSettings.model_validate_json(name), input_shape, classes, seed)
+
+
+def _personal(name: str, input_shape: tuple[int, ...], classes: int, seed: int, member: int) -> State:
+    """Return the first weights of a participant's own model."""
+    return state_of(_build(name, input_shape, classes, derive(seed, "init-personal", 0, member)))
 
 
 @lru_cache(maxsize=16)

@@ -41,7 +41,6 @@ class Store:
         file = self._file(participant, server_round)
         if file.exists():
             return
-        file.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(file, save({key: value.contiguous() for key, value in state.items()}))
         earlier = sorted(number for number in self._rounds(participant) if number < server_round)
         for number in earlier[:-1]:
@@ -56,7 +55,6 @@ class Store:
         """Keep public examples, [N, ...] as stored: once for all participants of this folder."""
         file = self._public_file(digest)
         if not file.exists():
-            file.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(file, save({"inputs": inputs.contiguous()}))
 
     def _public_file(self, digest: str) -> Path:

@@ -68,15 +68,10 @@ def _check_arm(arm: Arm, data: PreparedData | None, key: _Keys) -> Iterator[Mist
     student, message = _try_model(arm.model, data)
     if message:
         yield Mistake(key("model"), message)
-    if isinstance(arm.local, MutualLocal) and arm.local.model is not None:
-        _, message = _try_model(arm.local.model, data)
-        if message:
-            yield Mistake(key("local.model"), message)
+    if isinstance(arm.local, MutualLocal):
+        yield from _check_models(arm.local.model, data, key("local.model"))
     if isinstance(arm.server, LogitsServer):
-        for settings in several(arm.server.models):
-            _, message = _try_model(settings, data)
-            if message:
-                yield Mistake(key("server.models"), message)
+        yield from _check_models(arm.server.models, data, key("server.models"))
         wanted = arm.server.images
         if wanted is not None and data is not None and wanted > len(data.splits.transfer):
             yield Mistake(
@@ -88,10 +83,7 @@ def _check_arm(arm: Arm, data: PreparedData | None, key: _Keys) -> Iterator[Mist
         yield from _check_start(arm.start.removeprefix("file:"), student, key("start"))
     if arm.start not in ("consolidated", "averaged"):
         return
-    for settings in several(arm.teachers.model):
-        _, message = _try_model(settings, data)
-        if message:
-            yield Mistake(key("teachers.model"), message)
+    yield from _check_models(arm.teachers.model, data, key("teachers.model"))
     if arm.start == "consolidated" and data is not None:
         yield from _check_transfer(arm, data, key)
     augmented = arm.start == "consolidated" and arm.consolidation.augmentation
@@ -118,6 +110,16 @@ def _check_transfer(arm: Arm, data: PreparedData, key: _Keys) -> Iterator[Mistak
             problem = teacher and teacher_problem(teacher, settings.generator or GeneratorSettings())
             if problem:
                 yield Mistake(key("consolidation.generator.activation-weight"), problem)
+
+
+def _check_models(
+    models: ModelSettings | tuple[ModelSettings, ...] | None, data: PreparedData | None, key: str
+) -> Iterator[Mistake]:
+    """Try every architecture that a key names."""
+    for settings in several(models):
+        _, message = _try_model(settings, data)
+        if message:
+            yield Mistake(key, message)
 
 
 def _try_model(settings: ModelSettings, data: PreparedData | None) -> tuple[nn.Module | None, str | None]:

@@ -95,7 +95,7 @@ class TrainResult:
 
 def cross_entropies(inputs: torch.Tensor, logits_NC: torch.Tensor, labels_N: torch.Tensor) -> torch.Tensor:
     """Return the cross entropy of every example, [N], in nats."""
-    return functional.cross_entropy(logits_NC, labels_N, reduction="none")
+    return CLASSIFICATION.losses(logits_NC, labels_N)
 
 
 PLAIN = LocalLoss(cross_entropies)

@@ -28,9 +28,6 @@ from kdfed.seeding import derive
 if TYPE_CHECKING:
     from strategies.arm import ArmConfig
 
-SERVER_STEPS = "server-steps"
-"""Metric of a round: optimiser steps that its distillation took on the server."""
-
 
 class FedDF(FedAvg):
     """FedAvg with ensemble distillation.
@@ -63,7 +60,7 @@ class FedDF(FedAvg):
             if reply.has_content()
         ]
         state, steps = self._distil(server_round, dict(arrays.to_torch_state_dict()), states)
-        return ArrayRecord(dict(state)), MetricRecord({**(metrics or {}), SERVER_STEPS: steps})
+        return ArrayRecord(dict(state)), MetricRecord({**(metrics or {}), wire.SERVER_STEPS: steps})
 
     def _distil(self, server_round: int, average: State, states: list[State]) -> tuple[State, int]:
         config, data = self._config, self._config.data

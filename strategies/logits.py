@@ -40,9 +40,6 @@ from kdfed.train import fit
 if TYPE_CHECKING:
     from strategies.arm import ArmConfig
 
-SERVER_STEPS = "server-steps"
-"""Metric of a round: optimiser steps that the server's own model took."""
-
 
 class LogitsStrategy(FedAvg):
     """Participants send logits on public examples, never weights.
@@ -115,7 +112,7 @@ class LogitsStrategy(FedAvg):
             derive(self.config.seed, "logits", server_round),
         )
         metrics = self.train_metrics_aggr_fn([reply.content for reply in replies], self.weighted_by_key)
-        return ArrayRecord(state_of(model)), MetricRecord({**metrics, SERVER_STEPS: result.steps})
+        return ArrayRecord(state_of(model)), MetricRecord({**metrics, wire.SERVER_STEPS: result.steps})
 
     def _places(self, server_round: int) -> Any:
         held = len(self.config.data.transfer_inputs)
