@@ -32,3 +32,13 @@ def resolve_device(name: str) -> torch.device:
             "device",
         )
     return torch.device(name)
+
+
+def to_device(tensor: torch.Tensor, device: torch.device | str) -> torch.Tensor:
+    """Return a tensor on a device.
+
+    To a GPU it goes through page-locked memory, and the copy runs beside what the host does next.
+    """
+    if torch.device(device).type == "cuda" and tensor.device.type == "cpu":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)

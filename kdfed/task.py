@@ -55,6 +55,8 @@ class Task(ABC):
     description: ClassVar[str]
     metric: ClassVar[Literal["accuracy", "r2"]]
     """Name of the score in ``summary.json``."""
+    metric_word: ClassVar[str]
+    """What people read for it."""
 
     @abstractmethod
     def losses(self, outputs_NC: torch.Tensor, labels_N: torch.Tensor) -> torch.Tensor:
@@ -123,6 +125,7 @@ class Classification(Task):
     name = "classification"
     description = "one of several classes: cross entropy, accuracy"
     metric = "accuracy"
+    metric_word = "accuracy"
 
     def losses(self, outputs_NC: torch.Tensor, labels_N: torch.Tensor) -> torch.Tensor:
         """Return the cross entropy of every example, [N], in nats."""
@@ -174,6 +177,7 @@ class Regression(Task):
     name = "regression"
     description = "a number: squared error, R^2"
     metric = "r2"
+    metric_word = "R²"
 
     def losses(self, outputs_NC: torch.Tensor, labels_N: torch.Tensor) -> torch.Tensor:
         """Return the squared error of every example, [N], in variances of the label."""

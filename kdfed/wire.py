@@ -296,6 +296,6 @@ def problem_with_metrics(metrics: Mapping[str, Any]) -> str | None:
     if not isinstance(steps, int) or steps < 0:
         return f"expected {LOCAL_STEPS} as a whole number of at least 0, got {steps!r}"
     for key, value in metrics.items():
-        if not all(map(math.isfinite, value if isinstance(value, list) else [value])):
+        if not (all(map(math.isfinite, value)) if isinstance(value, list) else math.isfinite(value)):
             return f"not finite: {key}"
     return None

@@ -22,6 +22,7 @@ from rich.text import Text
 
 from kdfed.config import Experiment
 from kdfed.events import Event
+from kdfed.task import TASKS
 
 PHASES = {
     "hello": "meeting the nodes",
@@ -85,6 +86,7 @@ class Progress:
         self, experiment: Experiment, console: Console, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._name = experiment.name
+        self._score = TASKS[experiment.data.task].metric_word
         self._expected = len(experiment.arms) * len(experiment.seeds)
         self._console = console
         self._clock = clock
@@ -150,7 +152,7 @@ class Progress:
         if event.steps:
             words[0] += f" {event.step}/{event.steps}"
         if run.accuracy is not None:
-            words.append(f"accuracy {run.accuracy:.3f}")
+            words.append(f"{self._score} {run.accuracy:.3f}")
         if event.bytes:
             words.append(format_bytes(event.bytes))
         left = self._left(now)
@@ -163,7 +165,7 @@ class Progress:
     def _render(self) -> RenderableType:
         now = self._clock()
         table = Table(box=None, pad_edge=False, header_style="dim")
-        for header in ("arm", "seed", "phase", "", "step", "accuracy", "bytes", "time"):
+        for header in ("arm", "seed", "phase", "", "step", self._score, "bytes", "time"):
             table.add_column(header, justify="left" if header in ("arm", "phase", "") else "right")
         room = max(1, self._console.height - 5)
         for (arm, seed), run in list(self._runs.items())[-room:]:

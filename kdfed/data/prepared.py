@@ -17,6 +17,7 @@ from kdfed.data.dataset import Dataset
 from kdfed.data.sources import load_source
 from kdfed.data.splits import Splits, bin_edges, split, strata_of
 from kdfed.data.tables import release_memory
+from kdfed.device import to_device
 from kdfed.errors import DataError
 from kdfed.task import CLASSIFICATION, REGRESSION, TASKS, Task
 
@@ -64,7 +65,7 @@ class Examples:
 
     def to(self, device: torch.device | str) -> Examples:
         """Return the same examples on a device."""
-        return Examples(self.inputs.to(device), self.labels.to(device))
+        return Examples(to_device(self.inputs, device), to_device(self.labels, device))
 
 
 @dataclass(frozen=True, eq=False)

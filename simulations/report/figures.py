@@ -15,6 +15,7 @@ import numpy as np
 
 from kdfed.config import Experiment
 from kdfed.records import RoundRecord
+from kdfed.task import TASKS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -65,7 +66,7 @@ def colour_of(experiment: Experiment, arm: str) -> str:
 
 def metric_word(experiment: Experiment) -> str:
     """Return what an experiment's scores are called."""
-    return "R²" if experiment.data.task == "regression" else "accuracy"
+    return TASKS[experiment.data.task].metric_word
 
 
 def curves_figure(

@@ -69,7 +69,7 @@ class Bench:
         """Race every case."""
         rows: list[dict[str, Any]] = []
         for model, participants, workers in self.cases():
-            work = Work(model, participants, workers, self.options.cohort_size)
+            work = Work(model, participants, workers, self.cohort_size(participants, workers))
             names = [name for name in CONTESTANTS if name in self.options.contestants]
             fresh = self.race(work, names)
             rows += fresh
@@ -80,7 +80,7 @@ class Bench:
 
     def cases(self) -> list[Case]:
         if self.options.quick:
-            return [(model, p, 1) for model in ("cnn", "mlp") for p in (10, 100, 500)] + [("cnn", 500, 2)]
+            return [(model, p, 1) for model in ("cnn", "mlp") for p in (10, 500)] + [("cnn", 500, 2)]
         chosen = self.options
         return [
             (model, participants, workers)
@@ -89,11 +89,18 @@ class Bench:
             for participants in chosen.participants
         ]
 
+    def cohort_size(self, participants: int, workers: int) -> int:
+        """Return as many participants as one call takes well: two cohorts for each of several workers."""
+        cohorts = workers if workers == 1 else 2 * workers
+        return self.options.cohort_size or min(500, -(-participants // cohorts))
+
     def scale(self) -> list[dict[str, Any]]:
         """Race kdfed alone, with ever more participants."""
         rows = []
         for participants in self.options.scale:
-            rows += self.race(Work("features", participants, 1, self.options.cohort_size), ["kdfed-ray"])
+            rows += self.race(
+                Work("features", participants, 1, self.cohort_size(participants, 1)), ["kdfed-ray"]
+            )
             self.write("scale.json", rows)
         self.console.print(table(rows))
         return rows
@@ -272,7 +279,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--contestants", nargs="+", choices=list(CONTESTANTS), default=list(CONTESTANTS))
     add("--rounds", type=int, default=5, help=f"timed rounds, {harness.LEAST} or more")
     add("--budget", type=float, default=30.0, help="seconds of timed rounds a contestant and case")
-    add("--cohort-size", type=int, default=128, help="participants that kdfed trains in one call")
+    add("--cohort-size", type=int, help="participants that kdfed trains in one call; default: by case")
     add("--teachers", nargs="+", type=int, default=[20, 100, 300], help="for consolidation")
     add("--scale", nargs="+", type=int, default=[100, 500, 1000, 2000, 5000, 10_000], help="participants")
     peers = os.environ.get("KDFED_BENCH_PEERS")

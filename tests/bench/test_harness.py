@@ -231,7 +231,16 @@ def test_steps_are_those_of_the_shards() -> None:
 def test_quick_is_one_worker_and_one_case_of_two(tmp_path: Path) -> None:
     cases = bench.Bench(bench.parse(["--quick", "--out", str(tmp_path)])).cases()
     assert [case for case in cases if case[2] == 2] == [("cnn", 500, 2)]
-    assert {case[1] for case in cases} == {10, 100, 500}
+    assert {case[1] for case in cases} == {10, 500}
+
+
+def test_cohorts_are_as_large_as_workers_allow(tmp_path: Path) -> None:
+    made = bench.Bench(bench.parse(["--out", str(tmp_path)]))
+    assert [made.cohort_size(*case) for case in ((10, 1), (500, 1), (500, 2), (2000, 1), (3, 2))] == [
+        10, 500, 125, 500, 1,
+    ]  # fmt: skip
+    given = bench.Bench(bench.parse(["--out", str(tmp_path), "--cohort-size", "32"]))
+    assert given.cohort_size(500, 1) == 32
 
 
 def test_too_few_rounds_are_refused(capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kdfed.device import resolve_device
+from kdfed.data import Examples
+from kdfed.device import resolve_device, to_device
 from kdfed.errors import DataError
 
 
@@ -27,3 +28,35 @@ def test_a_device_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch, 
     with pytest.raises(DataError, match=rf"expected a device of this machine \(cpu.*got '{name}'") as caught:
         resolve_device(name)
     assert caught.value.key == "device"
+
+
+class _HostTensor:
+    """Notes what is asked of a tensor in a host's memory: no GPU is at hand."""
+
+    device = torch.device("cpu")
+
+    def __init__(self) -> None:
+        self.asked: list[object] = []
+
+    def pin_memory(self) -> _HostTensor:
+        self.asked.append("pinned")
+        return self
+
+    def to(self, device: torch.device | str, **options: bool) -> _HostTensor:
+        self.asked.append((str(device), options))
+        return self
+
+
+@pytest.mark.parametrize(
+    ("device", "asked"),
+    [("cpu", [("cpu", {})]), ("cuda:1", ["pinned", ("cuda:1", {"non_blocking": True})])],
+)
+def test_examples_reach_a_gpu_through_pinned_memory(device: str, asked: list[object]) -> None:
+    tensor = _HostTensor()
+    to_device(tensor, device)  # type: ignore[arg-type]
+    assert tensor.asked == asked
+
+
+def test_examples_that_are_there_are_not_copied() -> None:
+    examples = Examples(torch.randn(3, 2), torch.arange(3))
+    assert examples.to("cpu").inputs is examples.inputs

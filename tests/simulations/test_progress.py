@@ -20,11 +20,11 @@ class Clock:
         return self.now
 
 
-def shown(events, *, terminal):
+def shown(events, *, terminal, experiment=EXPERIMENT):
     """What a console of 120 columns shows after these (time, event) pairs."""
     clock = Clock()
     console = Console(file=io.StringIO(), force_terminal=terminal, width=120, height=30, color_system=None)
-    with Progress(EXPERIMENT, console, clock) as progress:
+    with Progress(experiment, console, clock) as progress:
         for now, event in events:
             clock.now = now
             progress(event)
@@ -39,6 +39,15 @@ def test_without_a_terminal_forty_rounds_print_about_ten_lines():
     text = shown([(step, rounds("cold", 0, step)) for step in range(41)], terminal=False)
     assert 10 <= len(text.splitlines()) <= 12
     assert "cold, seed 0: rounds 40/40, accuracy 0.500, 1.23 MB" in text
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_the_score_of_a_regression_is_no_accuracy(terminal):
+    data = {"source": "diabetes", "task": "regression"}
+    experiment = build_experiment({"name": "tiny", "data": data, "arms": {"cold": {}}})
+    text = shown([(0, rounds("cold", 0, 40))], terminal=terminal, experiment=experiment)
+    assert "R²" in text
+    assert "accuracy" not in text
 
 
 def test_without_a_terminal_every_phase_is_told_once():

@@ -86,6 +86,22 @@ def test_two_actors_of_a_cluster_give_the_bits_of_the_in_process_engine(grid, ti
     assert _same(_weights(run_arm(experiment, arm, grid=grid)), _weights(run_arm(experiment, arm)))
 
 
+_DISTILLATION = {"epochs": 1, "lr": 0.1}
+_OTHERS = {
+    "mutual": {"local": {"mode": "mutual", "epochs": 1, "batch-size": 8, "lr": 0.1}},
+    "feddf": {"server": {"strategy": "feddf", "cohort-size": 2}},
+    "fedmd": {"server": {"strategy": "fedmd", "digest": _DISTILLATION, "distillation": _DISTILLATION}},
+    "ds_fl": {"server": {"strategy": "ds_fl", "digest": _DISTILLATION, "distillation": _DISTILLATION}},
+}
+
+
+@pytest.mark.parametrize("name", _OTHERS)
+def test_personal_models_and_logits_give_the_same_bits_too(grid, tiny, run_arm, name):
+    """Two rounds at least: a personal model is used by whichever actor has its participant next."""
+    experiment = tiny(**_OTHERS[name])
+    assert _same(_weights(run_arm(experiment, grid=grid)), _weights(run_arm(experiment)))
+
+
 def test_an_actor_that_is_killed_in_mid_round_changes_nothing(grid, tiny, run_arm):
     experiment = tiny(**{"rounds.max": 6, "local.epochs": 40})
     pids = ray.get([actor.handle.ready.remote() for actor in grid._actors])
