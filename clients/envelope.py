@@ -12,6 +12,7 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
 from kdfed import wire
+from kdfed.cohort import state_at
 from kdfed.cohort.folded import Stack
 from kdfed.errors import ParticipantError
 from kdfed.models import State
@@ -60,7 +61,7 @@ class Work:
 
     def of(self, row: int) -> State:
         """Return one participant's arrays."""
-        return {key: values[row] for key, values in self.arrays.items()}
+        return state_at(self.arrays, row)
 
 
 CohortWork: TypeAlias = Callable[[Sequence[int]], Iterable[Work]]

@@ -12,7 +12,7 @@ from clients.envelope import Task
 from clients.participant import SimulatedParticipants
 from clients.store import Store
 from kdfed import wire
-from kdfed.cohort import Trained, predict_stack, train_cohort
+from kdfed.cohort import Trained, predict_stack, state_at, train_cohort
 from kdfed.config import OptimiserSettings, PlainLocal
 from kdfed.consensus import DIGESTS, public_places
 from kdfed.data import Examples
@@ -135,8 +135,7 @@ class LogitsExchange:
             logits = predict_stack(self.model, trained.states, self.asked).to(torch.float16)
             for row, place in enumerate(trained.places):
                 if bool(logits[row].isfinite().all()):  # otherwise the server leaves this round's work out
-                    own = {key: values[row] for key, values in trained.states.items()}
-                    self.store.save(members[place], self.server_round, own)
+                    self.store.save(members[place], self.server_round, state_at(trained.states, row))
             results = [
                 TrainResult(result.loss, result.steps + steps[place], result.examples)
                 for place, result in zip(trained.places, trained.results, strict=True)
@@ -171,7 +170,6 @@ class LogitsExchange:
             shared=True,
             bfloat16=self.participants.bfloat16,
         ):
-            for row, place in enumerate(trained.places):
-                digested[place] = {key: values[row].clone() for key, values in trained.states.items()}
-                steps[place] = trained.results[row].steps
+            for place, state, result in trained.each():
+                digested[place], steps[place] = state, result.steps
         return digested, steps

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from clients.store import Store
+from kdfed.cohort import state_at
 from kdfed.cohort.folded import Stack
 from kdfed.models import State
 from kdfed.pairs import Pair, halves, pair_state
@@ -78,8 +79,7 @@ class PairedModels:
         received, personal = halves(trained)
         for row, member in enumerate(members):
             if all(bool(values[row].isfinite().all()) for values in trained.values()):
-                own = {key: values[row] for key, values in personal.items()}
-                self.store.save(member, self.server_round, own)
+                self.store.save(member, self.server_round, state_at(personal, row))
             else:
                 log.warning(
                     "round %d: participant %d diverged, and its personal model is not kept; lower local.lr",

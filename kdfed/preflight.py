@@ -104,8 +104,7 @@ def _check_transfer(arm: Arm, data: PreparedData, key: _Keys) -> Iterator[Mistak
         except DataError as error:
             yield Mistake(key(f"consolidation.{error.key}"), str(error))
     if settings.transfer == "generated":
-        own = arm.teachers.model or arm.model
-        for model in own if isinstance(own, tuple) else (own,):
+        for model in several(arm.teachers.model) or (arm.model,):
             teacher, _ = _try_model(model, data)
             problem = teacher and teacher_problem(teacher, settings.generator or GeneratorSettings())
             if problem:

@@ -65,7 +65,7 @@ def transfer_set(
         if settings.proxy is None:
             raise KdfedError("transfer 'proxy' needs the settings of another data set, got none; set proxy")
         return proxy(settings.proxy, shape, count, seed)
-    return generated(teachers, shape, count, settings.generator or GeneratorSettings(), seed)
+    return without_labels(generate(teachers, shape, count, settings.generator or GeneratorSettings(), seed))
 
 
 def noise(input_shape: tuple[int, ...], count: int, seed: int) -> Examples:
@@ -112,17 +112,6 @@ def proxy(settings: DataSettings, input_shape: tuple[int, ...], count: int, seed
         raise DataError(f"expected {count} images of the proxy, got {len(places)}; lower images", "proxy")
     chosen = np.random.default_rng(seed).permutation(len(places))[:count]
     return without_labels(data.examples(places[chosen]).inputs)
-
-
-def generated(
-    teachers: Sequence[nn.Module],
-    input_shape: tuple[int, ...],
-    count: int,
-    settings: GeneratorSettings,
-    seed: int,
-) -> Examples:
-    """Return ``count`` unlabelled examples of :func:`kdfed.generated.generate`."""
-    return without_labels(generate(teachers, input_shape, count, settings, seed))
 
 
 def without_labels(inputs: torch.Tensor) -> Examples:

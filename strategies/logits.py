@@ -30,6 +30,7 @@ from flwr.serverapp.strategy import FedAvg
 
 from kdfed import wire
 from kdfed.config import LogitsServer, ModelSettings
+from kdfed.config.checks import several
 from kdfed.consensus import DIGESTS, public_places
 from kdfed.data import Examples
 from kdfed.device import resolve_device
@@ -56,8 +57,7 @@ class LogitsStrategy(FedAvg):
         super().__init__(**options)
         assert isinstance(config.arm.server, LogitsServer), config.arm.server
         self.config, self.settings = config, config.arm.server
-        models = self.settings.models
-        self._models = models if isinstance(models, tuple) else (models or config.arm.model,)
+        self._models = several(self.settings.models) or (config.arm.model,)
         self._digest = hashlib.sha256(config.data.transfer_inputs.tobytes()).hexdigest()
         self._hold: set[int] = set()  # participants that are known to have the public examples
         self._consensus: tuple[int, torch.Tensor] | None = None  # its round, float16 [M, C]

@@ -23,6 +23,7 @@ from torch import nn
 
 from kdfed import wire
 from kdfed.config import ModelSettings
+from kdfed.config.checks import several
 from kdfed.consolidate import ConsolidationResult, average_states, consolidate
 from kdfed.models import State, load_state, state_of
 from kdfed.records import Absent
@@ -73,8 +74,7 @@ class TeacherPhase:
 
     def __init__(self, config: ArmConfig, grid: ParticipantGrid, common: State, device: torch.device) -> None:
         self.config, self.arm, self.grid, self.common, self.device = config, config.arm, grid, common, device
-        model = self.arm.teachers.model
-        self._models = model if isinstance(model, tuple) else (model or self.arm.model,)
+        self._models = several(self.arm.teachers.model) or (self.arm.model,)
         self._modules: dict[int, nn.Module] = {}
 
     def train(self) -> list[Teacher]:

@@ -19,7 +19,7 @@ Legend: B participants, N examples, T steps, C channels or classes, H height, W 
 from __future__ import annotations
 
 from kdfed.cohort.levels import Plan, plan_for
-from kdfed.cohort.predicting import predict_stack, stack_states
+from kdfed.cohort.predicting import predict_stack, stack_states, state_at
 from kdfed.cohort.training import Trained, train_cohort
 
-__all__ = ["Plan", "Trained", "plan_for", "predict_stack", "stack_states", "train_cohort"]
+__all__ = ["Plan", "Trained", "plan_for", "predict_stack", "stack_states", "state_at", "train_cohort"]

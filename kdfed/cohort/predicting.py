@@ -24,6 +24,11 @@ def stack_states(states: Sequence[State]) -> Stack:
     return {key: torch.stack([state[key] for state in states]) for key in states[0]}
 
 
+def state_at(stack: Stack, row: int) -> State:
+    """Return one model's state of a stack; its tensors are views."""
+    return {key: values[row] for key, values in stack.items()}
+
+
 def predict_stack(model: nn.Module, stack: Stack, inputs: torch.Tensor) -> torch.Tensor:
     """Return the logits of B models on the same inputs, in evaluation mode.
 
@@ -49,7 +54,7 @@ def predict_stack(model: nn.Module, stack: Stack, inputs: torch.Tensor) -> torch
         own = copy.deepcopy(model)
         logits = []
         for place in range(count):
-            load_state(own, {key: values[place] for key, values in stack.items()})
+            load_state(own, state_at(stack, place))
             logits.append(predict(own, inputs, BATCH))
         return torch.stack(logits)
     each = BATCH * plan.cost.activation_bytes

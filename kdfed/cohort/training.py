@@ -15,7 +15,7 @@ from torch import nn
 from kdfed.cohort.folded import Stack
 from kdfed.cohort.levels import Plan, plan_for
 from kdfed.cohort.optimisers import StackedOptimiser
-from kdfed.cohort.predicting import stack_states
+from kdfed.cohort.predicting import stack_states, state_at
 from kdfed.config import OptimiserSettings
 from kdfed.errors import KdfedError
 from kdfed.models import State, load_state, state_of
@@ -43,6 +43,11 @@ class Trained:
     states: Stack
     places: list[int]
     results: list[TrainResult]
+
+    def each(self) -> Iterator[tuple[int, State, TrainResult]]:
+        """Yield every participant's place, its state in memory of its own, and its result."""
+        for row, (place, result) in enumerate(zip(self.places, self.results, strict=True)):
+            yield place, {key: value.clone() for key, value in state_at(self.states, row).items()}, result
 
 
 def train_cohort(

@@ -208,11 +208,11 @@ class Worker:
         torch.set_num_threads(threads)
         self._app = app
         self._arrays: dict[bytes, ArrayRecord] = {}
+        gc.collect()
+        gc.freeze()  # what is there stays: no later collection need look at it, which takes 0.2 s
 
     def ready(self) -> int:
         """Return the process id, once everything is imported."""
-        gc.collect()
-        gc.freeze()  # what is there stays: no later collection need look at it, which takes 0.2 s
         return os.getpid()
 
     def handle(

@@ -25,13 +25,13 @@ from kdfed.config import (
 from kdfed.consolidate import consolidate, teacher_logits
 from kdfed.data import Examples, PreparedData, prepare
 from kdfed.errors import DataError
-from kdfed.generated import teacher_problem
+from kdfed.generated import generate, teacher_problem
 from kdfed.models import State, build_model, load_state, state_of
 from kdfed.partition import Partition, partition_of
 from kdfed.records import write_atomically
 from kdfed.seeding import derive, derive_many, numpy_generator
 from kdfed.train import plain_loss, predict
-from kdfed.transfer_sets import generated, noise, proxy, without_labels
+from kdfed.transfer_sets import noise, proxy, without_labels
 from simulations.study.cells import (
     Point,
     Trial,
@@ -84,8 +84,8 @@ def pretrain(study: StudySettings, point: Point, cache: Path) -> None:
         plain_loss(data.task),
         derive_many(point.seed, "pretraining", 0, list(members)),
     ):
-        for row, place in enumerate(trained.places):
-            states[place] = {key: values[row].clone() for key, values in trained.states.items()}
+        for place, state, _ in trained.each():
+            states[place] = state
     tensors = {f"{place}/{key}": value for place, state in enumerate(states) for key, value in state.items()}
     write_atomically(file, save(tensors))
 
@@ -178,8 +178,8 @@ def generate_at(study: StudySettings, point: Point, cache: Path) -> None:
     data = prepare(study.data)
     _, *teachers = _models(study, point, cache)
     count, seed = point.images or len(data.splits.transfer), derive(point.seed, "transfer")
-    examples = generated(teachers, data.input_shape, count, generator_of(study), seed)
-    write_atomically(file, save({"inputs": examples.inputs}))
+    inputs = generate(teachers, data.input_shape, count, generator_of(study), seed)
+    write_atomically(file, save({"inputs": inputs}))
 
 
 def _settings(study: StudySettings, point: Point, trial: Trial) -> ConsolidationSettings:
