@@ -1,11 +1,12 @@
 """Participants folded into channels: the registry of layers, and how each is folded.
 
 A model is traced once with ``torch.fx``. Each node of its graph is then run for B participants at once, on
-one of three layouts:
+one of four layouts:
 
 ======== ================= ==============================================================
 image    [N, B*C, H, W]    channels-last in memory, as grouped convolutions want it
 vector   [B, N, F]         as batched matrix products want it
+own      [B, N, C, H, W]   everybody's images as they arrive; a layer makes one of the above
 shared   [N, ...]          the same inputs for everybody, not yet touched by a parameter
 ======== ================= ==============================================================
 
@@ -37,10 +38,15 @@ class Folded:
     """A value on its way through a folded model; see the layouts above."""
 
     data: torch.Tensor
-    layout: Literal["image", "vector", "shared"]
+    layout: Literal["image", "vector", "own", "shared"]
 
 
-def as_image(inputs_BN: torch.Tensor) -> Folded:
+def own_inputs(inputs_BN: torch.Tensor) -> Folded:
+    """Return inputs [B, N, ...], each participant's own, as they enter a folded model."""
+    return Folded(inputs_BN, "own" if inputs_BN.ndim == 5 else "vector")
+
+
+def _as_image(inputs_BN: torch.Tensor) -> Folded:
     """Fold images [B, N, C, H, W] into channels [N, B*C, H, W]."""
     participants, count, channels, height, width = inputs_BN.shape
     folded = inputs_BN.permute(1, 3, 4, 0, 2).contiguous()  # as it lies in memory: N, H, W, B, C
@@ -57,9 +63,7 @@ Layer: TypeAlias = Callable[["_Run", Any, str, Folded], Folded]
 def _conv(run: _Run, module: nn.Conv2d, name: str, value: Folded) -> Folded:
     weight, bias = run.parameters(name)
     groups = module.groups
-    if value.layout == "image":
-        groups *= run.participants
-    elif groups > 1:
+    if value.layout != "shared" or groups > 1:
         value, groups = run.image(value), groups * run.participants
     data, stride = value.data, module.stride
     if module.kernel_size == (1, 1) and module.padding in ((0, 0), 0, "valid"):
@@ -175,8 +179,7 @@ def _by_channel(run: _Run, module: nn.Module, name: str, value: Folded) -> Folde
 
 
 def _images_by_channel(run: _Run, module: nn.Module, name: str, value: Folded) -> Folded:
-    if value.data.ndim != 4:
-        raise NotFoldableError(f"{name}: {type(module).__name__} on a vector")
+    value = run.pixels(value, f"{name}: {type(module).__name__}")
     return Folded(module(value.data), value.layout)
 
 
@@ -309,6 +312,8 @@ class _Run:
         """Return a value in the image layout."""
         if value.layout == "image":
             return value
+        if value.layout == "own":
+            return _as_image(value.data)
         if value.layout == "shared" and value.data.ndim == 4:
             return Folded(value.data.repeat(1, self.participants, 1, 1), "image")
         raise NotFoldableError("an image layer on a vector")
@@ -317,9 +322,19 @@ class _Run:
         """Return a value in the vector layout; images are flattened in the order C, H, W."""
         if value.layout == "vector":
             return value
+        if value.layout == "own":
+            return Folded(value.data.flatten(2), "vector")
         if value.layout == "shared":
             return Folded(value.data.flatten(1).expand(self.participants, -1, -1), "vector")
         return Folded(_split(_gradient_laid_alike(value.data), self.participants).flatten(2), "vector")
+
+    def pixels(self, value: Folded, user: str) -> Folded:
+        """Return a value as images of four dimensions, [N, channels, H, W]; ``user`` is who needs them."""
+        if value.layout == "own":
+            return self.image(value)
+        if value.data.ndim != 4:
+            raise NotFoldableError(f"{user} on a vector")
+        return value
 
     def forward(self, inputs: Folded) -> torch.Tensor:
         values: dict[fx.Node, Any] = {}
@@ -354,8 +369,8 @@ class _Run:
             return self._cat(first, *_named(rest, keywords, dim=0))
         if node.op == "call_method":
             return Folded(getattr(first.data, target)(*rest, **keywords), first.layout)
-        if target in _POOLING and first.data.ndim != 4:
-            raise NotFoldableError(f"{target.__name__} on a vector")
+        if target in _POOLING:
+            first = self.pixels(first, target.__name__)
         return Folded(target(first.data, *rest, **keywords), first.layout)
 
     def _sum(self, one: Any, other: Any) -> Folded:
@@ -367,14 +382,14 @@ class _Run:
         return Folded(one.data + other.data, one.layout)
 
     def _cat(self, values: Any, dim: int) -> Folded:
-        images = any(value.layout == "image" or value.data.ndim == 4 for value in values)
-        if images or dim not in (1, -1):
+        if any(value.layout == "image" or value.data.ndim > 3 for value in values) or dim not in (1, -1):
             raise NotFoldableError("torch.cat of anything but the features of vectors")
         return Folded(torch.cat([self.vector(value).data for value in values], dim=2), "vector")
 
     def _mean(self, value: Folded, dim: Any, keepdim: bool) -> Folded:
         dims = dim if isinstance(dim, tuple | list) else (dim,)
-        if value.data.ndim != 4 or {d % 4 if isinstance(d, int) else d for d in dims} != {2, 3}:
+        value = self.pixels(value, "the mean")
+        if {d % 4 if isinstance(d, int) else d for d in dims} != {2, 3}:
             raise NotFoldableError(f"the mean over {dim}")
         data = value.data if value.layout == "shared" else _gradient_laid_alike(value.data)
         means = data.mean((2, 3), keepdim=keepdim)

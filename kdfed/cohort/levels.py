@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from kdfed.cohort.folded import Folded, FoldedModel, NotFoldableError, as_image
+from kdfed.cohort.folded import Folded, FoldedModel, NotFoldableError, own_inputs
 
 log = logging.getLogger("flwr")
 
@@ -75,7 +75,7 @@ class Plan:
     ) -> torch.Tensor:
         """Return the logits [B, N, C] of B models, on inputs [B, N, ...] of their own."""
         if self.folded is not None:
-            value = as_image(inputs_BN) if inputs_BN.ndim == 5 else Folded(inputs_BN, "vector")
+            value = own_inputs(inputs_BN)
             return self.folded(state, value, len(inputs_BN), norm_training=norm_training)
         return _vmapped(self.model, state, inputs_BN, 0)
 

@@ -1,7 +1,6 @@
 """SGD, Adam and AdamW over stacked parameters, with the arithmetic of ``torch.optim``.
 
-Active participants are a prefix of the fold, so that every step is one operation on a slice. Not
-``torch._fused_sgd_``: it ignores strides, and is silently wrong where a gradient is channels-last.
+Active participants are a prefix of the fold, so that every step is one operation on a slice.
 """
 
 from __future__ import annotations
@@ -35,6 +34,18 @@ class StackedOptimiser:
         self.parameters, self.settings, self.steps = list(parameters), settings, steps
         self._first: list[torch.Tensor] = []
         self._second: list[torch.Tensor] = []
+        self._leaves: list[torch.Tensor] = []
+        self._rows: slice | None = None
+
+    def leaves(self, rows: slice | torch.Tensor) -> list[torch.Tensor]:
+        """Return the parameters of some rows, each [R, *shape], to differentiate by.
+
+        Those of a slice are views, which the next step of the same slice changes.
+        """
+        if isinstance(rows, torch.Tensor) or rows != self._rows:
+            self._leaves = [values[rows].detach().requires_grad_() for values in self.parameters]
+            self._rows = rows if isinstance(rows, slice) else None
+        return self._leaves
 
     @torch.no_grad()
     def step(self, gradients: Sequence[torch.Tensor], step: int, rows: slice | torch.Tensor) -> None:
@@ -67,8 +78,8 @@ class StackedOptimiser:
                     target[rows] = source
             return
         if step == 0 and settings.optimizer != "sgd":
-            self.parameters = [parameter.clone() for parameter in self.parameters]
-        parameters = [parameter[rows] for parameter in self.parameters]
+            self.parameters, self._rows = [parameter.clone() for parameter in self.parameters], None
+        parameters = self.leaves(rows)
         grads = list(gradients)
         decay = settings.weight_decay
         if settings.optimizer == "adamw":
@@ -82,18 +93,33 @@ class StackedOptimiser:
             self._adam(parameters, grads, step, rows)
 
     def _sgd(self, parameters: list[torch.Tensor], grads: list[torch.Tensor], step: int, rows: slice) -> None:
-        if self.settings.momentum and self.steps > 1:
-            if step == 0:
-                self._first = grads  # the first step has no momentum to add: its gradients are the buffers
-            else:
-                buffers = [buffer[rows] for buffer in self._first]
-                torch._foreach_mul_(buffers, self.settings.momentum)
-                torch._foreach_add_(buffers, grads)
-                grads = buffers
+        momentum, rate = self.settings.momentum, self.settings.lr
         if step == 0:
-            self.parameters = list(torch._foreach_add(parameters, grads, alpha=-self.settings.lr))
-        else:
-            torch._foreach_add_(parameters, grads, alpha=-self.settings.lr)
+            if momentum and self.steps > 1:
+                self._first = grads  # the first step has no momentum to add: its gradients are the buffers
+            self.parameters = list(torch._foreach_add(parameters, grads, alpha=-rate))
+            self._rows = None
+            return
+        buffers = [buffer[rows] for buffer in self._first]
+        if buffers and _lie_alike(parameters, grads, buffers):
+            torch._fused_sgd_(
+                parameters,
+                grads,
+                buffers,
+                weight_decay=0.0,  # added to the gradients already
+                momentum=momentum,
+                lr=rate,
+                dampening=0.0,
+                nesterov=False,
+                maximize=False,
+                is_first_step=False,
+            )
+            return
+        if buffers:
+            torch._foreach_mul_(buffers, momentum)
+            torch._foreach_add_(buffers, grads)
+            grads = buffers
+        torch._foreach_add_(parameters, grads, alpha=-rate)
 
     def _adam(
         self, parameters: list[torch.Tensor], grads: list[torch.Tensor], step: int, rows: slice
@@ -113,3 +139,15 @@ class StackedOptimiser:
             second.mul_(_BETA_2).addcmul_(grad, grad, value=1 - _BETA_2)
             denominator = (second.sqrt() / correction_2**0.5).add_(_EPSILON)
             parameter.addcdiv_(first, denominator, value=-self.settings.lr / correction_1)
+
+
+def _lie_alike(*lists: Sequence[torch.Tensor]) -> bool:
+    """Tell whether tensors lie alike in memory, without gaps, as ``torch._fused_sgd_`` needs it.
+
+    It makes one pass where three operations would, with the same bits; but it ignores strides, and is silently
+    wrong where a gradient is channels-last and its weight is not.
+    """
+    return all(
+        first.numel() == 0 or (first.is_contiguous() and all(one.is_contiguous() for one in others))
+        for first, *others in zip(*lists, strict=True)
+    )

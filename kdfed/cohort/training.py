@@ -141,16 +141,36 @@ def train_cohort(
 
 
 @dataclass(frozen=True)
+class _Part:
+    """Who steps together.
+
+    Parameters
+    ----------
+    rows
+        R of the fold's participants.
+    width
+        Examples of the widest batch among them.
+    ragged
+        Whether some batches are smaller.
+    norm_training
+        Whether BatchNorm uses the batch's statistics.
+    """
+
+    rows: slice | torch.Tensor
+    width: int
+    ragged: bool
+    norm_training: bool
+
+
+@dataclass(frozen=True)
 class _Schedule:
     """Who sees which examples at which step.
 
     Parameters
     ----------
-    order
-        int64 [E * M]: places among all examples, batch after batch of one participant after the other, epoch
-        after epoch.
-    begins
-        int64 [T, B]: where each batch begins in ``order``.
+    batches
+        int64 [T, B, N]: places among all examples. Batches are padded with the participant's own examples:
+        somebody else's might not be finite.
     sizes
         int64 [T, B]: sizes of the batches, 0 where a participant has finished.
     steps
@@ -161,8 +181,7 @@ class _Schedule:
         bool [B]: every batch holds one example, so that BatchNorm keeps its statistics.
     """
 
-    order: np.ndarray
-    begins: np.ndarray
+    batches: np.ndarray
     sizes: np.ndarray
     steps: np.ndarray
     per_epoch: np.ndarray
@@ -192,20 +211,28 @@ class _Schedule:
         orders = [
             (shuffled(seeds, epoch, counts.tolist()) + starts[:, None])[there] for epoch in range(epochs)
         ]
-        return cls(np.concatenate(orders), begins, sizes, steps, per_epoch, sizes[0] == 1)
+        columns = np.minimum(np.arange(sizes.max()), np.maximum(sizes, 1)[:, :, None] - 1)
+        batches = np.concatenate(orders)[np.where(sizes > 0, begins, 0)[:, :, None] + columns]
+        return cls(batches, sizes, steps, per_epoch, sizes[0] == 1)
 
-    def parts(self, step: int, has_batch_norm: bool) -> Iterator[tuple[slice | torch.Tensor, int, bool]]:
-        """Yield who steps together: rows, the widest batch, and whether BatchNorm uses its statistics."""
-        active = int((self.steps > step).sum())
-        sizes = self.sizes[step, :active]
-        if not has_batch_norm:
-            yield slice(0, active), int(sizes.max()), False
-            return
+    def parts(self, has_batch_norm: bool) -> Iterator[tuple[int, list[_Part]]]:
+        """Yield every step, and who steps together."""
+        widest = self.sizes.max(1).tolist()
+        actives = (self.sizes > 0).sum(1).tolist()
+        ragged = (np.where(self.sizes > 0, self.sizes, np.iinfo(np.int64).max).min(1) < widest).tolist()
+        for step, (active, width) in enumerate(zip(actives, widest, strict=True)):
+            if has_batch_norm:
+                yield step, list(self._alike(self.sizes[step, :active]))
+            else:
+                yield step, [_Part(slice(0, active), width, ragged[step], False)]
+
+    def _alike(self, sizes: np.ndarray) -> Iterator[_Part]:
+        """Yield those whose batches have one size, which padding would change."""
         for size in np.unique(sizes):
             for alone in (False, True):
-                rows = np.flatnonzero((sizes == size) & (self.batch_of_one[:active] == alone))
+                rows = np.flatnonzero((sizes == size) & (self.batch_of_one[: len(sizes)] == alone))
                 if len(rows):
-                    yield torch.from_numpy(rows), int(size), not alone
+                    yield _Part(torch.from_numpy(rows), int(size), False, not alone)
 
 
 def _train_fold(
@@ -224,41 +251,45 @@ def _train_fold(
     if plan.has_batch_norm:  # steps of some rows only, and statistics changed in place
         stack = {key: values.clone() for key, values in stack.items()}
     device = examples.inputs.device
-    order, begins, sizes = (
-        torch.from_numpy(part).to(device) for part in (schedule.order, schedule.begins, schedule.sizes)
-    )
-    columns = torch.arange(int(schedule.sizes.max()), device=device)
+    batches, sizes = (torch.from_numpy(part).to(device) for part in (schedule.batches, schedule.sizes))
+    columns = torch.arange(batches.shape[2], device=device)
     names = [name for name, _ in plan.model.named_parameters()]
     optimiser = StackedOptimiser([stack[name] for name in names], settings, steps=len(sizes))
+    buffers = {key: values for key, values in stack.items() if key not in set(names)}
     dtype = stack[names[0]].dtype
     losses = torch.zeros(sizes.shape, dtype=dtype, device=device)
-    for step in range(len(sizes)):
-        for rows, width, norm_training in schedule.parts(step, plan.has_batch_norm):
-            stack.update(zip(names, optimiser.parameters, strict=True))
-            own = {key: values[rows] for key, values in stack.items()}
-            leaves = [own[name].detach().requires_grad_() for name in names]
+    ones = torch.ones(len(schedule.steps), dtype=dtype, device=device)
+    for step, parts in schedule.parts(plan.has_batch_norm):
+        for part in parts:
+            rows = part.rows
+            leaves = optimiser.leaves(rows)
+            own = {key: values[rows] for key, values in buffers.items()}
             own.update(zip(names, leaves, strict=True))
-            size = sizes[step, rows].unsqueeze(1)
-            mask = columns[:width] < size
-            # Padded with the participant's own examples: somebody else's might not be finite.
-            chosen = order[begins[step, rows].unsqueeze(1) + torch.minimum(columns[:width], size - 1)]
-            inputs, labels = examples.inputs[chosen], examples.labels[chosen]
+            places = batches[step, rows, : part.width]
+            inputs, labels = (
+                values.index_select(0, places.flatten()).unflatten(0, places.shape)
+                for values in (examples.inputs, examples.labels)
+            )
             with _autocast(device, bfloat16):
-                logits = plan.forward(own, inputs, norm_training=norm_training)
+                logits = plan.forward(own, inputs, norm_training=part.norm_training)
             logits = logits.to(dtype)
             each = loss.examples(inputs.flatten(0, 1), logits.flatten(0, 1), labels.flatten(0, 1))
             each = each.view(labels.shape[:2])
-            means = torch.where(mask, each, 0).sum(1) / mask.sum(1)
+            if part.ragged:
+                size = sizes[step, rows]
+                means = torch.where(columns[: part.width] < size.unsqueeze(1), each, 0).sum(1) / size
+            else:
+                means = each.mean(1)
             if loss.penalty is not None:
                 means = means + loss.penalty(dict(zip(names, leaves, strict=True)))
-            gradients = torch.autograd.grad(means.sum(), leaves)
+            gradients = torch.autograd.grad(means, leaves, ones[: len(means)])
             losses[step, rows] = means.detach()
             optimiser.step(gradients, step, rows)
             if isinstance(rows, torch.Tensor):
-                for key in stack.keys() - set(names):
-                    stack[key][rows] = own[key]
-    stack.update(zip(names, optimiser.parameters, strict=True))
-    return stack, _last_epoch(losses.cpu().double().numpy(), schedule)
+                for key, values in buffers.items():
+                    values[rows] = own[key]
+    trained = stack | dict(zip(names, optimiser.parameters, strict=True))
+    return trained, _last_epoch(losses.cpu().double().numpy(), schedule)
 
 
 def _last_epoch(losses: np.ndarray, schedule: _Schedule) -> list[float]:
