@@ -127,11 +127,19 @@ def train(message: Message, context: Context) -> Message:
             start = trainees.start(members)
             seeds = derive_many(seed, "train", server_round, members)
             for trained in train_cohort(
-                trainees.model, start, examples, sizes, settings, loss, seeds, bfloat16=participants.bfloat16
+                trainees.model,
+                start,
+                examples,
+                sizes,
+                settings,
+                loss,
+                seeds,
+                bfloat16=participants.bfloat16,
+                sums=task.sums and isinstance(trainees, ReceivedModel),
             ):
                 own = [members[place] for place in trained.places]
-                arrays = trainees.upload(own, trained.states)
-                yield Work(own, arrays, [_training(result) for result in trained.results])
+                arrays = {} if trained.sums else trainees.upload(own, trained.states)
+                yield Work(own, arrays, [_training(result) for result in trained.results], trained.sums)
 
         return work
 

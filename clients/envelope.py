@@ -34,11 +34,14 @@ class Task:
         The settings of its handler.
     transfer
         Transfer examples as stored (``inputs``); empty when none were sent.
+    sums
+        Whether work may come as sums.
     """
 
     arrays: State
     config: Mapping[str, Any]
     transfer: State
+    sums: bool
 
 
 @dataclass(frozen=True)
@@ -53,11 +56,14 @@ class Work:
         Weights or logits to send, each [R, *shape]; empty for none.
     metrics
         One for each of R; ``num-examples`` at least.
+    sums
+        Instead of ``arrays``: their sum, each times its ``num-examples``; float64, each [*shape], and finite.
     """
 
     members: Sequence[int]
     arrays: Stack
     metrics: Sequence[Metrics]
+    sums: State = field(default_factory=dict)
 
     def of(self, row: int) -> State:
         """Return one participant's arrays."""
@@ -137,7 +143,7 @@ class _Part:
     sums
         The sums of arrays, each times its ``num-examples``, in float64, for a reply of means.
     dtypes
-        Of the arrays.
+        Of the arrays that were summed.
     """
 
     metrics: dict[int, Metrics]
@@ -159,6 +165,9 @@ def _summed(work: Work, spec: wire.Spec) -> _Part:
 
     A sum is finite only if every number is: faults are looked for where it is not.
     """
+    dtypes = {key: getattr(torch, dtype) for key, (_, dtype) in spec.items()}
+    if work.sums:
+        return _Part(dict(zip(work.members, work.metrics, strict=True)), {}, sums=work.sums, dtypes=dtypes)
     problems = _problems_with_metrics(work)
     sums: State = {}
     if not problems and wire.spec_of(work.of(0)) == spec:
@@ -167,7 +176,6 @@ def _summed(work: Work, spec: wire.Spec) -> _Part:
         problems = _problems(work, spec)
         sums = _weighted_sums(work, [r for r, member in enumerate(work.members) if member not in problems])
     metrics = {m: own for m, own in zip(work.members, work.metrics, strict=True) if m not in problems}
-    dtypes = {key: values.dtype for key, values in work.arrays.items()}
     return _Part(metrics, problems, sums=sums, dtypes=dtypes)
 
 
@@ -287,19 +295,19 @@ def _number(metrics: Metrics, key: str) -> float:
 
 def _unpack(content: RecordDict) -> tuple[wire.Plan | None, list[Task]]:
     if wire.COHORTS not in content.config_records:
-        return None, [_task(content, 0, 1)]
+        return None, [_task(content, 0, 1, sums=False)]
     plan = wire.Plan.from_lists(content.config_records[wire.COHORTS])
     count = max(plan.variants) + 1
-    return plan, [_task(content, index, count) for index in range(count)]
+    return plan, [_task(content, index, count, sums=plan.reply == "mean") for index in range(count)]
 
 
-def _task(content: RecordDict, index: int, count: int) -> Task:
+def _task(content: RecordDict, index: int, count: int, *, sums: bool) -> Task:
     def state(key: str) -> State:
         record = content.array_records.get(wire.numbered(key, index, count))
         return dict(record.to_torch_state_dict()) if record is not None else {}
 
     config = content.config_records.get(wire.numbered(wire.CONFIG, index, count), ConfigRecord())
-    return Task(state(wire.ARRAYS), config, state(wire.TRANSFER))
+    return Task(state(wire.ARRAYS), config, state(wire.TRANSFER), sums)
 
 
 def _records(results: Sequence[tuple[State, Metrics]]) -> RecordDict:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import weakref
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby
 from typing import Any, Literal
@@ -54,13 +54,15 @@ class Plan:
     why
         One sentence.
     folded
-        The traced model; None on other levels.
+        The traced model; None where it cannot be folded.
     model
         The architecture: its weights mean nothing.
     cost
         Of one example.
     has_batch_norm
         Whether batches of different sizes must not be padded.
+    sees_examples_alone
+        Whether an example's logits are known to depend on nothing but the example and the weights.
     """
 
     level: Level
@@ -69,6 +71,7 @@ class Plan:
     model: nn.Module
     cost: Cost
     has_batch_norm: bool
+    sees_examples_alone: bool
 
     def forward(
         self, state: Mapping[str, torch.Tensor], inputs_BN: torch.Tensor, *, norm_training: bool
@@ -88,7 +91,7 @@ class Plan:
 
     def fold_width(self, batch_size: int, device: torch.device) -> int:
         """Return how many participants one fold takes, at least one."""
-        kind = _kind(device)
+        kind = kind_of(device)
         each = 3 * batch_size * self.cost.activation_bytes  # outputs, their gradients, what backward keeps
         return int(max(1, min(MOST_FOLDED[kind], FOLD_BYTES[kind] // max(each, 1))))
 
@@ -110,7 +113,7 @@ class Plan:
             Runs of neighbours, who all have a place in one. Equals are only parted where there are too many.
         """
         width = self.fold_width(batch_size, device)
-        overhead = STEP_OVERHEAD[_kind(device)] / max(self.cost.multiply_adds, 1.0)
+        overhead = STEP_OVERHEAD[kind_of(device)] / max(self.cost.multiply_adds, 1.0)
         ends = [0]  # of runs of equals
         for _, equals in groupby(sizes):
             count = len(list(equals))
@@ -146,7 +149,7 @@ class Plan:
         return cuts[::-1]
 
 
-def _kind(device: torch.device) -> str:
+def kind_of(device: torch.device) -> str:
     """Return the device type whose limits hold for a device."""
     return device.type if device.type in FOLD_BYTES else "cpu"
 
@@ -199,26 +202,29 @@ def _choose(model: nn.Module, input_shape: tuple[int, ...], batch_size: int, dev
     try:
         cost = _cost(model, input_shape, device)
     except Exception as error:
-        return Plan("loop", f"its cost cannot be estimated: {error}", None, model, Cost(0, 0), has_norm)
+        return Plan("loop", f"its cost cannot be estimated: {error}", None, model, Cost(0, 0), has_norm, False)
 
     def plan(level: Level, why: str, folded: FoldedModel | None = None) -> Plan:
-        return Plan(level, why, folded, model, cost, has_norm)
+        return Plan(level, why, folded, model, cost, has_norm, folded is not None and not has_norm)
 
     every = list(model.named_parameters(remove_duplicate=False))
     if len(every) != len(list(model.named_parameters())):
         return plan("loop", "it shares parameters between layers")
     if not all(parameter.requires_grad for _, parameter in every):
         return plan("loop", "some of its parameters are frozen")
+    try:
+        chosen = plan("folded", "all its layers are registered", FoldedModel(model))
+        _try(chosen, input_shape, device)
+        reason = ""
+    except NotFoldableError as error:
+        chosen = None
+        reason = str(error)
     work = cost.multiply_adds * batch_size
     if device.type == "cpu" and work > HEAVY_STEP:
-        return plan("loop", f"{work:.1e} multiply-adds a step keep a CPU busy one participant at a time")
-    try:
-        folded = FoldedModel(model)
-        chosen = plan("folded", "all its layers are registered", folded)
-        _try(chosen, input_shape, device)
+        why = f"{work:.1e} multiply-adds a step keep a CPU busy one participant at a time"
+        return plan("loop", why) if chosen is None else replace(chosen, level="loop", why=why)
+    if chosen is not None:
         return chosen
-    except NotFoldableError as error:
-        reason = str(error)
     if has_norm:
         return plan("loop", f"{reason}; and torch.func cannot keep BatchNorm's statistics")
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,6 +14,7 @@ from torch import nn
 
 from kdfed.cohort.folded import Stack
 from kdfed.cohort.levels import Plan, plan_for
+from kdfed.cohort.one_step import sum_of_steps, who_makes_one_step
 from kdfed.cohort.optimisers import StackedOptimiser
 from kdfed.cohort.predicting import stack_states, state_at
 from kdfed.config import OptimiserSettings
@@ -33,16 +34,19 @@ class Trained:
     Parameters
     ----------
     states
-        Weights and buffers, each [R, *shape], on the CPU.
+        Weights and buffers, each [R, *shape], on the CPU; empty where ``sums`` is not.
     places
         Whose they are: R places in the cohort.
     results
         One for each of R.
+    sums
+        The sum of their weights and buffers, each times its number of examples; float64, each [*shape].
     """
 
     states: Stack
     places: list[int]
     results: list[TrainResult]
+    sums: State = field(default_factory=dict)
 
     def each(self) -> Iterator[tuple[int, State, TrainResult]]:
         """Yield every participant's place, its state in memory of its own, and its result."""
@@ -61,6 +65,7 @@ def train_cohort(
     *,
     shared: bool = False,
     bfloat16: bool = False,
+    sums: bool = False,
 ) -> Iterator[Trained]:
     """Train B participants of one architecture, each as :func:`kdfed.train.fit` would alone.
 
@@ -90,6 +95,9 @@ def train_cohort(
         All participants train on the same examples, which are there once: every size is their number.
     bfloat16
         Run layers in bfloat16 (autocast); weights and the loss stay float32.
+    sums
+        Sums are enough: participants who all make one step may be trained at once, and be given as one
+        (:mod:`.one_step`).
 
     Yields
     ------
@@ -107,21 +115,27 @@ def train_cohort(
             f"expected at least one example of each participant, {len(examples)} in all, got {list(sizes)}; "
             "raise partition.min-examples"
         )
-    starts = np.zeros(len(sizes), dtype=np.int64) if shared else np.cumsum([0, *sizes[:-1]])
+    counts = np.asarray(sizes)
+    starts = np.zeros(len(sizes), dtype=np.int64) if shared else np.cumsum(counts) - counts
     device = device_of(model)
     plan = plan_for(model, tuple(examples.inputs.shape[1:]), settings.batch_size)
-    if plan.level == "loop" or len(sizes) == 1:
-        yield from _loop(model, start, examples, starts.tolist(), sizes, settings, loss, seeds, bfloat16)
+    places = np.arange(len(sizes))
+    if sums and isinstance(start, dict) and not shared and not bfloat16:
+        alike = who_makes_one_step(plan, counts, settings)
+        if len(alike) > 1 and (trained := _in_one_step(model, start, examples, counts, alike, settings, loss)):
+            yield trained
+            places = np.setdiff1d(places, alike)
+    if plan.level == "loop" or len(places) < 2:
+        yield from _loop(model, start, examples, places.tolist(), starts, sizes, settings, loss, seeds, bfloat16)
         return
     model.train()
     examples = examples.to(device)
-    order = np.argsort(-np.asarray(sizes), kind="stable")
+    order = places[np.argsort(-counts[places], kind="stable")]
     common = {key: value.to(device) for key, value in start.items()} if isinstance(start, dict) else {}
-    falling = [sizes[place] for place in order]
-    for cut in plan.folds(falling, settings.batch_size, device):
+    for cut in plan.folds(counts[order].tolist(), settings.batch_size, device):
         places = order[cut]
         schedule = _Schedule.of(
-            np.asarray(sizes)[places],
+            counts[places],
             starts[places],
             [seeds[place] for place in places],
             settings,
@@ -138,6 +152,26 @@ def train_cohort(
             for mean, steps, place in zip(losses, schedule.steps.tolist(), places, strict=True)
         ]
         yield Trained({key: values.cpu() for key, values in states.items()}, places.tolist(), results)
+
+
+def _in_one_step(
+    model: nn.Module,
+    start: State,
+    examples: Examples,
+    counts: np.ndarray,
+    places: np.ndarray,
+    settings: OptimiserSettings,
+    loss: LocalLoss,
+) -> Trained | None:
+    """Train the participants at some places, who all make one step; None where a number is not finite."""
+    if len(places) < len(counts):
+        theirs = np.zeros(len(counts), dtype=bool)
+        theirs[places] = True
+        rows = torch.from_numpy(np.flatnonzero(np.repeat(theirs, counts))).to(examples.inputs.device)
+        examples = type(examples)(examples.inputs[rows], examples.labels[rows])
+    sizes: list[int] = counts[places].tolist()
+    summed = sum_of_steps(model, start, examples.to(device_of(model)), sizes, settings, loss)
+    return None if summed is None else Trained({}, places.tolist(), summed[1], summed[0])
 
 
 @dataclass(frozen=True)
@@ -304,7 +338,8 @@ def _loop(
     model: nn.Module,
     start: State | Sequence[State],
     examples: Examples,
-    starts: Sequence[int],
+    places: Sequence[int],
+    starts: np.ndarray,
     sizes: Sequence[int],
     settings: OptimiserSettings,
     loss: LocalLoss,
@@ -313,7 +348,8 @@ def _loop(
 ) -> Iterator[Trained]:
     """Train one participant after another: the slow twin, and the level for what cannot be folded."""
     own = copy.deepcopy(model)
-    for place, (begin, size) in enumerate(zip(starts, sizes, strict=True)):
+    for place in places:
+        begin, size = int(starts[place]), sizes[place]
         load_state(own, start if isinstance(start, dict) else start[place])
         part = type(examples)(examples.inputs[begin : begin + size], examples.labels[begin : begin + size])
         with _autocast(device_of(model), bfloat16):
