@@ -202,7 +202,8 @@ def _choose(model: nn.Module, input_shape: tuple[int, ...], batch_size: int, dev
     try:
         cost = _cost(model, input_shape, device)
     except Exception as error:
-        return Plan("loop", f"its cost cannot be estimated: {error}", None, model, Cost(0, 0), has_norm, False)
+        why = f"its cost cannot be estimated: {error}"
+        return Plan("loop", why, None, model, Cost(0, 0), has_norm, sees_examples_alone=False)
 
     def plan(level: Level, why: str, folded: FoldedModel | None = None) -> Plan:
         return Plan(level, why, folded, model, cost, has_norm, folded is not None and not has_norm)

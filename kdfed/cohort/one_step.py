@@ -7,7 +7,7 @@ Participants i with :math:`n_i` examples that all start from w and make one step
 .. math:: \sum_i n_i w_i = (1 - \eta \lambda) N w - \eta\,\nabla \Big(\sum_x \ell(x) + N\,P(w)\Big)
 
 where :math:`\ell(x)` is the loss of example x and N is the number of all examples: one backward pass over
-everybody's examples, without a copy of the weights or a gradient for each participant. This is how FedAvg
+everybody's examples, without a copy of the weights or a gradient for each participant. In this way FedAvg
 with one local step is large-batch SGD (McMahan et al. 2017, arXiv 1602.05629, section 2: FedSGD).
 """
 
@@ -28,36 +28,40 @@ from kdfed.train import LocalLoss, TrainResult
 if TYPE_CHECKING:
     from kdfed.data import Examples
 
-PASS_EXAMPLES = {"cpu": 128, "cuda": 8192}
-"""Examples of one backward pass, by device type: on a CPU more fall out of its caches."""
+PASS_BYTES = {"cpu": 8 * 2**20, "cuda": 2**30}
+"""Bytes of all layers' outputs in one pass, by device type: on a CPU more fall out of its caches."""
+
+LEAST_EXAMPLES, MOST_EXAMPLES = 64, 8192
+"""Examples of a pass: fewer leave a CPU idle, more gain nothing."""
+
+NARROW = 32
+"""Channels. Where no convolution is as wide, a CPU takes less time for groups of examples side by side that
+make up twice as many channels (measured in ``docs/performance.md``)."""
 
 
-def who_makes_one_step(
-    plan: Plan, sizes: Sequence[int], settings: OptimiserSettings
-) -> np.ndarray:
-    """Return the places of participants who make one step of SGD, of a model that sees each example alone.
+def who_makes_one_step(plan: Plan, counts: np.ndarray, settings: OptimiserSettings) -> np.ndarray:
+    """Return the places of participants who make one step of SGD, with a model that sees each example alone.
 
     Parameters
     ----------
     plan
         Of their model.
-    sizes
-        Numbers of examples, at least one each.
+    counts
+        int64 [B]: numbers of examples, at least one each.
     settings
         Epochs, batch size and optimiser.
 
     Returns
     -------
     numpy.ndarray
-        int64 [R], rising; empty where the model mixes examples, or draws numbers of its own.
+        int64 [R], rising.
     """
-    if settings.optimizer != "sgd" or settings.epochs > 1 or not plan.sees_examples_alone:
-        return np.zeros(0, dtype=np.int64)
-    return np.flatnonzero(np.asarray(sizes) <= settings.batch_size)
+    applies = settings.optimizer == "sgd" and settings.epochs == 1 and plan.sees_examples_alone
+    return np.flatnonzero((counts <= settings.batch_size) & applies)
 
 
 def sum_of_steps(
-    model: nn.Module,
+    plan: Plan,
     start: State,
     examples: Examples,
     sizes: Sequence[int],
@@ -68,8 +72,8 @@ def sum_of_steps(
 
     Parameters
     ----------
-    model
-        The architecture, on the device of the examples. Not changed.
+    plan
+        Of a model on the device of the examples, which sees each alone.
     start
         The weights that all start from.
     examples
@@ -82,33 +86,59 @@ def sum_of_steps(
     Returns
     -------
     tuple of State and list of TrainResult, or None
-        The sums, float64 on the CPU, each [*shape], and everybody's result. None where a number is not finite:
-        then each participant must be looked at.
+        The sums, float64 on the CPU, each [*shape], and everybody's result. None where a number is not
+        finite: then each participant must be looked at.
     """
-    device, total = examples.inputs.device, sum(sizes)
-    leaves = {
-        name: start[name].detach().to(device).requires_grad_() for name, _ in model.named_parameters()
-    }
-    gradients = {name: torch.zeros_like(leaf, dtype=torch.float64) for name, leaf in leaves.items()}
+    device, total = examples.inputs.device, len(examples)
+    names = [name for name, _ in plan.model.named_parameters()]
+    leaves = [_channels_last(start[name].detach().to(device)).requires_grad_() for name in names]
+    own = dict(zip(names, leaves, strict=True))
+    gradients = [torch.zeros_like(leaf, dtype=torch.float64) for leaf in leaves]
     losses = []
-    for begin in range(0, total, PASS_EXAMPLES[kind_of(device)]):
-        rows = slice(begin, begin + PASS_EXAMPLES[kind_of(device)])
-        inputs, labels = examples.inputs[rows], examples.labels[rows]
-        each = loss.examples(inputs, torch.func.functional_call(model, leaves, inputs), labels)
-        for name, own in zip(leaves, torch.autograd.grad(each.sum(), list(leaves.values())), strict=True):
-            gradients[name] += own
+    groups = _groups(plan.model) if device.type == "cpu" else 1
+    width = _width(plan, device) // groups * groups
+    for inputs, labels in zip(
+        torch.split(examples.inputs, width), torch.split(examples.labels, width), strict=True
+    ):
+        if groups > 1 and len(inputs) % groups == 0:
+            alike = {name: leaf.expand(groups, *leaf.shape) for name, leaf in own.items()}
+            dealt = inputs.view(groups, -1, *inputs.shape[1:])
+            logits = plan.forward(alike, dealt, norm_training=False).flatten(0, 1)
+        else:
+            logits = torch.func.functional_call(plan.model, own, _channels_last(inputs))
+        each = loss.examples(inputs, logits, labels)
+        torch._foreach_add_(gradients, torch.autograd.grad(each.sum(), leaves))
         losses.append(each.detach())
     penalty = torch.zeros(())
     if loss.penalty is not None:
-        penalty = loss.penalty({name: leaf.unsqueeze(0) for name, leaf in leaves.items()})[0]
-        for name, own in zip(leaves, torch.autograd.grad(penalty, list(leaves.values())), strict=True):
-            gradients[name] += total * own
+        penalty = loss.penalty({name: leaf.unsqueeze(0) for name, leaf in own.items()})[0]
+        torch._foreach_add_(gradients, torch.autograd.grad(penalty, leaves), alpha=total)
     sums = {key: total * value.double().cpu() for key, value in start.items()}
-    for name, gradient in gradients.items():
+    for name, gradient in zip(names, gradients, strict=True):
         sums[name] *= 1 - settings.lr * settings.weight_decay
         sums[name] -= settings.lr * gradient.cpu()
-    ends = np.cumsum(sizes)
-    means = np.add.reduceat(torch.cat(losses).double().cpu().numpy(), ends - sizes) / sizes + float(penalty)
+    begins = np.cumsum(sizes) - sizes
+    each_loss = torch.cat(losses).double().cpu().numpy()
+    means = np.add.reduceat(each_loss, begins.tolist()) / sizes + float(penalty)
     if not np.isfinite(means).all() or not all(bool(values.isfinite().all()) for values in sums.values()):
         return None
     return sums, [TrainResult(mean, 1, size) for mean, size in zip(means.tolist(), sizes, strict=True)]
+
+
+def _width(plan: Plan, device: torch.device) -> int:
+    """Return how many examples one pass takes."""
+    fitting = int(PASS_BYTES[kind_of(device)] // max(plan.cost.activation_bytes, 1))
+    return max(LEAST_EXAMPLES, min(MOST_EXAMPLES, fitting))
+
+
+def _groups(model: nn.Module) -> int:
+    """Return how many groups of examples lie side by side."""
+    widths = [layer.out_channels for layer in model.modules() if isinstance(layer, nn.Conv2d)]
+    return 2 * NARROW // max(widths) if widths and max(widths) < NARROW else 1
+
+
+def _channels_last(values: torch.Tensor) -> torch.Tensor:
+    """Return images or filters in the layout of quick convolutions: as they come, they take twice as long."""
+    if values.ndim != 4:
+        return values
+    return values.clone(memory_format=torch.channels_last)  # contiguous() leaves a single channel as it is

@@ -144,8 +144,8 @@ class StackedOptimiser:
 def _lie_alike(*lists: Sequence[torch.Tensor]) -> bool:
     """Tell whether tensors lie alike in memory, without gaps, as ``torch._fused_sgd_`` needs it.
 
-    It makes one pass where three operations would, with the same bits; but it ignores strides, and is silently
-    wrong where a gradient is channels-last and its weight is not.
+    It makes one pass where three operations would, with the same bits; but it ignores strides, and is
+    silently wrong where a gradient is channels-last and its weight is not.
     """
     return all(
         first.numel() == 0 or (first.is_contiguous() and all(one.is_contiguous() for one in others))

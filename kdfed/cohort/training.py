@@ -122,11 +122,15 @@ def train_cohort(
     places = np.arange(len(sizes))
     if sums and isinstance(start, dict) and not shared and not bfloat16:
         alike = who_makes_one_step(plan, counts, settings)
-        if len(alike) > 1 and (trained := _in_one_step(model, start, examples, counts, alike, settings, loss)):
-            yield trained
+        summed = None
+        if len(alike) > 1:
+            theirs = _held(examples, counts, alike).to(device)
+            summed = sum_of_steps(plan, start, theirs, counts[alike].tolist(), settings, loss)
+        if summed is not None:
+            yield Trained({}, alike.tolist(), summed[1], summed[0])
             places = np.setdiff1d(places, alike)
     if plan.level == "loop" or len(places) < 2:
-        yield from _loop(model, start, examples, places.tolist(), starts, sizes, settings, loss, seeds, bfloat16)
+        yield from _loop(model, start, examples, places, starts, sizes, settings, loss, seeds, bfloat16)
         return
     model.train()
     examples = examples.to(device)
@@ -137,41 +141,30 @@ def train_cohort(
         schedule = _Schedule.of(
             counts[places],
             starts[places],
-            [seeds[place] for place in places],
+            [seeds[place] for place in places.tolist()],
             settings,
             merge_single=plan.has_batch_norm,
         )
         if isinstance(start, dict):
             stack = {key: value.expand(len(places), *value.shape) for key, value in common.items()}
         else:
-            own = stack_states([start[place] for place in places])
+            own = stack_states([start[place] for place in places.tolist()])
             stack = {key: values.to(device) for key, values in own.items()}
         states, losses = _train_fold(plan, stack, examples, settings, loss, schedule, bfloat16)
         results = [
             TrainResult(mean, steps, sizes[place])
-            for mean, steps, place in zip(losses, schedule.steps.tolist(), places, strict=True)
+            for mean, steps, place in zip(losses, schedule.steps.tolist(), places.tolist(), strict=True)
         ]
         yield Trained({key: values.cpu() for key, values in states.items()}, places.tolist(), results)
 
 
-def _in_one_step(
-    model: nn.Module,
-    start: State,
-    examples: Examples,
-    counts: np.ndarray,
-    places: np.ndarray,
-    settings: OptimiserSettings,
-    loss: LocalLoss,
-) -> Trained | None:
-    """Train the participants at some places, who all make one step; None where a number is not finite."""
-    if len(places) < len(counts):
-        theirs = np.zeros(len(counts), dtype=bool)
-        theirs[places] = True
-        rows = torch.from_numpy(np.flatnonzero(np.repeat(theirs, counts))).to(examples.inputs.device)
-        examples = type(examples)(examples.inputs[rows], examples.labels[rows])
-    sizes: list[int] = counts[places].tolist()
-    summed = sum_of_steps(model, start, examples.to(device_of(model)), sizes, settings, loss)
-    return None if summed is None else Trained({}, places.tolist(), summed[1], summed[0])
+def _held(examples: Examples, counts: np.ndarray, places: np.ndarray) -> Examples:
+    """Return the examples of the participants at some places, which rise."""
+    if len(places) == len(counts):
+        return examples
+    there = np.isin(np.arange(len(counts)), places)
+    rows = torch.from_numpy(np.flatnonzero(np.repeat(there, counts))).to(examples.inputs.device)
+    return type(examples)(examples.inputs[rows], examples.labels[rows])
 
 
 @dataclass(frozen=True)
@@ -301,7 +294,7 @@ def _train_fold(
             own.update(zip(names, leaves, strict=True))
             places = batches[step, rows, : part.width]
             inputs, labels = (
-                values.index_select(0, places.flatten()).unflatten(0, places.shape)
+                values.index_select(0, places.flatten()).view(*places.shape, *values.shape[1:])
                 for values in (examples.inputs, examples.labels)
             )
             with _autocast(device, bfloat16):
@@ -338,7 +331,7 @@ def _loop(
     model: nn.Module,
     start: State | Sequence[State],
     examples: Examples,
-    places: Sequence[int],
+    places: np.ndarray,
     starts: np.ndarray,
     sizes: Sequence[int],
     settings: OptimiserSettings,
@@ -348,8 +341,8 @@ def _loop(
 ) -> Iterator[Trained]:
     """Train one participant after another: the slow twin, and the level for what cannot be folded."""
     own = copy.deepcopy(model)
-    for place in places:
-        begin, size = int(starts[place]), sizes[place]
+    for place in places.tolist():
+        begin, size = starts[place], sizes[place]
         load_state(own, start if isinstance(start, dict) else start[place])
         part = type(examples)(examples.inputs[begin : begin + size], examples.labels[begin : begin + size])
         with _autocast(device_of(model), bfloat16):
