@@ -90,9 +90,8 @@ class Bench:
         ]
 
     def cohort_size(self, participants: int, workers: int) -> int:
-        """Return as many participants as one call takes well: two cohorts for each of several workers."""
-        cohorts = workers if workers == 1 else 2 * workers
-        return self.options.cohort_size or min(500, -(-participants // cohorts))
+        """Return as many participants as one call takes well: one cohort for each worker."""
+        return self.options.cohort_size or min(500, -(-participants // workers))
 
     def scale(self) -> list[dict[str, Any]]:
         """Race kdfed alone, with ever more participants."""

@@ -58,9 +58,12 @@ def test_cohorts_do_not_depend_on_nodes(tiny, run_arm, nodes):
     assert cohorts == [(0, 1), (2, 3), (4,)]
 
 
+ONE_STEP = {"local.batch-size": 1000, "local.epochs": 1}
+"""Everybody makes one step a round: sums are taken without single models."""
+
+
 def test_results_are_the_same_for_any_number_of_nodes_and_any_order_of_replies(tiny, run_arm):
-    experiment = tiny()
-    for arm in ("cold", "consolidated"):
+    for experiment, arm in ((tiny(), "cold"), (tiny(), "consolidated"), (tiny(**ONE_STEP), "cold")):
         first = run_arm(experiment, arm, nodes=1)
         for nodes, order in [(1, None), (2, None), (4, None), (4, random.Random(5)), (5, random.Random(6))]:
             again = run_arm(experiment, arm, nodes=nodes, order=order)
@@ -73,13 +76,15 @@ def _timeless(record: Any) -> dict[str, Any]:
     return {key: value for key, value in vars(record).items() if key != "seconds"}
 
 
-def test_a_cohort_mean_is_as_good_as_its_members(tiny, run_arm):
+@pytest.mark.parametrize("changes", [{}, ONE_STEP])
+def test_a_cohort_mean_is_as_good_as_its_members(tiny, run_arm, changes):
     class LooksAtSingleModels(FedAvg):
         pass
 
     options = {"fraction_evaluate": 0.0, "min_train_nodes": 1, "min_available_nodes": 1}
-    mean = run_arm(tiny(), strategy=FedAvg(**options)).arrays.to_torch_state_dict()
-    each = run_arm(tiny(), strategy=LooksAtSingleModels(**options)).arrays.to_torch_state_dict()
+    experiment = tiny(**changes)
+    mean = run_arm(experiment, strategy=FedAvg(**options)).arrays.to_torch_state_dict()
+    each = run_arm(experiment, strategy=LooksAtSingleModels(**options)).arrays.to_torch_state_dict()
     for key in mean:
         torch.testing.assert_close(mean[key], each[key], rtol=1e-4, atol=1e-5)
 
@@ -125,6 +130,33 @@ def test_one_bad_participant_is_named_and_costs_only_itself(
         assert absent.participant == 1
         assert reason in absent.reason
     assert all(bool(value.isfinite().all()) for value in result.arrays.to_torch_state_dict().values())
+
+
+def test_a_participant_with_bad_data_costs_only_itself_where_sums_are_taken(tiny, run_arm, monkeypatch):
+    gathers, sums = SimulatedParticipants.gather, []
+
+    def gather(self: Any, chosen: Any) -> Any:
+        examples, sizes = gathers(self, chosen)
+        if 1 in chosen:
+            examples.inputs[sum(sizes[: chosen.index(1)])] = float("nan")
+        return examples, sizes
+
+    def train_cohort(*args: Any, **more: Any) -> Any:
+        for trained in trains(*args, **more):
+            sums.extend([trained.places] if trained.sums else [])
+            yield trained
+
+    trains = clients.client_app.train_cohort
+    experiment = tiny(**ONE_STEP)
+    monkeypatch.setattr(SimulatedParticipants, "gather", gather)
+    monkeypatch.setattr(clients.client_app, "train_cohort", train_cohort)
+    result = run_arm(experiment)
+    assert sums == [[0, 1]] * experiment.arm("cold").rounds.max  # participants 2 and 3 of every round
+    for record in result.records[1:]:
+        assert record.answered == 4
+        ((absent),) = record.absent
+        assert absent.participant == 1
+        assert "not finite" in absent.reason
 
 
 def test_a_bad_participant_leaves_the_mean_of_the_others(tiny, run_arm, monkeypatch):

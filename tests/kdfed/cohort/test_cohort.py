@@ -13,10 +13,11 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from kdfed.cohort import levels, plan_for, predict_stack, stack_states
+from kdfed.cohort import Trained, folded, levels, one_step, plan_for, predict_stack, stack_states
 from kdfed.cohort import train_cohort as train_in_parts
 from kdfed.cohort import training as cohort_training
 from kdfed.cohort.folded import Stack
+from kdfed.cohort.optimisers import StackedOptimiser
 from kdfed.config import (
     KDLocal,
     ModelSettings,
@@ -474,6 +475,171 @@ def test_a_participant_without_examples_is_refused() -> None:
     model, shape = build("mlp")
     with pytest.raises(KdfedError, match="at least one example of each participant, 3 in all"):
         train_cohort(model, state_of(model), examples_of(shape, [3]), [3, 0], SGD, PLAIN, [1, 2])
+
+
+# ----------------------------------------------------------------------------- sums
+
+
+ONE_STEP = {"epochs": 1, "batch_size": 12}
+"""With it five of eight participants make one step, and with 64 all do."""
+
+
+def sums_of(parts: Sequence[Trained]) -> State:
+    """Add up what came as sums, and single states times their numbers of examples."""
+    total: State = {}
+    for part in parts:
+        own = part.sums or {
+            key: sum(row * result.examples for row, result in zip(values.double(), part.results, strict=True))
+            for key, values in part.states.items()
+        }
+        total = {key: total.get(key, 0) + value for key, value in own.items()}
+    return total
+
+
+def slow_sums(slow: Cohort) -> State:
+    weights = torch.tensor([result.examples for result in slow.results]).double()
+    return {
+        key: (weights @ values.double().flatten(1)).view(values.shape[1:])
+        for key, values in slow.states.items()
+    }
+
+
+MODES = [
+    SGD.model_copy(update=ONE_STEP),
+    ProximalLocal(mode="proximal", mu=0.5, lr=0.1, weight_decay=0.01, **ONE_STEP),
+    KDLocal(mode="kd", temperature=2.0, weight=0.4, lr=0.1, **ONE_STEP),
+    NTDLocal(mode="ntd", temperature=2.0, beta=0.7, lr=0.1, **ONE_STEP),
+]
+
+
+@pytest.mark.parametrize("batch_size", [12, 64])
+@pytest.mark.parametrize("settings", MODES)
+@pytest.mark.parametrize("name", ["cnn", "cnn group", "mlp", "mlp on images", "resnet8", "resnet18"])
+def test_sums_of_those_who_make_one_step_agree_with_the_loop(
+    name: str, settings: Any, batch_size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kdfed.cohort.one_step.LEAST_EXAMPLES", 8)  # several passes
+    monkeypatch.setitem(one_step.PASS_BYTES, "cpu", 1)
+    (model, shape), settings = build(name), settings.model_copy(update={"batch_size": batch_size})
+    teacher = build(name, 1)[0].double()
+    examples = double(examples_of(shape))
+    loss = PLAIN if isinstance(settings, OptimiserSettings) else local_loss(lambda: teacher, settings)
+    model.double()
+    parts = list(train_in_parts(model, state_of(model), examples, SIZES, settings, loss, SEEDS, sums=True))
+    slow = loop(model, examples, settings, loss)
+    for key, value in slow_sums(slow).items():
+        torch.testing.assert_close(sums_of(parts)[key], value, rtol=1e-12, atol=1e-12)
+    (together,) = (part for part in parts if part.sums)
+    assert together.places == [place for place, size in enumerate(SIZES) if size <= batch_size]
+    assert not together.states
+    for part in parts:
+        for place, result in zip(part.places, part.results, strict=True):
+            assert (result.steps, result.examples) == (slow.results[place].steps, SIZES[place])
+            assert result.loss == pytest.approx(slow.results[place].loss, rel=1e-12)
+
+
+@pytest.mark.parametrize("name", ["cnn", "mlp"])
+def test_sums_of_one_step_agree_with_the_loop_in_float32(name: str) -> None:
+    (model, shape), settings = build(name), MODES[0]
+    examples = examples_of(shape)
+    parts = list(train_in_parts(model, state_of(model), examples, SIZES, settings, PLAIN, SEEDS, sums=True))
+    for key, value in slow_sums(loop(model, examples, settings, PLAIN)).items():
+        torch.testing.assert_close(sums_of(parts)[key] / sum(SIZES), value / sum(SIZES), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("cnn batch", {}),  # examples of a batch see each other
+        ("dropping", {}),  # everybody draws numbers of its own
+        ("weighted", {}),  # nobody knows
+        ("mlp", {"optimizer": "adam"}),  # no sum of gradients
+        ("mlp", {"epochs": 2}),
+    ],
+)
+def test_nobody_is_summed_where_one_step_is_no_sum_of_gradients(name: str, changes: dict[str, Any]) -> None:
+    model, shape = build(name)
+    settings = SGD.model_copy(update=ONE_STEP | changes)
+    parts = train_in_parts(
+        model, state_of(model), examples_of(shape), SIZES, settings, PLAIN, SEEDS, sums=True
+    )
+    assert not any(part.sums for part in parts)
+
+
+def test_nobody_is_summed_who_starts_from_weights_of_its_own() -> None:
+    model, shape = build("mlp")
+    starts = [state_of(model)] * len(SIZES)
+    parts = train_in_parts(model, starts, examples_of(shape), SIZES, MODES[0], PLAIN, SEEDS, sums=True)
+    assert not any(part.sums for part in parts)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_where_a_sum_would_not_be_finite_everybody_is_looked_at(value: float) -> None:
+    model, shape = build("mlp")
+    examples = examples_of(shape)
+    examples.inputs[3] = value  # of the first participant
+    parts = list(train_in_parts(model, state_of(model), examples, SIZES, MODES[0], PLAIN, SEEDS, sums=True))
+    assert not any(part.sums for part in parts)
+    assert sorted(place for part in parts for place in part.places) == list(range(len(SIZES)))
+
+
+def test_one_step_makes_no_copy_of_the_weights_for_each_participant() -> None:
+    model = build_model(ModelSettings(name="mlp", options={"hidden": (500,)}), (100,), 2, 0)
+    examples = examples_of((100,), [2] * 100)
+    examples.labels.clamp_(max=1)
+    with torch.profiler.profile(profile_memory=True) as profile:
+        (part,) = train_in_parts(
+            model, state_of(model), examples, [2] * 100, MODES[0], PLAIN, range(100), sums=True
+        )
+    assert part.sums
+    largest = max(event.cpu_memory_usage for event in profile.events())
+    assert largest <= 8 * 500 * 200  # the gradient in float64, or the hidden layer's outputs in float32
+
+
+# ----------------------------------------------------------------------------- steps
+
+
+def test_images_that_a_linear_layer_reads_are_not_folded_into_channels(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folds: list[torch.Size] = []
+    fold = folded._as_image
+    monkeypatch.setattr(folded, "_as_image", lambda inputs: folds.append(inputs.shape) or fold(inputs))
+    for name, expected in (("mlp on images", 0), ("cnn", 1)):
+        model, shape = build(name)
+        plan_for(model, shape, 64)
+        folds.clear()
+        stack = {key: torch.stack([value] * 3) for key, value in state_of(model).items()}
+        plan_for(model, shape, 64).forward(stack, torch.randn(3, 5, *shape), norm_training=False)
+        assert len(folds) == expected
+
+
+def test_one_pass_of_sgd_is_as_good_as_three() -> None:
+    generator = torch.Generator().manual_seed(0)
+    start = [torch.randn(4, *shape, generator=generator) for shape in ((8, 3, 5, 5), (8,), (7, 64))]
+    steps = [[torch.randn(value.shape, generator=generator) for value in start] for _ in range(3)]
+    settings = SGD.model_copy(update={"weight_decay": 0.0})
+    fused = StackedOptimiser([value.clone() for value in start], settings, steps=3)
+    for step, (gradients, active) in enumerate(zip(steps, (4, 4, 2), strict=True)):
+        fused.step([gradient[:active].clone() for gradient in gradients], step, slice(0, active))
+    parameters, buffers = [value.clone() for value in start], [gradient.clone() for gradient in steps[0]]
+    for step, (gradients, active) in enumerate(zip(steps, (4, 4, 2), strict=True)):
+        for value, buffer, gradient in zip(parameters, buffers, gradients, strict=True):
+            if step:
+                buffer[:active] = buffer[:active] * settings.momentum + gradient[:active]
+            value[:active] -= settings.lr * buffer[:active]
+    for value, own in zip(fused.parameters, parameters, strict=True):
+        torch.testing.assert_close(value, own, rtol=1e-6, atol=1e-7)
+
+
+def test_a_channels_last_gradient_is_stepped_by_place_and_not_by_memory() -> None:
+    start, gradient = torch.zeros(2, 4, 3, 5, 5), torch.randn(2, 4, 3, 5, 5)
+    optimiser = StackedOptimiser([start], SGD.model_copy(update={"weight_decay": 0.0}), steps=2)
+    turned = gradient.permute(0, 1, 3, 4, 2).contiguous().permute(0, 1, 4, 2, 3)
+    assert turned.stride() != gradient.stride()
+    optimiser.step([gradient.clone()], 0, slice(0, 2))
+    optimiser.step([turned], 1, slice(0, 2))
+    torch.testing.assert_close(optimiser.parameters[0], -SGD.lr * (1 + 1 + SGD.momentum) * gradient)
 
 
 # ----------------------------------------------------------------------------- logits
