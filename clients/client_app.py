@@ -135,7 +135,7 @@ def train(message: Message, context: Context) -> Message:
                 loss,
                 seeds,
                 bfloat16=participants.bfloat16,
-                sums=task.sums and isinstance(trainees, ReceivedModel),
+                sums=task.sums,
             ):
                 own = [members[place] for place in trained.places]
                 arrays = {} if trained.sums else trainees.upload(own, trained.states)

@@ -10,6 +10,9 @@ vmap      ``torch.func.vmap`` over stacked parameters: any functional model.
 loop      one participant after another: the rest, and where folding does not pay.
 ========= =====================================================================================
 
+Where only their weighted mean is wanted, those who make one step need no models of their own
+(:mod:`.one_step`).
+
 :func:`kdfed.cohort.levels.plan_for` chooses by rule, never by a stopwatch, so results do not depend on the
 machine's mood. Levels agree to float tolerance with the loop of :mod:`kdfed.train`, which is the definition.
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, cast
 
 import torch
 from torch import fx, nn
@@ -281,7 +281,7 @@ class FoldedModel:
             Parameters and buffers, each [B, *shape]. BatchNorm's buffers are changed in place when
             ``norm_training`` is set.
         value
-            Inputs: folded images, vectors [B, N, F], or shared inputs [N, ...].
+            Inputs: everybody's own, as :func:`own_inputs` returns them, or shared ones [N, ...].
         participants
             B.
         norm_training
@@ -367,6 +367,8 @@ class _Run:
             return self._mean(first, *_named(rest, keywords, dim=None, keepdim=False))
         if target is torch.cat:
             return self._cat(first, *_named(rest, keywords, dim=0))
+        if target == "contiguous":
+            return cast(Folded, first)  # each layout lies as its layers want it
         if node.op == "call_method":
             return Folded(getattr(first.data, target)(*rest, **keywords), first.layout)
         if target in _POOLING:

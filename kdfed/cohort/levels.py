@@ -54,15 +54,13 @@ class Plan:
     why
         One sentence.
     folded
-        The traced model; None where it cannot be folded.
+        The traced model; None where it cannot be folded, or was not tried.
     model
         The architecture: its weights mean nothing.
     cost
         Of one example.
     has_batch_norm
         Whether batches of different sizes must not be padded.
-    sees_examples_alone
-        Whether an example's logits are known to depend on nothing but the example and the weights.
     """
 
     level: Level
@@ -71,7 +69,11 @@ class Plan:
     model: nn.Module
     cost: Cost
     has_batch_norm: bool
-    sees_examples_alone: bool
+
+    @property
+    def sees_examples_alone(self) -> bool:
+        """Whether an example's logits are known to depend on nothing but the example and the weights."""
+        return self.folded is not None and not self.has_batch_norm
 
     def forward(
         self, state: Mapping[str, torch.Tensor], inputs_BN: torch.Tensor, *, norm_training: bool
@@ -202,11 +204,10 @@ def _choose(model: nn.Module, input_shape: tuple[int, ...], batch_size: int, dev
     try:
         cost = _cost(model, input_shape, device)
     except Exception as error:
-        why = f"its cost cannot be estimated: {error}"
-        return Plan("loop", why, None, model, Cost(0, 0), has_norm, sees_examples_alone=False)
+        return Plan("loop", f"its cost cannot be estimated: {error}", None, model, Cost(0, 0), has_norm)
 
     def plan(level: Level, why: str, folded: FoldedModel | None = None) -> Plan:
-        return Plan(level, why, folded, model, cost, has_norm, folded is not None and not has_norm)
+        return Plan(level, why, folded, model, cost, has_norm)
 
     every = list(model.named_parameters(remove_duplicate=False))
     if len(every) != len(list(model.named_parameters())):

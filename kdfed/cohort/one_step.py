@@ -29,14 +29,14 @@ if TYPE_CHECKING:
     from kdfed.data import Examples
 
 PASS_BYTES = {"cpu": 8 * 2**20, "cuda": 2**30}
-"""Bytes of all layers' outputs in one pass, by device type: on a CPU more fall out of its caches."""
+"""Bytes of all layers' outputs in one pass, by device type: more would fall out of a CPU's caches."""
 
 LEAST_EXAMPLES, MOST_EXAMPLES = 64, 8192
 """Examples of a pass: fewer leave a CPU idle, more gain nothing."""
 
 NARROW = 32
 """Channels. Where no convolution is as wide, a CPU takes less time for groups of examples side by side that
-make up twice as many channels (measured in ``docs/performance.md``)."""
+make up twice as many channels (``python tests/bench/folding.py --groups``)."""
 
 
 def who_makes_one_step(plan: Plan, counts: np.ndarray, settings: OptimiserSettings) -> np.ndarray:
@@ -87,13 +87,15 @@ def sum_of_steps(
     -------
     tuple of State and list of TrainResult, or None
         The sums, float64 on the CPU, each [*shape], and everybody's result. None where a number is not
-        finite: then each participant must be looked at.
+        finite, or a weight is not used: then each participant must be looked at.
     """
     device, total = examples.inputs.device, len(examples)
     names = [name for name, _ in plan.model.named_parameters()]
     leaves = [_channels_last(start[name].detach().to(device)).requires_grad_() for name in names]
     own = dict(zip(names, leaves, strict=True))
-    gradients = [torch.zeros_like(leaf, dtype=torch.float64) for leaf in leaves]
+    gradients = [
+        torch.zeros(leaf.shape, dtype=torch.float64) for leaf in leaves
+    ]  # on the CPU: not all have it
     losses = []
     groups = _groups(plan.model) if device.type == "cpu" else 1
     width = _width(plan, device) // groups * groups
@@ -107,20 +109,26 @@ def sum_of_steps(
         else:
             logits = torch.func.functional_call(plan.model, own, _channels_last(inputs))
         each = loss.examples(inputs, logits, labels)
-        torch._foreach_add_(gradients, torch.autograd.grad(each.sum(), leaves))
+        found = torch.autograd.grad(each.sum(), leaves, allow_unused=True)
+        if any(gradient is None for gradient in found):  # SGD leaves such a weight as it is, decay or not
+            return None
+        torch._foreach_add_(gradients, [gradient.cpu() for gradient in found])
         losses.append(each.detach())
     penalty = torch.zeros(())
     if loss.penalty is not None:
         penalty = loss.penalty({name: leaf.unsqueeze(0) for name, leaf in own.items()})[0]
-        torch._foreach_add_(gradients, torch.autograd.grad(penalty, leaves), alpha=total)
-    sums = {key: total * value.double().cpu() for key, value in start.items()}
+        found = torch.autograd.grad(penalty, leaves)
+        torch._foreach_add_(gradients, [gradient.cpu() for gradient in found], alpha=total)
+    sums = {key: total * value.cpu().double() for key, value in start.items()}
     for name, gradient in zip(names, gradients, strict=True):
         sums[name] *= 1 - settings.lr * settings.weight_decay
-        sums[name] -= settings.lr * gradient.cpu()
+        sums[name] -= settings.lr * gradient
     begins = np.cumsum(sizes) - sizes
-    each_loss = torch.cat(losses).double().cpu().numpy()
-    means = np.add.reduceat(each_loss, begins.tolist()) / sizes + float(penalty)
-    if not np.isfinite(means).all() or not all(bool(values.isfinite().all()) for values in sums.values()):
+    each_loss = torch.cat(losses).cpu().double().numpy()
+    means = np.add.reduceat(each_loss, begins.tolist()) / sizes + float(penalty.detach())
+    # In the weights' own dtype: what a participant's weights exceed, their sum exceeds.
+    finite = [bool(sums[key].to(value.dtype).isfinite().all()) for key, value in start.items()]
+    if not all(finite) or not np.isfinite(means).all():
         return None
     return sums, [TrainResult(mean, 1, size) for mean, size in zip(means.tolist(), sizes, strict=True)]
 

@@ -100,12 +100,16 @@ class StackedOptimiser:
             self.parameters = list(torch._foreach_add(parameters, grads, alpha=-rate))
             self._rows = None
             return
-        buffers = [buffer[rows] for buffer in self._first]
-        if buffers and _lie_alike(parameters, grads, buffers):
+        if not self._first:
+            torch._foreach_add_(parameters, grads, alpha=-rate)
+            return
+        alike: list[tuple[torch.Tensor, ...]] = []
+        others: list[tuple[torch.Tensor, ...]] = []
+        for triple in zip(parameters, grads, (buffer[rows] for buffer in self._first), strict=True):
+            (alike if all(values.is_contiguous() for values in triple) else others).append(triple)
+        if alike:  # one pass with the same bits; it ignores strides, and is silently wrong where they differ
             torch._fused_sgd_(
-                parameters,
-                grads,
-                buffers,
+                *map(list, zip(*alike, strict=True)),
                 weight_decay=0.0,  # added to the gradients already
                 momentum=momentum,
                 lr=rate,
@@ -114,12 +118,9 @@ class StackedOptimiser:
                 maximize=False,
                 is_first_step=False,
             )
-            return
-        if buffers:
-            torch._foreach_mul_(buffers, momentum)
-            torch._foreach_add_(buffers, grads)
-            grads = buffers
-        torch._foreach_add_(parameters, grads, alpha=-rate)
+        for parameter, grad, buffer in others:
+            buffer.mul_(momentum).add_(grad)
+            parameter.add_(buffer, alpha=-rate)
 
     def _adam(
         self, parameters: list[torch.Tensor], grads: list[torch.Tensor], step: int, rows: slice
@@ -139,15 +140,3 @@ class StackedOptimiser:
             second.mul_(_BETA_2).addcmul_(grad, grad, value=1 - _BETA_2)
             denominator = (second.sqrt() / correction_2**0.5).add_(_EPSILON)
             parameter.addcdiv_(first, denominator, value=-self.settings.lr / correction_1)
-
-
-def _lie_alike(*lists: Sequence[torch.Tensor]) -> bool:
-    """Tell whether tensors lie alike in memory, without gaps, as ``torch._fused_sgd_`` needs it.
-
-    It makes one pass where three operations would, with the same bits; but it ignores strides, and is
-    silently wrong where a gradient is channels-last and its weight is not.
-    """
-    return all(
-        first.numel() == 0 or (first.is_contiguous() and all(one.is_contiguous() for one in others))
-        for first, *others in zip(*lists, strict=True)
-    )

@@ -49,7 +49,7 @@ class Trained:
     sums: State = field(default_factory=dict)
 
     def each(self) -> Iterator[tuple[int, State, TrainResult]]:
-        """Yield every participant's place, its state in memory of its own, and its result."""
+        """Yield every participant's place, its state in memory of its own, and its result; not of sums."""
         for row, (place, result) in enumerate(zip(self.places, self.results, strict=True)):
             yield place, {key: value.clone() for key, value in state_at(self.states, row).items()}, result
 
@@ -119,21 +119,23 @@ def train_cohort(
     starts = np.zeros(len(sizes), dtype=np.int64) if shared else np.cumsum(counts) - counts
     device = device_of(model)
     plan = plan_for(model, tuple(examples.inputs.shape[1:]), settings.batch_size)
+    examples = examples.to(device)
     places = np.arange(len(sizes))
     if sums and isinstance(start, dict) and not shared and not bfloat16:
         alike = who_makes_one_step(plan, counts, settings)
         summed = None
         if len(alike) > 1:
-            theirs = _held(examples, counts, alike).to(device)
+            theirs = _held(examples, counts, alike)
             summed = sum_of_steps(plan, start, theirs, counts[alike].tolist(), settings, loss)
         if summed is not None:
             yield Trained({}, alike.tolist(), summed[1], summed[0])
             places = np.setdiff1d(places, alike)
+    if not len(places):
+        return
     if plan.level == "loop" or len(places) < 2:
         yield from _loop(model, start, examples, places, starts, sizes, settings, loss, seeds, bfloat16)
         return
     model.train()
-    examples = examples.to(device)
     order = places[np.argsort(-counts[places], kind="stable")]
     common = {key: value.to(device) for key, value in start.items()} if isinstance(start, dict) else {}
     for cut in plan.folds(counts[order].tolist(), settings.batch_size, device):

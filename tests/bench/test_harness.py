@@ -237,7 +237,7 @@ def test_quick_is_one_worker_and_one_case_of_two(tmp_path: Path) -> None:
 def test_cohorts_are_as_large_as_workers_allow(tmp_path: Path) -> None:
     made = bench.Bench(bench.parse(["--out", str(tmp_path)]))
     assert [made.cohort_size(*case) for case in ((10, 1), (500, 1), (500, 2), (2000, 1), (3, 2))] == [
-        10, 500, 125, 500, 1,
+        10, 500, 250, 500, 2,
     ]  # fmt: skip
     given = bench.Bench(bench.parse(["--out", str(tmp_path), "--cohort-size", "32"]))
     assert given.cohort_size(500, 1) == 32

@@ -523,7 +523,7 @@ def test_sums_of_those_who_make_one_step_agree_with_the_loop(
     (model, shape), settings = build(name), settings.model_copy(update={"batch_size": batch_size})
     teacher = build(name, 1)[0].double()
     examples = double(examples_of(shape))
-    loss = PLAIN if isinstance(settings, OptimiserSettings) else local_loss(lambda: teacher, settings)
+    loss = PLAIN if type(settings) is OptimiserSettings else local_loss(lambda: teacher, settings)
     model.double()
     parts = list(train_in_parts(model, state_of(model), examples, SIZES, settings, loss, SEEDS, sums=True))
     slow = loop(model, examples, settings, loss)
@@ -573,14 +573,38 @@ def test_nobody_is_summed_who_starts_from_weights_of_its_own() -> None:
     assert not any(part.sums for part in parts)
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_where_a_sum_would_not_be_finite_everybody_is_looked_at(value: float) -> None:
+@pytest.mark.parametrize(("value", "lr"), [(float("nan"), 0.01), (float("inf"), 0.01), (1e36, 1e4)])
+def test_where_a_sum_would_not_be_finite_everybody_is_looked_at(value: float, lr: float) -> None:
+    """The last one's weights are beyond float32, though its gradient and the sum in float64 are not."""
     model, shape = build("mlp")
-    examples = examples_of(shape)
-    examples.inputs[3] = value  # of the first participant
-    parts = list(train_in_parts(model, state_of(model), examples, SIZES, MODES[0], PLAIN, SEEDS, sums=True))
+    examples, settings = examples_of(shape), MODES[0].model_copy(update={"lr": lr})
+    examples.inputs[:7] = value  # of the first participant
+    parts = list(train_in_parts(model, state_of(model), examples, SIZES, settings, PLAIN, SEEDS, sums=True))
     assert not any(part.sums for part in parts)
     assert sorted(place for part in parts for place in part.places) == list(range(len(SIZES)))
+
+
+class Idle(nn.Sequential):
+    """One of its weights is never used."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Linear(10, 3))
+        self.spare = nn.Linear(2, 2)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return self[0](inputs)
+
+
+def test_an_unused_weight_is_left_to_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(levels, "HEAVY_STEP", 0.0)
+    model = Idle()
+    parts = list(
+        train_in_parts(
+            model, state_of(model), examples_of(FEATURES), SIZES, MODES[0], PLAIN, SEEDS, sums=True
+        )
+    )
+    assert not any(part.sums for part in parts)
+    assert len(parts) == len(SIZES)
 
 
 def test_one_step_makes_no_copy_of_the_weights_for_each_participant() -> None:
@@ -599,6 +623,25 @@ def test_one_step_makes_no_copy_of_the_weights_for_each_participant() -> None:
 # ----------------------------------------------------------------------------- steps
 
 
+class Turned(nn.Module):
+    """Asks for the layout that convolutions want."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(1, 4, 3), nn.Linear(4 * 10 * 10, 3)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        hidden = self.conv(inputs.contiguous(memory_format=torch.channels_last))
+        return self.head(hidden.contiguous().flatten(1))
+
+
+def test_a_model_that_turns_its_images_is_folded() -> None:
+    model, examples = Turned(), examples_of(IMAGES)
+    assert plan_for(model, IMAGES, 5).level == "folded"
+    fast = train_cohort(model, state_of(model), examples, SIZES, SGD, PLAIN, SEEDS)
+    assert_agree(fast, loop(model, examples, SGD, PLAIN), atol=1e-5, rtol=1e-5)
+
+
 def test_images_that_a_linear_layer_reads_are_not_folded_into_channels(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -614,22 +657,30 @@ def test_images_that_a_linear_layer_reads_are_not_folded_into_channels(
         assert len(folds) == expected
 
 
-def test_one_pass_of_sgd_is_as_good_as_three() -> None:
+def test_one_pass_of_sgd_has_the_bits_of_three(monkeypatch: pytest.MonkeyPatch) -> None:
     generator = torch.Generator().manual_seed(0)
     start = [torch.randn(4, *shape, generator=generator) for shape in ((8, 3, 5, 5), (8,), (7, 64))]
     steps = [[torch.randn(value.shape, generator=generator) for value in start] for _ in range(3)]
-    settings = SGD.model_copy(update={"weight_decay": 0.0})
+    settings, passes = SGD.model_copy(update={"weight_decay": 0.0}), []
+    one_pass = torch._fused_sgd_
+
+    def counted(*tensors: Any, **options: Any) -> None:
+        passes.append(len(tensors[0]))
+        one_pass(*tensors, **options)
+
+    monkeypatch.setattr(torch, "_fused_sgd_", counted)
     fused = StackedOptimiser([value.clone() for value in start], settings, steps=3)
     for step, (gradients, active) in enumerate(zip(steps, (4, 4, 2), strict=True)):
         fused.step([gradient[:active].clone() for gradient in gradients], step, slice(0, active))
+    assert passes == [3, 3]  # every weight, and the first step has no momentum
     parameters, buffers = [value.clone() for value in start], [gradient.clone() for gradient in steps[0]]
     for step, (gradients, active) in enumerate(zip(steps, (4, 4, 2), strict=True)):
         for value, buffer, gradient in zip(parameters, buffers, gradients, strict=True):
             if step:
-                buffer[:active] = buffer[:active] * settings.momentum + gradient[:active]
-            value[:active] -= settings.lr * buffer[:active]
+                buffer[:active].mul_(settings.momentum).add_(gradient[:active])
+            value[:active].add_(buffer[:active], alpha=-settings.lr)
     for value, own in zip(fused.parameters, parameters, strict=True):
-        torch.testing.assert_close(value, own, rtol=1e-6, atol=1e-7)
+        assert torch.equal(value, own)
 
 
 def test_a_channels_last_gradient_is_stepped_by_place_and_not_by_memory() -> None:
