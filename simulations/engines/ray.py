@@ -3,7 +3,7 @@
 ::
 
     ParticipantGrid    one message a node, each with whole cohorts
-        RayGrid        global arrays into the object store, once; messages to whichever actor is free
+        RayGrid        large arrays into the object store, once; messages to whichever actor is free
             Worker     the ClientApp, unmodified
 
 The grid has more nodes than actors (:data:`NODES_PER_WORKER` each), which own nobody: a round arrives as
@@ -53,6 +53,10 @@ NODES_PER_WORKER = 4
 IN_FLIGHT = 2
 """Messages that an actor holds at most: one at work, one waiting beside it. The rest waits here, so that
 neither messages nor replies pile up in the object store."""
+
+INLINE_BYTES = 2**20
+"""Array records up to this size travel in messages and replies: a trip to the object store and back takes as
+long as a small model's arithmetic for dozens of participants."""
 
 STRAGGLES_AFTER = 5.0
 """Seconds. A message is run a second time on an idle actor when it has taken longer than this, and longer
@@ -126,7 +130,11 @@ def started(workers: int, address: str | None = None) -> Iterator[None]:
     home: str | None = None
     before = signal.getsignal(signal.SIGTERM)
     # Ray runs its workers at niceness 15, so that whatever else the machine does comes first.
-    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
+    os.environ |= {
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_worker_niceness": "0",
+        "RAY_max_direct_call_object_size": str(INLINE_BYTES),
+    }
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else a warning, once a process
     settings: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
     if address is None:
@@ -223,7 +231,7 @@ class Worker:
         Parameters
         ----------
         message
-            Its array records are empty.
+            Those of its array records that are in ``arrays`` are empty.
         context
             Of the node that the message is for.
         arrays
@@ -252,7 +260,7 @@ class Worker:
 
 @dataclass(eq=False)
 class Job:
-    """A message on its way: the array records it uses, and how many actors died at it."""
+    """A message on its way: the stored array records it uses, and how many actors died at it."""
 
     message: Message
     records: list[int]
@@ -349,7 +357,8 @@ class RayGrid(LocalGrid):
         ids = []
         for message in messages:
             message.metadata.__dict__["_message_id"] = str(uuid4())
-            job = Job(message, [self._store(record) for record in message.content.array_records.values()])
+            large = [one for one in message.content.array_records.values() if _size(one) > INLINE_BYTES]
+            job = Job(message, [self._store(record) for record in large])
             self._open[message.metadata.message_id] = job
             self._waiting.append(job)
             ids.append(message.metadata.message_id)
@@ -384,7 +393,11 @@ class RayGrid(LocalGrid):
 
     def _hand(self, job: Job, actor: Actor) -> None:
         content = job.message.content
-        arrays = {key: self._stored[id(record)][1] for key, record in content.array_records.items()}
+        arrays = {
+            key: self._stored[id(record)][1]
+            for key, record in content.array_records.items()
+            if id(record) in self._stored
+        }
         message, empty = copy(job.message), ArrayRecord()
         message.content = RecordDict(
             {key: empty if key in arrays else record for key, record in content.items()}
@@ -462,3 +475,8 @@ class RayGrid(LocalGrid):
         used = {key for other in self._open.values() for key in other.records}
         for key in set(self._stored) - used:
             del self._stored[key]
+
+
+def _size(record: ArrayRecord) -> int:
+    """Return the bytes of a record's arrays."""
+    return sum(len(array.data) for array in record.values())

@@ -247,7 +247,12 @@ def test_a_nodes_state_follows_it_to_whichever_actor_serves_it(joined):
 # ----------------------------------------------------------------------------- counts
 
 
-def test_global_arrays_are_stored_once_a_round_and_queues_are_bounded(grid, tiny, run_arm, monkeypatch):
+@pytest.mark.parametrize(("inline", "stored"), [(0, 3), (2**20, 0)])
+def test_global_arrays_are_stored_once_a_round_and_queues_are_bounded(
+    grid, tiny, run_arm, monkeypatch, inline, stored
+):
+    """Unless they are so small that they travel in the messages."""
+    monkeypatch.setattr("simulations.engines.ray.INLINE_BYTES", inline)
     puts, most = [], 0
     put, hand = ray.put, RayGrid._hand
 
@@ -263,7 +268,7 @@ def test_global_arrays_are_stored_once_a_round_and_queues_are_bounded(grid, tiny
     monkeypatch.setattr(ray, "put", counted)
     monkeypatch.setattr(RayGrid, "_hand", watched)
     run_arm(tiny(**{"server.cohort-size": 1, "rounds.max": 3}), grid=grid, never_stop=True)
-    assert puts == [ArrayRecord] * 3
+    assert puts == [ArrayRecord] * stored
     assert most == IN_FLIGHT
     assert grid._stored == {}
     assert not grid._open
