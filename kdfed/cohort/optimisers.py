@@ -107,7 +107,7 @@ class StackedOptimiser:
         others: list[tuple[torch.Tensor, ...]] = []
         for triple in zip(parameters, grads, (buffer[rows] for buffer in self._first), strict=True):
             (alike if all(values.is_contiguous() for values in triple) else others).append(triple)
-        if alike:  # one pass with the same bits; it ignores strides, and is silently wrong where they differ
+        if alike:  # one pass instead of three; it ignores strides, and is silently wrong where they differ
             torch._fused_sgd_(
                 *map(list, zip(*alike, strict=True)),
                 weight_decay=0.0,  # added to the gradients already
