@@ -93,9 +93,8 @@ def sum_of_steps(
     names = [name for name, _ in plan.model.named_parameters()]
     leaves = [_channels_last(start[name].detach().to(device)).requires_grad_() for name in names]
     own = dict(zip(names, leaves, strict=True))
-    gradients = [
-        torch.zeros(leaf.shape, dtype=torch.float64) for leaf in leaves
-    ]  # on the CPU: not all have it
+    # On the CPU: not every device has float64.
+    gradients = [torch.zeros(leaf.shape, dtype=torch.float64) for leaf in leaves]
     losses = []
     groups = _groups(plan.model) if device.type == "cpu" else 1
     width = _width(plan, device) // groups * groups

@@ -357,7 +357,8 @@ class RayGrid(LocalGrid):
         ids = []
         for message in messages:
             message.metadata.__dict__["_message_id"] = str(uuid4())
-            large = [one for one in message.content.array_records.values() if _size(one) > INLINE_BYTES]
+            records = message.content.array_records.values()
+            large = [record for record in records if record.count_bytes() > INLINE_BYTES]
             job = Job(message, [self._store(record) for record in large])
             self._open[message.metadata.message_id] = job
             self._waiting.append(job)
@@ -475,8 +476,3 @@ class RayGrid(LocalGrid):
         used = {key for other in self._open.values() for key in other.records}
         for key in set(self._stored) - used:
             del self._stored[key]
-
-
-def _size(record: ArrayRecord) -> int:
-    """Return the bytes of a record's arrays."""
-    return sum(len(array.data) for array in record.values())

@@ -481,7 +481,7 @@ def test_a_participant_without_examples_is_refused() -> None:
 
 
 ONE_STEP = {"epochs": 1, "batch_size": 12}
-"""With it five of eight participants make one step, and with 64 all do."""
+"""With it six of eight participants make one step, and with 64 all do."""
 
 
 def sums_of(parts: Sequence[Trained]) -> State:
@@ -680,9 +680,8 @@ def test_one_pass_of_sgd_is_taken_and_agrees_with_three(monkeypatch: pytest.Monk
                 buffer[:active].mul_(settings.momentum).add_(gradient[:active])
             value[:active].add_(buffer[:active], alpha=-settings.lr)
     for value, own in zip(fused.parameters, parameters, strict=True):
-        torch.testing.assert_close(
-            value, own, rtol=1e-6, atol=1e-6
-        )  # a CPU rounds the ends of a tensor once less
+        # A CPU rounds the ends of a tensor once less.
+        torch.testing.assert_close(value, own, rtol=1e-6, atol=1e-6)
 
 
 def test_a_channels_last_gradient_is_stepped_by_place_and_not_by_memory() -> None:
