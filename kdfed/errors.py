@@ -9,6 +9,7 @@
     ├── WireError          a message does not have the keys, shapes or dtypes of ``kdfed.wire``
     ├── ParticipantError   one participant's work failed; it costs that participant its slot, not the run
     └── RunError           a run cannot go on (too few participants answered, ...): exit code 1
+        └── RecordError    its records cannot be written (a full disk): no arm can go on
 
 Every message says what was expected, what arrived and what to change.
 """
@@ -99,3 +100,7 @@ class ParticipantError(KdfedError):
 
 class RunError(KdfedError):
     """A run cannot go on."""
+
+
+class RecordError(RunError):
+    """What a run has to record cannot be written."""

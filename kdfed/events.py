@@ -21,7 +21,8 @@ class Event:
     arm, seed
         Which run; the empty arm stands for the whole experiment (its ``done`` or ``failed``).
     phase
-        ``hello``, ``teachers``, ``consolidate``, ``rounds``, then ``done`` or ``failed``.
+        ``hello``, ``teachers``, ``consolidate``, ``rounds``, or ``failed``. A run that was finished earlier,
+        and is kept, has ``done`` alone.
     step, steps
         Progress within the phase: epochs of distillation, or the federated round and ``rounds.max``.
     accuracy
@@ -51,6 +52,9 @@ class Event:
 
 PROGRESS = "KDFED_PROGRESS"
 """Environment variable: a file to which a ServerApp appends events as JSON lines."""
+
+OVERWRITE = "KDFED_OVERWRITE"
+"""Environment variable: set where a ServerApp may replace the records in its run folder."""
 
 OnEvent = Callable[[Event], None]
 

@@ -1,7 +1,8 @@
 """The ``kdfed`` command.
 
-Exit codes: 0 the run finished; 1 it failed (what was recorded stays); 2 the input is wrong, and nothing was
-started; 130 interrupted by Ctrl-C. Heavy modules are imported by the command that needs them.
+Exit codes: 0 the run finished; 1 it failed, or one of its arms did (what was recorded stays); 2 the input is
+wrong, and nothing was started; 130 interrupted by Ctrl-C. Heavy modules are imported by the command that
+needs them.
 """
 
 from __future__ import annotations
@@ -157,7 +158,8 @@ def run(
         Path | None, typer.Option(parser=_out, metavar="DIR", help="The run folder. Default: runs/NAME.")
     ] = None,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace another experiment's records in the run folder.")
+        bool,
+        typer.Option("--overwrite", help="Replace the records of a complete run, or of another experiment."),
     ] = False,
 ) -> None:
     """Run an experiment and count what each arm paid to reach its targets.
@@ -173,15 +175,20 @@ def run(
     from simulations.progress import Progress
 
     path = (out if out is not None else Path("runs") / checked.name).absolute()
-    folder = RunFolder.open_for(path, checked, overwrite=overwrite, source=experiment)
     module = import_module(f"simulations.engines.{engine}")
+    folder = RunFolder.open_for(path, checked, overwrite=overwrite, source=experiment)
+    if folder.finished:
+        runs = len(checked.arms) * len(checked.seeds)
+        console.print(f"going on: {len(folder.finished)} of {runs} runs (arm, seed) are finished and kept")
     logging.getLogger("flwr").setLevel(logging.CRITICAL)  # the display and the records tell what happened
     workers = nodes if nodes is not None else _default_nodes(checked)
     try:
-        with _sigterm_exits(), Progress(checked, console) as progress:
+        with folder, _sigterm_exits(), Progress(checked, console) as progress:
             more = {"address": address, "pin": pin} if engine == "ray" else {}
             module.run(checked, folder, nodes=workers, on_event=progress, **more)
     except RunError as error:
+        if folder.has_summary:
+            _show_results(console, folder)
         raise RunError(f"{error}\nRecorded so far: {folder.path}") from error
     except KeyboardInterrupt:
         print(f"Interrupted. Recorded so far: {folder.path}", file=sys.stderr)

@@ -114,6 +114,9 @@ class Progress:
         key = (event.arm, event.seed)
         run = self._runs.get(key)
         new_phase = run is None or run.event.phase != event.phase
+        if run is None and event.phase == "done":  # finished by an earlier command
+            self._expected -= 1
+            return
         if run is None:
             self._close_all(now)  # arms run one after the other
             run = self._runs[key] = _Run(event, now, now)

@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +22,11 @@ from flwr.serverapp import Grid, ServerApp
 from kdfed import convergence, wire
 from kdfed.config import Experiment, load_experiment, split_set
 from kdfed.data import PreparedData, prepare
-from kdfed.errors import ConfigError, KdfedError, Mistake, RunError
-from kdfed.events import PROGRESS, Event, OnEvent, ignore
+from kdfed.errors import ConfigError, KdfedError, Mistake, RecordError, RunError
+from kdfed.events import OVERWRITE, PROGRESS, Event, OnEvent, ignore
 from kdfed.partition import Partition, class_counts, partition_of
 from kdfed.preflight import check_data
-from kdfed.records import Outcome, RoundRecord, RunFolder, summarise, weights_sha256
+from kdfed.records import Failure, Outcome, RunFolder, Stopped, summarise, versions, weights_sha256
 from strategies.arm import ArmConfig, ServerData, initial_state
 from strategies.catalogue import make_strategy
 from strategies.pre_consolidation import PreConsolidation
@@ -46,24 +49,20 @@ def main(grid: Grid, context: Context) -> None:
         mistakes = check_data(experiment)
         if mistakes:
             raise ConfigError(str(context.run_config["experiment"]), mistakes)
-        run_experiment(grid, experiment, RunFolder.open_for(out, experiment), "flower", on_event)
+        folder = RunFolder.open_for(out, experiment, overwrite=OVERWRITE in os.environ)
+        run_experiment(grid, experiment, folder, "flower", on_event)
         log.info("records and report: %s", out)
     except Exception as error:
-        message = str(error) if isinstance(error, KdfedError) else f"{type(error).__name__}: {error}"
-        on_event(Event(arm="", seed=0, phase="failed", message=message))
+        on_event(Event(arm="", seed=0, phase="failed", message=_told(error)))
         raise
-
-
-@dataclass
-class _Results:
-    records: list[RoundRecord] = field(default_factory=list)
-    outcomes: list[Outcome] = field(default_factory=list)
 
 
 def run_experiment(
     grid: Grid, experiment: Experiment, folder: RunFolder, engine: str, on_event: OnEvent = ignore
 ) -> dict[str, Any]:
-    """Run every arm of every seed, and leave the records of DESIGN behind.
+    """Run every arm of every seed that is not finished, and leave the records of DESIGN behind.
+
+    An arm that cannot go on costs itself alone: the others run on, and its reason is recorded.
 
     Parameters
     ----------
@@ -72,7 +71,7 @@ def run_experiment(
     experiment
         Checked already.
     folder
-        Opened for this experiment.
+        Opened for this experiment; it is closed on leaving.
     engine
         The engine's name, for the record.
     on_event
@@ -86,27 +85,83 @@ def run_experiment(
     Raises
     ------
     RunError
-        If an arm could not go on. Whatever is raised, the summary of what was recorded is written first.
+        If an arm could not go on, or the report not be made: once everything else is done.
+    RecordError
+        If the records cannot be written.
+
+    Notes
+    -----
+    Whatever is raised, Ctrl-C included, the summary of what was recorded is written first.
     """
     torch.set_num_threads(experiment.threads)
-    data = prepare(experiment.data)
-    results = _Results()
-    failure: Exception | None = None
-    try:
-        for seed in experiment.seeds:
-            _run_seed(grid, experiment, data, seed, folder, results, on_event)
-    except Exception as error:
-        failure = error
-    summary = summarise(experiment, engine, results.records, results.outcomes, _partitions(experiment, data))
+    with folder:
+        data = prepare(experiment.data)
+        folder.begin()
+        failures: list[Failure] = []
+        try:
+            with _logging_to(folder.log_path):
+                for seed in experiment.seeds:
+                    _run_seed(grid, experiment, data, seed, folder, failures, on_event)
+        except BaseException as error:
+            unfinished: Stopped = "failed" if isinstance(error, Exception) else "interrupted"
+            try:
+                conclude(experiment, folder, engine, failures, unfinished)
+            except Exception as other:
+                log.error("%s", other)
+            raise
+        summary, problem = conclude(experiment, folder, engine, failures)
+    problems = [*map(str, failures), *([problem] if problem else [])]
+    if problems:
+        raise RunError("\n".join(problems))
+    on_event(Event(arm="", seed=experiment.seeds[-1], phase="done"))
+    return summary
+
+
+def conclude(
+    experiment: Experiment,
+    folder: RunFolder,
+    engine: str,
+    failures: Sequence[Failure] = (),
+    unfinished: Stopped = "failed",
+) -> tuple[dict[str, Any], str]:
+    """Sum up what a run folder holds, and make the report.
+
+    Parameters
+    ----------
+    experiment, folder, engine
+        What was run, and where.
+    failures
+        Runs that could not go on.
+    unfinished
+        What became of runs that neither finished nor failed.
+
+    Returns
+    -------
+    tuple of dict and str
+        What ``summary.json`` holds; and why the report could not be made, empty when it was.
+
+    Raises
+    ------
+    RecordError
+        If the summary cannot be written.
+    """
+    records = folder.read_rounds()
+    partitions = _partitions(experiment, prepare(experiment.data))
+    summary = summarise(experiment, engine, records, folder.read_outcomes(), partitions, failures, unfinished)
     folder.write_summary(summary)
-    if results.records:
+    if not records:
+        return summary, ""
+    try:
         from simulations.report import build_report
 
         build_report(folder.path)
-    if failure is not None:
-        raise failure
-    on_event(Event(arm="", seed=experiment.seeds[-1], phase="done"))
-    return summary
+    except Exception as error:  # whatever a drawing library raises: the records are what counts
+        logging.getLogger("kdfed").exception("the report could not be made")
+        return summary, (
+            f"the records are complete, but the report could not be made: {_told(error)}; `kdfed report "
+            f"{folder.path}` tries again"
+        )
+    return summary, ""
 
 
 def _run_seed(
@@ -115,54 +170,113 @@ def _run_seed(
     data: PreparedData,
     seed: int,
     folder: RunFolder,
-    results: _Results,
+    failures: list[Failure],
     on_event: OnEvent,
 ) -> None:
     """Run the baseline, whose best accuracy sets relative targets, then the other arms."""
     shared = server_data(data)
     baseline_best = float("nan")
-
-    def on_record(record: RoundRecord) -> None:
-        results.records.append(record)
-        folder.append(record)
-
     for name in experiment.arm_order:
         arm = experiment.arm(name)
         sets_targets = name == experiment.baseline_arm and experiment.has_relative_targets
-        targets = (
-            ()
-            if sets_targets
-            else tuple(convergence.resolve_target(target, baseline_best) for target in experiment.targets)
-        )
-        config = ArmConfig(
-            arm=arm,
-            data=shared,
-            seed=seed,
-            name=name,
-            targets=targets,
-            never_stop=sets_targets,
-            simulation=wire.simulation_record(arm, seed, folder.store_path(name, seed)),
-            on_record=on_record,
-            on_event=on_event,
-        )
-        start = ArrayRecord(dict(initial_state(arm, shared, seed)))
-        try:
-            result = PreConsolidation(make_strategy(config), config).start(
-                grid, start, arm.rounds.max, arm.server.deadlines.train
+        targets = () if sets_targets else _targets(experiment, baseline_best)
+        if not _is_kept(folder, name, seed, targets):
+            config = ArmConfig(
+                arm=arm,
+                data=shared,
+                seed=seed,
+                name=name,
+                targets=targets,
+                never_stop=sets_targets,
+                simulation=wire.simulation_record(arm, seed, folder.store_path(name, seed)),
+                on_record=folder.append,
             )
-        except Exception as error:
-            results.outcomes.append(Outcome(name, seed, "failed", ""))
-            if isinstance(error, KdfedError):
-                raise RunError(f"arm {name}, seed {seed}: {error}") from error
-            raise
-        state = dict(result.arrays.to_torch_state_dict())
-        folder.save_model(name, seed, state)
-        consolidation = None
-        if result.consolidation is not None:
-            consolidation = {"method": arm.consolidation.method, **asdict(result.consolidation)}
-        results.outcomes.append(Outcome(name, seed, result.stopped, weights_sha256(state), consolidation))
+            failure = _run_arm(grid, config, folder, on_event)
+            if failure is not None:
+                failures.append(failure)
+                on_event(Event(arm=name, seed=seed, phase="failed", message=failure.reason))
+                continue
+        else:
+            on_event(Event(arm=name, seed=seed, phase="done"))
         if name == experiment.baseline_arm:
-            baseline_best = max(record.accuracy for record in result.records)
+            curve = [r.accuracy for r in folder.read_rounds() if (r.arm, r.seed) == (name, seed)]
+            baseline_best = max(curve)
+
+
+def _targets(experiment: Experiment, baseline_best: float) -> tuple[float, ...]:
+    """Return the accuracies to reach; without a baseline's best, relative targets are unresolved."""
+    return tuple(
+        convergence.resolve_target(target, baseline_best)
+        for target in experiment.targets
+        if not (isinstance(target, str) and math.isnan(baseline_best))
+    )
+
+
+def _is_kept(folder: RunFolder, arm: str, seed: int, targets: tuple[float, ...]) -> bool:
+    """Tell whether a run is finished; one that had other targets (its baseline failed) is run again."""
+    outcome = folder.finished.get((arm, seed))
+    if outcome is not None and outcome.targets != targets:
+        folder.keep([key for key in folder.finished if key != (arm, seed)])
+        return False
+    return outcome is not None
+
+
+def _run_arm(grid: Grid, config: ArmConfig, folder: RunFolder, on_event: OnEvent) -> Failure | None:
+    """Run one arm and record how it ended; return why it could not go on."""
+    name, seed, arm = config.name, config.seed, config.arm
+    phase = "start"
+
+    def follow(event: Event) -> None:
+        nonlocal phase
+        phase = event.phase
+        on_event(event)
+
+    config = replace(config, on_event=follow)
+    try:
+        start = ArrayRecord(dict(initial_state(arm, config.data, seed)))
+        result = PreConsolidation(make_strategy(config), config).start(
+            grid, start, arm.rounds.max, arm.server.deadlines.train
+        )
+        state = dict(result.arrays.to_torch_state_dict())
+    except RecordError:
+        raise
+    except Exception as error:
+        if not isinstance(error, KdfedError):
+            logging.getLogger("kdfed").exception("arm %s, seed %d", name, seed)
+        return Failure(name, seed, phase, _told(error))
+    consolidation = None
+    if result.consolidation is not None:
+        consolidation = {"method": arm.consolidation.method, **asdict(result.consolidation)}
+    outcome = Outcome(
+        name,
+        seed,
+        result.stopped,
+        weights_sha256(state),
+        consolidation,
+        len(result.records),
+        config.targets,
+        versions(),
+    )
+    folder.finish(outcome, state)
+    return None
+
+
+def _told(error: Exception) -> str:
+    return str(error) if isinstance(error, KdfedError) else f"{type(error).__name__}: {error}"
+
+
+@contextmanager
+def _logging_to(path: Path) -> Iterator[None]:
+    """Keep kdfed's warnings and tracebacks in a file, which is made with the first of them."""
+    handler = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace", delay=True)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logger = logging.getLogger("kdfed")
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        handler.close()
 
 
 def server_data(data: PreparedData) -> ServerData:

@@ -33,15 +33,24 @@ def cost_table(summary: Mapping[str, Any]) -> Table:
     for arm, target in dict.fromkeys((run["arm"], run["target"]) for run in summary["runs"]):
         runs = [run for run in summary["runs"] if (run["arm"], run["target"]) == (arm, target)]
         hits = [hit for hit in (run[f"{run['rule']}_hit"] for run in runs) if hit is not None]
-        missed = len(runs) - len(hits)
         table.add_row(
             escape(arm),
             target,
             *(_mean(hits, key) for key in ("round", "exchanges", "participant_uploads")),
             format_bytes(fmean(hit["bytes_up"] + hit["bytes_down"] for hit in hits)) if hits else "–",
-            f"{missed} of {len(runs)}" if missed else "none",
+            _missed(runs),
         )
     return table
+
+
+def _missed(runs: Sequence[Mapping[str, Any]]) -> str:
+    """Say how many runs missed a target; those that did not finish, or had none to reach, are no misses."""
+    without = [run for run in runs if run[f"{run['rule']}_hit"] is None]
+    open_ = [r for r in without if r["target_accuracy"] is None or r["stopped"] in ("failed", "interrupted")]
+    missed = len(without) - len(open_)
+    words = [f"{missed} of {len(runs)}"] if missed else []
+    words += [f"{len(open_)} unknown"] if open_ else []
+    return ", ".join(words) or "none"
 
 
 def _table(title: str, words: Sequence[str], headers: Sequence[str]) -> Table:

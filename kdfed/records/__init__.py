@@ -5,6 +5,8 @@
     <run folder>/
     ├── experiment.yaml                  the experiment, every key resolved
     ├── rounds.jsonl                     one line an arm, seed and evaluation
+    ├── outcomes.jsonl                   one line an arm and seed that finished, written after its model
+    ├── rounds.partial.jsonl             lines of runs that did not finish, and were run again
     ├── summary.json                     hits, totals and comparisons
     ├── models/<arm>-<seed>.safetensors  the final models
     ├── curves.png, report.html          written from the above by ``simulations.report``
@@ -13,19 +15,22 @@
 from __future__ import annotations
 
 from kdfed.records.folder import RunFolder, write_atomically
-from kdfed.records.rounds import Absent, Outcome, RoundRecord, Stopped
+from kdfed.records.opening import versions
+from kdfed.records.rounds import Absent, Failure, Outcome, RoundRecord, Stopped
 from kdfed.records.summary import COSTS, summarise
 from kdfed.records.weights import load_model, weights_sha256
 
 __all__ = [
     "COSTS",
     "Absent",
+    "Failure",
     "Outcome",
     "RoundRecord",
     "RunFolder",
     "Stopped",
     "load_model",
     "summarise",
+    "versions",
     "weights_sha256",
     "write_atomically",
 ]

@@ -5,20 +5,28 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 from uuid import uuid4
 
 import torch
 from safetensors.torch import save
 
 from kdfed.config import Experiment, load_experiment
-from kdfed.errors import ConfigError, RunFolderError
-from kdfed.records.rounds import RoundRecord
+from kdfed.errors import KdfedError, RecordError, RunFolderError
+from kdfed.records.lock import FolderLock
+from kdfed.records.opening import Opening, examine
+from kdfed.records.rounds import Outcome, RoundRecord
 
-EXPERIMENT, ROUNDS, SUMMARY = "experiment.yaml", "rounds.jsonl", "summary.json"
-MODELS, STORE, CURVES, REPORT = "models", "store", "curves.png", "report.html"
+EXPERIMENT, ROUNDS, OUTCOMES, PARTIAL = (
+    *("experiment.yaml", "rounds.jsonl"),
+    *("outcomes.jsonl", "rounds.partial.jsonl"),
+)
+SUMMARY, CURVES, REPORT, MODELS = "summary.json", "curves.png", "report.html", "models"
+PRIVATE = ".kdfed"
+"""Lock, log, store, and the list of what kdfed wrote: nothing that a reader needs."""
 
 
 class RunFolder:
@@ -32,6 +40,14 @@ class RunFolder:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
+        self.finished: dict[tuple[str, int], Outcome] = {}
+        self.overwrites = False
+        self._lock = FolderLock(self.path / PRIVATE / "lock")
+        self._experiment: Experiment | None = None
+        self._opening = Opening()
+        self._made: list[Path] = []  # folders that opening made, innermost first
+
+    # ------------------------------------------------------------------ opening
 
     @classmethod
     def open_for(
@@ -41,18 +57,18 @@ class RunFolder:
         overwrite: bool = False,
         source: Path | None = None,
     ) -> RunFolder:
-        """Create the folder, or clear it of an earlier run of the same experiment.
+        """Take hold of a folder for a run of an experiment; no record is touched before :meth:`begin`.
 
-        Files that a run does not write are never touched.
+        Files that kdfed did not write are never touched.
 
         Parameters
         ----------
         path
             The folder; it may hold other files.
         experiment
-            What will be run; ``experiment.yaml`` is written.
+            What will be run.
         overwrite
-            Also clear the records of another experiment.
+            Replace the records that are there: of another experiment, or of a complete run of this one.
         source
             The file that the experiment was read from. It is refused as the folder's ``experiment.yaml``
             where writing the resolved experiment would change it.
@@ -60,74 +76,105 @@ class RunFolder:
         Returns
         -------
         RunFolder
-            Without records.
+            Locked for this process; its ``finished`` runs (arm, seed) are kept, and need not be run.
 
         Raises
         ------
         RunFolderError
-            If the folder holds the records of another experiment, or cannot be written to.
+            If another process writes to the folder, it holds what this run must not replace (see
+            :mod:`kdfed.records.opening`), or it cannot be written to.
         """
         folder = cls(path)
+        folder._experiment, folder.overwrites = experiment, overwrite
         try:
-            old = folder._old_experiment(experiment, overwrite)
-            file = folder.path / EXPERIMENT
-            resolved = experiment.to_yaml().encode()
-            own = source is not None and source.exists() and file.exists() and file.samefile(source)
-            if own and file.read_bytes() != resolved:
-                raise RunFolderError(
-                    f"{file}: this run would replace the file that it was started from by the resolved "
-                    "experiment; choose another output folder (--out), or rename the file"
-                )
-            ours = folder._files_of(old) + folder._files_of(experiment)
-            for name in experiment.arms:
-                start = experiment.arm(name).start.removeprefix("file:")
-                if Path(start).absolute() in [file.absolute() for file in ours]:
-                    raise RunFolderError(
-                        f"{folder.path}: arm {name!r} starts from {start}, which this run would remove; "
-                        "choose another output folder (--out)"
-                    )
-            (folder.path / MODELS).mkdir(parents=True, exist_ok=True)
-            for record in ours:
-                record.unlink(missing_ok=True)
-            shutil.rmtree(folder.path / STORE, ignore_errors=True)
-            write_atomically(file, resolved)
+            folder.hold()
+            folder._opening = examine(folder, experiment, overwrite, source)
         except OSError as error:
+            folder.close()
             reason = error.strerror or str(error)
             raise RunFolderError(
                 f"{folder.path}: expected a folder that can be written to: {reason}; choose another (--out)"
             ) from error
+        except BaseException:
+            folder.close()
+            raise
+        folder.finished = folder._opening.finished
         return folder
 
-    def _files_of(self, experiment: Experiment) -> list[Path]:
-        """Return where an experiment's records lie, without experiment.yaml."""
-        models = [self.model_path(arm, seed) for arm in experiment.arms for seed in experiment.seeds]
-        return [*(self.path / name for name in (ROUNDS, SUMMARY, CURVES, REPORT)), *models]
+    def hold(self) -> None:
+        """Take hold of the folder for this process.
 
-    def _old_experiment(self, new: Experiment, overwrite: bool) -> Experiment:
-        """Return the experiment whose records lie here, the new one if there are none."""
-        advice = "choose another output folder (--out), or clear this one with --overwrite"
-        if not (self.path / EXPERIMENT).exists():
-            found = [str(file.relative_to(self.path)) for file in self._files_of(new) if file.exists()]
-            if found and not overwrite:
-                raise RunFolderError(
-                    f"{self.path} holds {', '.join(found)}, but no {EXPERIMENT} that says of which "
-                    f"experiment; {advice}"
-                )
-            return new
-        try:
-            old = load_experiment(self.path / EXPERIMENT)
-        except ConfigError as error:
-            if overwrite:
-                return new
-            raise RunFolderError(
-                f"{self.path} holds an {EXPERIMENT} that cannot be read; {advice}\n{error}"
-            ) from error
-        differing = _differences(old, new)
-        if differing and not overwrite:
-            raise RunFolderError(
-                f"{self.path} holds another experiment; {advice}. It differs in:\n" + "\n".join(differing)
-            )
-        return old
+        Raises
+        ------
+        RunFolderError
+            If another one writes to it.
+        """
+        missing = [part for part in (self.path / PRIVATE, self.path, *self.path.parents) if not part.exists()]
+        self._lock.take()
+        self._made += missing
+
+    def begin(self) -> Self:
+        """Make the folder ready for the runs that are not finished: the first change of what is there.
+
+        Records of runs that are not kept go to ``rounds.partial.jsonl``; what is obsolete, and the store of
+        runs that begin anew, is removed.
+
+        Raises
+        ------
+        RunFolderError
+            If another process took hold of the folder, or it cannot be written to; then nothing was removed.
+        RecordError
+            If the disk gives up in between.
+        """
+        assert self._experiment is not None, "open the folder with open_for"
+        experiment = self._experiment
+        self._made = []
+        self._lock.take()
+        names = [*self.written(), *self.files_of(experiment)]
+        write_atomically(self.path / PRIVATE / "written", "\n".join(dict.fromkeys(names)).encode())
+        with self._recording():
+            for file in self._opening.obsolete:
+                file.unlink(missing_ok=True)
+            self.keep(self.finished)
+            (self.path / MODELS).mkdir(exist_ok=True)
+            write_atomically(self.experiment_file, experiment.to_yaml().encode())
+            (self.path / OUTCOMES).touch()
+        return self
+
+    def hand_over(self) -> None:
+        """Let another process write: it opens the folder itself."""
+        self._lock.release()
+
+    def close(self) -> None:
+        """Let go of the folder. What opening it made is removed, where nothing was begun."""
+        private = self.path / PRIVATE
+        with suppress(OSError, RunFolderError):
+            if self._made and [file.name for file in private.iterdir()] == ["lock"]:
+                self._lock.take()
+                self._lock.release(remove=True)
+        self._lock.release()
+        with suppress(OSError):  # somebody uses it by now
+            for part in self._made:
+                part.rmdir()
+        self._made = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    # ------------------------------------------------------------------ what lies where
+
+    @property
+    def experiment_file(self) -> Path:
+        """Where the resolved experiment lies."""
+        return self.path / EXPERIMENT
+
+    @property
+    def log_path(self) -> Path:
+        """Where warnings and tracebacks of a run go."""
+        return self.path / PRIVATE / "log"
 
     def model_path(self, arm: str, seed: int) -> Path:
         """Return where the final model of a run lies."""
@@ -135,23 +182,151 @@ class RunFolder:
 
     def store_path(self, arm: str, seed: int) -> Path:
         """Return where the participants of a run keep what lasts between rounds."""
-        return self.path.absolute() / STORE / f"{arm}-{seed}"
+        return self.path.absolute() / PRIVATE / "store" / f"{arm}-{seed}"
+
+    def derived(self) -> tuple[Path, ...]:
+        """Return what is made from the records, and made again."""
+        return tuple(self.path / name for name in (SUMMARY, CURVES, REPORT))
+
+    def files_of(self, experiment: Experiment) -> list[str]:
+        """Return the files that a run of an experiment writes, relative to the folder."""
+        models = [self.model_path(arm, seed) for arm in experiment.arms for seed in experiment.seeds]
+        return [
+            *(EXPERIMENT, ROUNDS, OUTCOMES, PARTIAL, SUMMARY, CURVES, REPORT),
+            *(str(model.relative_to(self.path)) for model in models),
+        ]
+
+    def written(self) -> list[str]:
+        """Return the files that kdfed wrote here, or was about to, relative to the folder."""
+        try:
+            return (self.path / PRIVATE / "written").read_text(encoding="utf-8").split("\n")
+        except (OSError, UnicodeDecodeError):
+            pass
+        try:  # an earlier release kept no list: its records are those of its experiment
+            experiment = load_experiment(self.experiment_file)
+            self.read_rounds()
+        except KdfedError:
+            return []
+        return self.files_of(experiment)
+
+    @property
+    def has_outcomes(self) -> bool:
+        """Whether the folder tells which runs finished."""
+        return (self.path / OUTCOMES).exists()
+
+    @property
+    def has_summary(self) -> bool:
+        """Whether a run was summed up here."""
+        return (self.path / SUMMARY).exists()
+
+    # ------------------------------------------------------------------ writing
 
     def append(self, record: RoundRecord) -> None:
-        """Write one line to ``rounds.jsonl``; it is on its way to the disk when this returns."""
-        with open(self.path / ROUNDS, "a", encoding="utf-8") as file:
-            file.write(record.to_json() + "\n")
+        """Write one line to ``rounds.jsonl``; it is on its way to the disk when this returns.
+
+        Raises
+        ------
+        RecordError
+            If it cannot be written; then no part of it is.
+        """
+        self._append(ROUNDS, record.to_json())
+
+    def finish(self, outcome: Outcome, state: Mapping[str, torch.Tensor]) -> None:
+        """Record that a run finished: its model, then its line of ``outcomes.jsonl``; both are on the disk.
+
+        Raises
+        ------
+        RecordError
+            If they cannot be written.
+        """
+        with self._recording():
+            self.save_model(outcome.arm, outcome.seed, state)
+            if (self.path / ROUNDS).exists():
+                _sync(self.path / ROUNDS)
+        self._append(OUTCOMES, outcome.to_json(), sync=True)
+        self.finished[outcome.arm, outcome.seed] = outcome
+
+    def keep(self, runs: Collection[tuple[str, int]]) -> None:
+        """Keep the records of these runs; move the lines of others to ``rounds.partial.jsonl``.
+
+        The stores of others are removed, so that their participants begin afresh.
+        """
+        rounds, outcomes = self.path / ROUNDS, self.path / OUTCOMES
+        if rounds.exists():
+            kept, others = _sorted_lines(rounds, RoundRecord.from_json, runs)
+            if others:
+                with (self.path / PARTIAL).open("a", encoding="utf-8") as file:
+                    file.writelines(f"{line}\n" for line in others)
+                _sync(self.path / PARTIAL)
+                write_atomically(rounds, "".join(f"{line}\n" for line in kept).encode(), sync=True)
+        if outcomes.exists():
+            kept, others = _sorted_lines(outcomes, Outcome.from_json, runs)
+            if others:
+                write_atomically(outcomes, "".join(f"{line}\n" for line in kept).encode(), sync=True)
+        stores = self.path / PRIVATE / "store"
+        names = {f"{arm}-{seed}" for arm, seed in runs}
+        for store in stores.iterdir() if stores.is_dir() else ():
+            if store.name not in names:
+                shutil.rmtree(store, ignore_errors=True)
+        self.finished = {key: outcome for key, outcome in self.finished.items() if key in runs}
+
+    def save_model(self, arm: str, seed: int, state: Mapping[str, torch.Tensor]) -> None:
+        """Write a run's final weights; :func:`load_model` reads them."""
+        tensors = {key: tensor.detach().cpu().contiguous().clone() for key, tensor in state.items()}
+        write_atomically(self.model_path(arm, seed), save(tensors), sync=True)
+
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        """Write ``summary.json``.
+
+        Raises
+        ------
+        RecordError
+            If it cannot be written.
+        """
+        text = json.dumps(summary, indent=1, allow_nan=False, ensure_ascii=False)
+        with self._recording():
+            write_atomically(self.path / SUMMARY, f"{text}\n".encode())
+
+    def _append(self, name: str, line: str, *, sync: bool = False) -> None:
+        with self._recording(), (self.path / name).open("ab", buffering=0) as file:
+            size = os.fstat(file.fileno()).st_size
+            try:
+                content = f"{line}\n".encode(errors="backslashreplace")
+                while content:
+                    content = content[file.write(content) :]
+                if sync:
+                    os.fsync(file.fileno())
+            except BaseException:
+                with suppress(OSError):
+                    os.ftruncate(file.fileno(), size)
+                raise
+
+    @contextmanager
+    def _recording(self) -> Iterator[None]:
+        """Let what goes wrong with the disk in mid-run end the run, not look like a wrong command line."""
+        try:
+            yield
+        except (OSError, RunFolderError) as error:
+            reason = getattr(error, "strerror", None) or str(error)
+            raise RecordError(
+                f"{self.path}: the records cannot be written: {reason}. Make room, then run the same command "
+                "again: what is finished is kept"
+            ) from error
+
+    # ------------------------------------------------------------------ reading
 
     def read_rounds(self) -> list[RoundRecord]:
         """Return the records in the order they were written.
 
-        A last line that a killed run left half written is dropped.
+        A last line that a killed run left half written is dropped. A run that has just begun has none.
 
         Raises
         ------
         RunFolderError
             If there is no ``rounds.jsonl``, or another line of it is no record.
         """
+        if self.has_outcomes and not (self.path / ROUNDS).exists():
+            return []
         lines = self._read(ROUNDS).split("\n")
         records = []
         for number, line in enumerate(lines, start=1):
@@ -168,15 +343,13 @@ class RunFolder:
                 ) from error
         return records
 
-    def save_model(self, arm: str, seed: int, state: Mapping[str, torch.Tensor]) -> None:
-        """Write a run's final weights; :func:`load_model` reads them."""
-        tensors = {key: tensor.detach().cpu().contiguous().clone() for key, tensor in state.items()}
-        write_atomically(self.model_path(arm, seed), save(tensors))
-
-    def write_summary(self, summary: Mapping[str, Any]) -> None:
-        """Write ``summary.json``."""
-        text = json.dumps(summary, indent=1, allow_nan=False, ensure_ascii=False)
-        write_atomically(self.path / SUMMARY, f"{text}\n".encode())
+    def read_outcomes(self) -> list[Outcome]:
+        """Return how runs ended that finished, in the order they did; broken lines are passed over."""
+        outcomes = []
+        for line in (self._read(OUTCOMES) if self.has_outcomes else "").split("\n"):
+            with suppress(ValueError):
+                outcomes.append(Outcome.from_json(line))
+        return outcomes
 
     def read_summary(self) -> dict[str, Any]:
         """Return what ``summary.json`` holds.
@@ -259,8 +432,8 @@ def _wrong_in_summary(summary: Mapping[str, Any]) -> str:
     return ""
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that no reader ever sees half of it.
+def write_atomically(path: Path, content: bytes, *, sync: bool = False) -> None:
+    """Write a file so that no reader ever sees half of it; with ``sync`` it is on the disk, too.
 
     Raises
     ------
@@ -272,7 +445,11 @@ def write_atomically(path: Path, content: bytes) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             part.write_bytes(content)
+            if sync:
+                _sync(part)
             os.replace(part, path)
+            if sync:
+                _sync(path.parent)
         finally:
             part.unlink(missing_ok=True)
     except OSError as error:
@@ -282,20 +459,25 @@ def write_atomically(path: Path, content: bytes) -> None:
         ) from error
 
 
-def _differences(old: Experiment, new: Experiment) -> list[str]:
-    before, after = (dict(_flat(e.model_dump(mode="json"))) for e in (old, new))
-    keys = [key for key in {**before, **after} if before.get(key, "nothing") != after.get(key, "nothing")]
-    lines = [
-        f"  {key}: {before.get(key, 'nothing')!r} there, {after.get(key, 'nothing')!r} here" for key in keys
-    ]
-    if not lines and list(old.arms) != list(new.arms):
-        lines.append(f"  arms: in the order {', '.join(old.arms)} there, {', '.join(new.arms)} here")
-    return lines
+def _sync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    file = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, Mapping) and value:
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
+def _sorted_lines(
+    file: Path, read: Callable[[str], RoundRecord | Outcome], runs: Collection[tuple[str, int]]
+) -> tuple[list[str], list[str]]:
+    """Return the lines of a file that belong to these runs, and all others, broken ones included."""
+    kept: list[str] = []
+    others: list[str] = []
+    for line in file.read_text(encoding="utf-8", errors="replace").split("\n"):
+        try:
+            record = read(line)
+            (kept if (record.arm, record.seed) in runs else others).append(line)
+        except ValueError:
+            others += [line] if line else []
+    return kept, others

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
 from pydantic import TypeAdapter, ValidationError
 
-Stopped = Literal["target", "plateau", "max-rounds", "failed"]
+Stopped = Literal["target", "plateau", "max-rounds", "failed", "interrupted"]
 
 
 @dataclass(frozen=True)
@@ -111,14 +110,72 @@ _RECORD = TypeAdapter(RoundRecord)
 
 @dataclass(frozen=True)
 class Outcome:
-    """How one run of one arm ended; ``weights_sha256`` is empty when it failed.
+    """How one run of one arm ended: one line of ``outcomes.jsonl``, where it finished.
 
-    ``consolidation`` is the method's name and :class:`kdfed.consolidate.ConsolidationResult`, where there was
-    one.
+    Parameters
+    ----------
+    arm, seed
+        Which run.
+    stopped
+        Why it ended.
+    weights_sha256
+        Of its final model; empty when it did not finish.
+    consolidation
+        The method's name and :class:`kdfed.consolidate.ConsolidationResult`, where there was one.
+    evaluations
+        Lines of ``rounds.jsonl``.
+    targets
+        Accuracies that it could stop at.
+    versions
+        Packages that computed it, by name.
     """
 
     arm: str
     seed: int
     stopped: Stopped
     weights_sha256: str
-    consolidation: Mapping[str, Any] | None = None
+    consolidation: dict[str, Any] | None = None
+    evaluations: int = 0
+    targets: tuple[float, ...] = ()
+    versions: dict[str, str] = field(default_factory=dict)
+
+    def to_json(self) -> str:
+        """Return the outcome as one line of JSON, without its newline."""
+        return json.dumps(asdict(self), allow_nan=False, ensure_ascii=False)
+
+    @classmethod
+    def from_json(cls, line: str) -> Outcome:
+        """Read what :meth:`to_json` wrote.
+
+        Raises
+        ------
+        ValueError
+            If the line is not JSON, or lacks a key or has a value of another type.
+        """
+        return _OUTCOME.validate_json(line, strict=True)
+
+
+_OUTCOME = TypeAdapter(Outcome)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A run that could not go on.
+
+    Parameters
+    ----------
+    arm, seed
+        Which run.
+    phase
+        What it was at: ``start``, ``hello``, ``teachers``, ``consolidate`` or ``rounds``.
+    reason
+        What was expected, what arrived and what to change.
+    """
+
+    arm: str
+    seed: int
+    phase: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"arm {self.arm}, seed {self.seed}: {self.reason}"

@@ -5,16 +5,18 @@ from __future__ import annotations
 import math
 import platform
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
+from dataclasses import asdict
 from typing import Any
 
 from kdfed import convergence
 from kdfed.config import Experiment, Target
-from kdfed.records.rounds import Outcome, RoundRecord
+from kdfed.records.opening import versions
+from kdfed.records.rounds import Failure, Outcome, RoundRecord, Stopped
 from kdfed.savings import Pair, compare
 from kdfed.task import TASKS
 
 Curves = dict[tuple[str, int], list[RoundRecord]]
+Ends = Mapping[tuple[str, int], Outcome]
 
 COSTS = ("rounds", "exchanges", "participant_uploads", "bytes", "local_steps")
 """What arms are compared by."""
@@ -26,11 +28,14 @@ def summarise(
     records: Sequence[RoundRecord],
     outcomes: Sequence[Outcome],
     partitions: Sequence[Mapping[str, Any]] = (),
+    failures: Sequence[Failure] = (),
+    unfinished: Stopped = "failed",
 ) -> dict[str, Any]:
     """Sum up an experiment, finished or not.
 
-    A run without an outcome counts as failed. A run without a single evaluation has no entry, nor has one
-    whose target is a share of a best accuracy that the baseline never measured.
+    A run without an outcome did not finish. A run without a single evaluation has no entry. A target that
+    is a share of the best accuracy of a baseline that did not finish is unresolved: nobody reaches it, and
+    nobody misses it.
 
     Parameters
     ----------
@@ -41,10 +46,14 @@ def summarise(
     records
         Every evaluation, in any order of arms and seeds.
     outcomes
-        How each run ended.
+        How each run ended that finished.
     partitions
         Who holds which classes: ``seed``, ``participants``, ``moved``, ``unused``, ``class_names``, and
         ``counts`` (the first 100 participants x classes) of each seed.
+    failures
+        Runs that could not go on, and why.
+    unfinished
+        How a run ended that has neither an outcome nor a failure: ``failed`` or ``interrupted``.
 
     Returns
     -------
@@ -54,24 +63,29 @@ def summarise(
     curves: Curves = {}
     for record in records:
         curves.setdefault((record.arm, record.seed), []).append(record)
-    ends = {(outcome.arm, outcome.seed): outcome for outcome in outcomes}
+    ends = {key: Outcome(*key, unfinished, "") for key in curves}
+    ends |= {(one.arm, one.seed): Outcome(one.arm, one.seed, "failed", "") for one in failures}
+    ends |= {(outcome.arm, outcome.seed): outcome for outcome in outcomes}
     return {
         "experiment": experiment.name,
         "engine": engine,
         "seeds": list(experiment.seeds),
         "targets": [str(target) for target in experiment.targets],
         "metric": TASKS[experiment.data.task].metric,
-        "versions": {
-            "kdfed": version("kdfed"),
-            "python": platform.python_version(),
-            **{package: version(package) for package in ("torch", "numpy", "flwr")},
-        },
+        "versions": {"python": platform.python_version(), **versions()},
+        "failures": [asdict(failure) for failure in failures],
         "runs": [
-            _run(experiment, curves[arm, seed], target, accuracy, ends.get((arm, seed)))
+            _run(
+                experiment,
+                curves[arm, seed],
+                target,
+                _accuracy(experiment, curves, ends, seed, target),
+                ends[arm, seed],
+            )
             for arm in experiment.arm_order
             for seed in experiment.seeds
             for target in experiment.targets
-            if (arm, seed) in curves and (accuracy := _accuracy(experiment, curves, seed, target)) is not None
+            if (arm, seed) in curves
         ],
         "comparisons": [
             {
@@ -95,16 +109,19 @@ def summarise(
     }
 
 
-def _accuracy(experiment: Experiment, curves: Curves, seed: int, target: Target) -> float | None:
+def _accuracy(experiment: Experiment, curves: Curves, ends: Ends, seed: int, target: Target) -> float | None:
     """Return the accuracy to reach, None when it is a share of what the baseline never measured."""
     if not isinstance(target, str):
         return convergence.resolve_target(target, math.nan)
-    baseline = curves.get((experiment.baseline_arm, seed))
-    best = max(record.accuracy for record in baseline) if baseline else None
-    return None if best is None else convergence.resolve_target(target, best)
+    if _failed(ends, experiment.baseline_arm, seed):
+        return None
+    baseline = curves[experiment.baseline_arm, seed]
+    return convergence.resolve_target(target, max(record.accuracy for record in baseline))
 
 
-def _hit(rule: str, curve: Sequence[RoundRecord], target: float) -> RoundRecord | None:
+def _hit(rule: str, curve: Sequence[RoundRecord], target: float | None) -> RoundRecord | None:
+    if target is None:
+        return None
     reached = convergence.sustained_hit if rule == "sustained" else convergence.first_hit
     index = reached([record.accuracy for record in curve], target)
     return None if index is None else curve[index]
@@ -114,8 +131,8 @@ def _run(
     experiment: Experiment,
     curve: Sequence[RoundRecord],
     target: Target,
-    accuracy: float,
-    outcome: Outcome | None,
+    accuracy: float | None,
+    outcome: Outcome,
 ) -> dict[str, Any]:
     rounds, accuracies = experiment.rounds, [record.accuracy for record in curve]
     hit = _hit(rounds.rule, curve, accuracy)
@@ -131,10 +148,10 @@ def _run(
         "sustained_hit": _costs(_hit("sustained", curve, accuracy)),
         "rounds_to_plateau": convergence.plateau(accuracies, rounds.plateau.rounds, rounds.plateau.min_delta),
         "totals": _costs(curve[-1]),
-        "stopped": "failed" if outcome is None else outcome.stopped,
+        "stopped": outcome.stopped,
         "final_accuracy": accuracies[-1],
         "best_accuracy": max(accuracies),
-        "weights_sha256": "" if outcome is None else outcome.weights_sha256,
+        "weights_sha256": outcome.weights_sha256,
     }
 
 
@@ -156,7 +173,7 @@ def _costs(record: RoundRecord | None) -> dict[str, Any] | None:
 def _compare(
     experiment: Experiment,
     curves: Curves,
-    ends: Mapping[tuple[str, int], Outcome],
+    ends: Ends,
     arm: str,
     target: Target,
     cost: str,
@@ -165,7 +182,7 @@ def _compare(
     pairs, failed = [], 0
     for seed in experiment.seeds:
         baseline, other = curves.get((experiment.baseline_arm, seed)), curves.get((arm, seed))
-        accuracy = _accuracy(experiment, curves, seed, target)
+        accuracy = _accuracy(experiment, curves, ends, seed, target)
         if baseline is None or other is None or accuracy is None:
             failed += 1
             continue
@@ -186,8 +203,8 @@ def _compare(
     return {**compare(pairs), "failed": failed}
 
 
-def _failed(ends: Mapping[tuple[str, int], Outcome], arm: str, seed: int) -> bool:
-    return (arm, seed) not in ends or ends[arm, seed].stopped == "failed"
+def _failed(ends: Ends, arm: str, seed: int) -> bool:
+    return (arm, seed) not in ends or ends[arm, seed].stopped in ("failed", "interrupted")
 
 
 def _cost(record: RoundRecord, cost: str) -> int:

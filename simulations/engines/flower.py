@@ -26,14 +26,15 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kdfed.config import Experiment
-from kdfed.errors import RunError
-from kdfed.events import PROGRESS, Event, OnEvent
+from kdfed.errors import KdfedError, RunError
+from kdfed.events import OVERWRITE, PROGRESS, Event, OnEvent
+from kdfed.records import Failure
 
 if TYPE_CHECKING:
     import psutil
@@ -78,19 +79,48 @@ def run(experiment: Experiment, folder: RunFolder, *, nodes: int, on_event: OnEv
         raise RunError(
             f"the flower engine needs {' and '.join(missing)}: install kdfed[sim], or use --engine inprocess"
         )
-    with _flower_home() as home:
-        try:
-            _run(experiment, folder.path, home, nodes, on_event)
-        except RunError as error:
-            raise RunError(f"{error}\nFlower's log: {_keep_log(home)}") from error
+    folder.hand_over()  # the ServerApp's process writes
+    failures: list[Failure] = []
+    try:
+        with _flower_home() as home:
+            try:
+                _run(experiment, folder, home, nodes, on_event, failures)
+            except RunError as error:
+                raise RunError(f"{error}\nFlower's log: {_keep_log(home)}") from error
+    except BaseException as error:
+        with _no_interrupts():
+            _conclude(experiment, folder, failures, isinstance(error, Exception))
+        raise
 
 
-def _run(experiment: Experiment, folder: Path, home: Path, nodes: int, on_event: OnEvent) -> None:
-    events = _Events(home / "events.jsonl", on_event)
+def _conclude(experiment: Experiment, folder: RunFolder, failures: Sequence[Failure], failed: bool) -> None:
+    """Sum up what a ServerApp recorded that was killed before it could do so."""
+    if folder.has_summary or not folder.has_outcomes:
+        return
+    from simulations.server_app import conclude
+
+    with suppress(KdfedError), folder:  # what ended the run is told, whatever becomes of its summary
+        folder.hold()
+        conclude(experiment, folder, "flower", failures, "failed" if failed else "interrupted")
+
+
+def _run(
+    experiment: Experiment,
+    folder: RunFolder,
+    home: Path,
+    nodes: int,
+    on_event: OnEvent,
+    failures: list[Failure],
+) -> None:
+    events = _Events(home / "events.jsonl", on_event, failures)
     environment = _environment(home, experiment.threads, events.path)
+    if folder.overwrites:
+        environment[OVERWRITE] = "1"
+    # The run folder is the ServerApp's to change: until then it keeps what it holds.
+    (home / "experiment.yaml").write_text(experiment.to_yaml(), encoding="utf-8")
     address = f"127.0.0.1:{_free_port()}"
     with _superlink(home, address, environment) as superlink:
-        run_id = _submit(home, folder, environment, _federation(experiment, nodes))
+        run_id = _submit(home, folder.path, environment, _federation(experiment, nodes))
         status, details = _follow(superlink, address, run_id, events, home / "superlink.log")
     if status != "finished:completed":
         reason = events.failure or details or _tail(home / "superlink.log")
@@ -195,7 +225,7 @@ def _federation(experiment: Experiment, nodes: int) -> str:
 
 def _submit(home: Path, folder: Path, environment: dict[str, str], federation: str) -> int:
     """Hand the app to the SuperLink with ``flwr run`` and return the run's id."""
-    settings = {"experiment": str(folder / "experiment.yaml"), "out": str(folder)}
+    settings = {"experiment": str(home / "experiment.yaml"), "out": str(folder)}
     run_config = home / "run-config.toml"  # a file, because Flower's key=value form has no escapes
     run_config.write_text(
         "".join(f"{key} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in settings.items()),
@@ -253,12 +283,14 @@ def _follow(
 class _Events:
     """Follows the JSON-lines file to which the ServerApp appends its events."""
 
-    def __init__(self, path: Path, on_event: OnEvent) -> None:
+    def __init__(self, path: Path, on_event: OnEvent, failures: list[Failure]) -> None:
         self.path = path
+        self.failures = failures
         self.failure = ""
         self.ended = False
         self._on_event = on_event
         self._position = 0
+        self._phases: dict[tuple[str, int], str] = {}
         path.touch()
 
     def read(self) -> None:
@@ -272,6 +304,10 @@ class _Events:
                 event = Event(**json.loads(line))
                 if event.phase == "failed" and event.message:
                     self.failure = event.message
+                    if event.arm:
+                        phase = self._phases.get((event.arm, event.seed), "start")
+                        self.failures.append(Failure(event.arm, event.seed, phase, event.message))
+                self._phases[event.arm, event.seed] = event.phase
                 self.ended = event.arm == "" and event.phase in ("done", "failed")
                 self._on_event(event)
 

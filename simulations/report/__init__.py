@@ -28,7 +28,11 @@ def build_report(folder: Path) -> None:
     run = RunFolder(folder)
     experiment, records = run.read_experiment(), run.read_rounds()
     finished = (run.path / "summary.json").exists()
-    summary = run.read_summary() if finished else summarise(experiment, "unknown", records, [])
+    summary = (
+        run.read_summary()
+        if finished
+        else summarise(experiment, "unknown", records, run.read_outcomes(), unfinished="interrupted")
+    )
     write_atomically(run.path / "curves.png", to_png(curves_figure(experiment, records, summary)))
     write_atomically(run.path / "report.html", render_page(experiment, records, summary, finished).encode())
 

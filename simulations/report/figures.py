@@ -166,7 +166,11 @@ def _levels(summary: Mapping[str, Any]) -> dict[str, float]:
     """Return the mean accuracy to reach of each target, lowest first."""
     levels = {}
     for target in summary["targets"]:
-        wanted = [run["target_accuracy"] for run in summary["runs"] if run["target"] == target]
+        wanted = [
+            run["target_accuracy"]
+            for run in summary["runs"]
+            if run["target"] == target and run["target_accuracy"] is not None
+        ]
         if wanted:
             levels[target] = float(np.mean(wanted))
     return dict(sorted(levels.items(), key=lambda item: item[1]))

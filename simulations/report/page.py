@@ -87,10 +87,21 @@ def _warnings(experiment: Experiment, summary: Mapping[str, Any], finished: bool
             f"The data are synthetic (<code>{escape(experiment.data.source)}</code>): the figures tell of "
             "scale and cost, not of how well anything learns."
         )
-    failed = sorted({(run["arm"], run["seed"]) for run in summary["runs"] if run["stopped"] == "failed"})
-    if failed and finished:
-        names = ", ".join(f"{escape(arm)} (seed {seed})" for arm, seed in failed)
-        notes.append(f"Failed before the end, and read as far as recorded: {names}.")
+    notes += [
+        f"{escape(failure['arm'])}, seed {failure['seed']}, failed in the phase {escape(failure['phase'])}, "
+        f"and is read as far as recorded: {escape(failure['reason'])}"
+        for failure in summary.get("failures", ())
+    ]
+    ended = {stopped: set[str]() for stopped in ("failed", "interrupted")}
+    known = {(failure["arm"], failure["seed"]) for failure in summary.get("failures", ())}
+    for run in summary["runs"]:
+        if run["stopped"] in ended and (run["arm"], run["seed"]) not in known:
+            ended[run["stopped"]].add(f"{escape(run['arm'])} (seed {run['seed']})")
+    notes += [
+        f"{stopped.capitalize()} before the end, and read as far as recorded: {', '.join(sorted(names))}."
+        for stopped, names in ended.items()
+        if names and finished
+    ]
     missing = len(experiment.arms) * len(experiment.seeds) - len(
         {(r["arm"], r["seed"]) for r in summary["runs"]}
     )
@@ -118,7 +129,7 @@ def _single(experiment: Experiment, summary: Mapping[str, Any]) -> str:
     """One arm alone saves nothing; say when it reached its targets."""
     lines = []
     for target in summary["targets"]:
-        runs = [run for run in summary["runs"] if run["target"] == target]
+        runs = [r for r in summary["runs"] if r["target"] == target and r["target_accuracy"] is not None]
         hits = [run["exchanges_to_target"] for run in runs if run["exchanges_to_target"] is not None]
         words = f"after {number(sum(hits) / len(hits))} exchanges (mean)" if hits else "in no seed"
         lines.append(
@@ -139,7 +150,11 @@ _TILES = {
 
 def _card(experiment: Experiment, summary: Mapping[str, Any], arm: str, target: str) -> str:
     sentence, notes = headline(summary, experiment, arm, target)
-    levels = [run["target_accuracy"] for run in summary["runs"] if run["target"] == target]
+    levels = [
+        run["target_accuracy"]
+        for run in summary["runs"]
+        if run["target"] == target and run["target_accuracy"] is not None
+    ]
     level = f", {percent(sum(levels) / len(levels))} on average" if levels and "best" in target else ""
     tiles = []
     for cost, (title, fewer, write) in _TILES.items():
@@ -307,8 +322,8 @@ def _runs(experiment: Experiment, summary: Mapping[str, Any]) -> str:
                 f"{_swatch(experiment, run['arm'])}{escape(run['arm'])}",
                 str(run["seed"]),
                 escape(target_words(run["target"])),
-                percent(run["target_accuracy"]),
-                str(hit["round"]) if hit else "missed",
+                percent(run["target_accuracy"]) if run["target_accuracy"] is not None else "unresolved",
+                str(hit["round"]) if hit else "missed" if run["target_accuracy"] is not None else "–",
                 str(hit["exchanges"]) if hit else "–",
                 f"round {first['round']}" if first else "–",
                 number(hit["participant_uploads"]) if hit else "–",

@@ -141,6 +141,50 @@ def test_a_folder_that_holds_another_experiment_is_an_error(experiment, capsys):
     assert main([*run, "--set", "local.lr=0.2", "--overwrite"]) == 0
 
 
+def test_a_complete_run_is_not_repeated_without_a_word(experiment, capsys):
+    run = ["run", str(experiment), "--engine", "inprocess", "--out", "mine"]
+    assert main(run) == 0
+    folder = experiment.parent / "mine"
+    before = {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+    capsys.readouterr()
+    assert main(run) == 2
+    assert "holds a complete run" in capsys.readouterr().err
+    assert {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()} == before
+    assert main([*run, "--overwrite"]) == 0
+
+
+def test_a_start_that_fails_leaves_the_records_that_are_there(experiment, monkeypatch, capsys):
+    from kdfed.errors import RunError
+    from simulations.engines import inprocess
+
+    run = ["run", str(experiment), "--engine", "inprocess", "--out", "mine"]
+    assert main(run) == 0
+    folder = experiment.parent / "mine"
+    before = {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+    def no_grid(*_, **__):
+        raise RunError("no nodes")
+
+    monkeypatch.setattr(inprocess, "InProcessGrid", no_grid)
+    assert main([*run, "--overwrite"]) == 1
+    assert {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()} == before
+    assert main([*run[:-1], "new", "--overwrite"]) == 1
+    assert not (experiment.parent / "new").exists()
+
+
+def test_a_run_that_lacks_an_arm_goes_on_with_it(experiment, capsys):
+    run = ["run", str(experiment), "--engine", "inprocess", "--out", "mine"]
+    assert main(run) == 0
+    folder = experiment.parent / "mine"
+    summary = json.loads((folder / "summary.json").read_text())
+    (folder / "models" / "consolidated-3.safetensors").unlink()
+    capsys.readouterr()
+    assert main(run) == 0
+    assert "going on: 1 of 2 runs" in capsys.readouterr().out
+    again = json.loads((folder / "summary.json").read_text())
+    assert [r["weights_sha256"] for r in again["runs"]] == [r["weights_sha256"] for r in summary["runs"]]
+
+
 # ----------------------------------------------------------------------------- running
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ import torch
 import clients.client_app
 from clients.client_app import app
 from kdfed.config import COMBINATIONS
-from kdfed.errors import ConfigError, RunError
+from kdfed.errors import ConfigError, RecordError, RunError, RunFolderError
 from kdfed.events import Event
 from kdfed.records import RunFolder, load_model, weights_sha256
 from simulations import server_app
@@ -21,10 +23,9 @@ from simulations.engines.inprocess import InProcessGrid
 from simulations.server_app import run_experiment
 
 
-def _run(experiment: Any, out: Path, nodes: int = 2) -> dict[str, Any]:
-    return run_experiment(
-        InProcessGrid(app, nodes), experiment, RunFolder.open_for(out, experiment), "inprocess"
-    )
+def _run(experiment: Any, out: Path, nodes: int = 2, overwrite: bool = False) -> dict[str, Any]:
+    folder = RunFolder.open_for(out, experiment, overwrite)
+    return run_experiment(InProcessGrid(app, nodes), experiment, folder, "inprocess")
 
 
 def _timeless(folder: Path) -> list[dict[str, Any]]:
@@ -44,9 +45,11 @@ def test_a_run_leaves_the_records_of_the_design(tiny, tmp_path):
         "experiment.yaml",
         "rounds.jsonl",
         "summary.json",
+        "outcomes.jsonl",
         "models",
         "curves.png",
         "report.html",
+        ".kdfed",
     }
     rows = _timeless(tmp_path / "run")
     assert set(rows[0]) == {
@@ -89,7 +92,7 @@ def test_a_repeated_run_is_identical_for_any_number_of_nodes(tiny, tmp_path):
 
 
 def _personal_models(folder: Path) -> dict[str, bytes]:
-    store = folder / "store"
+    store = folder / ".kdfed" / "store"
     return {str(file.relative_to(store)): file.read_bytes() for file in store.rglob("*.safetensors")}
 
 
@@ -99,7 +102,7 @@ def test_personal_models_are_identical_for_any_number_of_nodes_and_begin_afresh_
     experiment = tiny(**{"local.mode": "mutual", "rounds.stop-at-target": False})
     found = []
     for folder, nodes in (("a", 1), ("b", 3), ("a", 2)):
-        _run(experiment, tmp_path / folder, nodes)
+        _run(experiment, tmp_path / folder, nodes, overwrite=True)
         found.append((_timeless(tmp_path / folder), _personal_models(tmp_path / folder)))
     assert found[0] == found[1] == found[2]
     kept = {f"{arm}-3/{p}/{r}.safetensors" for arm in experiment.arms for p in range(5) for r in (2, 3)}
@@ -113,6 +116,31 @@ def test_results_do_not_depend_on_anybodys_global_generator(tiny, tmp_path):
     torch.manual_seed(2)
     second = _run(experiment, tmp_path / "b")
     assert [r["weights_sha256"] for r in first["runs"]] == [r["weights_sha256"] for r in second["runs"]]
+
+
+@pytest.fixture
+def breaks(monkeypatch):
+    """Return a function that lets an arm raise once it has recorded some rounds."""
+
+    def let(arm: str, error: BaseException, rounds: int = 1) -> None:
+        honest = server_app.PreConsolidation.start
+
+        def start(self: Any, *args: Any, **kwargs: Any) -> Any:
+            if self.config.name == arm:
+                record, recorded = self.config.on_record, []
+
+                def on_record(one: Any) -> None:
+                    record(one)
+                    recorded.append(one)
+                    if len(recorded) == rounds:
+                        raise error
+
+                self.config = replace(self.config, on_record=on_record)
+            return honest(self, *args, **kwargs)
+
+        monkeypatch.setattr(server_app.PreConsolidation, "start", start)
+
+    return let
 
 
 def test_a_failed_run_keeps_what_was_recorded_and_says_why(tiny, tmp_path, monkeypatch):
@@ -133,28 +161,136 @@ def test_a_failed_run_keeps_what_was_recorded_and_says_why(tiny, tmp_path, monke
     assert [row["round"] for row in _timeless(tmp_path / "run")] == [0, 1]
     summary = folder.read_summary()
     assert {run["stopped"] for run in summary["runs"]} == {"failed"}
+    assert [(f["arm"], f["seed"], f["phase"]) for f in summary["failures"]] == [
+        ("cold", 3, "rounds"),
+        ("consolidated", 3, "teachers"),
+    ]
     assert (tmp_path / "run" / "report.html").exists()
     assert "done" not in [event.phase for event in events]
 
 
-def test_a_failed_arm_is_no_miss_and_whatever_went_wrong_a_summary_is_written(tiny, tmp_path, monkeypatch):
-    honest = server_app.PreConsolidation.start
+@pytest.mark.parametrize("arm", ["cold", "consolidated"])
+def test_an_arm_that_fails_costs_itself_alone_and_its_reason_is_told_everywhere(tiny, tmp_path, breaks, arm):
+    breaks(arm, ValueError("nobody expected this"), rounds=2)
+    experiment = tiny(seeds=[3, 4], targets=[0.99, "90%-of-best"])
+    folder = RunFolder.open_for(tmp_path / "run", experiment)
+    events: list[Event] = []
+    with pytest.raises(RunError, match="nobody expected this") as error:
+        inprocess.run(experiment, folder, nodes=1, on_event=events.append)
+    assert error.value.exit_code == 1
+    summary = folder.read_summary()
+    assert summary["failures"] == [
+        {"arm": arm, "seed": seed, "phase": "rounds", "reason": "ValueError: nobody expected this"}
+        for seed in (3, 4)
+    ]
+    (other,) = set(experiment.arms) - {arm}
+    stopped = {(run["arm"], run["seed"]): run["stopped"] for run in summary["runs"]}
+    assert {stopped[other, seed] for seed in (3, 4)} == {"max-rounds"}
+    assert {stopped[arm, seed] for seed in (3, 4)} == {"failed"}
+    unresolved = [run for run in summary["runs"] if run["target_accuracy"] is None]
+    assert len(unresolved) == (4 if arm == "cold" else 0)
+    for comparison in summary["comparisons"]:
+        assert (comparison["pairs"], comparison["failed"]) == (0, 2)
+        assert set(comparison["censored"].values()) == {0}
+    assert [e.message for e in events if e.phase == "failed"] == ["ValueError: nobody expected this"] * 2
+    assert "nobody expected this" in (tmp_path / "run" / "report.html").read_text()
+    assert "in on_record" in folder.log_path.read_text()
 
-    def fails(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if self.config.name == "consolidated":
-            raise ValueError("nobody expected this")
-        return honest(self, *args, **kwargs)
 
-    monkeypatch.setattr(server_app.PreConsolidation, "start", fails)
+@pytest.mark.parametrize("stop", [KeyboardInterrupt(), SystemExit(143)])
+def test_a_run_that_is_interrupted_leaves_a_summary(tiny, tmp_path, breaks, stop):
+    breaks("consolidated", stop, rounds=2)
     experiment = tiny()
     folder = RunFolder.open_for(tmp_path / "run", experiment)
-    with pytest.raises(ValueError, match="nobody expected this"):
+    with pytest.raises(type(stop)):
         inprocess.run(experiment, folder, nodes=1, on_event=lambda event: None)
-    summary = folder.read_summary()
-    assert [run["arm"] for run in summary["runs"]] == ["cold"]
-    for comparison in summary["comparisons"]:
-        assert (comparison["pairs"], comparison["failed"]) == (0, 1)
-        assert set(comparison["censored"].values()) == {0}
+    assert {run["arm"]: run["stopped"] for run in folder.read_summary()["runs"]} == {
+        "cold": "max-rounds",
+        "consolidated": "interrupted",
+    }
+    assert (tmp_path / "run" / "report.html").exists()
+
+
+@pytest.mark.parametrize("arm", ["cold", "consolidated"])
+def test_an_incomplete_run_goes_on_and_ends_as_if_it_had_never_stopped(
+    tiny, tmp_path, breaks, monkeypatch, arm
+):
+    experiment = tiny(seeds=[3, 4], **{"local.mode": "mutual"})
+    whole = _run(experiment, tmp_path / "whole")
+    with monkeypatch.context():
+        breaks(arm, RuntimeError("a wire came loose"), rounds=2)
+        with pytest.raises(RunError):
+            _run(experiment, tmp_path / "run")
+    monkeypatch.undo()
+    started = []
+    monkeypatch.setattr(server_app, "initial_state", _noting(started, server_app.initial_state))
+    again = _run(experiment, tmp_path / "run")
+    # With its baseline failed, the other arm had no target to stop at, and runs again.
+    assert len(started) == (4 if arm == "cold" else 2)
+    for summary in (whole, again):
+        for run in summary["runs"]:
+            for costs in (run["totals"], run["first_hit"], run["sustained_hit"]):
+                (costs or {}).pop("seconds", None)
+    assert again["runs"] == whole["runs"]
+    assert again["failures"] == []
+    assert sorted(map(str, _timeless(tmp_path / "run"))) == sorted(map(str, _timeless(tmp_path / "whole")))
+    assert _personal_models(tmp_path / "run") == _personal_models(tmp_path / "whole")
+    partial = (tmp_path / "run" / "rounds.partial.jsonl").read_text().splitlines()
+    assert sum(json.loads(line)["arm"] == arm for line in partial) == 4
+
+
+def _noting(calls: list[Any], function: Any) -> Any:
+    def call(*args: Any) -> Any:
+        calls.append(args)
+        return function(*args)
+
+    return call
+
+
+def test_a_report_that_cannot_be_made_leaves_the_records_and_the_runs_own_error(
+    tiny, tmp_path, breaks, monkeypatch
+):
+    def cannot(folder: Path) -> None:
+        raise RuntimeError("no fonts")
+
+    monkeypatch.setattr("simulations.report.build_report", cannot)
+    experiment = tiny()
+    with pytest.raises(RunError, match=r"the records are complete, but the report .*RuntimeError: no fonts"):
+        _run(experiment, tmp_path / "a")
+    assert len(RunFolder(tmp_path / "a").read_summary()["runs"]) == 2
+    breaks("cold", ValueError("the cause"))
+    with pytest.raises(RunError, match=r"(?s)the cause.*no fonts"):
+        _run(experiment, tmp_path / "b")
+
+
+def test_records_that_cannot_be_written_end_the_run_at_once(tiny, tmp_path, monkeypatch):
+    honest, written = RunFolder._append, []
+
+    def full(self: Any, name: str, line: str, **more: Any) -> None:
+        written.append(line)
+        if len(written) == 2:
+            raise RecordError("No space left on device")
+        honest(self, name, line, **more)
+
+    monkeypatch.setattr(RunFolder, "_append", full)
+    with pytest.raises(RecordError, match="No space left"):
+        _run(tiny(), tmp_path / "run")
+    assert len(written) == 2
+    assert RunFolder(tmp_path / "run").read_summary()["runs"][0]["stopped"] == "failed"
+
+
+def test_a_folder_is_held_while_a_run_writes_and_free_afterwards(tiny, tmp_path):
+    experiment, refused = tiny(), []
+
+    def on_event(event: Event) -> None:
+        if event.phase == "teachers":
+            with pytest.raises(RunFolderError, match=f"written to by process {os.getpid()}") as error:
+                RunFolder.open_for(tmp_path, experiment)
+            refused.append(error)
+
+    inprocess.run(experiment, RunFolder.open_for(tmp_path, experiment), nodes=1, on_event=on_event)
+    assert refused
+    RunFolder.open_for(tmp_path, experiment, overwrite=True)
 
 
 def test_events_follow_the_phases_of_each_arm(tiny, tmp_path):

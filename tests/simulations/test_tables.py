@@ -29,7 +29,9 @@ def run(arm, sustained):
     return {
         "arm": arm,
         "target": "0.9",
+        "target_accuracy": 0.9,
         "rule": "sustained",
+        "stopped": "max-rounds",
         "sustained_hit": sustained,
         "first_hit": hit(1),
     }

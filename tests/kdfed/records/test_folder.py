@@ -1,14 +1,25 @@
 from __future__ import annotations
 
+import errno
+import io
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
 from kdfed.config import build_experiment, merge
-from kdfed.errors import RunFolderError
-from kdfed.records import Outcome, RoundRecord, RunFolder, summarise, write_atomically
+from kdfed.errors import RecordError, RunFolderError
+from kdfed.records import (
+    Outcome,
+    RoundRecord,
+    RunFolder,
+    summarise,
+    versions,
+    weights_sha256,
+    write_atomically,
+)
 
 VALUES = {
     "name": "small",
@@ -23,38 +34,158 @@ SUMMARY = summarise(EXPERIMENT, "größer", [RECORD], [Outcome("cold", 0, "faile
 OURS = ("rounds.jsonl", "summary.json", "curves.png", "report.html", "models/cold-0.safetensors")
 
 
-def filled(path) -> RunFolder:
-    """Return a run folder with every kind of record, and two files of somebody else."""
-    folder = RunFolder.open_for(path, EXPERIMENT)
-    folder.append(RECORD)
-    folder.write_summary({"experiment": "small"})
-    folder.save_model("cold", 0, {"w": torch.ones(1)})
+def opened(path, experiment=EXPERIMENT, **more) -> RunFolder:
+    return RunFolder.open_for(path, experiment, **more).begin()
+
+
+def finish(folder, arm, seed, sha=None, **more):
+    """Record a run of two evaluations that finished."""
+    for number in (0, 1):
+        folder.append(replace(RECORD, arm=arm, seed=seed, round=number))
+    state = {"w": torch.full((1,), float(seed))}
+    outcome = Outcome(arm, seed, "max-rounds", sha or weights_sha256(state), None, 2, (0.5,), versions())
+    folder.finish(replace(outcome, **more), state)
+
+
+def filled(path, arms=("cold", "warm"), seeds=(0, 1)) -> RunFolder:
+    """Return the folder of a complete run, with two files of somebody else."""
+    with opened(path) as folder:
+        for arm in arms:
+            for seed in seeds:
+                finish(folder, arm, seed)
+        folder.write_summary({"experiment": "small"})
     for name in ("curves.png", "report.html", "notes.txt", "models/mine.safetensors"):
         (path / name).write_text("x")
     return folder
 
 
+def everything(path):
+    return {file: file.read_bytes() for file in path.rglob("*") if file.is_file()}
+
+
 def test_a_new_folder_holds_the_resolved_experiment(tmp_path):
-    folder = RunFolder.open_for(tmp_path / "a" / "b", EXPERIMENT)
+    folder = opened(tmp_path / "a" / "b")
     assert folder.read_experiment() == EXPERIMENT
+    assert folder.read_rounds() == []
+    assert folder.read_outcomes() == []
+
+
+def test_opening_changes_nothing_and_a_start_that_fails_leaves_nothing_behind(tmp_path):
+    with RunFolder.open_for(tmp_path / "a" / "b", EXPERIMENT):
+        pass
+    assert list(tmp_path.iterdir()) == []
+    filled(tmp_path)
+    before = everything(tmp_path)
+    with RunFolder.open_for(tmp_path, OTHER, overwrite=True):
+        pass
+    assert everything(tmp_path) == before
 
 
 def test_a_folder_with_files_of_others_can_be_used(tmp_path):
     (tmp_path / "notes.txt").write_text("keep")
-    RunFolder.open_for(tmp_path, EXPERIMENT)
-    assert (tmp_path / "notes.txt").read_text() == "keep"
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store" / "mine").write_text("keep")
+    opened(tmp_path)
+    assert (tmp_path / "notes.txt").read_text() == (tmp_path / "store" / "mine").read_text() == "keep"
 
 
-def test_the_same_experiment_starts_afresh_and_touches_nothing_else(tmp_path):
+@pytest.mark.parametrize("name", OURS)
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_files_that_kdfed_did_not_write_are_never_replaced(tmp_path, name, overwrite):
+    (tmp_path / "models").mkdir()
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(RunFolderError, match=f"holds {name}, which kdfed did not write"):
+        RunFolder.open_for(tmp_path, EXPERIMENT, overwrite=overwrite)
+    assert everything(tmp_path) == {tmp_path / name: b"mine"}
+
+
+def test_a_model_of_somebody_else_is_not_replaced_by_another_experiment(tmp_path):
     filled(tmp_path)
-    RunFolder.open_for(tmp_path, EXPERIMENT)
-    assert not [name for name in OURS if (tmp_path / name).exists()]
+    (tmp_path / "models" / "hot-0.safetensors").write_text("mine")
+    with pytest.raises(RunFolderError, match=r"holds models/hot-0\.safetensors, which kdfed did not"):
+        RunFolder.open_for(tmp_path, OTHER, overwrite=True)
+
+
+def test_a_complete_run_is_left_as_it_is(tmp_path):
+    filled(tmp_path)
+    before = everything(tmp_path)
+    with pytest.raises(RunFolderError, match="holds a complete run of this experiment") as error:
+        RunFolder.open_for(tmp_path, EXPERIMENT)
+    assert "--overwrite" in str(error.value)
+    assert error.value.exit_code == 2
+    assert everything(tmp_path) == before
+
+
+def test_a_complete_run_that_was_never_summed_up_is_gone_on_with(tmp_path):
+    filled(tmp_path)
+    (tmp_path / "summary.json").unlink()
+    assert len(RunFolder.open_for(tmp_path, EXPERIMENT).finished) == 4
+
+
+def test_an_incomplete_run_keeps_what_is_finished_and_moves_the_rest_aside(tmp_path):
+    with filled(tmp_path, arms=("cold",)):
+        pass
+    loose = [replace(RECORD, arm="warm", round=number).to_json() for number in (0, 1)]
+    with open(tmp_path / "rounds.jsonl", "a") as file:
+        file.write("\n".join([*loose, '{"arm": "wa']))
+    for store in ("cold-0", "warm-0"):
+        (tmp_path / ".kdfed" / "store" / store).mkdir(parents=True)
+    kept = [(r.arm, r.seed) for r in RunFolder(tmp_path).read_rounds()][:4]
+
+    folder = opened(tmp_path)
+    assert set(folder.finished) == {("cold", 0), ("cold", 1)}
+    assert [(r.arm, r.seed) for r in folder.read_rounds()] == kept
+    assert [(o.arm, o.seed) for o in folder.read_outcomes()] == [("cold", 0), ("cold", 1)]
+    assert (tmp_path / "rounds.partial.jsonl").read_text().splitlines() == [*loose, '{"arm": "wa']
+    assert (tmp_path / "models" / "cold-1.safetensors").exists()
+    assert [path.name for path in (tmp_path / ".kdfed" / "store").iterdir()] == ["cold-0"]
+    assert not [name for name in ("summary.json", "curves.png", "report.html") if (tmp_path / name).exists()]
     assert (tmp_path / "notes.txt").exists()
-    assert (tmp_path / "models" / "mine.safetensors").exists()
+
+
+@pytest.mark.parametrize("damage", ["model", "other model", "rounds", "outcome"])
+def test_a_finished_run_that_is_not_whole_is_run_again(tmp_path, damage):
+    filled(tmp_path)
+    model, rounds = tmp_path / "models" / "warm-1.safetensors", tmp_path / "rounds.jsonl"
+    if damage == "model":
+        model.unlink()
+    elif damage == "other model":
+        model.write_bytes((tmp_path / "models" / "warm-0.safetensors").read_bytes())
+    elif damage == "rounds":
+        rounds.write_text("".join(rounds.read_text().splitlines(keepends=True)[:-1]))
+    else:
+        outcomes = tmp_path / "outcomes.jsonl"
+        outcomes.write_text(outcomes.read_text()[:-20])
+    folder = opened(tmp_path)
+    assert set(folder.finished) == {("cold", 0), ("cold", 1), ("warm", 0)}
+    assert {(o.arm, o.seed) for o in folder.read_outcomes()} == set(folder.finished)
+    assert {(r.arm, r.seed) for r in folder.read_rounds()} == set(folder.finished)
+
+
+@pytest.mark.parametrize("package", ["kdfed", "torch"])
+def test_runs_of_other_versions_are_refused_with_the_choice_named(tmp_path, package):
+    with opened(tmp_path) as folder:
+        finish(folder, "cold", 0, versions={**versions(), package: "0.0.1"})
+    before = everything(tmp_path)
+    with pytest.raises(
+        RunFolderError, match=f"made with {package} 0.0.1.*install {package} 0.0.1 to go on, or"
+    ):
+        RunFolder.open_for(tmp_path, EXPERIMENT)
+    assert everything(tmp_path) == before
+    assert opened(tmp_path, overwrite=True).finished == {}
+
+
+def test_records_of_a_release_without_outcomes_are_refused_and_can_be_replaced(tmp_path):
+    (tmp_path / "experiment.yaml").write_text(EXPERIMENT.to_yaml())
+    (tmp_path / "rounds.jsonl").write_text(RECORD.to_json() + "\n")
+    with pytest.raises(RunFolderError, match="an earlier release of kdfed"):
+        RunFolder.open_for(tmp_path, EXPERIMENT)
+    assert opened(tmp_path, overwrite=True).read_rounds() == []
 
 
 def test_another_experiment_is_refused_and_the_differing_keys_are_named(tmp_path):
     filled(tmp_path)
+    before = everything(tmp_path)
     with pytest.raises(RunFolderError, match="holds another experiment") as error:
         RunFolder.open_for(tmp_path, OTHER)
     assert "partition.alpha: 0.1 there, 0.5 here" in str(error.value)
@@ -62,7 +193,7 @@ def test_another_experiment_is_refused_and_the_differing_keys_are_named(tmp_path
     assert "arms.hot: 'nothing' there, {} here" in str(error.value)
     assert "--out" in str(error.value)
     assert "seeds" not in str(error.value)
-    assert all((tmp_path / name).exists() for name in OURS)
+    assert everything(tmp_path) == before
     assert error.value.exit_code == 2
 
 
@@ -73,29 +204,43 @@ def test_another_order_of_arms_is_another_experiment(tmp_path):
         RunFolder.open_for(tmp_path, swapped)
 
 
-def test_overwrite_clears_another_experiment(tmp_path):
+@pytest.mark.parametrize("experiment", [EXPERIMENT, OTHER])
+def test_overwrite_replaces_what_kdfed_wrote_and_nothing_else(tmp_path, experiment):
     filled(tmp_path)
-    folder = RunFolder.open_for(tmp_path, OTHER, overwrite=True)
-    assert folder.read_experiment() == OTHER
+    folder = opened(tmp_path, experiment, overwrite=True)
+    assert folder.read_experiment() == experiment
     assert not [name for name in OURS if (tmp_path / name).exists()]
     assert (tmp_path / "models" / "mine.safetensors").exists()
-
-
-@pytest.mark.parametrize("name", OURS)
-def test_records_of_nobody_knows_which_experiment_are_refused(tmp_path, name):
-    (tmp_path / "models").mkdir()
-    (tmp_path / name).write_text("x")
-    with pytest.raises(RunFolderError, match=r"but no experiment\.yaml"):
-        RunFolder.open_for(tmp_path, EXPERIMENT)
-    RunFolder.open_for(tmp_path, EXPERIMENT, overwrite=True)
-    assert not (tmp_path / name).exists()
+    assert (tmp_path / "notes.txt").exists()
 
 
 def test_an_experiment_that_cannot_be_read_is_refused(tmp_path):
-    (tmp_path / "experiment.yaml").write_text("name: [")
-    with pytest.raises(RunFolderError, match="cannot be read"):
-        RunFolder.open_for(tmp_path, EXPERIMENT)
-    assert RunFolder.open_for(tmp_path, EXPERIMENT, overwrite=True).read_experiment() == EXPERIMENT
+    filled(tmp_path)
+    for damage, complaint in (("name: [", "cannot be read"), (None, r"but no experiment\.yaml")):
+        (tmp_path / "experiment.yaml").unlink()
+        if damage:
+            (tmp_path / "experiment.yaml").write_text(damage)
+        with pytest.raises(RunFolderError, match=complaint):
+            RunFolder.open_for(tmp_path, EXPERIMENT)
+    assert opened(tmp_path, overwrite=True).read_experiment() == EXPERIMENT
+
+
+def test_a_full_disk_in_mid_run_ends_it_with_1_and_leaves_no_half_line(tmp_path, monkeypatch):
+    folder = opened(tmp_path)
+    folder.append(RECORD)
+    before = (tmp_path / "rounds.jsonl").read_bytes()
+
+    class Full(io.FileIO):
+        def write(self, content):
+            if len(content) < 50:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return super().write(content[:-20])
+
+    monkeypatch.setattr(Path, "open", lambda path, mode, **more: Full(path, mode))
+    with pytest.raises(RecordError, match=r"No space left on device\. Make room, then run the same") as error:
+        folder.append(RECORD)
+    assert error.value.exit_code == 1
+    assert (tmp_path / "rounds.jsonl").read_bytes() == before
 
 
 def test_a_file_is_no_folder(tmp_path):
@@ -122,7 +267,7 @@ def test_the_file_that_a_run_was_started_from_is_not_replaced(tmp_path, overwrit
         RunFolder.open_for(tmp_path, EXPERIMENT, overwrite, source=file)
     assert file.read_text().startswith("# mine")
     file.write_text(EXPERIMENT.to_yaml())
-    RunFolder.open_for(tmp_path, EXPERIMENT, overwrite, source=file)
+    opened(tmp_path, overwrite=overwrite, source=file)
 
 
 def test_a_file_that_cannot_be_written_is_an_error_and_leaves_nothing_behind(tmp_path):
@@ -135,7 +280,7 @@ def test_a_file_that_cannot_be_written_is_an_error_and_leaves_nothing_behind(tmp
 
 
 def test_rounds_read_back_in_the_order_they_were_written(tmp_path):
-    folder = RunFolder.open_for(tmp_path, EXPERIMENT)
+    folder = opened(tmp_path)
     records = [replace(RECORD, arm=arm, round=r) for arm in ("warm", "cold") for r in (0, 1)]
     for count, record in enumerate(records, start=1):
         folder.append(record)
@@ -144,7 +289,7 @@ def test_rounds_read_back_in_the_order_they_were_written(tmp_path):
 
 @pytest.mark.parametrize("cut", [1, 20, 100])
 def test_a_last_line_cut_short_by_a_kill_is_dropped(tmp_path, cut):
-    folder = RunFolder.open_for(tmp_path, EXPERIMENT)
+    folder = opened(tmp_path)
     folder.append(RECORD)
     with open(tmp_path / "rounds.jsonl", "a") as file:
         file.write(RECORD.to_json()[:cut])
@@ -152,7 +297,7 @@ def test_a_last_line_cut_short_by_a_kill_is_dropped(tmp_path, cut):
 
 
 def test_a_broken_line_before_the_last_is_refused(tmp_path):
-    folder = RunFolder.open_for(tmp_path, EXPERIMENT)
+    folder = opened(tmp_path)
     (tmp_path / "rounds.jsonl").write_text('{"arm": "cold"}\n' + RECORD.to_json() + "\n")
     with pytest.raises(RunFolderError, match="line 1: expected a record"):
         folder.read_rounds()
@@ -186,10 +331,12 @@ def test_a_broken_summary_is_refused(tmp_path, text, complaint):
 
 
 def test_a_summary_reads_back_and_leaves_no_half_file(tmp_path):
-    folder = RunFolder.open_for(tmp_path, EXPERIMENT)
+    folder = opened(tmp_path)
     folder.write_summary(SUMMARY)
     assert folder.read_summary() == SUMMARY
     with pytest.raises(ValueError, match="JSON"):
         folder.write_summary({"experiment": float("nan")})
     assert folder.read_summary()["engine"] == "größer"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["experiment.yaml", "models", "summary.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        *(".kdfed", "experiment.yaml", "models", "outcomes.jsonl", "summary.json")
+    ]

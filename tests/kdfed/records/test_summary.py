@@ -5,7 +5,7 @@ import json
 import pytest
 
 from kdfed.config import build_experiment
-from kdfed.records import Outcome, RoundRecord, summarise
+from kdfed.records import Failure, Outcome, RoundRecord, summarise
 
 UPLOADS, UP, DOWN, STEPS = 10, 1000, 2000, 50
 """What one exchange costs in these make-believe runs."""
@@ -42,11 +42,12 @@ WARM = [0.6, 0.8, 0.8, 0.8]
 MISS = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7]
 
 
-def summary_of(records, outcomes=None, **changes):
+def summary_of(records, outcomes=None, failures=(), unfinished="failed", **changes):
     """Sum up; unless told otherwise, every run ended after its last round."""
     if outcomes is None:
         outcomes = [Outcome(arm, seed, "max-rounds", "") for arm, seed in {(r.arm, r.seed) for r in records}]
-    summary = summarise(experiment(**changes), "inprocess", records, outcomes)
+    made = experiment(**changes)
+    summary = summarise(made, "inprocess", records, outcomes, (), failures, unfinished)
     assert json.loads(json.dumps(summary, allow_nan=False)) == summary
     return summary
 
@@ -66,13 +67,14 @@ def test_a_summary_has_the_keys_of_the_contract():
             "targets",
             "metric",
             "versions",
+            "failures",
             "runs",
             "comparisons",
             "partitions",
         ),
         "consolidations",
     ]
-    assert list(summary["versions"]) == ["kdfed", "python", "torch", "numpy", "flwr"]
+    assert list(summary["versions"]) == ["python", "kdfed", "torch", "numpy", "flwr"]
     assert summary["targets"] == ["0.8"]
     assert list(summary["runs"][0]) == [
         *("arm", "seed", "target", "target_accuracy", "rule", "rounds_to_target", "exchanges_to_target"),
@@ -197,10 +199,26 @@ def test_a_run_without_an_outcome_is_a_failed_one():
     assert comparison(summary_of(records), "rounds")["pairs"] == 0
 
 
-def test_a_relative_target_without_a_baseline_has_no_entry():
-    records = curve("warm", 0, WARM, teachers=1)
-    runs = summary_of(records, targets=[0.8, "90%-of-best"])["runs"]
-    assert [run["target"] for run in runs] == ["0.8"]
+@pytest.mark.parametrize("baseline", [[], COLD[:3]])
+def test_a_relative_target_of_a_baseline_that_did_not_finish_is_unresolved(baseline):
+    records = curve("cold", 0, baseline) + curve("warm", 0, WARM, teachers=1)
+    failures = [Failure("cold", 0, "rounds", "no power")]
+    outcomes = [Outcome("warm", 0, "max-rounds", "abc")]
+    summary = summary_of(records, outcomes, failures=failures, targets=[0.8, "90%-of-best"])
+    warm = [run for run in summary["runs"] if run["arm"] == "warm"]
+    assert [(run["target_accuracy"], run["rounds_to_target"]) for run in warm] == [(0.8, 1), (None, None)]
+    assert all(run["stopped"] == "failed" for run in summary["runs"] if run["arm"] == "cold")
+    assert summary["failures"] == [{"arm": "cold", "seed": 0, "phase": "rounds", "reason": "no power"}]
+    entry = next(e for e in summary["comparisons"] if e["target"] == "90%-of-best")
+    assert (entry["pairs"], entry["failed"], set(entry["censored"].values())) == (0, 1, {0})
+
+
+def test_an_interrupted_run_is_no_miss():
+    outcomes = [Outcome("cold", 0, "max-rounds", "abc")]
+    records = curve("cold", 0, COLD) + curve("warm", 0, MISS[:2], teachers=1)
+    summary = summary_of(records, outcomes, unfinished="interrupted")
+    assert [run["stopped"] for run in summary["runs"]] == ["max-rounds", "interrupted"]
+    assert (comparison(summary, "rounds")["failed"], comparison(summary, "rounds")["pairs"]) == (1, 0)
 
 
 def test_nothing_recorded_is_still_a_summary():

@@ -8,12 +8,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
 from kdfed.errors import RunError
 from kdfed.events import Event
+from kdfed.records import Failure, RunFolder
 from simulations.engines import flower
 
 STUB = """
@@ -53,10 +53,7 @@ def homes(monkeypatch):
 
 @pytest.fixture
 def folder(tmp_path, tiny):
-    path = tmp_path / "a run's folder"
-    path.mkdir()
-    (path / "experiment.yaml").write_text(tiny().to_yaml())
-    return SimpleNamespace(path=path)
+    return RunFolder.open_for(tmp_path / "a run's folder", tiny())
 
 
 def fake_commands(monkeypatch, folder, **scripts):
@@ -78,15 +75,18 @@ def kept_log(error):
 
 def test_events_are_passed_on_once_and_half_a_line_waits_for_its_rest(tmp_path):
     seen: list[Event] = []
-    events = flower._Events(tmp_path / "events.jsonl", seen.append)
+    failures: list[Failure] = []
+    events = flower._Events(tmp_path / "events.jsonl", seen.append, failures)
     whole = json.dumps(Event("cold", 0, "rounds", 1, 3).to_json()) + "\n"
+    alone = json.dumps(Event("cold", 0, "failed", message="a typo").to_json()) + "\n"
     failed = json.dumps(Event("", 0, "failed", message="too few answered").to_json()) + "\n"
     with events.path.open("a") as file:
-        for part in (whole, failed[:10], failed[10:]):
+        for part in (whole, alone, failed[:10], failed[10:]):
             file.write(part)
             file.flush()
             events.read()
-    assert [event.phase for event in seen] == ["rounds", "failed"]
+    assert [event.phase for event in seen] == ["rounds", "failed", "failed"]
+    assert failures == [Failure("cold", 0, "rounds", "a typo")]
     assert events.failure == "too few answered"
     assert events.ended
 

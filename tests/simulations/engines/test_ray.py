@@ -128,8 +128,8 @@ def test_the_whole_engine_leaves_the_same_records_on_a_ray_of_its_own(tiny, tmp_
     import sys
 
     experiment = tiny(**{"rounds.max": 2})
-    folders = {name: RunFolder.open_for(tmp_path / name, experiment) for name in ("a", "b")}
-    inprocess.run(experiment, folders["a"], nodes=1, on_event=ignore)
+    inprocess.run(experiment, RunFolder.open_for(tmp_path / "a", experiment), nodes=1, on_event=ignore)
+    RunFolder.open_for(tmp_path / "b", experiment).begin().close()
     code = (
         "import sys; from pathlib import Path\n"
         "from kdfed.config import load_experiment\n"

@@ -11,7 +11,7 @@ import pytest
 
 from kdfed.config import build_experiment
 from kdfed.errors import RunFolderError
-from kdfed.records import Absent, Outcome, RoundRecord, RunFolder, summarise
+from kdfed.records import Absent, Failure, Outcome, RoundRecord, RunFolder, summarise
 from simulations.report import build_report, partition_figure, save_partition_picture
 from simulations.report.figures import curves_figure, to_svg
 
@@ -30,7 +30,7 @@ def make_run(
         "arms": {"cold": {}, "warm": {"start": "consolidated"}},
     }
     experiment = build_experiment(values | changes)
-    folder = RunFolder.open_for(path, experiment)
+    folder = RunFolder.open_for(path, experiment).begin()
     records, outcomes = [], []
     for seed in seeds:
         for arm in experiment.arm_order:
@@ -236,6 +236,20 @@ def test_a_run_that_failed_is_named(tmp_path):
     build_report(tmp_path)
     words = read_page(folder)[1]
     assert "Failed before the end, and read as far as recorded: cold (seed 0), warm (seed 0)." in words
+    assert "unresolved" in words
+
+
+def test_a_run_that_failed_says_why(tmp_path):
+    folder = make_run(tmp_path, seeds=(0,), summary=False)
+    failures = [Failure("warm", 0, "teachers", "no <power>")]
+    records = [record for record in folder.read_rounds() if record.arm == "cold"]
+    outcomes = [Outcome("cold", 0, "max-rounds", "ab" * 32)]
+    folder.write_summary(summarise(folder.read_experiment(), "flower", records, outcomes, (), failures))
+    build_report(tmp_path)
+    assert (
+        "warm, seed 0, failed in the phase teachers, and is read as far as recorded: no <power>"
+        in (read_page(folder)[1])
+    )
 
 
 def test_a_folder_without_records_gives_no_report(tmp_path):

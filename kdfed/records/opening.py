@@ -1,0 +1,195 @@
+"""What lies in a run folder already, and what may become of it: decided before anything is touched.
+
+=============================== ===================================== ==============================
+in the folder                   without ``overwrite``                 with it
+=============================== ===================================== ==============================
+files that kdfed did not write  refused where a record would replace  the same
+                                them
+nothing of kdfed's              begin                                 begin
+another experiment              refused, the differing keys named     replaced
+the same, every run finished    refused                               replaced
+the same, some runs finished    those are kept, the others are run    replaced
+the same, by other versions     refused                               replaced
+=============================== ===================================== ==============================
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kdfed.config import Experiment, load_experiment
+from kdfed.errors import ConfigError, KdfedError, RunFolderError
+from kdfed.records.rounds import Outcome
+from kdfed.records.weights import load_model, weights_sha256
+
+if TYPE_CHECKING:
+    from kdfed.records.folder import RunFolder
+
+ELSEWHERE = "choose another output folder (--out)"
+_OVERWRITE = f"{ELSEWHERE}, or replace what is there with --overwrite"
+
+SAME_VERSIONS = ("kdfed", "torch")
+"""Packages of which another version may give other bits."""
+
+
+@dataclass(frozen=True)
+class Opening:
+    """What will become of a folder.
+
+    Parameters
+    ----------
+    finished
+        The runs (arm, seed) that are kept.
+    obsolete
+        Files that kdfed wrote and that will be removed.
+    """
+
+    finished: dict[tuple[str, int], Outcome] = field(default_factory=dict)
+    obsolete: tuple[Path, ...] = ()
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of what computes a run."""
+    return {package: version(package) for package in ("kdfed", "torch", "numpy", "flwr")}
+
+
+def examine(
+    folder: RunFolder, experiment: Experiment, overwrite: bool = False, source: Path | None = None
+) -> Opening:
+    """Decide what becomes of a folder; nothing is changed.
+
+    Parameters
+    ----------
+    folder
+        Locked already.
+    experiment, overwrite, source
+        See :meth:`kdfed.records.RunFolder.open_for`.
+
+    Raises
+    ------
+    RunFolderError
+        If the run must not write here.
+    """
+    file, resolved = folder.experiment_file, experiment.to_yaml().encode()
+    _refuse_source(file, resolved, source)
+    written = folder.written()
+    wanted = folder.files_of(experiment)
+    _refuse_starts(folder, experiment, {*wanted, *written})
+    foreign = [name for name in wanted if os.path.lexists(folder.path / name) and name not in written]
+    if foreign and not (foreign == [file.name] and file.is_file() and file.read_bytes() == resolved):
+        raise RunFolderError(
+            f"{folder.path} holds {', '.join(foreign[:5])}, which kdfed did not write there and this run "
+            f"would replace; {ELSEWHERE}, or move them away"
+        )
+    present = [name for name in written if os.path.lexists(folder.path / name)]
+    if overwrite:
+        return Opening(obsolete=tuple(folder.path / name for name in present if name != file.name))
+    if not [name for name in present if name != file.name]:
+        return Opening()
+    _refuse_other(folder, experiment, present)
+    return _go_on(folder, experiment)
+
+
+def _refuse_source(file: Path, resolved: bytes, source: Path | None) -> None:
+    own = source is not None and source.exists() and file.exists() and file.samefile(source)
+    if own and file.read_bytes() != resolved:
+        raise RunFolderError(
+            f"{file}: this run would replace the file that it was started from by the resolved "
+            f"experiment; {ELSEWHERE}, or rename the file"
+        )
+
+
+def _refuse_starts(folder: RunFolder, experiment: Experiment, names: Iterable[str]) -> None:
+    ours = {(folder.path / name).absolute() for name in names}
+    for arm in experiment.arms:
+        start = experiment.arm(arm).start.removeprefix("file:")
+        if Path(start).absolute() in ours:
+            raise RunFolderError(
+                f"{folder.path}: arm {arm!r} starts from {start}, which this run would replace; {ELSEWHERE}"
+            )
+
+
+def _refuse_other(folder: RunFolder, experiment: Experiment, present: list[str]) -> None:
+    """Refuse records of another experiment, or of nobody knows which."""
+    file = folder.experiment_file
+    if not file.exists():
+        raise RunFolderError(
+            f"{folder.path} holds {', '.join(present[:5])}, but no {file.name} that says of which "
+            f"experiment; {_OVERWRITE}"
+        )
+    try:
+        old = load_experiment(file)
+    except ConfigError as error:
+        raise RunFolderError(
+            f"{folder.path} holds an {file.name} that cannot be read; {_OVERWRITE}\n{error}"
+        ) from error
+    differing = _differences(old, experiment)
+    if differing:
+        raise RunFolderError(
+            f"{folder.path} holds another experiment; {_OVERWRITE}. It differs in:\n" + "\n".join(differing)
+        )
+
+
+def _go_on(folder: RunFolder, experiment: Experiment) -> Opening:
+    """Keep what is finished of the same experiment."""
+    if not folder.has_outcomes:
+        raise RunFolderError(
+            f"{folder.path} holds records of an earlier release of kdfed, which cannot be gone on with; "
+            f"{_OVERWRITE}"
+        )
+    counts = Counter((record.arm, record.seed) for record in folder.read_rounds())
+    finished = {
+        (outcome.arm, outcome.seed): outcome
+        for outcome in folder.read_outcomes()
+        if outcome.arm in experiment.arms and outcome.seed in experiment.seeds
+        if outcome.evaluations == counts[outcome.arm, outcome.seed] and _has_model(folder, outcome)
+    }
+    if len(finished) == len(experiment.arms) * len(experiment.seeds) and folder.has_summary:
+        raise RunFolderError(
+            f"{folder.path} holds a complete run of this experiment, which is left as it is; {_OVERWRITE}"
+        )
+    now = versions()
+    for outcome in finished.values():
+        for package in SAME_VERSIONS:
+            was = outcome.versions.get(package)
+            if was != now[package]:
+                raise RunFolderError(
+                    f"{folder.path} holds runs made with {package} {was}, and this is {package} "
+                    f"{now[package]}, which may give other bits; install {package} {was} to go on, or "
+                    f"{_OVERWRITE}"
+                )
+    return Opening(finished, folder.derived())
+
+
+def _has_model(folder: RunFolder, outcome: Outcome) -> bool:
+    """Tell whether the model that a finished run left is there, with its hash."""
+    try:
+        state = load_model(folder.model_path(outcome.arm, outcome.seed))
+    except KdfedError:
+        return False
+    return weights_sha256(state) == outcome.weights_sha256
+
+
+def _differences(old: Experiment, new: Experiment) -> list[str]:
+    before, after = (dict(_flat(e.model_dump(mode="json"))) for e in (old, new))
+    keys = [key for key in {**before, **after} if before.get(key, "nothing") != after.get(key, "nothing")]
+    lines = [
+        f"  {key}: {before.get(key, 'nothing')!r} there, {after.get(key, 'nothing')!r} here" for key in keys
+    ]
+    if not lines and list(old.arms) != list(new.arms):
+        lines.append(f"  arms: in the order {', '.join(old.arms)} there, {', '.join(new.arms)} here")
+    return lines
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
