@@ -101,8 +101,8 @@ class RunFolder:
         folder.finished = folder._opening.finished
         return folder
 
-    def hold(self) -> None:
-        """Take hold of the folder for this process.
+    def hold(self, patience: float = 0.0) -> None:
+        """Take hold of the folder for this process, within ``patience`` seconds.
 
         Raises
         ------
@@ -110,7 +110,7 @@ class RunFolder:
             If another one writes to it.
         """
         missing = [part for part in (self.path / PRIVATE, self.path, *self.path.parents) if not part.exists()]
-        self._lock.take()
+        self._lock.take(patience)
         self._made += missing
 
     def begin(self) -> Self:

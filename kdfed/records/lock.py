@@ -7,6 +7,7 @@ import json
 import os
 import socket
 import sys
+import time
 import weakref
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -34,8 +35,13 @@ class FolderLock:
         """Whether this object holds the lock."""
         return self._file >= 0
 
-    def take(self) -> None:
+    def take(self, patience: float = 0.0) -> None:
         """Take the lock, or say who holds it; nothing happens where it is held already.
+
+        Parameters
+        ----------
+        patience
+            Seconds to wait for a holder that is about to end.
 
         Raises
         ------
@@ -47,6 +53,7 @@ class FolderLock:
         if self.held:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        end = time.monotonic() + patience
         while True:
             file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
             try:
@@ -56,6 +63,9 @@ class FolderLock:
             except BlockingIOError as error:
                 holder = _describe(os.pread(file, 4096, 0))
                 os.close(file)
+                if time.monotonic() < end:
+                    time.sleep(0.05)
+                    continue
                 raise RunFolderError(
                     f"{self.path.parent.parent} is being written to by {holder}; wait until it ends, stop "
                     "it, or choose another output folder (--out)"
@@ -93,7 +103,7 @@ def _holder() -> dict[str, str | int]:
     return {
         "pid": os.getpid(),
         "host": socket.gethostname(),
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])[:200] if sys.argv else "",
+        "program": Path(sys.argv[0]).name if sys.argv else "",  # without its words: they may hold secrets
         "since": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 
@@ -101,6 +111,6 @@ def _holder() -> dict[str, str | int]:
 def _describe(content: bytes) -> str:
     try:
         told = json.loads(content)
-        return f"process {told['pid']} on {told['host']} ({told['command']}), since {told['since']}"
+        return f"process {told['pid']} on {told['host']} ({told['program']}), since {told['since']}"
     except (ValueError, KeyError, TypeError):
         return "another process"

@@ -100,7 +100,7 @@ def _conclude(experiment: Experiment, folder: RunFolder, failures: Sequence[Fail
     from simulations.server_app import conclude
 
     with suppress(KdfedError), folder:  # what ended the run is told, whatever becomes of its summary
-        folder.hold()
+        folder.hold(patience=10.0)  # a killed process lets go of its files a little later
         conclude(experiment, folder, "flower", failures, "failed" if failed else "interrupted")
 
 

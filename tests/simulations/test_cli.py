@@ -357,6 +357,7 @@ def test_ctrl_c_stops_everything_that_was_started(experiment):
     assert run.returncode == 130
     assert "Interrupted. Recorded so far: " in error
     assert "Traceback" not in error
+    assert json.loads((experiment.parent / "runs/tiny/summary.json").read_text())["engine"] == "flower"
     assert not [process for process in started if is_alive(process)]
 
 

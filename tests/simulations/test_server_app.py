@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -401,6 +403,43 @@ def test_a_start_from_logits_and_from_weights_agree(tiny, tmp_path):
         starts[upload] = next(r for r in _timeless(tmp_path / upload) if r["arm"] == "consolidated")
     assert starts["weights"]["accuracy"] == pytest.approx(starts["logits"]["accuracy"], abs=0.05)
     assert starts["weights"]["loss"] == pytest.approx(starts["logits"]["loss"], abs=0.02)
+
+
+def test_a_bare_flwr_run_takes_the_lock_too(tiny, tmp_path):
+    file = tmp_path / "tiny.yaml"
+    file.write_text(tiny().to_yaml())
+    config = {"experiment": str(file), "set": "", "seeds": "", "out": str(tmp_path / "run")}
+    context, grid = SimpleNamespace(run_config=config), InProcessGrid(app, 1)
+    with (
+        RunFolder.open_for(tmp_path / "run", tiny()),
+        pytest.raises(RunFolderError, match="is being written to by process"),
+    ):
+        server_app.main(grid, context)
+    server_app.main(grid, context)
+    with pytest.raises(RunFolderError, match="holds a complete run"):
+        server_app.main(grid, context)
+
+
+def test_a_disk_that_fills_up_in_mid_run_loses_nothing_that_is_finished(tiny, tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", disk], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("needs the right to mount a tmpfs")
+    try:
+        experiment = tiny(**{"model.options.hidden": [128], "rounds.max": 1})  # a model takes 40 kB
+        (disk / "ballast").write_bytes(bytes(2_019_000))
+        folder = RunFolder.open_for(disk, experiment)
+        with pytest.raises(RecordError, match=r"cannot be written: .*No space left.*Make room") as error:
+            inprocess.run(experiment, folder, nodes=1, on_event=lambda event: None)
+        assert error.value.exit_code == 1
+        assert [(o.arm, o.stopped) for o in folder.read_outcomes()] == [("cold", "max-rounds")]
+        (disk / "ballast").unlink()
+        again = RunFolder.open_for(disk, experiment)
+        assert set(again.finished) == {("cold", 3)}
+        assert len(run_experiment(InProcessGrid(app, 1), experiment, again, "inprocess")["runs"]) == 2
+    finally:
+        subprocess.run(["umount", disk], check=True)
 
 
 def test_a_bare_flwr_run_needs_an_absolute_out():
