@@ -130,8 +130,8 @@ class LogitsError(KdfedError):
     def __init__(self, places: Sequence[int], count: int) -> None:
         self.places = tuple(places)
         super().__init__(
-            f"expected finite logits, got infinity or NaN from teacher {', '.join(map(str, places))} of {count} "
-            "(counted from 0); lower teachers.lr"
+            f"expected finite logits, got infinity or NaN from teacher {', '.join(map(str, places))} of "
+            f"{count} (counted from 0); lower teachers.lr"
         )
 
 

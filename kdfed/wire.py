@@ -265,8 +265,8 @@ class Answers:
         """
         if self.participants != plan.participants:
             raise WireError(
-                f"expected answers of {len(plan.participants)} participants ({plan.participants[:5]}...), got "
-                f"{len(self.participants)} ({self.participants[:5]}...)"
+                f"expected answers of {len(plan.participants)} participants ({plan.participants[:5]}...), "
+                f"got {len(self.participants)} ({self.participants[:5]}...)"
             )
         cohort_of = [index for index, cohort in enumerate(plan.cohorts) for _ in cohort]
         members: dict[int, list[int]] = {}

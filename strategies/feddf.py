@@ -63,11 +63,11 @@ class FedDF(FedAvg):
         try:
             state, steps = self._distil(server_round, dict(arrays.to_torch_state_dict()), states)
         except LogitsError as error:
-            who = [reply.metadata.src_node_id for reply in replies if reply.has_content()]
+            senders = [reply.metadata.src_node_id for reply in replies if reply.has_content()]
+            who = ", ".join(str(senders[place]) for place in error.places)
             raise RunError(
-                f"round {server_round}: expected finite logits of the participants' models, got infinity or NaN "
-                f"from participant {', '.join(str(who[place]) for place in error.places)}; lower local.lr or "
-                "server.update-bound"
+                f"round {server_round}: expected finite logits of the participants' models, got infinity or "
+                f"NaN from participant {who}; lower local.lr or server.update-bound"
             ) from error
         return ArrayRecord(dict(state)), MetricRecord({**(metrics or {}), wire.SERVER_STEPS: steps})
 

@@ -599,7 +599,9 @@ class ParticipantGrid(Grid):
         if len(counted) < 2:
             return [one.reply for one in ready]
         # Of several that are equally frequent: ours, else the one with the fewest metrics.
-        ours = _OURS.get(self._phase, frozenset())
+        ours = set(_OURS.get(self._phase, ()))
+        if self._terms.label_counts is not None:
+            ours.add(wire.LABEL_COUNTS)
         usual = max(counted, key=lambda s: (counted[s], {key for key, _ in s} == ours, -len(s), s))
         kept: list[Message] = []
         refused: set[int] = set()
@@ -618,11 +620,11 @@ class ParticipantGrid(Grid):
 
 
 _OURS = {
-    "rounds": {wire.NUM_EXAMPLES, wire.TRAIN_LOSS, wire.LOCAL_STEPS},
-    "teachers": {wire.NUM_EXAMPLES, wire.TRAIN_LOSS, wire.LOCAL_STEPS, wire.LABEL_COUNTS},
-    "evaluate": {wire.NUM_EXAMPLES, wire.EVAL_LOSS, wire.EVAL_ACCURACY},
+    "rounds": (wire.NUM_EXAMPLES, wire.TRAIN_LOSS, wire.LOCAL_STEPS),
+    "teachers": (wire.NUM_EXAMPLES, wire.TRAIN_LOSS, wire.LOCAL_STEPS),
+    "evaluate": (wire.NUM_EXAMPLES, wire.EVAL_LOSS, wire.EVAL_ACCURACY),
 }
-"""The metrics that kdfed's own participants send, by phase."""
+"""The metrics that kdfed's own participants send, by phase; label counts beside them where asked."""
 
 
 def _read(plan: wire.Plan, content: RecordDict) -> tuple[wire.Answers, list[Result]]:
