@@ -158,7 +158,7 @@ class Reach:
             By what the bound is multiplied, 1 or larger.
         """
         for group in self._groups:
-            if sum(_quick_square(arrays[key]) for key in group.keys) <= max(group.quick, 0) ** 2:
+            if np.sqrt(sum(_quick_square(arrays[key]) for key in group.keys)) <= group.quick:
                 continue
             most = times * group.most
             far = _norm(

@@ -381,7 +381,7 @@ class ArmRunner:
             answered = self.grid.report.answered
             more = f" and {len(answered) - 10} more" if len(answered) > 10 else ""
             raise RunError(
-                f"{where}: expected a {wanted} model, got {problem}; {advice}. Took part: participants "
+                f"{where}: expected a {wanted} model, got {problem}; {advice}. Took part: participants"
                 f" {', '.join(map(str, answered[:10]))}{more}. {self._left_out}"
             )
 
