@@ -274,8 +274,7 @@ def _far(work: Work, expected: _Expected) -> dict[int, str]:
     for keys, size in reach.quick():
         squares = torch.zeros(len(work.members))
         for key in keys:
-            rows = work.arrays[key].reshape(len(near), -1)
-            squares += torch.linalg.vector_norm(rows, dim=1).square().float()
+            squares += torch.linalg.vector_norm(_rows(work.arrays[key]), dim=1).square().float()
         near &= squares.sqrt() <= size
     told = {
         work.members[row]: reach.problem_with(numpy_of(work.of(row)))
@@ -311,11 +310,16 @@ def _weighted_sums(work: Work, rows: Sequence[int]) -> State:
 
 def _dot(weights: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
     """Sum a stack [R, *shape], each times its weight; float64 [*shape]."""
-    flat = values.flatten(1) if values.ndim > 1 else values.unsqueeze(1)
+    flat = _rows(values)
     if flat.shape[1] <= _CHUNK:
         return (weights @ flat.double()).view(values.shape[1:])
     parts = [weights @ chunk.double() for chunk in torch.split(flat, _CHUNK, dim=1)]
     return torch.cat(parts).view(values.shape[1:])
+
+
+def _rows(values: torch.Tensor) -> torch.Tensor:
+    """Return a stack [R, *shape] as [R, N]."""
+    return values.flatten(1) if values.ndim > 1 else values.unsqueeze(1)
 
 
 _CHUNK = 8192  # numbers of each participant that are summed at a time: in float64 they stay in the cache
