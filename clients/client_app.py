@@ -47,6 +47,7 @@ def hello(message: Message, context: Context) -> Message:
                 {
                     wire.PARTICIPANTS: len(participants.partition),
                     wire.NUM_EXAMPLES: len(participants.partition.examples),
+                    wire.HELD: participants.partition.sizes.tolist(),
                 }
             ),
             wire.CONFIG: ConfigRecord({"versions": json.dumps(versions()), wire.DIGEST: participants.digest}),

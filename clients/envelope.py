@@ -14,7 +14,8 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDic
 from kdfed import wire
 from kdfed.cohort import state_at
 from kdfed.cohort.folded import Stack
-from kdfed.errors import ParticipantError
+from kdfed.errors import ParticipantError, clean_text
+from kdfed.limits import Limits, Reach, numpy_of
 from kdfed.models import State
 
 log = logging.getLogger("flwr")
@@ -36,12 +37,15 @@ class Task:
         Transfer examples as stored (``inputs``); empty when none were sent.
     sums
         Whether work may come as sums.
+    limits
+        What each participant's work must keep to; None where the server looks at each.
     """
 
     arrays: State
     config: Mapping[str, Any]
     transfer: State
     sums: bool
+    limits: Limits | None = None
 
 
 @dataclass(frozen=True)
@@ -153,30 +157,67 @@ class _Part:
     dtypes: dict[str, torch.dtype] = field(default_factory=dict)
 
 
-def _each(work: Work, spec: wire.Spec) -> _Part:
-    problems = _problems(work, spec)
+@dataclass(frozen=True)
+class _Expected:
+    """What work must be like: shapes and dtypes, and how far from what was sent; None for no bound."""
+
+    spec: wire.Spec
+    reach: Reach | None
+
+    @classmethod
+    def of(cls, task: Task, spec: wire.Spec) -> _Expected:
+        """Return what is expected of a task's work."""
+        if task.limits is None or wire.spec_of(task.arrays) != spec:
+            return cls(spec, None)
+        return cls(spec, Reach(numpy_of(task.arrays), task.limits))
+
+    @property
+    def examples(self) -> int | None:
+        """The most examples of one participant; None for no limit."""
+        return None if self.reach is None else self.reach.limits.examples
+
+
+def _each(work: Work, expected: _Expected) -> _Part:
+    problems = _problems(work, expected)
     rows = {member: row for row, member in enumerate(work.members) if member not in problems}
     metrics = {member: work.metrics[row] for member, row in rows.items()}
     return _Part(metrics, problems, each={member: work.of(row) for member, row in rows.items()})
 
 
-def _summed(work: Work, spec: wire.Spec) -> _Part:
+def _summed(work: Work, expected: _Expected) -> _Part:
     """Sum a work's arrays at once, while they lie in the cache.
 
     A sum is finite only if every number is: faults are looked for where it is not.
+
+    Raises
+    ------
+    ParticipantError
+        If work came as sums that nobody can have who kept to the limits: each participant must be looked at.
     """
+    spec = expected.spec
     dtypes = {key: getattr(torch, dtype) for key, (_, dtype) in spec.items()}
     if work.sums:
+        _check_sums(work, expected)
         return _Part(dict(zip(work.members, work.metrics, strict=True)), {}, sums=work.sums, dtypes=dtypes)
-    problems = _problems_with_metrics(work)
+    problems = _problems_with_metrics(work, expected)
     sums: State = {}
-    if not problems and wire.spec_of(work.of(0)) == spec:
+    if not problems and wire.spec_of(work.of(0)) == spec and not _far(work, expected):
         sums = _weighted_sums(work, range(len(work.members)))
     if not sums or not _finite(sums):
-        problems = _problems(work, spec)
+        problems = _problems(work, expected)
         sums = _weighted_sums(work, [r for r, member in enumerate(work.members) if member not in problems])
     metrics = {m: own for m, own in zip(work.members, work.metrics, strict=True) if m not in problems}
     return _Part(metrics, problems, sums=sums, dtypes=dtypes)
+
+
+def _check_sums(work: Work, expected: _Expected) -> None:
+    problems = _problems_with_metrics(work, expected)
+    if not problems and expected.reach is not None:
+        total = sum(_number(metrics, wire.NUM_EXAMPLES) for metrics in work.metrics)
+        problem = expected.reach.problem_with({k: (v / total).numpy() for k, v in work.sums.items()})
+        problems = {} if problem is None else {work.members[0]: problem}
+    if problems:
+        raise ParticipantError(next(iter(problems.values())))
 
 
 class _Kind:
@@ -187,37 +228,59 @@ class _Kind:
         task: Task,
         begin: Callable[[Task], CohortWork],
         expected: Callable[[Task], wire.Spec],
-        keep: Callable[[Work, wire.Spec], _Part],
+        keep: Callable[[Work, _Expected], _Part],
     ) -> None:
         self._task, self._begin, self._expected, self._keep = task, begin, expected, keep
         self._work: CohortWork | None = None
-        self._spec: wire.Spec = {}
+        self._owed = _Expected({}, None)
 
     def do(self, members: Sequence[int]) -> list[_Part]:
         """Have participants work together; if that fails, each alone, so that it costs only who failed."""
         try:
             if self._work is None:
-                self._spec, self._work = self._expected(self._task), self._begin(self._task)
-            return [self._keep(work, self._spec) for work in self._work(members)]
+                self._owed = _Expected.of(self._task, self._expected(self._task))
+                self._work = self._begin(self._task)
+            return [self._keep(work, self._owed) for work in self._work(members)]
         except Exception as error:
             if len(members) > 1:
                 log.warning("a cohort of %d failed together (%s): one by one", len(members), error)
                 return [part for member in members for part in self.do([member])]
             log.exception("participant %d failed", members[0])
-            return [_Part({}, {members[0]: f"{type(error).__name__}: {error}"})]
+            return [_Part({}, {members[0]: clean_text(f"{type(error).__name__}: {error}")})]
 
 
-def _problems(work: Work, spec: wire.Spec) -> dict[int, str]:
+def _problems(work: Work, expected: _Expected) -> dict[int, str]:
     """Say what is wrong with participants' work."""
-    problems = _problems_with_metrics(work)
+    problems = _problems_with_metrics(work, expected)
     finite = _finite(work.arrays)  # if not, a sum may only have overflowed: look again
     # All have the shapes of the first; where everything is finite there is nothing more to look for.
-    first = wire.problem_with(work.of(0), spec)
+    first = wire.problem_with(work.of(0), expected.spec)
     for row, member in enumerate(work.members):
-        problem = first if finite or row == 0 else wire.problem_with(work.of(row), spec)
+        problem = first if finite or row == 0 else wire.problem_with(work.of(row), expected.spec)
         if problem is not None:
             problems.setdefault(member, problem)
+    if len(problems) < len(work.members):
+        for member, problem in _far(work, expected).items():
+            problems.setdefault(member, problem)
     return problems
+
+
+def _far(work: Work, expected: _Expected) -> dict[int, str]:
+    """Say whose arrays lie too far from those that were sent; of the shapes that were expected."""
+    reach = expected.reach
+    if reach is None:
+        return {}
+    near = torch.ones(len(work.members), dtype=torch.bool)
+    for keys, size in reach.quick():
+        squares = torch.zeros(len(work.members))
+        for key in keys:
+            squares += torch.linalg.vector_norm(_rows(work.arrays[key]), dim=1).square().float()
+        near &= squares.sqrt() <= size
+    told = {
+        work.members[row]: reach.problem_with(numpy_of(work.of(row)))
+        for row in (~near).nonzero().flatten().tolist()
+    }
+    return {member: problem for member, problem in told.items() if problem is not None}
 
 
 def _finite(arrays: Stack) -> bool:
@@ -225,8 +288,11 @@ def _finite(arrays: Stack) -> bool:
     return all(bool(values.sum().isfinite()) for values in arrays.values())
 
 
-def _problems_with_metrics(work: Work) -> dict[int, str]:
-    told = zip(work.members, map(wire.problem_with_metrics, work.metrics), strict=True)
+def _problems_with_metrics(work: Work, expected: _Expected) -> dict[int, str]:
+    told = (
+        (m, wire.problem_with_metrics(own, expected.examples))
+        for m, own in zip(work.members, work.metrics, strict=True)
+    )
     return {member: problem for member, problem in told if problem is not None}
 
 
@@ -244,11 +310,16 @@ def _weighted_sums(work: Work, rows: Sequence[int]) -> State:
 
 def _dot(weights: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
     """Sum a stack [R, *shape], each times its weight; float64 [*shape]."""
-    flat = values.flatten(1) if values.ndim > 1 else values.unsqueeze(1)
+    flat = _rows(values)
     if flat.shape[1] <= _CHUNK:
         return (weights @ flat.double()).view(values.shape[1:])
     parts = [weights @ chunk.double() for chunk in torch.split(flat, _CHUNK, dim=1)]
     return torch.cat(parts).view(values.shape[1:])
+
+
+def _rows(values: torch.Tensor) -> torch.Tensor:
+    """Return a stack [R, *shape] as [R, N]."""
+    return values.flatten(1) if values.ndim > 1 else values.unsqueeze(1)
 
 
 _CHUNK = 8192  # numbers of each participant that are summed at a time: in float64 they stay in the cache
@@ -298,16 +369,17 @@ def _unpack(content: RecordDict) -> tuple[wire.Plan | None, list[Task]]:
         return None, [_task(content, 0, 1, sums=False)]
     plan = wire.Plan.from_lists(content.config_records[wire.COHORTS])
     count = max(plan.variants) + 1
-    return plan, [_task(content, index, count, sums=plan.reply == "mean") for index in range(count)]
+    sums = plan.reply == "mean"
+    return plan, [_task(content, index, count, sums=sums, limits=plan.limits) for index in range(count)]
 
 
-def _task(content: RecordDict, index: int, count: int, *, sums: bool) -> Task:
+def _task(content: RecordDict, index: int, count: int, *, sums: bool, limits: Limits | None = None) -> Task:
     def state(key: str) -> State:
         record = content.array_records.get(wire.numbered(key, index, count))
         return dict(record.to_torch_state_dict()) if record is not None else {}
 
     config = content.config_records.get(wire.numbered(wire.CONFIG, index, count), ConfigRecord())
-    return Task(state(wire.ARRAYS), config, state(wire.TRANSFER), sums)
+    return Task(state(wire.ARRAYS), config, state(wire.TRANSFER), sums, limits)
 
 
 def _records(results: Sequence[tuple[State, Metrics]]) -> RecordDict:

@@ -31,7 +31,7 @@ from kdfed.config import (
 from kdfed.distill import partitioned, tuned
 from kdfed.distill.tuned import Trial
 from kdfed.ensemble import validated_scores
-from kdfed.errors import KdfedError
+from kdfed.errors import KdfedError, LogitsError
 from kdfed.models import State, load_state, state_of
 from kdfed.seeding import torch_generator, torch_seed
 from kdfed.task import CLASSIFICATION, Task
@@ -422,10 +422,7 @@ def _uploaded_logits(logits_KNC: torch.Tensor, count: int) -> torch.Tensor:
 def _finite(logits_KNC: torch.Tensor) -> torch.Tensor:
     broken = [k for k, logits_NC in enumerate(logits_KNC) if not torch.isfinite(logits_NC).all()]
     if broken:
-        raise KdfedError(
-            f"expected finite logits, got infinity or NaN from teacher {', '.join(map(str, broken))} of "
-            f"{len(logits_KNC)} (counted from 0); lower teachers.lr"
-        )
+        raise LogitsError(broken, len(logits_KNC))
     return logits_KNC
 
 

@@ -7,6 +7,7 @@
     │   └── RunFolderError the output folder holds something that must not be lost: exit code 2
     ├── DataError          a data source cannot be read, or does not fit the experiment: exit code 2
     ├── WireError          a message does not have the keys, shapes or dtypes of ``kdfed.wire``
+    ├── LogitsError        models that are distilled do not have finite logits
     ├── ParticipantError   one participant's work failed; it costs that participant its slot, not the run
     └── RunError           a run cannot go on (too few participants answered, ...): exit code 1
         └── RecordError    its records cannot be written (a full disk): no arm can go on
@@ -18,6 +19,30 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+LONGEST_TEXT = 500
+"""Characters that :func:`clean_text` keeps."""
+
+
+def clean_text(text: object, most: int = LONGEST_TEXT) -> str:
+    """Return what somebody else said as one line that can be printed and kept in a record.
+
+    White space and control characters become single blanks, what UTF-8 does not have becomes ``?``, a long
+    text is cut and says so, and an empty one reads ``no reason given``.
+
+    Parameters
+    ----------
+    text
+        Anything; what is no text is shown as Python does.
+    most
+        Characters to keep.
+    """
+    whole = text if isinstance(text, str) else repr(text)
+    start = whole[: 4 * most].encode("utf-8", "replace").decode("utf-8")
+    line = " ".join("".join(c if c.isprintable() else " " for c in start).split())
+    if len(line) > most or len(whole) > 4 * most:
+        return f"{line[:most]}... ({len(whole)} characters)"
+    return line or "no reason given"
 
 
 class KdfedError(Exception):
@@ -92,6 +117,23 @@ class DataError(KdfedError):
 
 class WireError(KdfedError):
     """A message does not have the keys, shapes or dtypes that were agreed."""
+
+
+class LogitsError(KdfedError):
+    """Logits of some models are not finite.
+
+    Parameters
+    ----------
+    places
+        Which of ``count`` models, counted from 0.
+    """
+
+    def __init__(self, places: Sequence[int], count: int) -> None:
+        self.places = tuple(places)
+        super().__init__(
+            f"expected finite logits, got infinity or NaN from teacher {', '.join(map(str, places))} of "
+            f"{count} (counted from 0); lower teachers.lr"
+        )
 
 
 class ParticipantError(KdfedError):

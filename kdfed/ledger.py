@@ -4,7 +4,8 @@ The ledger counts logical messages: the bytes that one device alone would exchan
 together. Rules of counting:
 
 - an exchange is one server -> participants -> server trip; hello is none, but its bytes count;
-- a participant upload is one participant's reply in one exchange;
+- a participant upload is one participant's reply in one exchange; a reply that is refused is none, like one
+  that failed: its numbers cannot be trusted;
 - a client evaluation trip is counted apart: it is in no total.
 """
 

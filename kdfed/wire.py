@@ -25,7 +25,8 @@ evaluate        down      arrays, config          global weights; settings
 =============== ========= ======================= ==================================================
 
 In a simulation nobody's hello is sent alone: a node tells how many participants there are
-(:data:`PARTICIPANTS`), the examples of all of them, and a digest of who holds what (:data:`DIGEST`).
+(:data:`PARTICIPANTS`), the examples of all of them and of each (:data:`HELD`), and a digest of who holds what
+(:data:`DIGEST`).
 
 In a simulation one network message carries many participants: distinct contents once each, and a
 ``cohorts`` record (:class:`Plan`) that says who is served by which. Its reply holds one result per
@@ -44,13 +45,15 @@ from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, TypeGuard
 
 import numpy as np
 import torch
 
 from kdfed.config import Arm
 from kdfed.errors import WireError
+from kdfed.limits import LARGEST, MOST_NUMBERS, LabelCounts, Limits
+from kdfed.task import WORST
 
 HELLO = "query.hello"
 TEACHER = "train.teacher"
@@ -77,6 +80,8 @@ SERVER_STEPS = "server-steps"
 """Metric of a round: optimiser steps that a distillation took on the server. It is never sent."""
 LABEL_COUNTS = "label-counts"
 PARTICIPANTS = "participants"
+HELD = "held"
+"""Metric of a node's hello in a simulation: how many examples each participant holds, in their order."""
 DIGEST = "digest"
 EVAL_LOSS = "eval-loss"
 EVAL_ACCURACY = "eval-acc"
@@ -124,11 +129,14 @@ class Plan:
         For each participant, in the same order, which of the distinct contents is for it.
     reply
         ``mean``: one weighted mean per cohort comes back; ``each``: one result per participant.
+    limits
+        What each participant's work must keep to before it is summed. Default: the server looks at each.
     """
 
     cohorts: tuple[tuple[int, ...], ...]
     variants: tuple[int, ...]
     reply: Reply
+    limits: Limits | None = None
 
     @cached_property
     def participants(self) -> tuple[int, ...]:
@@ -142,6 +150,7 @@ class Plan:
             "sizes": [len(cohort) for cohort in self.cohorts],
             "variants": list(self.variants),
             "reply": self.reply,
+            **({} if self.limits is None else _limits_to_lists(self.limits)),
         }
 
     @classmethod
@@ -158,6 +167,7 @@ class Plan:
             sizes = [int(size) for size in lists["sizes"]]
             variants = tuple(int(v) for v in lists["variants"])
             reply = lists["reply"]
+            limits = _limits_from_lists(lists) if _UPDATE_BOUND in lists else None
         except (KeyError, TypeError, ValueError) as error:
             raise WireError(
                 f"expected a plan with participants, sizes, variants and reply: {error!r}"
@@ -173,7 +183,20 @@ class Plan:
             )
         ends = np.cumsum(sizes).tolist()
         cohorts = tuple(tuple(participants[end - size : end]) for size, end in zip(sizes, ends, strict=True))
-        return cls(cohorts, variants, reply)
+        return cls(cohorts, variants, reply, limits)
+
+
+_MAX_EXAMPLES, _UPDATE_BOUND, _BUFFERS = "max-examples", "update-bound", "buffers"
+
+
+def _limits_to_lists(limits: Limits) -> Lists:
+    buffers = {_BUFFERS: sorted(limits.buffers)} if limits.buffers else {}
+    return {_MAX_EXAMPLES: limits.examples, _UPDATE_BOUND: limits.update_bound, **buffers}
+
+
+def _limits_from_lists(lists: Mapping[str, Any]) -> Limits:
+    buffers = frozenset(map(str, lists.get(_BUFFERS, ())))
+    return Limits(int(lists[_MAX_EXAMPLES]), float(lists[_UPDATE_BOUND]), buffers)
 
 
 @dataclass(frozen=True)
@@ -213,21 +236,57 @@ class Answers:
         Raises
         ------
         WireError
-            If a key is missing or the lists have different lengths.
+            If a key is missing, a list holds something else than whole numbers or texts, or the lists have
+            different lengths.
         """
+        kinds = {"participants": int, "results": int, "local-steps": int, "reasons": str}
         try:
-            answers = cls(
-                participants=tuple(int(p) for p in lists["participants"]),
-                results=tuple(int(r) for r in lists["results"]),
-                local_steps=tuple(int(n) for n in lists["local-steps"]),
-                reasons=tuple(str(reason) for reason in lists["reasons"]),
-            )
-        except (KeyError, TypeError, ValueError) as error:
+            columns = {key: tuple(lists[key]) for key in kinds}
+        except (KeyError, TypeError) as error:
             raise WireError(f"expected answers with one entry a participant: {error!r}") from error
-        lengths = {len(values) for values in vars(answers).values()}
+        for key, kind in kinds.items():
+            odd = [value for value in columns[key] if type(value) is not kind]
+            if odd:
+                raise WireError(f"expected {kind.__name__} in the list {key} of answers, got {odd[0]!r:.40}")
+        lengths = {len(values) for values in columns.values()}
         if len(lengths) != 1:
             raise WireError(f"expected one entry a participant in every list, got lengths {sorted(lengths)}")
-        return answers
+        return cls(*columns.values())
+
+    def members(self, plan: Plan) -> dict[int, list[int]]:
+        """Return the participants whose work is in each result, in their order.
+
+        Raises
+        ------
+        WireError
+            If these are not answers to ``plan``: other participants, a result of participants of two cohorts,
+            two of one cohort's mean, one of several participants where each has its own, or a result that is
+            nobody's.
+        """
+        if self.participants != plan.participants:
+            raise WireError(
+                f"expected answers of {len(plan.participants)} participants ({plan.participants[:5]}...), "
+                f"got {len(self.participants)} ({self.participants[:5]}...)"
+            )
+        cohort_of = [index for index, cohort in enumerate(plan.cohorts) for _ in cohort]
+        members: dict[int, list[int]] = {}
+        owners: dict[int, int] = {}
+        for place, (participant, result) in enumerate(zip(self.participants, self.results, strict=True)):
+            if result < 0:
+                continue
+            members.setdefault(result, []).append(participant)
+            owner = cohort_of[place] if plan.reply == "mean" else place
+            if owners.setdefault(result, owner) != owner:
+                raise WireError(f"expected a result for each {_OWNER[plan.reply]}, got {result} for two")
+        if sorted(owners) != list(range(len(owners))) or len(set(owners.values())) < len(owners):
+            raise WireError(
+                f"expected one result for each {_OWNER[plan.reply]} that answered, numbered from 0, got "
+                f"{sorted(owners)[-5:]} as the last of {len(owners)}"
+            )
+        return members
+
+
+_OWNER = {"mean": "cohort", "each": "participant"}
 
 
 # ----------------------------------------------------------------------------- checks
@@ -276,26 +335,55 @@ def problem_with(arrays: Mapping[str, np.ndarray | torch.Tensor], spec: Spec) ->
     return None
 
 
-def problem_with_metrics(metrics: Mapping[str, Any]) -> str | None:
-    """Say what is wrong with a participant's metrics.
+def problem_with_metrics(
+    metrics: Mapping[str, Any],
+    examples: int | None = None,
+    steps: int | None = None,
+    label_counts: LabelCounts | None = None,
+) -> str | None:
+    """Say what is wrong with a participant's metrics, or with those of a mean.
 
     Parameters
     ----------
     metrics
-        What arrived: numbers and lists of numbers by key. ``num-examples`` must be above 0, ``local-steps``
-        (where it is there) a whole number of at least 0, and every number finite.
+        What arrived: numbers and lists of numbers by key.
+    examples
+        The most that ``num-examples``, a whole number above 0, may be. Default: no limit.
+    steps
+        The most that ``local-steps``, a whole number of at least 0, may be. Default: no limit.
+    label_counts
+        What ``label-counts`` must be like. Default: nobody asked for them.
 
     Returns
     -------
     str or None
-        One sentence; None when all is well.
+        One sentence; None when all is well. Every number must be finite and at most
+        :data:`~kdfed.limits.LARGEST` in size, and ``eval-acc`` a score.
     """
-    count, steps = metrics.get(NUM_EXAMPLES), metrics.get(LOCAL_STEPS, 0)
-    if not isinstance(count, int | float) or not math.isfinite(count) or count <= 0:
-        return f"expected {NUM_EXAMPLES} above 0, got {count!r}"
-    if not isinstance(steps, int) or steps < 0:
-        return f"expected {LOCAL_STEPS} as a whole number of at least 0, got {steps!r}"
+    count, made = metrics.get(NUM_EXAMPLES), metrics.get(LOCAL_STEPS, 0)
+    if not _is_whole(count) or count < 1:
+        return f"expected {NUM_EXAMPLES} above 0, a whole number, got {count!r:.40}"
+    if examples is not None and count > examples:
+        return f"expected at most {examples} as {NUM_EXAMPLES}, got {count!r:.40}"
+    if not _is_whole(made) or made < 0:
+        return f"expected {LOCAL_STEPS} as a whole number of at least 0, got {made!r:.40}"
+    if steps is not None and made > steps:
+        return f"expected at most {steps} {LOCAL_STEPS} of {count} examples, got {made!r:.40}"
+    numbers = 0
     for key, value in metrics.items():
-        if not (all(map(math.isfinite, value)) if isinstance(value, list) else math.isfinite(value)):
-            return f"not finite: {key}"
-    return None
+        values = value if isinstance(value, list) else (value,)
+        numbers += len(values)
+        if numbers > MOST_NUMBERS:
+            return f"expected at most {MOST_NUMBERS} numbers in all metrics, got more"
+        if not all(map(math.isfinite, values)):
+            return f"not finite: {key:.40}"
+        if any(abs(each) > LARGEST for each in values):
+            return f"expected {key:.40} at most {LARGEST:g} in size, got {value!r:.40}"
+    score = metrics.get(EVAL_ACCURACY, 0)
+    if isinstance(score, list) or not WORST <= score <= 1:
+        return f"expected {EVAL_ACCURACY} from {WORST:g} to 1, got {score!r:.40}"
+    return None if label_counts is None else label_counts.problem_with(metrics.get(LABEL_COUNTS), count)
+
+
+def _is_whole(value: object) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool)

@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, Protocol, runtime_checkable
 
@@ -27,19 +27,20 @@ from flwr.serverapp.strategy import FedAvg, Result, Strategy
 from torch import nn
 
 from kdfed import convergence, wire
-from kdfed.config import Arm, ModelSettings, sampled_count
+from kdfed.config import Arm, LogitsServer, ModelSettings, sampled_count
 from kdfed.consolidate import ConsolidationResult, average_states
 from kdfed.data import Examples
 from kdfed.device import resolve_device
 from kdfed.errors import RunError
 from kdfed.events import Event, OnEvent, ignore
 from kdfed.ledger import Costs, Ledger
+from kdfed.limits import UPDATE_BOUND, Limits, Reach, most_steps, numpy_of
 from kdfed.models import State, buffer_keys, build_model, load_state, state_of
 from kdfed.records import Absent, RoundRecord, load_model
 from kdfed.seeding import derive, sample_participants
 from kdfed.task import CLASSIFICATION, Task
 from kdfed.train import evaluate
-from strategies.catalogue import SERVER_OPTIMISERS, WEIGHTED_MEANS
+from strategies.catalogue import SERVER_OPTIMISERS, takes_means
 from strategies.participant_grid import ParticipantGrid
 from strategies.teachers import TeacherPhase, average
 
@@ -159,7 +160,7 @@ class ArmRunner:
     def __init__(self, strategy: Strategy, config: ArmConfig, grid: Grid) -> None:
         self.strategy, self.config, self.arm = strategy, config, config.arm
         self.ledger = Ledger()
-        reply: wire.Reply = "mean" if type(strategy) in WEIGHTED_MEANS else "each"
+        reply: wire.Reply = "mean" if takes_means(strategy) else "each"
         roster = None if config.simulation is not None else self._roster(grid)
         self.grid = ParticipantGrid(
             grid,
@@ -168,6 +169,7 @@ class ArmRunner:
             reply=reply,
             simulation=config.simulation,
             roster=roster,
+            limits=Limits(self.arm.server.max_examples, self.arm.server.update_bound),
         )
         self.device = resolve_device(self.arm.device)
         self.result = ArmResult()
@@ -198,6 +200,7 @@ class ArmRunner:
         spec = wire.spec_of(common)
         model = self.config.build(self.arm.model, "evaluation").to(self.device)
         state, answered, absent = self._start(common)
+        limits = replace(self.grid.limits, buffers=buffer_keys(model))
 
         def evaluate_later(server_round: int, state: State, answered: int, absent: Sequence[Absent]) -> None:
             costs = self.ledger.totals()
@@ -212,7 +215,8 @@ class ArmRunner:
             for server_round in range(1, num_rounds + 1):
                 if self._converged():
                     break
-                sampled = self._sample(server_round, spec)
+                reach = Reach(numpy_of(state), limits)
+                sampled = self._sample(server_round, spec, reach)
                 config = ConfigRecord({**(train_config or {}), **self._settings(server_round)})
                 messages = self.strategy.configure_train(
                     server_round, ArrayRecord(dict(state)), config, self.grid
@@ -228,9 +232,8 @@ class ArmRunner:
                 if arrays is None:
                     raise RunError(f"round {server_round}: the strategy returned no arrays")
                 state = self._repair(arrays, replies, model, spec)
-                self._require_finite(
-                    state, spec, f"round {server_round}", "lower local.lr or the server's step size"
-                )
+                advice = "lower local.lr or the server's step size"
+                self._require_usable(state, spec, f"round {server_round}", advice, reach)
                 if metrics is not None:
                     self.result.train_metrics_clientapp[server_round] = metrics
                 evaluate_later(server_round, state, len(report.answered), report.absent)
@@ -253,8 +256,9 @@ class ArmRunner:
         pending, self._pending = self._pending, lambda: None
         pending()
 
-    def _sample(self, server_round: int, spec: wire.Spec) -> list[int]:
+    def _sample(self, server_round: int, spec: wire.Spec, reach: Reach) -> list[int]:
         """Draw a round's participants and show them to the strategy."""
+        owed: Reach | None = reach
         sampled = sample_participants(
             self.config.seed,
             "sample",
@@ -263,11 +267,27 @@ class ArmRunner:
             sampled_count(self.arm),
         )
         if isinstance(self.strategy, OwnReplies):
-            spec = self.strategy.reply_spec(server_round)
-        self.grid.select(sampled, phase="rounds", round_number=server_round, spec_of=lambda participant: spec)
+            spec, owed = self.strategy.reply_spec(server_round), None
+        self.grid.select(
+            sampled,
+            phase="rounds",
+            round_number=server_round,
+            spec_of=lambda participant: spec,
+            reach_of=lambda participant: owed,
+            steps_of=self._most_steps,
+        )
         least = max(self.arm.server.minimum, _least(self.strategy))
         self._require(len(list(self.grid.get_node_ids())), least, f"round {server_round}", "can be sampled")
         return sampled
+
+    def _most_steps(self, examples: int) -> int:
+        """Return the most optimiser steps of a participant with so many examples in a round."""
+        local, server = self.arm.local, self.arm.server
+        steps = most_steps(local.epochs, local.batch_size, examples)
+        if isinstance(server, LogitsServer):
+            held = len(self.config.data.transfer_inputs)
+            steps += most_steps(server.digest.epochs, server.digest.batch_size, server.images or held)
+        return steps
 
     def _repair(
         self, arrays: ArrayRecord, replies: Sequence[Message], model: nn.Module, spec: wire.Spec
@@ -276,7 +296,8 @@ class ArmRunner:
         state = dict(arrays.to_torch_state_dict())
         if isinstance(self.strategy, SERVER_OPTIMISERS) and (buffers := buffer_keys(model)):
             states = [dict(_arrays(reply).to_torch_state_dict()) for reply in replies]
-            weights = [_number(_metrics(reply), wire.NUM_EXAMPLES) for reply in replies]
+            key = self.strategy.weighted_by_key if isinstance(self.strategy, FedAvg) else wire.NUM_EXAMPLES
+            weights = [_number(_metrics(reply), key) for reply in replies]
             mean = average_states(states, weights)
             state.update({key: mean[key] for key in buffers})
         repaired: State = {}
@@ -290,7 +311,10 @@ class ArmRunner:
 
     def _hello(self) -> None:
         self._tell("hello")
-        self.grid.hello({"versions": json.dumps(wire.versions())}, self.arm.server.deadlines.hello)
+        participants = self.arm.partition.participants
+        self.grid.hello(
+            {"versions": json.dumps(wire.versions())}, self.arm.server.deadlines.hello, participants
+        )
 
     def _roster(self, grid: Grid) -> dict[int, int]:
         """Wait until every participant's node is connected, then number nodes by their ids."""
@@ -303,12 +327,16 @@ class ArmRunner:
 
     def _require(self, count: int, least: int, where: str, what: str) -> None:
         if count < least:
-            reasons = [f"participant {a.participant}: {a.reason}" for a in self.grid.report.absent]
-            more = f"; and {len(reasons) - 5} more" if len(reasons) > 5 else ""
             raise RunError(
                 f"{where}: expected at least {least} participants (server.minimum), but {count} {what}. "
-                f"Left out: {'; '.join(reasons[:5]) or 'nobody'}{more}"
+                f"{self._left_out}"
             )
+
+    @property
+    def _left_out(self) -> str:
+        reasons = [f"participant {a.participant}: {a.reason}" for a in self.grid.report.absent]
+        more = f"; and {len(reasons) - 5} more" if len(reasons) > 5 else ""
+        return f"Left out: {'; '.join(reasons[:5]) or 'nobody'}{more}"
 
     # ------------------------------------------------------------------ the start
 
@@ -330,13 +358,32 @@ class ArmRunner:
                 teachers, lambda epoch, epochs, accuracy: self._tell("consolidate", epoch, epochs, accuracy)
             )
         spec = wire.spec_of(common)
-        self._require_finite(state, spec, "consolidation", "lower consolidation.lr or the temperature")
+        advice = "lower consolidation.lr or the temperature"
+        if start == "averaged":
+            advice = "lower teachers.lr"
+        self._require_usable(state, spec, "consolidation", advice)
         return state, len(report.answered), report.absent
 
-    def _require_finite(self, state: State, spec: wire.Spec, where: str, advice: str) -> None:
-        problem = wire.problem_with(state, spec)
+    def _require_usable(
+        self, state: State, spec: wire.Spec, where: str, advice: str, reach: Reach | None = None
+    ) -> None:
+        """Refuse a model that is not finite, or lies too far from the one before.
+
+        A server's steps may be longer than its participants', whose bound can be a tight one: its own is at
+        least the default.
+        """
+        problem, wanted = wire.problem_with(state, spec), "finite"
+        if problem is None and reach is not None:
+            wanted = "usable"
+            times = max(1.0, UPDATE_BOUND / reach.limits.update_bound)
+            problem = reach.problem_with(numpy_of(state), times)
         if problem is not None:
-            raise RunError(f"{where}: expected a finite model, got {problem}; {advice}")
+            answered = self.grid.report.answered
+            more = f" and {len(answered) - 10} more" if len(answered) > 10 else ""
+            raise RunError(
+                f"{where}: expected a {wanted} model, got {problem}; {advice}. Took part: participants"
+                f" {', '.join(map(str, answered[:10]))}{more}. {self._left_out}"
+            )
 
     def _from_file(self, path: Path, common: State) -> State:
         state = load_model(path)
@@ -396,7 +443,13 @@ class ArmRunner:
         evaluate_config: ConfigRecord | None,
     ) -> None:
         """Make the strategy's own evaluation trip, if it wants one; it is counted apart."""
-        self.grid.select(sampled, phase="evaluate", round_number=server_round, spec_of=lambda participant: {})
+        self.grid.select(
+            sampled,
+            phase="evaluate",
+            round_number=server_round,
+            spec_of=lambda participant: {},
+            steps_of=self._most_steps,
+        )
         if len(list(self.grid.get_node_ids())) < _least(self.strategy):
             return  # Flower would wait for ever
         config = ConfigRecord({**(evaluate_config or {}), **self._settings(server_round)})

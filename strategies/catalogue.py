@@ -16,7 +16,9 @@ from flwr.serverapp.strategy import (
     Krum,
     Strategy,
 )
+from flwr.serverapp.strategy.strategy_utils import aggregate_metricrecords
 
+from kdfed import wire
 from kdfed.config import ProximalLocal, ServerBase
 from strategies.ds_fl import DSFL
 from strategies.feddf import FedDF
@@ -46,6 +48,22 @@ WEIGHTED_MEANS: frozenset[type[Strategy]] = frozenset(
 )
 """Strategies to which a cohort's weighted mean is as good as its members. A subclass is not one of them:
 it may look at single models."""
+
+
+def takes_means(strategy: Strategy) -> bool:
+    """Tell whether a strategy may be given means: it is in :data:`WEIGHTED_MEANS`, and nothing is changed.
+
+    A weight other than ``num-examples``, a function of one's own that aggregates metrics, or a method that
+    was replaced on the object wants every participant's reply.
+    """
+    return (
+        type(strategy) in WEIGHTED_MEANS
+        and isinstance(strategy, FedAvg)
+        and strategy.weighted_by_key == wire.NUM_EXAMPLES
+        and strategy.train_metrics_aggr_fn is aggregate_metricrecords
+        and not any(callable(getattr(type(strategy), name, None)) for name in vars(strategy))
+    )
+
 
 SERVER_OPTIMISERS: tuple[type[Strategy], ...] = (FedAvgM, FedAdagrad, FedAdam, FedYogi)
 """Strategies that take a step from the mean. Buffers (BatchNorm's statistics) must not take it: a running

@@ -22,6 +22,7 @@ from kdfed import wire
 from kdfed.config import FedDFServer, VanillaConsolidation
 from kdfed.consolidate import consolidate
 from kdfed.device import resolve_device
+from kdfed.errors import LogitsError, RunError
 from kdfed.models import State, load_state, state_of
 from kdfed.seeding import derive
 
@@ -59,7 +60,15 @@ class FedDF(FedAvg):
             for reply in replies
             if reply.has_content()
         ]
-        state, steps = self._distil(server_round, dict(arrays.to_torch_state_dict()), states)
+        try:
+            state, steps = self._distil(server_round, dict(arrays.to_torch_state_dict()), states)
+        except LogitsError as error:
+            senders = [reply.metadata.src_node_id for reply in replies if reply.has_content()]
+            who = ", ".join(str(senders[place]) for place in error.places)
+            raise RunError(
+                f"round {server_round}: expected finite logits of the participants' models, got infinity or "
+                f"NaN from participant {who}; lower local.lr or server.update-bound"
+            ) from error
         return ArrayRecord(dict(state)), MetricRecord({**(metrics or {}), wire.SERVER_STEPS: steps})
 
     def _distil(self, server_round: int, average: State, states: list[State]) -> tuple[State, int]:

@@ -11,25 +11,54 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import cast
 from uuid import uuid4
 
+import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
 from kdfed import wire
-from kdfed.errors import RunError, WireError
+from kdfed.errors import RunError, WireError, clean_text
 from kdfed.ledger import Ledger
+from kdfed.limits import LabelCounts, Limits, Reach
 from kdfed.records import Absent
 from strategies.round_mean import RoundMean, problem_with_arrays, record_of
 
 SpecOf = Callable[[int], wire.Spec]
 """Shapes and dtypes that a participant's arrays must have; empty when none are sent back."""
 
+ReachOf = Callable[[int], Reach | None]
+"""How far a participant's arrays may lie from those that it trained from; None for no bound."""
+
+StepsOf = Callable[[int], int]
+"""The most optimiser steps that the settings allow with so many examples."""
+
 POLL_SECONDS = 0.0005, 0.02
 """Least and most seconds between two looks for replies; in between a fiftieth of the time waited so far."""
 
 _FIRST_NODE_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What the replies of an exchange must keep to.
+
+    Parameters
+    ----------
+    spec_of, reach_of
+        What a participant's arrays must look like, and how far they may lie from those it was sent.
+    steps_of
+        The most optimiser steps. Default: no limit.
+    label_counts
+        What label counts must be like. Default: nobody asks for them.
+    """
+
+    spec_of: SpecOf
+    reach_of: ReachOf = lambda participant: None
+    steps_of: StepsOf | None = None
+    label_counts: LabelCounts | None = None
 
 
 @dataclass
@@ -43,12 +72,31 @@ class Bundle:
     round: int
     plan: wire.Plan
     messages: dict[int, Message]
-    spec_of: SpecOf
+    terms: Terms
     node: int
     late: bool = False
     total: Total | None = None
     done: bool = False
-    results: list[tuple[list[int], RecordDict]] = field(default_factory=list)
+    results: list[Result] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Result:
+    """One result of a reply.
+
+    Parameters
+    ----------
+    participants
+        Whose work is in it, in order.
+    content
+        An ordinary Flower reply.
+    local_steps
+        The optimiser steps that each of them says it made.
+    """
+
+    participants: list[int]
+    content: RecordDict
+    local_steps: list[int]
 
 
 @dataclass
@@ -105,6 +153,8 @@ class ParticipantGrid(Grid):
         real nodes.
     roster
         The node of each participant. Default: nodes own nobody, and cohorts are dealt to any of them.
+    limits
+        How much a participant may say.
 
     Notes
     -----
@@ -122,6 +172,7 @@ class ParticipantGrid(Grid):
         reply: wire.Reply,
         simulation: Mapping[str, str | int] | None = None,
         roster: Mapping[int, int] | None = None,
+        limits: Limits | None = None,
     ) -> None:
         self.network = grid
         self.cohort_size = cohort_size if roster is None else 1
@@ -129,10 +180,12 @@ class ParticipantGrid(Grid):
         self.simulation = simulation
         self.roster = roster
         self.reply: wire.Reply = reply
+        self.limits = limits or Limits()
         self.report = Report()
+        self._held = np.empty(0, np.int64)  # examples of each participant, as hello told; else empty
         self._sampled: dict[int, None] = {}  # a set that keeps its order
         self._phase, self._round = "", 0
-        self._spec_of: SpecOf = lambda participant: {}
+        self._terms = Terms(lambda participant: {})
         self._cohorts: list[tuple[int, ...]] = []
         self._open: dict[str, Bundle] = {}
         self._ready: dict[str, Ready] = {}
@@ -140,7 +193,17 @@ class ParticipantGrid(Grid):
 
     # ------------------------------------------------------------------ what the arm runner says
 
-    def select(self, participants: Sequence[int], *, phase: str, round_number: int, spec_of: SpecOf) -> None:
+    def select(
+        self,
+        participants: Sequence[int],
+        *,
+        phase: str,
+        round_number: int,
+        spec_of: SpecOf,
+        reach_of: ReachOf = lambda participant: None,
+        steps_of: StepsOf | None = None,
+        label_counts: LabelCounts | None = None,
+    ) -> None:
         """Begin an exchange.
 
         Parameters
@@ -153,9 +216,12 @@ class ParticipantGrid(Grid):
             The federated round; 0 before the first.
         spec_of
             Says what a participant's arrays must look like to be summed.
+        reach_of, steps_of, label_counts
+            See :class:`Terms`.
         """
         self.report = Report()
-        self._phase, self._round, self._spec_of = phase, round_number, spec_of
+        self._phase, self._round = phase, round_number
+        self._terms = Terms(spec_of, reach_of, steps_of, label_counts)
         if self._open:
             self._pull()
         busy = {p: bundle.round for bundle in self._open.values() for p in bundle.plan.participants}
@@ -172,7 +238,7 @@ class ParticipantGrid(Grid):
         size = self.cohort_size
         return [tuple(participants[i : i + size]) for i in range(0, len(participants), size)]
 
-    def hello(self, config: Mapping[str, str | int], timeout: float) -> None:
+    def hello(self, config: Mapping[str, str | int], timeout: float, participants: int | None = None) -> None:
         """Ask every node of a simulation what it knows, and make sure that all know the same.
 
         Parameters
@@ -181,11 +247,14 @@ class ParticipantGrid(Grid):
             The settings of the hello; ``versions`` is a JSON object of those that must agree.
         timeout
             Seconds to wait.
+        participants
+            How many there are. Default: as many as the nodes say.
 
         Raises
         ------
         RunError
-            If no node answers, one runs other versions than the server, or nodes hold different data.
+            If no node answers, one runs other versions than the server, tells what cannot be, or nodes hold
+            different data.
         """
         content = RecordDict({wire.CONFIG: ConfigRecord(dict(config))})
         logical_down = _bytes(content)
@@ -195,23 +264,24 @@ class ParticipantGrid(Grid):
         replies = list(self.network.send_and_receive(messages, timeout=timeout))
         good = [reply for reply in replies if not reply.has_error()]
         if not good:
-            reasons = {str(reply.error.reason) for reply in replies} or {
+            reasons = {clean_text(reply.error.reason) for reply in replies} or {
                 f"no reply within {timeout:g} seconds"
             }
             raise RunError(f"expected an answer to hello from a node, got none: {'; '.join(sorted(reasons))}")
-        told = {_hello(reply, str(config["versions"])) for reply in good}
-        if len(told) > 1:
+        held = [_hello(reply, str(config["versions"]), participants, self.limits.examples) for reply in good]
+        told = {(len(one.each), int(one.each.sum()), one.digest) for one in held}
+        if len(told) > 1 or not all(np.array_equal(one.each, held[0].each) for one in held):
             raise RunError(
                 f"expected every node to hold the same partition, got {sorted(told)}; give all nodes the "
                 "same data"
             )
-        ((participants, _, _),) = told
+        self._held = held[0].each
         logical_up = (
             MetricRecord({wire.NUM_EXAMPLES: 1}).count_bytes()
             + ConfigRecord({"versions": str(config["versions"])}).count_bytes()
         )
-        self.ledger.down("hello", logical_down, messages=participants)
-        self.ledger.up("hello", logical_up, 0, replies=participants)
+        self.ledger.down("hello", logical_down, messages=len(self._held))
+        self.ledger.up("hello", logical_up, 0, replies=len(self._held))
 
     # ------------------------------------------------------------------ Flower's Grid
 
@@ -378,13 +448,17 @@ class ParticipantGrid(Grid):
         contents: dict[int, int] = {}
         variants = tuple(contents.setdefault(id(message.content), len(contents)) for message in mine.values())
         reply = self.reply if self._phase == "rounds" else "each"
-        plan = wire.Plan(tuple(cohorts), variants, reply)
-        return Bundle(self._phase, self._round, plan, mine, self._spec_of, node)
+        limits = None
+        if reply == "mean" and self.roster is None:
+            reach = self._terms.reach_of(next(iter(mine)))
+            limits = None if reach is None else reach.limits
+        plan = wire.Plan(tuple(cohorts), variants, reply, limits)
+        return Bundle(self._phase, self._round, plan, mine, self._terms, node)
 
     def _prepare_total(self, bundles: Sequence[Bundle]) -> None:
         if not bundles or bundles[0].plan.reply == "each" or self.roster is not None:
             return
-        spec = self._spec_of(bundles[0].plan.participants[0])
+        spec = self._terms.spec_of(bundles[0].plan.participants[0])
         total = Total(RoundMean(spec), deque(bundles))
         for bundle in bundles:
             bundle.total = total
@@ -423,32 +497,19 @@ class ParticipantGrid(Grid):
         """Name and count a reply that came after its deadline; it is never aggregated."""
         if reply.has_error():
             return
+        late = f"late: reply to round {bundle.round}"
         try:
-            answers, results = _read(bundle.plan, reply.content)
+            _, results = _read(bundle.plan, reply.content)
         except Exception as error:
-            reason = f"late: reply to round {bundle.round}, which cannot be read: {error}"
+            reason = clean_text(f"{late}, which cannot be read: {error}")
             self._late += [Absent(participant, reason) for participant in bundle.plan.participants]
             return
-        for participants, _ in self._counted(bundle, answers, results):
-            reason = f"late: reply to round {bundle.round}, not used"
-            self._late += [Absent(participant, reason) for participant in participants]
-
-    def _counted(
-        self, bundle: Bundle, answers: wire.Answers, results: Sequence[RecordDict]
-    ) -> list[tuple[list[int], RecordDict]]:
-        """Count uploads; return each result with the participants whose work is in it, in their order."""
-        members: dict[int, list[int]] = {}
-        steps: Counter[int] = Counter()
-        for participant, index, made in zip(
-            answers.participants, answers.results, answers.local_steps, strict=True
-        ):
-            if index >= 0:
-                members.setdefault(index, []).append(participant)
-                steps[index] += made
-        for index, participants in members.items():
-            size = _bytes(results[index]) + _ANSWERS_BYTES
-            self.ledger.up(bundle.phase, size, steps[index], replies=len(participants))
-        return [(participants, results[index]) for index, participants in members.items()]
+        for result in results:
+            problem = self._problem_with_numbers(bundle, result)
+            if problem is None:
+                self._count(bundle, result)
+            reason = f"{late}, not used" if problem is None else clean_text(f"{late}: {problem}")
+            self._late += [Absent(participant, reason) for participant in result.participants]
 
     def _take(self, bundle: Bundle, content: RecordDict) -> None:
         """Take a reply's results; whatever is wrong with them costs their participants and nobody else."""
@@ -462,16 +523,50 @@ class ParticipantGrid(Grid):
         ):
             if index < 0:
                 self._leave_out([participant], reason)
-        bundle.results = self._counted(bundle, answers, results)
-        if bundle.total is not None:
-            return
-        for participants, result in bundle.results:
-            problem = _problem(result, bundle.spec_of(participants[0]))
-            if problem is not None:
-                self._leave_out(participants, problem)
+        terms = bundle.terms
+        for result in results:
+            first = result.participants[0]
+            problem = self._problem_with_numbers(bundle, result)
+            if problem is None and bundle.total is not None:
+                bundle.results.append(result)
                 continue
-            self._make_ready(Message(result, reply_to=bundle.messages[participants[0]]), participants)
-            self.report.answered += participants
+            if problem is None and (spec := terms.spec_of(first)):
+                problem = problem_with_arrays(result.content, spec, terms.reach_of(first))
+            if problem is None:
+                self._make_ready(
+                    Message(result.content, reply_to=bundle.messages[first]), result.participants
+                )
+            self._settle(bundle, result, problem)
+
+    def _problem_with_numbers(self, bundle: Bundle, result: Result) -> str | None:
+        """Say what is wrong with the numbers of a result; they are looked at before they are counted."""
+        who, steps_of = result.participants, bundle.terms.steps_of
+        metrics = record_of(result.content, wire.METRICS, MetricRecord)
+        held = self._held[who].tolist() if len(self._held) else [self.limits.examples] * len(who)
+        problem = wire.problem_with_metrics(metrics, sum(held), label_counts=bundle.terms.label_counts)
+        if problem is not None:
+            return problem
+        if not len(self._held):  # nobody told before how many there are
+            held = [cast("int", metrics[wire.NUM_EXAMPLES])] * len(who)
+        made = sum(result.local_steps)
+        if min(result.local_steps) < 0 or made != metrics.get(wire.LOCAL_STEPS, 0):
+            told = metrics.get(wire.LOCAL_STEPS, 0)
+            return f"expected the same {wire.LOCAL_STEPS} in metrics and answers, got {told} and {made}"
+        if steps_of is not None and made > (most := sum(map(steps_of, held))):
+            return f"expected at most {most} {wire.LOCAL_STEPS}, which the settings allow, got {made}"
+        return None
+
+    def _settle(self, bundle: Bundle, result: Result, problem: str | None) -> None:
+        """Count a result, or leave its participants out."""
+        if problem is not None:
+            self._leave_out(result.participants, problem)
+            return
+        self._count(bundle, result)
+        self.report.answered += result.participants
+
+    def _count(self, bundle: Bundle, result: Result) -> None:
+        size = _bytes(result.content) + _ANSWERS_BYTES
+        self.ledger.up(bundle.phase, size, sum(result.local_steps), replies=len(result.participants))
 
     def _close(self, bundle: Bundle) -> None:
         """Add what may be added now: results are summed in cohort order, whatever the order of replies."""
@@ -481,15 +576,14 @@ class ParticipantGrid(Grid):
             return
         while total.waiting and total.waiting[0].done:
             bundle = total.waiting.popleft()
-            for participants, result in bundle.results:
-                problem = total.mean.add(result)
+            for result in bundle.results:
+                problem = total.mean.add(result.content, bundle.terms.reach_of(result.participants[0]))
+                self._settle(bundle, result, problem)
                 if problem is not None:
-                    self._leave_out(participants, problem)
                     continue
                 if total.first is None:
-                    total.first = bundle.messages[participants[0]]
-                total.participants += participants
-                self.report.answered += participants
+                    total.first = bundle.messages[result.participants[0]]
+                total.participants += result.participants
             bundle.results = []
         if not total.waiting and total.first is not None:
             self._make_ready(Message(total.mean.result(), reply_to=total.first), total.participants)
@@ -504,7 +598,11 @@ class ParticipantGrid(Grid):
         counted = Counter(shapes)
         if len(counted) < 2:
             return [one.reply for one in ready]
-        ((usual, _),) = counted.most_common(1)
+        # Of several that are equally frequent: ours, else the one with the fewest metrics.
+        ours = set(_OURS.get(self._phase, ()))
+        if self._terms.label_counts is not None:
+            ours.add(wire.LABEL_COUNTS)
+        usual = max(counted, key=lambda s: (counted[s], {key for key, _ in s} == ours, -len(s), s))
         kept: list[Message] = []
         refused: set[int] = set()
         for one, shape in zip(ready, shapes, strict=True):
@@ -517,22 +615,39 @@ class ParticipantGrid(Grid):
         return kept
 
     def _leave_out(self, participants: Iterable[int], reason: str) -> None:
+        reason = clean_text(reason)
         self.report.absent += [Absent(participant, reason) for participant in participants]
 
 
-def _read(plan: wire.Plan, content: RecordDict) -> tuple[wire.Answers, list[RecordDict]]:
+_OURS = {
+    "rounds": (wire.NUM_EXAMPLES, wire.TRAIN_LOSS, wire.LOCAL_STEPS),
+    "teachers": (wire.NUM_EXAMPLES, wire.TRAIN_LOSS, wire.LOCAL_STEPS),
+    "evaluate": (wire.NUM_EXAMPLES, wire.EVAL_LOSS, wire.EVAL_ACCURACY),
+}
+"""The metrics that kdfed's own participants send, by phase; label counts beside them where asked."""
+
+
+def _read(plan: wire.Plan, content: RecordDict) -> tuple[wire.Answers, list[Result]]:
     """Split a reply into its results, each an ordinary Flower reply."""
+    most = 2 * len(plan.participants) + _OTHER_RECORDS
+    if len(content) > most:
+        raise WireError(f"expected at most {most} records, got {len(content)}")
     told = record_of(content, wire.COHORTS, ConfigRecord)
     if not told:  # a device, or a ClientApp that knows no cohorts
         (participant,) = _only(plan.participants)
         steps = record_of(content, wire.METRICS, MetricRecord).get(wire.LOCAL_STEPS, 0)
         answers = wire.Answers((participant,), (0,), (steps if isinstance(steps, int) else 0,), ("",))
-        return answers, [_result(content, 0, 1)]
-    answers = wire.Answers.from_lists(told)
-    if answers.participants != plan.participants:
-        raise WireError(f"expected answers of {plan.participants}, got {answers.participants}")
-    count = max(answers.results, default=-1) + 1
-    return answers, [_result(content, index, count) for index in range(count)]
+    else:
+        answers = wire.Answers.from_lists(told)
+    members = answers.members(plan)
+    steps_of = dict(zip(answers.participants, answers.local_steps, strict=True))
+    return answers, [
+        Result(who, _result(content, index, len(members)), [steps_of[p] for p in who])
+        for index, who in sorted(members.items())
+    ]
+
+
+_OTHER_RECORDS = 100  # of a ClientApp that sends more than ours
 
 
 def _only(participants: tuple[int, ...]) -> tuple[int, ...]:
@@ -553,11 +668,6 @@ def _result(content: RecordDict, index: int, count: int) -> RecordDict:
     return result
 
 
-def _problem(result: RecordDict, spec: wire.Spec) -> str | None:
-    problem = wire.problem_with_metrics(record_of(result, wire.METRICS, MetricRecord))
-    return problem if problem is not None or not spec else problem_with_arrays(result, spec)
-
-
 def _shape_of(metrics: MetricRecord) -> tuple[tuple[str, int], ...]:
     """Return the metrics' keys with their lengths: 0 for a number, else that of the list."""
     return tuple(
@@ -565,21 +675,46 @@ def _shape_of(metrics: MetricRecord) -> tuple[tuple[str, int], ...]:
     )
 
 
-def _hello(reply: Message, versions: str) -> tuple[int, int, str]:
-    """Return what a node tells: participants, examples of all of them, digest of who holds what."""
+@dataclass(frozen=True)
+class Held:
+    """What a node's hello told: how many examples each participant holds, int64 [P], and who holds which."""
+
+    each: np.ndarray
+    digest: str
+
+
+def _hello(reply: Message, versions: str, participants: int | None, most: int) -> Held:
+    """Return what a node tells, once it can be."""
+    node = f"node {reply.metadata.src_node_id}"
     config = record_of(reply.content, wire.CONFIG, ConfigRecord)
     if config.get("versions") != versions:
-        theirs = config.get("versions")
-        raise RunError(f"expected the server's versions {versions} on every node, got {theirs!r}")
+        theirs = clean_text(config.get("versions"))
+        raise RunError(f"expected the server's versions {versions} on every node, got {theirs} from {node}")
     metrics = record_of(reply.content, wire.METRICS, MetricRecord)
-    participants, examples = metrics.get(wire.PARTICIPANTS), metrics.get(wire.NUM_EXAMPLES)
+    count, examples, each = (metrics.get(key) for key in (wire.PARTICIPANTS, wire.NUM_EXAMPLES, wire.HELD))
     digest = config.get(wire.DIGEST)
-    if isinstance(participants, int) and isinstance(examples, int) and isinstance(digest, str):
-        return participants, examples, digest
-    raise RunError(
-        "expected every node to tell the number of participants, of their examples and a digest, got "
-        f"{participants!r}, {examples!r} and {digest!r}"
-    )
+    if not (
+        type(count) is int
+        and type(examples) is int
+        and isinstance(digest, str)
+        and isinstance(each, list)
+        and all(type(held) is int for held in each)
+    ):
+        raise RunError(
+            "expected every node to tell the number of participants, of their examples, those of each and a "
+            f"digest, got {count!r:.40}, {examples!r:.40}, {each!r:.40} and {digest!r:.80} from {node}"
+        )
+    if len(each) != count or count != (count if participants is None else participants) or not each:
+        raise RunError(
+            f"expected {participants or 'some'} participants, got {count} and the examples of {len(each)} "
+            f"from {node}; give all nodes the same data"
+        )
+    if not 0 <= min(each) <= max(each) <= most or sum(each) != examples:
+        raise RunError(
+            f"expected from 0 to {most} examples of each participant (server.max-examples), got {min(each)} "
+            f"to {max(each)}, {examples} in all, from {node}"
+        )
+    return Held(np.array(each, dtype=np.int64), clean_text(digest))
 
 
 def _bytes(content: RecordDict) -> int:

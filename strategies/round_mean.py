@@ -16,6 +16,7 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from kdfed import wire
+from kdfed.limits import Reach
 
 R = TypeVar("R", ArrayRecord, ConfigRecord, MetricRecord)
 
@@ -49,8 +50,15 @@ class RoundMean:
         self._sums: dict[str, int | float] = {}
         self._means: dict[str, tuple[float, float]] = {}
 
-    def add(self, result: RecordDict) -> str | None:
+    def add(self, result: RecordDict, reach: Reach | None = None) -> str | None:
         """Add one result.
+
+        Parameters
+        ----------
+        result
+            Arrays and metrics.
+        reach
+            How far its arrays may lie from those that were sent. Default: no bound.
 
         Returns
         -------
@@ -61,6 +69,8 @@ class RoundMean:
         problem = wire.problem_with_metrics(metrics) or _not_a_number(metrics)
         if problem is None and not self._fill(record_of(result, wire.ARRAYS, ArrayRecord)):
             problem = self._fill_slowly(result)
+        if problem is None and reach is not None:
+            problem = reach.problem_with({key: self._row[place] for key, place in self._places.items()})
         if problem is not None:
             return problem
         numbers = cast("dict[str, int | float]", dict(metrics))
@@ -119,13 +129,15 @@ def record_of(content: RecordDict, key: str, kind: type[R]) -> R:
     return record if isinstance(record, kind) else kind()
 
 
-def problem_with_arrays(result: RecordDict, spec: wire.Spec) -> str | None:
+def problem_with_arrays(result: RecordDict, spec: wire.Spec, reach: Reach | None = None) -> str | None:
     """Say what is wrong with the arrays of a result; None when all is well."""
-    arrays = record_of(result, wire.ARRAYS, ArrayRecord)
+    record = record_of(result, wire.ARRAYS, ArrayRecord)
     try:
-        return wire.problem_with({key: _decoded(array, spec.get(key)) for key, array in arrays.items()}, spec)
+        arrays = {key: _decoded(array, spec.get(key)) for key, array in record.items()}
+        problem = wire.problem_with(arrays, spec)
     except Exception as error:
         return f"arrays that cannot be read: {error}"
+    return problem if problem is not None or reach is None else reach.problem_with(arrays)
 
 
 def _decoded(array: Array, expected: tuple[tuple[int, ...], str] | None) -> np.ndarray:

@@ -13,7 +13,8 @@ train.teacher up        ``arrays``: weights, or ``logits`` float16 [N, C]; ``met
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
@@ -25,7 +26,8 @@ from kdfed import wire
 from kdfed.config import ModelSettings
 from kdfed.config.checks import several
 from kdfed.consolidate import ConsolidationResult, average_states, consolidate
-from kdfed.models import State, load_state, state_of
+from kdfed.limits import LabelCounts, Reach, most_steps, numpy_of
+from kdfed.models import State, buffer_keys, load_state, state_of
 from kdfed.records import Absent
 from kdfed.seeding import derive, sample_participants
 from kdfed.train import predict
@@ -43,12 +45,21 @@ OnEpoch: TypeAlias = Callable[[int, int, float | None], None]
 
 @dataclass(frozen=True)
 class Teacher:
-    """What one participant uploaded: ``arrays`` are weights, or ``logits``."""
+    """What one participant uploaded: ``arrays`` are weights, or ``logits``. Noisy counts are cut off at 0."""
 
     participant: int
     arrays: State
     num_examples: int
     label_counts: list[float] | None
+
+
+@dataclass(frozen=True)
+class _Content:
+    """What teachers of one architecture are sent; how what they send back must look and may differ."""
+
+    sent: RecordDict
+    spec: wire.Spec
+    reach: Reach | None
 
 
 def average(teachers: Sequence[Teacher]) -> State:
@@ -80,18 +91,24 @@ class TeacherPhase:
     def train(self) -> list[Teacher]:
         """Have the chosen participants train teachers, and receive each once."""
         contents = [self._content(model) for model in self._models]
-        specs = [spec for _, spec in contents]
+        settings, counts = self.arm.teachers, None
+        if settings.label_counts.send:
+            epsilon = settings.label_counts.epsilon
+            counts = LabelCounts(self.config.data.classes, 0.0 if epsilon is None else 1 / epsilon)
         self.grid.select(
             sample_participants(
                 self.config.seed, "teacher-sample", 0, self.arm.partition.participants, self.count
             ),
             phase="teachers",
             round_number=0,
-            spec_of=lambda participant: specs[participant % len(specs)],
+            spec_of=lambda participant: contents[participant % len(contents)].spec,
+            reach_of=lambda participant: contents[participant % len(contents)].reach,
+            steps_of=partial(most_steps, settings.epochs, settings.batch_size),
+            label_counts=counts,
         )
         deadline = self.arm.server.deadlines.teachers
         messages = [
-            Message(contents[p % len(contents)][0], p, wire.TEACHER, ttl=deadline, group_id="teachers")
+            Message(contents[p % len(contents)].sent, p, wire.TEACHER, ttl=deadline, group_id="teachers")
             for p in self.grid.get_node_ids()
         ]
         replies = list(self.grid.send_and_receive(messages, timeout=deadline))
@@ -117,11 +134,14 @@ class TeacherPhase:
         count = self.arm.teachers.count
         return count if isinstance(count, int) else self.arm.partition.participants
 
-    def _content(self, model: ModelSettings) -> tuple[RecordDict, wire.Spec]:
-        """Return what teachers of one architecture are sent, and what they must send back."""
+    def _content(self, model: ModelSettings) -> _Content:
+        """Return what teachers of one architecture are sent, and what they must send back.
+
+        Those that start from weights of their own are compared with another draw of the same.
+        """
         settings = self.arm.teachers
-        content = RecordDict()
-        state = self.common if model == self.arm.model else state_of(self.config.build(model, "init"))
+        content, template = RecordDict(), self.config.build(model, "init")
+        state = self.common if model == self.arm.model else state_of(template)
         if settings.init == "common":
             content[wire.ARRAYS] = ArrayRecord(dict(state))
         content[wire.CONFIG] = ConfigRecord(
@@ -132,10 +152,11 @@ class TeacherPhase:
             }
         )
         if settings.upload == "weights":
-            return content, wire.spec_of(state)
+            limits = replace(self.grid.limits, buffers=buffer_keys(template))
+            return _Content(content, wire.spec_of(state), Reach(numpy_of(state), limits))
         inputs = self.config.data.transfer_inputs
         content[wire.TRANSFER] = ArrayRecord({wire.INPUTS: torch.from_numpy(inputs)})
-        return content, {wire.LOGITS: ((len(inputs), self.config.data.classes), "float16")}
+        return _Content(content, {wire.LOGITS: ((len(inputs), self.config.data.classes), "float16")}, None)
 
     def consolidate(
         self, teachers: Sequence[Teacher], on_epoch: OnEpoch
@@ -196,5 +217,5 @@ def _teacher(reply: Message) -> Teacher:
         participant=reply.metadata.src_node_id,
         arrays=dict(reply.content.array_records[wire.ARRAYS].to_torch_state_dict()),
         num_examples=int(examples),
-        label_counts=[float(count) for count in counts] if isinstance(counts, list) else None,
+        label_counts=[max(float(count), 0.0) for count in counts] if isinstance(counts, list) else None,
     )
