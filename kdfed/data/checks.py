@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from kdfed.data.dataset import Inputs
+from kdfed.data.dataset import Inputs, one_line
 from kdfed.errors import DataError
 
 _CHUNK = 2**22  # numbers that are looked at together
@@ -57,9 +57,10 @@ def check_memory(needed: int, what: str, change: str, key: str) -> None:
     """
     there = machine_memory()
     if there is not None and needed > there:
+        size = f"{needed / 2**30:.1f}" if needed < 2**80 else "more than 2^50"
         raise DataError(
-            f"expected data that fit in the {there / 2**30:.1f} GiB of memory of this machine, {what} need "
-            f"{needed / 2**30:.1f} GiB: {change}",
+            f"expected data that fit in the {there / 2**30:.1f} GiB of memory of this machine, "
+            f"{one_line(what, 200)} need {size} GiB: {change}",
             key,
         )
 

@@ -184,9 +184,16 @@ def check_labels(
     DataError
         If there are none, they are not whole numbers, or one is outside [0, classes).
     """
+    broken = np.flatnonzero(np.floor(labels) != labels) if labels.dtype.kind == "f" else ()
+    if labels.ndim == 1 and len(broken):
+        row = int(broken[0])
+        raise DataError(
+            f"expected whole numbers as labels in {source}, got {labels[row]} in {where(row)}; for numbers "
+            "to predict set data.task: regression"
+        )
     if labels.ndim != 1 or labels.dtype.kind not in "iub":
         hint = {
-            "f": "; for numbers to predict set data.task: regression",
+            "f": ": make them integers; for numbers to predict set data.task: regression",
             "U": ": give the place of each in the class names",
         }.get(labels.dtype.kind, "")
         raise DataError(

@@ -169,7 +169,7 @@ def _label_scale(labels: np.ndarray, splits: Splits, settings: DataSettings) -> 
     transfer = labels[splits.transfer].astype(np.float64)
     mean, std = float(transfer.mean()), float(transfer.std())
     furthest = labels[np.abs(labels - mean).argmax()]
-    if abs(float(furthest) - mean) / std > np.finfo(np.float32).max:
+    if abs(float(furthest) - mean) / std > float(np.finfo(np.float32).max):
         raise DataError(
             f"expected labels of {settings.source} that are finite in float32 once standardised by mean "
             f"{mean:g} and std {std:g} of the transfer split, {furthest:g} is not: correct or rescale them"

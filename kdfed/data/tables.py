@@ -196,10 +196,10 @@ def _listing(
             raise DataError(
                 f"{source} has no column {name!r}; it has {one_line(table.column_names)}", "data.columns"
             )
-    if label in inputs or repeated(inputs):
+    if asked.inputs == () or repeated([label, *inputs]):
         raise DataError(
-            f"expected different input columns, none of them the label {label!r}, got {list(inputs)}: remove "
-            f"{', '.join(map(repr, repeated([label, *inputs])))}",
+            f"expected one or more different input columns, none of them the label {label!r}, got "
+            f"{one_line(list(inputs))}",
             "data.columns.inputs",
         )
     sizes = [len(part) for part in parts.values()]
