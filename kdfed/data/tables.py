@@ -92,7 +92,7 @@ def hub(argument: str, settings: DataSettings) -> Listing:
         If the data set can be neither found nor downloaded, or its splits differ.
     """
     datasets = require("datasets")
-    name, _, config = (argument, "", "") if Path(argument).exists() else argument.partition("@")
+    name, _, config = (argument, "", "") if existing(argument).exists() else argument.partition("@")
     try:
         loaded = datasets.load_dataset(_snapshot(name), config or None)
     except Exception as error:  # the library raises errors of many kinds
