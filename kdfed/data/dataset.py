@@ -184,7 +184,8 @@ def check_labels(
     DataError
         If there are none, they are not whole numbers, or one is outside [0, classes).
     """
-    broken = np.flatnonzero(np.floor(labels) != labels) if labels.dtype.kind == "f" else ()
+    is_float = labels.dtype.kind == "f"
+    broken = np.flatnonzero(np.floor(labels) != labels) if is_float else np.arange(0)
     if labels.ndim == 1 and len(broken):
         row = int(broken[0])
         raise DataError(
