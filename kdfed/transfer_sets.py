@@ -103,7 +103,7 @@ def proxy(settings: DataSettings, input_shape: tuple[int, ...], count: int, seed
         if error.key == "data.shape":
             raise DataError(
                 f"a proxy needs images that can be converted to {list(input_shape)}, those of "
-                f"{settings.source!r} cannot; name another data set",
+                f"{settings.source!r} cannot; name another data set ({error})",
                 "proxy.source",
             ) from error
         raise DataError(str(error), f"proxy{error.key.removeprefix('data')}") from error

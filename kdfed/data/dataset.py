@@ -6,7 +6,9 @@ Legend: N examples, C channels, H height, W width, F features.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -90,6 +92,8 @@ class Listing:
         bool [N], True for the source's own test part; None where it has none.
     mean, std, synthetic
         As in :class:`Dataset`.
+    where
+        Names a row for messages.
     """
 
     labels: np.ndarray
@@ -99,12 +103,26 @@ class Listing:
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     synthetic: bool = False
+    where: Callable[[int], str] = "row {}".format
+
+
+def one_form(names: Iterable[str]) -> tuple[str, ...]:
+    """Return names in Unicode's form NFC, in which they are compared.
+
+    macOS writes file names in another one, so that what looks the same would differ.
+    """
+    return tuple(unicodedata.normalize("NFC", str(name)) for name in names)
+
+
+def repeated(names: Iterable[str]) -> list[str]:
+    """Return the names that occur more than once."""
+    return [name for name, count in Counter(names).items() if count > 1]
 
 
 def class_names(
     settings: DataSettings, declared: tuple[str, ...] | None, needs_names: bool = False
 ) -> tuple[str, ...]:
-    """Return the names of the classes, in label order.
+    """Return the names of the classes, in label order and :func:`one_form`.
 
     Parameters
     ----------
@@ -120,7 +138,7 @@ def class_names(
     DataError
         If neither names the classes, or both do and differ.
     """
-    asked = settings.classes
+    asked = settings.classes if isinstance(settings.classes, int | None) else one_form(settings.classes)
     if declared is None:
         if asked is None:
             raise DataError(
@@ -136,7 +154,12 @@ def class_names(
                     "data.classes",
                 )
             return tuple(str(index) for index in range(asked))
+        if repeated(asked):
+            raise DataError(
+                f"expected distinct names of classes, got {repeated(asked)} more than once", "data.classes"
+            )
         return asked
+    declared = one_form(declared)
     if isinstance(asked, int) and asked != len(declared):
         raise DataError(
             f"{settings.source} declares {len(declared)} classes, data.classes says {asked}: remove it",
@@ -144,23 +167,36 @@ def class_names(
         )
     if isinstance(asked, tuple) and asked != declared:
         raise DataError(
-            f"{settings.source} declares the classes {list(declared)}, data.classes says {list(asked)}: "
-            "remove it",
+            f"{settings.source} declares the classes {one_line(list(declared))}, data.classes says "
+            f"{one_line(list(asked))}: remove it",
             "data.classes",
         )
     return declared
 
 
-def check_labels(labels: np.ndarray, classes: int, source: str) -> np.ndarray:
-    """Return labels as int64 [N].
+def check_labels(
+    labels: np.ndarray, classes: int, source: str, where: Callable[[int], str] = "row {}".format
+) -> np.ndarray:
+    """Return labels as int64 [N]; ``where`` names a row.
 
     Raises
     ------
     DataError
         If there are none, they are not whole numbers, or one is outside [0, classes).
     """
+    is_float = labels.dtype.kind == "f"
+    broken = np.flatnonzero(np.floor(labels) != labels) if is_float else np.arange(0)
+    if labels.ndim == 1 and len(broken):
+        row = int(broken[0])
+        raise DataError(
+            f"expected whole numbers as labels in {source}, got {labels[row]} in {where(row)}; for numbers "
+            "to predict set data.task: regression"
+        )
     if labels.ndim != 1 or labels.dtype.kind not in "iub":
-        hint = "; for numbers to predict set data.task: regression" if labels.dtype.kind == "f" else ""
+        hint = {
+            "f": ": make them integers; for numbers to predict set data.task: regression",
+            "U": ": give the place of each in the class names",
+        }.get(labels.dtype.kind, "")
         raise DataError(
             f"expected whole numbers as labels in {source}, got {labels.dtype} {labels.shape}{hint}"
         )
@@ -169,15 +205,18 @@ def check_labels(labels: np.ndarray, classes: int, source: str) -> np.ndarray:
     outside = (labels < 0) | (labels >= classes)
     if outside.any():
         raise DataError(
-            f"expected labels from 0 to {classes - 1} in {source}, got {labels[outside][0]} in row "
-            f"{int(np.flatnonzero(outside)[0])} (-1 means a missing label); correct data.classes or the data",
+            f"expected labels from 0 to {classes - 1} in {source}, got {labels[outside][0]} in "
+            f"{where(int(np.flatnonzero(outside)[0]))} (-1 means a missing label); correct data.classes or "
+            "the data",
             "data.classes",
         )
     return labels.astype(np.int64)
 
 
-def check_numbers(labels: np.ndarray, source: str) -> np.ndarray:
-    """Return the labels of a regression as float32 [N].
+def check_numbers(
+    labels: np.ndarray, source: str, where: Callable[[int], str] = "row {}".format
+) -> np.ndarray:
+    """Return the labels of a regression as float32 [N]; ``where`` names a row.
 
     Raises
     ------
@@ -192,17 +231,19 @@ def check_numbers(labels: np.ndarray, source: str) -> np.ndarray:
         )
     if len(labels) == 0:
         raise DataError(f"expected examples in {source}, got none")
-    numbers = labels.astype(np.float32)
+    with np.errstate(over="ignore"):
+        numbers = labels.astype(np.float32)
     broken = np.flatnonzero(~np.isfinite(numbers))
     if len(broken):
         raise DataError(
-            f"expected a finite label in every row of {source}, got {labels[broken[0]]} in row {broken[0]}"
+            f"expected a finite label in every row of {source}, got {labels[broken[0]]} in "
+            f"{where(int(broken[0]))}"
         )
     return numbers
 
 
 def labels_from_names(values: list[str], names: tuple[str, ...], source: str) -> np.ndarray:
-    """Map class names to their places in ``names``; int64 [N].
+    """Map class names to their places in ``names``, which are in :func:`one_form`; int64 [N].
 
     Raises
     ------
@@ -210,19 +251,22 @@ def labels_from_names(values: list[str], names: tuple[str, ...], source: str) ->
         If the data hold a name that ``names`` does not.
     """
     index = {name: place for place, name in enumerate(names)}
+    form = {value: one_form([value])[0] for value in set(values)}
+    values = [form[value] for value in values]
     unknown = sorted(set(values) - set(index))
     if unknown:
         raise DataError(
-            f"{source} holds the classes {unknown[:10]}, which data.classes does not name; known: "
-            f"{list(names)}",
+            f"{source} holds the classes {one_line(unknown[:10])}, which data.classes does not name; known: "
+            f"{one_line(list(names))}",
             "data.classes",
         )
     return np.array([index[value] for value in values], dtype=np.int64)
 
 
-def one_line(error: Exception) -> str:
-    """Return an error's message without line breaks, to stand in a message of ours."""
-    return " ".join(str(error).split())
+def one_line(error: object, limit: int = 500) -> str:
+    """Return an error's message, or a value, in one short line to stand in a message of ours."""
+    text = " ".join(str(error).split())
+    return text if len(text) <= limit else f"{text[:limit]}… ({len(text)} characters)"
 
 
 def require(module: str, extra: str = "sim") -> Any:

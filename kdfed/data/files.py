@@ -11,7 +11,17 @@ from typing import Any
 import numpy as np
 
 from kdfed.config import DataSettings
-from kdfed.data.dataset import Listing, check_labels, class_names, labels_from_names, one_line, require
+from kdfed.data.dataset import (
+    Listing,
+    check_labels,
+    class_names,
+    labels_from_names,
+    one_form,
+    one_line,
+    repeated,
+    require,
+)
+from kdfed.data.folders import existing, is_hidden, visible_files
 from kdfed.data.images import SUFFIXES, opener, read_images
 from kdfed.errors import DataError
 
@@ -23,7 +33,7 @@ def folder(argument: str, settings: DataSettings) -> Listing:
     """Images in one sub-folder per class, as a device keeps its own.
 
     The classes and their order come from ``data.classes`` alone: a device that holds no example of a
-    class has no such folder. Files without an image's suffix are passed over.
+    class has no such folder. Files without an image's suffix are passed over, and so is what is hidden.
 
     Raises
     ------
@@ -31,25 +41,30 @@ def folder(argument: str, settings: DataSettings) -> Listing:
         If the folder cannot be read, or holds a class that ``data.classes`` does not name.
     """
     open_image = opener()
-    root = Path(argument).expanduser()
+    root = existing(argument)
     if not root.is_dir():
         absent = "" if root.exists() else ", which does not exist"
         raise DataError(f"expected a folder with one sub-folder per class, got {root}{absent}")
     names = class_names(settings, None, needs_names=True)
-    present = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
-    files = [
-        path
-        for part in present
-        for path in sorted(part.rglob("*"))
-        if path.suffix.lower() in SUFFIXES and path.is_file()
-    ]
+    files = [path for path in visible_files(root, SUFFIXES) if path.parent != root]
+    present = [path.name for path in root.iterdir() if path.is_dir() and not is_hidden(path.name)]
+    labels_from_names(present, names, str(root))
+    if repeated(one_form(present)):
+        raise DataError(
+            f"expected one folder of each class in {root}, got two whose names {repeated(one_form(present))} "
+            "are the same but for their Unicode form: merge them"
+        )
     values = [path.relative_to(root).parts[0] for path in files]
-    labels_from_names([path.name for path in present], names, str(root))
     labels = check_labels(labels_from_names(values, names, str(root)), len(names), str(root))
+
+    def where(row: int) -> str:
+        return str(files[row].relative_to(root))
+
     return Listing(
         labels,
         names,
-        lambda rows: read_images(rows, lambda row: open_image(files[row]), settings.shape, str(root)),
+        lambda rows: read_images(rows, lambda row: open_image(files[row]), settings.shape, str(root), where),
+        where=where,
     )
 
 
@@ -79,29 +94,52 @@ def torchvision(argument: str, settings: DataSettings) -> Listing:
     """
     sets = require("torchvision.datasets")
     name, _, given = argument.partition("@")
-    root = Path(given or TORCHVISION_ROOT).expanduser()
+    root = existing(given or TORCHVISION_ROOT)
     maker = getattr(sets, name, None)
     if not inspect.isclass(maker):
         near = difflib.get_close_matches(name, sets.__all__, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise DataError(f"expected the name of a torchvision data set, got {name!r}{hint}")
     parts = [_part(maker, name, root, test) for test in (False, True)]
-    declared = getattr(parts[0], "classes", None)
-    names = class_names(settings, None if declared is None else tuple(map(str, declared)))
-    labels = np.concatenate([_labels(part) for part in parts])
+    declared, others = (
+        None if names is None else tuple(map(str, names))
+        for names in (getattr(part, "classes", None) for part in parts)
+    )
+    if declared != others:
+        raise DataError(
+            f"expected the same classes, in the same order, in both parts of torchvision:{name}, got "
+            f"{one_line(declared)} in the training part and {one_line(others)} in the test part"
+        )
+    names = class_names(settings, declared)
     sizes = [len(part) for part in parts]
+
+    def where(row: int) -> str:
+        part, place = ("training", row) if row < sizes[0] else ("test", row - sizes[0])
+        return f"row {place} of the {part} part"
+
+    try:
+        labels = np.concatenate([_labels(part) for part in parts])
+    except Exception as error:  # a set is free to name its labels in its own way
+        raise DataError(
+            f"expected one label an example of torchvision:{name}, got others ({one_line(error)})"
+        ) from error
+    if len(labels) != sum(sizes):
+        raise DataError(
+            f"expected as many labels as images of torchvision:{name}, got {len(labels)} and {sum(sizes)}"
+        )
 
     def load(row: int) -> Any:
         return parts[0][row][0] if row < sizes[0] else parts[1][row - sizes[0]][0]
 
     mean, std = _CONSTANTS.get(name, (None, None))
     return Listing(
-        check_labels(labels, len(names), f"torchvision:{name}"),
+        check_labels(labels, len(names), f"torchvision:{name}", where),
         names,
-        lambda rows: read_images(rows, load, settings.shape, f"torchvision:{name}"),
+        lambda rows: read_images(rows, load, settings.shape, f"torchvision:{name}", where),
         np.repeat([False, True], sizes),
         mean,
         std,
+        where=where,
     )
 
 
@@ -129,14 +167,14 @@ def _part(maker: Any, name: str, root: Path, test: bool) -> Any:
         )
     try:
         return maker(str(root), **choice)
-    except (RuntimeError, OSError, ValueError) as missing:
+    except Exception as missing:  # damaged files raise errors of many kinds
         if "download" not in parameters:
             raise DataError(f"cannot read torchvision:{name} in {root}: {one_line(missing)}") from missing
     is_new = not root.exists()
     try:
         root.mkdir(parents=True, exist_ok=True)
         return maker(str(root), **choice, download=True)
-    except (RuntimeError, OSError, ValueError) as error:
+    except Exception as error:
         if is_new:
             shutil.rmtree(root, ignore_errors=True)
         raise DataError(

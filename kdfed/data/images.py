@@ -5,13 +5,17 @@ Legend: N images, C channels, H height, W width.
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
+from kdfed.data.checks import check_memory
 from kdfed.data.dataset import Inputs, one_line, require
 from kdfed.errors import DataError
 
@@ -20,6 +24,10 @@ SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", 
 
 _LARGE = 64 * 64 * 3
 _GREY, _COLOUR = {"1", "L", "LA"}, {"RGB", "RGBA", "P", "CMYK", "YCbCr"}
+
+
+MAX_PIXELS = 2**26
+"""Pixels of a stored image at most, 192 MiB of colour: a file of a few kB can claim any number."""
 
 
 def to_array(image: Any, shape: tuple[int, ...] | None) -> np.ndarray:
@@ -41,8 +49,9 @@ def to_array(image: Any, shape: tuple[int, ...] | None) -> np.ndarray:
     Raises
     ------
     DataError
-        If the image has another kind of pixel (16 bits, floats).
+        If the image has another kind of pixel (16 bits, floats), none, or more than :data:`MAX_PIXELS`.
     """
+    _check_pixels(image)
     if image.mode not in _GREY | _COLOUR:
         raise DataError(f"expected images of 8 bits a channel, got one of PIL mode {image.mode!r}")
     grey = image.mode in _GREY if shape is None else shape[0] == 1
@@ -56,7 +65,11 @@ def to_array(image: Any, shape: tuple[int, ...] | None) -> np.ndarray:
 
 
 def read_images(
-    rows: np.ndarray, load: Callable[[int], Any], shape: tuple[int, ...] | None, source: str
+    rows: np.ndarray,
+    load: Callable[[int], Any],
+    shape: tuple[int, ...] | None,
+    source: str,
+    where: Callable[[int], str] = "row {}".format,
 ) -> np.ndarray:
     """Decode the images of some rows into one array.
 
@@ -70,6 +83,8 @@ def read_images(
         See :func:`to_array`.
     source
         For messages.
+    where
+        Names a row for messages: its file, where it has one.
 
     Returns
     -------
@@ -79,17 +94,28 @@ def read_images(
     Raises
     ------
     DataError
-        If an image cannot be decoded, or sizes differ and there is no ``shape``.
+        If an image cannot be decoded, sizes differ and there is no ``shape``, or all of them do not fit in
+        memory.
     """
     check_shape(shape)
 
     def decode(row: int) -> np.ndarray:
         try:
             return to_array(load(row), shape)
-        except (OSError, ValueError, SyntaxError, TypeError) as error:
-            raise DataError(f"cannot decode the image in row {row} of {source}: {one_line(error)}") from error
+        except Exception as error:  # PIL, and whatever opens a data set's images, raise errors of many kinds
+            raise DataError(
+                f"cannot decode the image in {where(row)} of {source}: {one_line(error)}"
+            ) from error
 
-    first = decode(int(rows[0]))
+    def fits(size: tuple[int, ...]) -> None:
+        change = "set a smaller data.shape or data.limit"
+        check_memory(math.prod(size) * len(rows), f"{len(rows)} images {size}", change, "data.shape")
+
+    if shape is not None:
+        fits(shape)
+    with _no_bombs():
+        first = decode(int(rows[0]))
+    fits(first.shape)
     images = np.empty((len(rows), *first.shape), dtype=np.uint8)
 
     def fill(places: np.ndarray) -> None:
@@ -97,15 +123,15 @@ def read_images(
             image = decode(int(rows[place]))
             if image.shape != first.shape:
                 raise DataError(
-                    f"images of {source} differ: row {rows[0]} is {first.shape} (channels, height, width), "
-                    f"row {rows[place]} is {image.shape}; set data.shape to convert them all",
+                    f"images of {source} differ: {where(int(rows[0]))} is {first.shape} (channels, height, "
+                    f"width), {where(int(rows[place]))} is {image.shape}; set data.shape to convert them all",
                     "data.shape",
                 )
             images[place] = image
 
     # PIL decodes without Python's lock, but for small images the threads would only wait for one another.
     workers = min(8, os.cpu_count() or 1) if first.size > _LARGE else 1
-    with ThreadPoolExecutor(workers) as pool:
+    with _no_bombs(), ThreadPoolExecutor(workers) as pool:
         list(pool.map(fill, np.array_split(np.arange(len(rows)), 1 + len(rows) // 256)))
     return images
 
@@ -125,10 +151,25 @@ def opener() -> Callable[[Any], Any]:
             opened = image.open(file)
             formats[:] = [opened.format]
         with opened:
+            _check_pixels(opened)  # nothing is decoded before
             opened.load()
         return opened
 
     return load
+
+
+@contextmanager
+def _no_bombs() -> Iterator[None]:
+    """Turn PIL's warning of very many pixels, which some data sets' own readers meet, into its error."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", require("PIL.Image", "edge").DecompressionBombWarning)
+        yield
+
+
+def _check_pixels(image: Any) -> None:
+    width, height = image.size
+    if not 1 <= width * height <= MAX_PIXELS:
+        raise DataError(f"expected an image of 1 to {MAX_PIXELS} pixels, got {width} x {height}")
 
 
 def convert_images(inputs: Inputs, shape: tuple[int, ...] | None, source: str) -> Inputs:

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from kdfed.config import DataSettings, NormaliseSettings
+from kdfed.data.checks import check_memory, check_normalised
 from kdfed.data.dataset import Dataset
 from kdfed.data.sources import load_source
 from kdfed.data.splits import Splits, bin_edges, split, strata_of
@@ -140,9 +142,19 @@ def prepare(settings: DataSettings) -> PreparedData:
     dataset = load_source(settings)
     release_memory()
     splits = split(dataset, settings)
+    held_out, shape = len(dataset) - len(splits.train), dataset.inputs.shape[1:]
+    check_memory(
+        4 * held_out * math.prod(shape),
+        f"the {held_out} examples of the test, validation and transfer splits, float32 {shape},",
+        "lower data.limit or data.splits, or choose a smaller shape",
+        "data.splits",
+    )
     task = TASKS[settings.task]
     scale = _label_scale(dataset.labels, splits, settings) if task is REGRESSION else (0.0, 1.0)
-    return PreparedData(dataset, splits, _normalisation(dataset, splits, settings), task, *scale)
+    normalisation = _normalisation(dataset, splits, settings)
+    key = "data.source" if settings.normalise == "auto" else "data.normalise"
+    check_normalised(dataset.inputs, normalisation.apply, settings.source, key)
+    return PreparedData(dataset, splits, normalisation, task, *scale)
 
 
 def _label_scale(labels: np.ndarray, splits: Splits, settings: DataSettings) -> tuple[float, float]:
@@ -155,25 +167,41 @@ def _label_scale(labels: np.ndarray, splits: Splits, settings: DataSettings) -> 
                 "data.splits",
             )
     transfer = labels[splits.transfer].astype(np.float64)
-    return float(transfer.mean()), float(transfer.std())
+    mean, std = float(transfer.mean()), float(transfer.std())
+    furthest = labels[np.abs(labels - mean).argmax()]
+    if abs(float(furthest) - mean) / std > float(np.finfo(np.float32).max):
+        raise DataError(
+            f"expected labels of {settings.source} that are finite in float32 once standardised by mean "
+            f"{mean:g} and std {std:g} of the transfer split, {furthest:g} is not: correct or rescale them"
+        )
+    return mean, std
 
 
 def _normalisation(dataset: Dataset, splits: Splits, settings: DataSettings) -> Normalisation:
-    size = dataset.inputs.shape[1]
-    asked = settings.normalise
+    size, unit = dataset.inputs.shape[1], "channel" if dataset.is_images else "feature"
+    asked, key = settings.normalise, "data.source"
     if isinstance(asked, NormaliseSettings):
-        if len(asked.mean) != size:
-            unit = "channel" if dataset.is_images else "feature"
+        mean, std, key = asked.mean, asked.std, "data.normalise"
+    elif dataset.mean is not None and dataset.std is not None:
+        mean, std = dataset.mean, dataset.std
+    elif dataset.is_images:
+        mean, std = (0.5,) * size, (0.5,) * size
+    else:
+        transfer = dataset.inputs[splits.transfer].astype(np.float64)
+        deviation = transfer.std(axis=0)
+        deviation[deviation == 0] = 1.0  # a constant feature becomes 0
+        mean, std = tuple(transfer.mean(axis=0).tolist()), tuple(deviation.tolist())
+    if (len(mean), len(std)) != (size, size):
+        raise DataError(
+            f"expected one mean and std for each of the {size} {unit}s, got {len(mean)} and {len(std)}", key
+        )
+    for place, (middle, width) in enumerate(zip(mean, std, strict=True)):
+        with np.errstate(over="ignore"):
+            fits = np.isfinite(np.float32(middle)) and 0 < np.float32(width) < np.inf
+        if not fits:
             raise DataError(
-                f"expected one mean and std for each of the {size} {unit}s, got {len(asked.mean)}",
-                "data.normalise",
+                f"expected a finite mean and a std above 0 in float32 for each {unit} of {settings.source}, "
+                f"got {middle:g} and {width:g} for {unit} {place}",
+                key,
             )
-        return Normalisation(asked.mean, asked.std)
-    if dataset.mean is not None and dataset.std is not None:
-        return Normalisation(dataset.mean, dataset.std)
-    if dataset.is_images:
-        return Normalisation((0.5,) * size, (0.5,) * size)
-    transfer = dataset.inputs[splits.transfer].astype(np.float64)
-    std = transfer.std(axis=0)
-    std[std == 0] = 1.0  # a constant feature becomes 0
-    return Normalisation(tuple(transfer.mean(axis=0).tolist()), tuple(std.tolist()))
+    return Normalisation(mean, std)

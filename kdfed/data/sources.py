@@ -11,11 +11,21 @@ import gzip
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from kdfed.config import DataSettings, task_problem
-from kdfed.data.dataset import Dataset, Listing, check_labels, check_numbers, class_names, require
+from kdfed.data.checks import check_inputs
+from kdfed.data.dataset import (
+    Dataset,
+    Listing,
+    check_labels,
+    check_numbers,
+    class_names,
+    one_line,
+    require,
+)
 from kdfed.data.files import folder, torchvision
 from kdfed.data.images import check_shape, convert_images
 from kdfed.data.splits import strata_of, stratified_order
@@ -102,40 +112,70 @@ def user(name: str, settings: DataSettings) -> Listing:
         made = function(settings)
     except DataError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise DataError(
             f"expected (inputs, labels, class names) from {name}, which takes the data settings; it raised "
-            f"{type(error).__name__}: {error}"
+            f"{type(error).__name__}: {one_line(error)}"
         ) from error
     if not isinstance(made, Dataset | tuple) or (isinstance(made, tuple) and len(made) != 3):
         raise DataError(
             f"expected (inputs, labels, class names) or a kdfed.data.Dataset from {name}, got "
             f"{type(made).__name__}"
         )
-    dataset = Dataset(*made) if isinstance(made, tuple) else made
+    return _listed(Dataset(*made) if isinstance(made, tuple) else made, settings, name)
+
+
+def _listed(dataset: Dataset, settings: DataSettings, name: str) -> Listing:
+    """Check what a user's function returned, and take it over; its inputs are checked when they are read."""
+    names: Any = dataset.class_names
     try:
-        inputs, labels = np.asarray(dataset.inputs), np.asarray(dataset.labels)
-        names = tuple(dataset.class_names)
-    except (TypeError, ValueError) as error:
-        raise DataError(f"expected arrays and a list of class names from {name}: {error}") from error
-    if inputs.dtype.kind == "f" and inputs.ndim == 2:
-        inputs = inputs.astype(np.float32, copy=False)
-    elif inputs.dtype != np.uint8 or inputs.ndim != 4:
-        raise DataError(
-            f"expected uint8 [N, C, H, W] or floats [N, F] from {name}, got {inputs.dtype} {inputs.shape}"
+        if isinstance(names, str):
+            raise TypeError(f"the names are one text, {one_line(names)!r}")
+        if np.ma.is_masked(dataset.inputs) or np.ma.is_masked(dataset.labels):
+            raise ValueError("some values are masked; fill or drop them")
+        inputs, labels = np.asarray(dataset.inputs).view(), np.asarray(dataset.labels)
+        names = tuple(names)
+        mean, std = (
+            None if values is None else tuple(map(float, values)) for values in (dataset.mean, dataset.std)
         )
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise DataError(
+            "expected arrays, numbers as mean and std, and a list of class names from "
+            f"{name}: {one_line(error)}"
+        ) from error
+    inputs.flags.writeable = False  # a view: the user's own array stays as it is
+    if inputs.ndim == 0:
+        raise DataError(f"expected uint8 [N, C, H, W] or floats [N, F] from {name}, got {inputs.dtype} ()")
     if settings.task == "regression":
         labels, names = check_numbers(labels, name), ()
     else:
-        names = class_names(settings, names)
+        names = class_names(settings, names or None)
         labels = check_labels(labels, len(names), name)
     if len(labels) != len(inputs):
         raise DataError(f"expected as many labels as inputs from {name}, got {len(labels)} and {len(inputs)}")
-    test = None
-    if dataset.official_test is not None:
-        test = np.zeros(len(labels), dtype=bool)
-        test[dataset.official_test] = True
-    return Listing(labels, names, _rows(inputs), test, dataset.mean, dataset.std, dataset.synthetic)
+    if (mean is None) != (std is None):
+        raise DataError(f"expected both mean and std from {name}, or neither")
+    test = None if dataset.official_test is None else _test_part(dataset.official_test, len(labels), name)
+    return Listing(labels, names, _rows(inputs), test, mean, std, bool(dataset.synthetic))
+
+
+def _test_part(indices: object, count: int, name: str) -> np.ndarray:
+    """Return bool [N] of a user's indices, or of a mask of all N rows."""
+    rows = np.asarray(indices)
+    expected = f"expected the official test part of {name} as distinct rows from 0 to {count - 1}"
+    if rows.dtype == bool and rows.shape == (count,):
+        return rows.copy()
+    if rows.ndim != 1 or (rows.dtype.kind not in "iu" and rows.size):
+        raise DataError(f"{expected}, got {rows.dtype} {rows.shape}")
+    rows = rows.astype(np.int64)
+    wrong = rows[(rows < 0) | (rows >= count)]
+    if len(wrong):
+        raise DataError(f"{expected}, got {wrong[0]}")
+    times = np.bincount(rows, minlength=count)
+    if times.max() > 1:
+        raise DataError(f"{expected}, got {times.argmax()} {times.max()} times")
+    test: np.ndarray = times == 1
+    return test
 
 
 SOURCES: dict[str, Source] = {
@@ -158,7 +198,8 @@ def load_source(settings: DataSettings) -> Dataset:
     """Load the examples that an experiment asks for.
 
     ``limit`` draws rows stratified by label and by official test part, with ``splits.seed``; only these
-    rows are decoded. ``shape`` converts and resizes images.
+    rows are decoded. ``shape`` converts and resizes images. Inputs of any source are checked
+    (:func:`~kdfed.data.checks.check_inputs`), and nobody can change the arrays that are returned.
 
     Raises
     ------
@@ -171,11 +212,11 @@ def load_source(settings: DataSettings) -> Dataset:
     check_shape(settings.shape)
     listing = _find(settings)
     rows = _limited(listing, settings)
-    inputs = listing.read(rows)
+    inputs = check_inputs(listing.read(rows), settings.source, lambda place: listing.where(int(rows[place])))
     mean, std = listing.mean, listing.std
     if inputs.ndim == 4:
         stored = inputs.shape[1]
-        inputs = convert_images(inputs, settings.shape, settings.source)
+        inputs = check_inputs(convert_images(inputs, settings.shape, settings.source), settings.source, str)
         mean, std = (_constants(values, stored, inputs.shape[1]) for values in (mean, std))
     elif settings.shape is not None:
         raise DataError(
@@ -185,6 +226,9 @@ def load_source(settings: DataSettings) -> Dataset:
         )
     test = None if listing.test is None else np.flatnonzero(listing.test[rows])
     labels = listing.labels if len(rows) == len(listing.labels) else listing.labels[rows]
+    for array in (labels, test):
+        if array is not None:
+            array.flags.writeable = False
     return Dataset(inputs, labels, listing.class_names, test, mean, std, listing.synthetic)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from kdfed.config import DataSettings
-from kdfed.data.dataset import Dataset
+from kdfed.data.dataset import Dataset, one_line
 from kdfed.errors import DataError
 from kdfed.seeding import numpy_generator
 
@@ -108,7 +108,7 @@ def split(dataset: Dataset, settings: DataSettings) -> Splits:
     Raises
     ------
     DataError
-        If the source has no test part of its own, or a split would be empty.
+        If the source has no test part of its own, or one of other classes, or a split would be empty.
     """
     wanted = settings.splits
     rest: np.ndarray | None = None
@@ -121,6 +121,7 @@ def split(dataset: Dataset, settings: DataSettings) -> Splits:
         test = dataset.official_test
         rest = np.setdiff1d(np.arange(len(dataset), dtype=np.int64), test)
         held_out = 0
+        _check_official(dataset, test, rest, settings)
     else:
         held_out = round(wanted.test * len(dataset))
     labels = dataset.labels if rest is None else dataset.labels[rest]
@@ -140,3 +141,19 @@ def split(dataset: Dataset, settings: DataSettings) -> Splits:
             "data.splits",
         )
     return splits
+
+
+def _check_official(dataset: Dataset, test: np.ndarray, rest: np.ndarray, settings: DataSettings) -> None:
+    """Refuse an official test part with classes that nobody could learn."""
+    if settings.task == "regression" or len(rest) == 0:
+        return
+    unseen = np.setdiff1d(dataset.labels[test], dataset.labels[rest])
+    if len(unseen):
+        count = int(np.isin(dataset.labels[test], unseen).sum())
+        names = [dataset.class_names[label] for label in unseen[:10]]
+        raise DataError(
+            f"expected an official test part of classes that {settings.source} also has outside it, {count} "
+            f"of its {len(test)} examples are of {one_line(names)}, and none of the others: correct the "
+            "data, set data.splits.test to a share like 0.15, or raise data.limit",
+            "data.splits.test",
+        )

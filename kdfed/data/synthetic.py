@@ -5,16 +5,21 @@ It says nothing about accuracy on real data, and every table that shows it must 
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 
 from kdfed.config import DataSettings
-from kdfed.data.dataset import Listing, class_names
+from kdfed.data.checks import check_memory
+from kdfed.data.dataset import Listing, class_names, one_line
 from kdfed.errors import DataError
 from kdfed.seeding import derive, numpy_generator
 
-_ALL_AT_ONCE = 4096  # rows whose float noise exists at the same time
+_ALL_AT_ONCE = 4096  # rows whose float noise exists at the same time ...
+_VALUES_AT_ONCE = 2**25  # ... where they are no larger than this together
+_ARRAYS = 5  # of one number an example: labels, and what they are shuffled and split by
+_MOST_NOISE = 1e30  # float32 holds every draw
 
 
 def synthetic(argument: str, settings: DataSettings) -> Listing:
@@ -35,6 +40,13 @@ def synthetic(argument: str, settings: DataSettings) -> Listing:
         If a key is unknown, missing, or not a number in range.
     """
     examples, classes, shape, noise, seed = _parse(argument)
+    size = math.prod(shape)
+    check_memory(
+        8 * (_ARRAYS * examples + (classes + 2) * size),
+        f"the labels of {examples} examples and {classes} prototypes of {size} values",
+        "lower examples, classes or shape",
+        "data.source",
+    )
     generator = numpy_generator(seed, "synthetic")
     is_images = len(shape) == 3
     prototypes = (
@@ -100,8 +112,9 @@ class Drawn:
         rows = wanted if self._rows is None else self._rows[wanted]
         drawn = np.empty((rows.size, *self.shape[1:]), dtype=self.dtype)
         flat = rows.reshape(-1)
-        for start in range(0, len(flat), _ALL_AT_ONCE):
-            drawn[start : start + _ALL_AT_ONCE] = self._draw(flat[start : start + _ALL_AT_ONCE])
+        step = max(1, min(_ALL_AT_ONCE, _VALUES_AT_ONCE // math.prod(self.shape[1:])))
+        for start in range(0, len(flat), step):
+            drawn[start : start + step] = self._draw(flat[start : start + step])
         return drawn.reshape(*rows.shape, *self.shape[1:])
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
@@ -128,21 +141,25 @@ def _parse(argument: str) -> tuple[int, int, tuple[int, ...], float, int]:
     for part in argument.split(","):
         key, equals, value = part.partition("=")
         if key not in known or not equals:
-            raise DataError(f"expected {', '.join(known)} as key=value behind 'synthetic:', got {part!r}")
+            raise DataError(
+                f"expected {', '.join(known)} as key=value behind 'synthetic:', got {one_line(part)!r}"
+            )
         values[key] = value
     missing = [key for key in known if key not in values]
     if missing:
-        raise DataError(f"'synthetic:' needs {', '.join(missing)}, got {argument!r}")
+        raise DataError(f"'synthetic:' needs {', '.join(missing)}, got {one_line(argument)!r}")
     try:
         examples, classes, seed = (int(values[key]) for key in ("examples", "classes", "seed"))
         shape = tuple(int(size) for size in values["shape"].split("x"))
         noise = float(values["noise"])
     except ValueError as error:
-        raise DataError(f"expected numbers behind 'synthetic:', got {argument!r} ({error})") from error
-    fits = examples >= classes >= 1 and len(shape) in (1, 3) and min(shape) >= 1 and seed >= 0
-    if not (fits and 0 <= noise < np.inf):
         raise DataError(
-            f"'synthetic:' needs examples >= classes >= 1, shape CxHxW or F, noise >= 0 and seed >= 0, got "
-            f"{argument!r}"
+            f"expected numbers behind 'synthetic:', got {one_line(argument)!r} ({error})"
+        ) from error
+    fits = examples >= classes >= 1 and len(shape) in (1, 3) and min(shape) >= 1 and seed >= 0
+    if not (fits and 0 <= noise <= _MOST_NOISE):
+        raise DataError(
+            f"'synthetic:' needs examples >= classes >= 1, shape CxHxW or F, noise >= 0 (at most "
+            f"{_MOST_NOISE:g}) and seed >= 0, got {one_line(argument)!r}"
         )
     return examples, classes, shape, noise, seed

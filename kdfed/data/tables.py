@@ -10,21 +10,26 @@ import io
 import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from kdfed.config import ColumnSettings, DataSettings
+from kdfed.data.checks import check_memory
 from kdfed.data.dataset import (
     Listing,
     check_labels,
     check_numbers,
     class_names,
     labels_from_names,
+    one_form,
     one_line,
+    repeated,
     require,
 )
+from kdfed.data.folders import existing, visible_files
 from kdfed.data.images import opener, read_images
 from kdfed.errors import DataError
 
@@ -43,25 +48,29 @@ def parquet(argument: str, settings: DataSettings) -> Listing:
         If there are none, one cannot be read, or their columns or class names differ.
     """
     arrow, reader = require("pyarrow", "edge"), require("pyarrow.parquet", "edge")
-    path = Path(argument).expanduser()
-    files = [path] if path.is_file() else sorted(path.rglob("*.parquet"))
+    path = existing(argument)
+    files = [path] if path.is_file() else visible_files(path, {".parquet"}) if path.is_dir() else []
     if not files:
         absent = "" if path.exists() else ", which does not exist"
         raise DataError(f"expected a parquet file, or a folder that holds some, got {path}{absent}")
     tables, features = [], []
     for file in files:
         try:
-            tables.append(reader.ParquetFile(file).read())
+            stored = reader.ParquetFile(file)
+            _check_size(stored.metadata, file)
+            tables.append(stored.read())
         except (OSError, arrow.ArrowException) as error:
             raise DataError(f"cannot read {file} as parquet: {one_line(error)}") from error
-        features.append(_declared(tables[-1].schema))
+        features.append(_declared(tables[-1].schema, file))
     for file, table, declared in zip(files, tables, features, strict=True):
         if declared != features[0] or not table.schema.equals(tables[0].schema):
             raise DataError(
-                f"expected the same columns and classes in all files, {files[0]} and {file} differ"
+                "expected the same columns and classes in all files, and the classes in the same order, "
+                f"{files[0]} and {file} differ"
             )
     is_test = [file.stem == "test" or file.name.startswith("test-") for file in files]
-    return _listing(tables, is_test, features[0], settings, str(path))
+    parts = {str(file.relative_to(path)): table for file, table in zip(files, tables, strict=True)}
+    return _listing(parts, is_test, features[0], settings, str(path))
 
 
 def hub(argument: str, settings: DataSettings) -> Listing:
@@ -83,7 +92,7 @@ def hub(argument: str, settings: DataSettings) -> Listing:
         If the data set can be neither found nor downloaded, or its splits differ.
     """
     datasets = require("datasets")
-    name, _, config = (argument, "", "") if Path(argument).exists() else argument.partition("@")
+    name, _, config = (argument, "", "") if existing(argument).exists() else argument.partition("@")
     try:
         loaded = datasets.load_dataset(_snapshot(name), config or None)
     except Exception as error:  # the library raises errors of many kinds
@@ -92,10 +101,9 @@ def hub(argument: str, settings: DataSettings) -> Listing:
     features = [part.features for part in parts]
     if any(declared != features[0] for declared in features):
         raise DataError(f"expected the same columns and classes in all splits of {name}: {list(loaded)}")
-    tables = [part.with_format("arrow")[:] for part in parts]
-    return _listing(
-        tables, [split == "test" for split in loaded], features[0].to_dict(), settings, f"hf:{name}"
-    )
+    tables = {f"split {split!r}": part.with_format("arrow")[:] for split, part in loaded.items()}
+    declared = _checked(features[0].to_dict(), f"hf:{name}")
+    return _listing(tables, [split == "test" for split in loaded], declared, settings, f"hf:{name}")
 
 
 def release_memory() -> None:
@@ -115,29 +123,101 @@ def _snapshot(name: str) -> str:
         return name  # the library may still have it as a prepared table
 
 
-def _declared(schema: Any) -> Features:
+def _check_size(metadata: Any, file: Path) -> None:
+    """Refuse a file whose tables, as it says itself, do not fit in memory; a few kB can hold any number."""
+    groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
+    needed = max(sum(group.total_byte_size for group in groups), 8 * metadata.num_rows)
+    check_memory(
+        needed, f"the {metadata.num_rows} rows of {file}", "use another file, or a part of it", "data.source"
+    )
+
+
+def _declared(schema: Any, file: Path) -> Features:
+    """Return the Hugging Face features that a file declares; none where it has no such metadata."""
     text = (schema.metadata or {}).get(b"huggingface")
-    return dict(json.loads(text)["info"]["features"]) if text else {}
+    if text is None:
+        return {}
+    try:
+        return _checked(json.loads(text)["info"]["features"], str(file))
+    except (ValueError, RecursionError, LookupError, TypeError) as error:
+        raise DataError(
+            f"expected {{'info': {{'features': ...}}}} as JSON in the metadata 'huggingface' of {file}, got "
+            f"{one_line(text, 100)} ({type(error).__name__}: {one_line(error)}): write the file again, or "
+            "remove its metadata"
+        ) from error
+
+
+def _checked(features: Any, source: str) -> Features:
+    """Return the features of the columns that have one type; nested ones (lists) say nothing to us.
+
+    Raises
+    ------
+    DataError
+        If they are no mapping of columns to features, or the names of a ClassLabel are no names.
+    """
+    if not isinstance(features, dict):
+        raise DataError(
+            f"expected the Hugging Face features of {source} by column, got {one_line(features, 100)}"
+        )
+    checked: Features = {}
+    for column, feature in features.items():
+        kind, names = (
+            (feature.get("_type"), feature.get("names")) if isinstance(feature, dict) else (None, None)
+        )
+        if isinstance(feature, list) or (isinstance(feature, dict) and kind is None):
+            continue
+        is_named = isinstance(names, list | None) and all(isinstance(name, str) for name in names or [])
+        if not isinstance(kind, str) or (kind == "ClassLabel" and not is_named):
+            raise DataError(
+                f"expected a Hugging Face feature with its _type, and a list of names where it is a "
+                f"ClassLabel, for column {column!r} of {source}, got {one_line(feature, 100)}"
+            )
+        checked[one_form([column])[0]] = feature
+    return checked
 
 
 def _listing(
-    tables: list[Any], is_test: list[bool], features: Features, settings: DataSettings, source: str
+    parts: dict[str, Any], is_test: list[bool], features: Features, settings: DataSettings, source: str
 ) -> Listing:
-    columns = settings.columns or ColumnSettings()
-    table = require("pyarrow", "edge").concat_tables(tables)
+    """List the examples of tables, by what names each of them in messages."""
+    asked = settings.columns or ColumnSettings()
+    table = require("pyarrow", "edge").concat_tables(parts.values())
+    table = table.rename_columns(list(one_form(table.column_names)))
+    if repeated(table.column_names):
+        raise DataError(
+            f"expected columns of different names in {source}, got {one_line(repeated(table.column_names))} "
+            "more than once: rename them"
+        )
     # A column of classes is no number to predict: it is not taken by itself.
-    label = columns.label or _label_column(table, features if settings.task == "classification" else {})
-    for name in (label, *_as_tuple(columns.inputs)):
+    label = asked.label or _label_column(table, features if settings.task == "classification" else {})
+    (label,), inputs = one_form([label]), one_form(_as_tuple(asked.inputs))
+    for name in (label, *inputs):
         if name not in table.column_names:
-            raise DataError(f"{source} has no column {name!r}; it has {table.column_names}", "data.columns")
-    names, labels = _labels(table[label], features.get(label, {}), settings, source)
-    inputs = _as_tuple(columns.inputs) or _input_columns(table, features, label)
-    test = np.repeat(is_test, [len(part) for part in tables])
+            raise DataError(
+                f"{source} has no column {name!r}; it has {one_line(table.column_names)}", "data.columns"
+            )
+    if asked.inputs == () or repeated([label, *inputs]):
+        raise DataError(
+            f"expected one or more different input columns, none of them the label {label!r}, got "
+            f"{one_line(list(inputs))}",
+            "data.columns.inputs",
+        )
+    sizes = [len(part) for part in parts.values()]
+    ends = np.cumsum(sizes)
+
+    def where(row: int) -> str:
+        part = int(np.searchsorted(ends, row, side="right"))
+        place = f"row {row - int(ends[part]) + sizes[part]}"
+        return place if len(parts) == 1 else f"{place} of {list(parts)[part]}"
+
+    names, labels = _labels(table[label], features.get(label, {}), settings, source, where)
+    inputs = inputs or _input_columns(table, features, label, where)
     if len(inputs) == 1 and _is_image(table, features, inputs[0]):
-        read = _image_reader(table[inputs[0]], settings, source)
+        read = _image_reader(table[inputs[0]], settings, f"column {inputs[0]!r} of {source}", where)
     else:
-        read = _feature_reader(table, inputs, source)
-    return Listing(labels, names, read, test if test.any() else None)
+        read = _feature_reader(table, inputs, source, where)
+    test = np.repeat(is_test, sizes)
+    return Listing(labels, names, read, test if test.any() else None, where=where)
 
 
 def _as_tuple(names: str | tuple[str, ...] | None) -> tuple[str, ...]:
@@ -164,8 +244,27 @@ def _label_column(table: Any, features: Features) -> str:
     )
 
 
-def _input_columns(table: Any, features: Features, label: str) -> tuple[str, ...]:
+def _is_number(kind: Any) -> bool:
     types = require("pyarrow.types", "edge")
+    return any(
+        is_kind(kind) for is_kind in (types.is_integer, types.is_floating, types.is_boolean, types.is_decimal)
+    )
+
+
+def _is_text(kind: Any) -> bool:
+    types = require("pyarrow.types", "edge")
+    return any(is_kind(kind) for is_kind in (types.is_string, types.is_large_string, types.is_string_view))
+
+
+def _plain(column: Any) -> Any:
+    """Return a column without its dictionary."""
+    types = require("pyarrow.types", "edge")
+    return column.cast(column.type.value_type) if types.is_dictionary(column.type) else column
+
+
+def _input_columns(
+    table: Any, features: Features, label: str, where: Callable[[int], str]
+) -> tuple[str, ...]:
     images = [name for name in table.column_names if _is_image(table, features, name)]
     if len(images) == 1:
         return (images[0],)
@@ -173,69 +272,115 @@ def _input_columns(table: Any, features: Features, label: str) -> tuple[str, ...
         field.name
         for field in table.schema
         if field.name != label
-        and (types.is_integer(field.type) or types.is_floating(field.type) or types.is_boolean(field.type))
+        and _is_number(field.type)
         and features.get(field.name, {}).get("_type") != "ClassLabel"
     )
     if images or not numbers:
         raise DataError(
-            f"expected one image column or numeric columns, got {images or table.column_names}: set "
-            "data.columns.inputs",
+            f"expected one image column or numeric columns, got {one_line(images or table.column_names)}: "
+            "set data.columns.inputs",
             "data.columns.inputs",
         )
+    for name in table.column_names:
+        if name != label:
+            _check_left_out(name, _plain(table[name]), where)
     return numbers
 
 
+def _check_left_out(name: str, column: Any, where: Callable[[int], str]) -> None:
+    """Refuse to leave out in silence a column that is text because of single values, or that is empty."""
+    if len(column) == column.null_count:
+        raise DataError(
+            f"expected values in column {name!r}, all of them are missing: drop it, or name the others in "
+            "data.columns.inputs",
+            "data.columns.inputs",
+        )
+    if not _is_text(column.type):
+        return
+    distinct = column.unique().to_pylist()
+    numbers = [value for value in distinct if value is not None and _reads_as_number(value)]
+    if numbers:
+        words = [value for value in distinct if value is not None and not _reads_as_number(value)]
+        value = (words or numbers)[0]
+        row = where(column.index(value).as_py())
+        kind = "text among numbers" if words else "numbers as text"
+        raise DataError(
+            f"column {name!r} holds {kind}, {one_line(value, 50)!r} in {row}, so that it is no feature: make "
+            "all of it numbers, or name the columns to use in data.columns.inputs",
+            "data.columns.inputs",
+        )
+
+
+def _reads_as_number(text: str) -> bool:
+    try:
+        return bool(np.isfinite(float(text)))
+    except ValueError:
+        return False
+
+
 def _labels(
-    column: Any, feature: dict[str, Any], settings: DataSettings, source: str
+    column: Any, feature: dict[str, Any], settings: DataSettings, source: str, where: Callable[[int], str]
 ) -> tuple[tuple[str, ...], np.ndarray]:
-    types = require("pyarrow.types", "edge")
     if column.null_count:
-        raise DataError(f"expected a label in every row of {source}, {column.null_count} are missing")
+        first = column.is_null().index(True).as_py()
+        raise DataError(
+            f"expected a label in every row of {source}, {column.null_count} are missing, the first in "
+            f"{where(first)}"
+        )
+    column = _plain(column)
     if settings.task == "regression":
-        return (), check_numbers(column.to_numpy(), source)
-    if types.is_dictionary(column.type):
-        column = column.cast(column.type.value_type)
-    if types.is_string(column.type) or types.is_large_string(column.type):
+        numbers = column.to_numpy()
+        is_decimal = numbers.dtype == object and _is_number(column.type)
+        return (), check_numbers(numbers.astype(np.float64) if is_decimal else numbers, source, where)
+    if _is_text(column.type):
         names = class_names(settings, None, needs_names=True)
         return names, check_labels(labels_from_names(column.to_pylist(), names, source), len(names), source)
     declared = feature.get("names") if feature.get("_type") == "ClassLabel" else None
     names = class_names(settings, tuple(declared) if declared else None)
-    return names, check_labels(column.to_numpy(), len(names), source)
+    return names, check_labels(column.to_numpy(), len(names), source, where)
 
 
-def _image_reader(column: Any, settings: DataSettings, source: str) -> Any:
+def _image_reader(column: Any, settings: DataSettings, source: str, where: Callable[[int], str]) -> Any:
     open_image = opener()
 
     def load(row: int) -> Any:
         stored = column[row].as_py() or {}
+        if not isinstance(stored, dict):
+            raise TypeError(f"expected bytes and path, got {type(stored).__name__}")
         if stored.get("bytes") is not None:
             return open_image(io.BytesIO(stored["bytes"]))
         if not os.path.isfile(stored.get("path") or ""):
-            raise ValueError("it has neither bytes nor the path of a file")
+            raise ValueError(f"it has neither bytes nor the path of a file ({one_line(stored.get('path'))})")
         return open_image(stored["path"])
 
-    return lambda rows: read_images(rows, load, settings.shape, source)
+    return lambda rows: read_images(rows, load, settings.shape, source, where)
 
 
-def _feature_reader(table: Any, names: tuple[str, ...], source: str) -> Any:
-    types = require("pyarrow.types", "edge")
+def _feature_reader(table: Any, names: tuple[str, ...], source: str, where: Callable[[int], str]) -> Any:
     for name in names:
         kind = table.schema.field(name).type
-        if not (types.is_integer(kind) or types.is_floating(kind) or types.is_boolean(kind)):
+        if not _is_number(kind):
             raise DataError(
                 f"expected numbers in the feature column {name!r} of {source}, got {kind}",
                 "data.columns.inputs",
             )
 
     def read(rows: np.ndarray) -> np.ndarray:
+        check_memory(
+            4 * len(rows) * len(names),
+            f"{len(rows)} rows of {len(names)} features",
+            "lower data.limit",
+            "data.limit",
+        )
         inputs = np.empty((len(rows), len(names)), dtype=np.float32)
         for place, name in enumerate(names):
-            inputs[:, place] = table[name].to_numpy()[rows]
-            bad = ~np.isfinite(inputs[:, place])
-            if bad.any():
+            with np.errstate(over="ignore"):
+                inputs[:, place] = table[name].to_numpy()[rows]
+            bad = np.flatnonzero(~np.isfinite(inputs[:, place]))
+            if len(bad):
                 raise DataError(
-                    f"expected a number in every row of column {name!r} of {source}, {int(bad.sum())} are "
-                    "missing or infinite: fill or drop them",
+                    f"expected a number in every row of column {name!r} of {source}, {len(bad)} are missing "
+                    f"or infinite in float32, the first in {where(int(rows[bad[0]]))}: fill or drop them",
                     "data.columns.inputs",
                 )
         return inputs

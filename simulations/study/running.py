@@ -120,11 +120,15 @@ def run_study(
 
 
 def _check_data(study: StudySettings, cache: Path) -> None:
-    """Ask for every partition and transfer set once, so that nothing is refused after an hour.
+    """Ask for the data, every partition and transfer set once, so that nothing is refused after an hour.
 
     A generated one needs trained teachers; of these it is asked only whether its loss can read them.
     """
     mistakes: dict[str, Mistake] = {}
+    try:
+        prepare(study.data)
+    except DataError as error:
+        raise ConfigError(study.name, [Mistake(error.key, str(error))]) from error
     for point in points(study):
         try:
             if point.transfer == "generated":

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
@@ -102,3 +103,25 @@ def test_a_proxy_that_does_not_fit_is_refused(
     with pytest.raises(DataError, match=message) as caught:
         proxy(settings, shape, count, 1)
     assert caught.value.key == key
+
+
+def test_a_bomb_among_a_proxys_images_is_an_error_of_the_proxy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from PIL import Image
+
+    from kdfed.data import images
+
+    monkeypatch.setattr(images, "MAX_PIXELS", 1000)
+    (tmp_path / "cat").mkdir()
+    for name, size in (("0", (8, 8)), ("1", (50, 50))):
+        Image.new("L", size).save(tmp_path / f"cat/{name}.png")
+    with pytest.raises(DataError, match=r"cat/1\.png of .*got 50 x 50") as caught:
+        proxy(DataSettings(source=f"folder:{tmp_path}", classes=("cat",)), (1, 8, 8), 1, 1)
+    assert caught.value.key == "proxy.source"
+
+
+def test_a_proxy_that_does_not_fit_in_memory_says_so() -> None:
+    with pytest.raises(DataError, match="of memory of this machine") as caught:
+        proxy(PROXY, (3, 10**6, 10**6), 1, 1)
+    assert caught.value.key == "proxy.source"

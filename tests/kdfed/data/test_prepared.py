@@ -55,7 +55,7 @@ def test_features_get_the_statistics_of_the_transfer_split_alone() -> None:
 
 
 def constant_feature(settings: DataSettings) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
-    return np.full((40, 1), 7.0), np.arange(40) % 2, ("a", "b")
+    return np.stack([np.full(40, 7.0), np.arange(40.0)], axis=1), np.arange(40) % 2, ("a", "b")
 
 
 def test_a_constant_feature_becomes_zero(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,7 +66,7 @@ def test_a_constant_feature_becomes_zero(monkeypatch: pytest.MonkeyPatch) -> Non
     module.make = constant_feature  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "constant_source", module)
     data = prepare(DataSettings(source="constant_source:make"))
-    assert torch.count_nonzero(data.examples(data.splits.train).inputs) == 0
+    assert torch.count_nonzero(data.examples(data.splits.train).inputs[:, 0]) == 0
 
 
 def test_examples_keep_the_order_of_their_indices() -> None:

@@ -3,8 +3,11 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import subprocess
 import sys
+import unicodedata
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -398,3 +401,152 @@ def test_labels_that_are_no_numbers_are_refused(tmp_path: Path, labels: Any, mes
     file = write(tmp_path / "t.parquet", numbers(label=labels))
     with pytest.raises(DataError, match=message):
         load(file, task="regression")
+
+
+# ----------------------------------------------------------------------------- what people's files hold
+
+
+def write_with(path: Path, metadata: bytes) -> Path:
+    table = pa.table({"x": [1.0, 2.0], "label": [0, 1]})
+    pq.write_table(table.replace_schema_metadata({"huggingface": metadata}), path)
+    return path
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        *(b"", b"\xff\xfe\x00", b"no JSON", b"[1]", b'"text"', b"7", b"{}", b"[" * 5000),
+        *(b'{"info": 3}', b'{"info": null}', b'{"info": {}}', b'{"info": {"features": null}}'),
+        *(b'{"info": {"features": ["label"]}}', b'{"info": {"features": "label"}}'),
+        *(b'{"info": {"features": {"label": 3}}}', b'{"info": {"features": {"label": {"_type": 3}}}}'),
+        b'{"info": {"features": {"label": {"_type": "ClassLabel", "names": {"0": "a"}}}}}',
+        b'{"info": {"features": {"label": {"_type": "ClassLabel", "names": [1, 2]}}}}',
+        b'{"info": {"features": {"label": {"_type": "ClassLabel", "names": "ab"}}}}',
+    ],
+)
+def test_damaged_metadata_is_an_error_that_names_the_file(tmp_path: Path, metadata: bytes) -> None:
+    path = write_with(tmp_path / "a.parquet", metadata)
+    with pytest.raises(DataError, match=re.escape(str(path))) as caught:
+        load(path, classes=2)
+    assert "features" in str(caught.value) or "feature with its _type" in str(caught.value)
+    assert len(str(caught.value)) < 700 + len(str(path))
+
+
+def test_features_of_nested_columns_say_nothing(tmp_path: Path) -> None:
+    """As the Hub's library writes lists of structs: a list, or a mapping without a ``_type``."""
+    features = {"boxes": [{"x": {"_type": "Value"}}], "place": {"lat": {"_type": "Value"}}}
+    columns = {"x": [1, 2], "label": [0, 1]}
+    assert load(write(tmp_path / "a.parquet", columns, features), classes=2).labels.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("name", ["x", "label", "other"])
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_two_columns_of_one_name_are_refused(tmp_path: Path, name: str, form: str) -> None:
+    double = unicodedata.normalize(form, f"{name} \u00e9")
+    table = pa.table([pa.array([1, 2])] * 4, names=["x", "label", f"{name} \u00e9", double])
+    pq.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(DataError, match=rf"\['{name} \u00e9'\] more than once"):
+        load(tmp_path / "a.parquet", classes=3)
+
+
+@pytest.mark.parametrize("inputs", ["label", ("x", "label"), ("x", "x"), ()])
+@pytest.mark.parametrize("label", [None, "label"])
+def test_inputs_that_are_the_label_or_doubled_or_none_are_refused(
+    tmp_path: Path, inputs: Any, label: str | None
+) -> None:
+    path = write(tmp_path / "a.parquet", {"x": [1, 2], "label": [0, 1]})
+    with pytest.raises(DataError, match="one or more different input columns") as caught:
+        load(path, classes=2, columns=ColumnSettings(inputs=inputs, label=label))
+    assert caught.value.key == "data.columns.inputs"
+
+
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.dictionary(pa.int8(), pa.string())])
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (["31", "40", "?", "52"], "text among numbers, '\\?' in row 2"),
+        (["?", "?", "1e3", None], "text among numbers, '\\?' in row 0"),
+        (["31", "40", "41", "52"], "numbers as text, '31' in row 0"),
+    ],
+)
+def test_a_column_that_is_text_by_mistake_is_not_dropped_in_silence(
+    tmp_path: Path, kind: pa.DataType, values: list[str | None], message: str
+) -> None:
+    age = pa.array(values, pa.string()).cast(kind)
+    path = write(tmp_path / "a.parquet", {"x": [1, 2, 3, 4], "age": age, "label": [0, 1, 0, 1]})
+    with pytest.raises(DataError, match=f"column 'age' holds {message}") as caught:
+        load(path, classes=2)
+    assert caught.value.key == "data.columns.inputs"
+    assert load(path, classes=2, columns=ColumnSettings(inputs="x")).inputs.shape == (4, 1)
+
+
+def test_an_empty_column_is_not_dropped_in_silence(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.parquet", {"x": [1, 2], "age": pa.nulls(2), "label": [0, 1]})
+    with pytest.raises(DataError, match="column 'age', all of them are missing"):
+        load(path, classes=2)
+
+
+def test_decimal_columns_are_numbers(tmp_path: Path) -> None:
+    price = [Decimal("1.5"), Decimal("2.25")]
+    path = write(tmp_path / "a.parquet", {"x": [1, 2], "price": price, "label": [0, 1]})
+    assert load(path, classes=2).inputs.tolist() == [[1, 1.5], [2, 2.25]]
+    data = load(path, task="regression", columns=ColumnSettings(inputs="x", label="price"))
+    assert data.labels.tolist() == [1.5, 2.25]
+
+
+def test_rows_are_named_within_their_file(tmp_path: Path) -> None:
+    write(tmp_path / "d/a.parquet", {"x": [1.0, 2.0], "label": [0, 1]})
+    write(tmp_path / "d/b.parquet", {"x": [1.0, float("nan")], "label": [0, 1]})
+    with pytest.raises(DataError, match=r"column 'x' of .*d, 1 are missing.*in row 1 of b\.parquet"):
+        load(tmp_path / "d", classes=2)
+    write(tmp_path / "d/b.parquet", {"x": [1.0, 1e300], "label": [0, 1]})
+    with pytest.raises(DataError, match=r"infinite in float32, the first in row 1 of b\.parquet"):
+        load(tmp_path / "d", classes=2)
+    write(tmp_path / "d/b.parquet", {"x": [1.0, 2.0], "label": [None, 1]})
+    with pytest.raises(DataError, match=r"1 are missing, the first in row 0 of b\.parquet"):
+        load(tmp_path / "d", classes=2)
+    write(tmp_path / "d/b.parquet", {"x": [1.0, 2.0], "label": [0, 7]})
+    with pytest.raises(DataError, match=r"got 7 in row 1 of b\.parquet"):
+        load(tmp_path / "d", classes=2)
+
+
+def test_a_bomb_among_the_images_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from kdfed.data import images
+
+    monkeypatch.setattr(images, "MAX_PIXELS", 1000)
+    pictures = [{"bytes": png(9), "path": None}, {"bytes": png(9, (40, 40)), "path": None}]
+    path = write(tmp_path / "a.parquet", {"image": pictures, "label": [0, 1]}, IMAGE_FEATURES)
+    with pytest.raises(DataError, match=r"image in row 1 of column 'image'.*1 to 1000 pixels, got 40 x 40"):
+        load(path, shape=(1, 4, 4))
+
+
+def test_an_image_column_of_another_kind_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.parquet", {"image": [b"x", b"y"], "label": [0, 1]}, IMAGE_FEATURES)
+    with pytest.raises(DataError, match=r"row 0 of column 'image'.*expected bytes and path, got bytes"):
+        load(path)
+
+
+def test_label_words_and_columns_are_the_same_in_any_unicode_form(tmp_path: Path) -> None:
+    one, other = "caf\u00e9", "cafe\u0301"
+    path = write(tmp_path / "a.parquet", {other: [1, 2, 3], "kind": [one, other, "tea"]})
+    columns = ColumnSettings(inputs=one, label="kind")
+    assert load(path, classes=(one, "tea"), columns=columns).labels.tolist() == [0, 0, 1]
+    assert load(path, classes=("tea", other), columns=columns).labels.tolist() == [1, 1, 0]
+
+
+def test_hidden_files_are_no_tables(tmp_path: Path) -> None:
+    for name in ("a.parquet", ".ipynb_checkpoints/a-checkpoint.parquet", "._a.parquet", "__MACOSX/a.parquet"):
+        write(tmp_path / "d" / name, {"x": [1, 2], "label": [0, 1]})
+    assert len(load(tmp_path / "d", classes=2)) == 2
+
+
+def test_a_table_larger_than_memory_is_refused_before_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from kdfed.data import checks
+
+    path = write(tmp_path / "a.parquet", {"x": np.zeros(50_000), "label": np.zeros(50_000, np.int64)})
+    monkeypatch.setattr(checks, "machine_memory", lambda: 300_000)
+    monkeypatch.setattr(pq.ParquetFile, "read", lambda self: pytest.fail("it was read"))
+    with pytest.raises(DataError, match=r"the 50000 rows of .*a\.parquet need"):
+        load(path, classes=1)

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 from typing import Any
 
@@ -315,6 +316,28 @@ def test_what_the_data_do_not_allow_is_refused_before_anything_runs(tmp_path):
     with pytest.raises(ConfigError, match="at least 5000 examples"):
         run_study(study, tmp_path / "out")
     assert not list(tmp_path.glob("out/cache/*.json"))
+
+
+def test_data_that_cannot_be_learnt_from_are_refused_once_before_anything_runs(tmp_path, monkeypatch):
+    calls = []
+
+    def broken(settings):
+        calls.append(settings)
+        inputs = np.random.default_rng(0).normal(size=(200, 4))
+        inputs[123, 2] = np.nan
+        return inputs, np.arange(200) % 2, ("a", "b")
+
+    module = types.ModuleType("broken_study")
+    module.make = broken
+    monkeypatch.setitem(sys.modules, "broken_study", module)
+    study = load_study(write(tmp_path, data={"source": "broken_study:make"}))
+    with pytest.raises(ConfigError) as error:
+        run_study(study, tmp_path / "out")
+    (mistake,) = error.value.mistakes
+    assert mistake.key == "data.source"
+    assert mistake.message.endswith("got nan as feature 2 of row 123: fill or drop such rows")
+    assert len(calls) == 1
+    assert not list(tmp_path.glob("out/cache/*"))
 
 
 def test_the_shipped_studies_are_valid():
