@@ -19,6 +19,31 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 
+MOST_CHARACTERS = 200
+"""Of a value that a message repeats."""
+
+MOST_MISTAKES = 100
+"""That a message lists; the error itself holds all."""
+
+
+def shown(value: object, most: int = MOST_CHARACTERS) -> str:
+    """Return a value as a message repeats it: its ``repr``, on one line, shortened.
+
+    Examples
+    --------
+    >>> shown("a" * 1000, 5)
+    "'aaaa... (1002 characters)"
+    """
+    return shortened(repr(value), most)
+
+
+def shortened(text: str, most: int = MOST_CHARACTERS) -> str:
+    """Return text as a message repeats it: control characters escaped, shortened."""
+    count = len(text)
+    text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text[:most])
+    return text if count <= most else f"{text}... ({count} characters)"
+
+
 class KdfedError(Exception):
     """Root of every error that kdfed raises on purpose."""
 
@@ -41,7 +66,7 @@ class Mistake:
     message: str
 
     def __str__(self) -> str:
-        return f"{self.key}: {self.message}" if self.key else self.message
+        return f"{shortened(self.key)}: {self.message}" if self.key else self.message
 
 
 class ConfigError(KdfedError):
@@ -61,8 +86,11 @@ class ConfigError(KdfedError):
         self.source = source
         self.mistakes = tuple(mistakes)
         count = len(self.mistakes)
-        head = f"{source}: {count} mistake{'s' if count > 1 else ''}"
-        super().__init__("\n".join([head, *(f"  {mistake}" for mistake in self.mistakes)]))
+        lines = [f"{source}: {count} mistake{'s' if count > 1 else ''}"]
+        lines += [f"  {mistake}" for mistake in self.mistakes[:MOST_MISTAKES]]
+        if count > MOST_MISTAKES:
+            lines.append(f"  and {count - MOST_MISTAKES} more")
+        super().__init__("\n".join(lines))
 
 
 class RunFolderError(KdfedError):

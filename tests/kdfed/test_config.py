@@ -442,7 +442,7 @@ def test_words_of_seeds_are_ascii_digits(path):
     assert "at least 0, got -1" in mistakes["seeds.4"]
 
 
-@pytest.mark.parametrize("text", ["[1, 2]", "name: [", "", "x: " + "9" * 5000, "x: 2020-13-45", "[" * 3000])
+@pytest.mark.parametrize("text", ["[1, 2]", "name: [", "", "x: " + "9" * 5000, "[" * 3000])
 def test_a_file_that_is_no_mapping_is_one_clear_mistake(tmp_path, text):
     file = tmp_path / "bad.yaml"
     file.write_text(text)
