@@ -15,9 +15,8 @@ Every message says what was expected, what arrived and what to change.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-
 
 MOST_CHARACTERS = 200
 """Of a value that a message repeats."""
@@ -42,6 +41,23 @@ def shortened(text: str, most: int = MOST_CHARACTERS) -> str:
     count = len(text)
     text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text[:most])
     return text if count <= most else f"{text}... ({count} characters)"
+
+
+def unknown(what: str, name: object, known: Iterable[str], add: str) -> KdfedError:
+    """Return the error of a name that nothing is registered for: nothing else is done in its stead.
+
+    Parameters
+    ----------
+    what
+        What the name is of, such as ``consolidation.method``.
+    name
+        What arrived.
+    known
+        What there is.
+    add
+        Where another one is registered.
+    """
+    return KdfedError(f"{what}: expected one of {', '.join(known)}, got {shown(name)}; {add} has no other")
 
 
 class KdfedError(Exception):

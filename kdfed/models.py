@@ -238,8 +238,8 @@ def _build(settings: ModelSettings, input_shape: tuple[int, ...], classes: int) 
             "use 'mlp' for feature vectors"
         )
     expected = (
-        f"{shown(name)} with options {shown(settings.options)} cannot take inputs of shape {input_shape}; use "
-        "another model, other options, or larger images (data.shape)"
+        f"{shown(name)} with options {shown(settings.options)} cannot take inputs of shape {input_shape}; "
+        "use another model, other options, or larger images (data.shape)"
     )
     try:
         with blamed(name, expected):  # whatever a foreign constructor or a too small image raises

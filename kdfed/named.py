@@ -66,7 +66,8 @@ def blamed(name: str, expected: str) -> Iterator[None]:
     Raises
     ------
     NamedError
-        Whatever was raised, ``SystemExit`` included; not KdfedError, Ctrl-C, and an exit that a signal asked for.
+        Whatever was raised, ``SystemExit`` included; not KdfedError, Ctrl-C, or an exit that a signal asked
+        for.
     """
     try:
         yield
@@ -98,7 +99,9 @@ def told(error: BaseException, name: str) -> str:
     text = error.msg if isinstance(error, SyntaxError) else str(error)
     if isinstance(error, SystemExit):
         text = f"{text}; code that is imported or called must not end the program"
-    reason = shortened(": ".join(part for part in (type(error).__name__, " ".join(text.split())) if part), 500)
+    reason = shortened(
+        ": ".join(part for part in (type(error).__name__, " ".join(text.split())) if part), 500
+    )
     return f"{reason} ({place})" if place else reason
 
 

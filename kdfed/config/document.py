@@ -1,12 +1,13 @@
 """YAML as an experiment means it: YAML 1.1, without the readings that surprise.
 
-What a file and ``--set`` hold is plain: mappings with words as keys, lists, words, numbers, true, false, null.
+Files and ``--set`` hold plain values: mappings with words as keys, lists, words, numbers, true, false, null.
 
 - ``1e-3`` is a number, and a date is a word.
-- ``020`` (16 in YAML 1.1), ``1:30`` (90) and ``yes``, ``no``, ``on``, ``off`` (true, false) are mistakes that say
-  what to write. ``1_000``, ``0x1F`` and ``0b11`` are the numbers that everybody expects.
-- Tags (``!!bool x``), keys that stand twice and keys that are no words are mistakes. Anchors, aliases and merge
-  keys are YAML's own: in ``{<<: *base, max: 4}`` the explicit key wins, in ``<<: [*first, *second]`` the first.
+- ``020`` (16 in YAML 1.1), ``1:30`` (90) and ``yes``, ``no``, ``on``, ``off`` (true, false) are mistakes that
+  say what to write. ``1_000``, ``0x1F`` and ``0b11`` are the numbers that everybody expects.
+- Tags (``!!bool x``), keys that stand twice and keys that are no words are mistakes. Anchors, aliases and
+  merge keys are YAML's own: in ``{<<: *base, max: 4}`` the explicit key wins, in ``<<: [*first, *second]`` the
+  first.
 - What a few lines can blow up has bounds: depth, and the number of values once aliases are written out.
 """
 
@@ -25,7 +26,8 @@ MOST_LEVELS = 30
 MOST_VALUES = 100_000
 """Values of a document, each as often as aliases repeat it."""
 
-_MERGE = "tag:yaml.org,2002:merge"
+_TAG = "tag:yaml.org,2002:"
+_MERGE = f"{_TAG}merge"
 _BOOLEANS = {"true": True, "false": False}
 _DOUBTFUL = {"yes": True, "on": True, "no": False, "off": False}
 _NULLS = ("", "~", "null", "Null", "NULL")
@@ -51,7 +53,9 @@ class _Loader(yaml.SafeLoader):
         event = self.peek_event()
         tag = getattr(event, "tag", None)
         if tag is not None:
-            raise _wrong(f"expected a value without a tag, got {shown(tag)}; remove it", event)
+            raise _wrong(
+                f"expected a value without a tag, got {shown(tag.replace(_TAG, '!!'))}; remove it", event
+            )
         self.levels += 1
         if self.levels > 2 * MOST_LEVELS:  # Python's own limit is nearer than YAML's
             raise _wrong(f"expected at most {MOST_LEVELS} levels", event)
@@ -82,11 +86,31 @@ def parse(text: str, levels: int = 0) -> Any:
     try:
         return _Reader().value(yaml.compose(text, Loader=_Loader), levels)
     except yaml.MarkedYAMLError as error:
-        mark, problem = error.problem_mark, error.problem or error.context or "cannot be read"
+        mark, problem = error.problem_mark, ", ".join(filter(None, (error.context, error.problem)))
         where = f" (line {mark.line + 1}, column {mark.column + 1})" if mark is not None else ""
-        raise DocumentError(f"{' '.join(problem.split())}{where}") from error
+        raise DocumentError(f"{shortened(problem, 1000)}{where}") from error
     except (yaml.YAMLError, RecursionError) as error:
         raise DocumentError(shortened(" ".join(str(error).split()))) from error
+
+
+def dump(values: Any) -> str:
+    """Return YAML that :func:`parse` reads back to equal values, keys in their order."""
+    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes every word that this module would not read as that word."""
+
+
+def _represent_word(dumper: _Dumper, text: str) -> yaml.ScalarNode:
+    try:
+        style = None if _plain(text) == text else "'"
+    except ValueError:
+        style = "'"
+    return dumper.represent_scalar(yaml.resolver.BaseResolver.DEFAULT_SCALAR_TAG, text, style=style)
+
+
+_Dumper.add_representer(str, _represent_word)
 
 
 class _Reader:
@@ -166,38 +190,41 @@ def _scalar(node: yaml.ScalarNode) -> Any:
         raise _wrong(f"expected text without control characters, got {bad!r} in {shown(text)}", node)
     if node.style is not None:  # in quotes
         return text
+    try:
+        return _plain(text)
+    except ValueError as error:
+        raise _wrong(str(error), node) from error
+
+
+def _plain(text: str) -> Any:
+    """Return what a word without quotes is; ValueError where YAML 1.1 would surprise."""
+    word = shortened(text)
     if text in _NULLS:
         return None
     if text in _words(_BOOLEANS):
         return _BOOLEANS[text.lower()]
     if text in _words(_DOUBTFUL):
         read = str(_DOUBTFUL[text.lower()]).lower()
-        raise _wrong(f"got {text}, which YAML 1.1 reads as {read}: write {read}, or '{text}' for the word", node)
+        raise ValueError(
+            f"got {text}, which YAML 1.1 reads as {read}: write {read}, or '{text}' for the word"
+        )
     if _OCTAL.fullmatch(text):
-        digits = text.replace("_", "").lstrip("-+0") or "0"
-        sign = "-" if text.startswith("-") else ""
-        raise _wrong(
-            f"got {shortened(text)}, a number that begins with 0, which YAML 1.1 reads as octal: write "
-            f"{sign}{shortened(digits)}, or '{shortened(text)}' for the word",
-            node,
+        sign, digits = text[0].strip("+0123456789"), text.replace("_", "").lstrip("-+0") or "0"
+        raise ValueError(
+            f"got {word}, a number that begins with 0, which YAML 1.1 reads as octal: write "
+            f"{sign}{shortened(digits)}, or '{word}' for the word"
         )
     if _SEXAGESIMAL.fullmatch(text):
-        raise _wrong(
-            f"got {shortened(text)}, which YAML 1.1 reads as a number to the base 60: write the number, or "
-            f"'{shortened(text)}' for the word",
-            node,
+        raise ValueError(
+            f"got {word}, which YAML 1.1 reads as a number to the base 60: write the number, or '{word}' for "
+            "the word"
         )
-    return _number(node, text)
-
-
-def _number(node: yaml.ScalarNode, text: str) -> int | float | str:
-    """Return the number that a plain word is, else the word."""
     digits = text.replace("_", "")
-    try:
-        if _INTEGER.fullmatch(text):
+    if _INTEGER.fullmatch(text):
+        try:
             return int(digits, 0)
-    except ValueError as error:  # thousands of digits, or none
-        raise _wrong(f"expected a number, got {shown(text)}: {error}", node) from error
+        except ValueError as error:  # thousands of digits, or none
+            raise ValueError(f"expected a number, got {shown(text)}: {error}") from error
     if _FLOAT.fullmatch(text):
         return float(digits)
     not_finite = _NOT_FINITE.fullmatch(text)

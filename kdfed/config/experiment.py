@@ -6,9 +6,9 @@ import json
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
-import yaml
 from pydantic import AfterValidator, BaseModel, Field
 
+from kdfed.config.document import dump
 from kdfed.config.merging import merge
 from kdfed.config.sections import (
     ConsolidationSettings,
@@ -157,7 +157,7 @@ class Experiment(Arm):
 
     def to_yaml(self) -> str:
         """Return the resolved experiment as YAML that reads back to an equal experiment."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        return dump(self.model_dump(mode="json"))
 
 
 ARM_KEYS = {kebab(name) for name in Arm.model_fields}

@@ -40,12 +40,16 @@ def unused(experiment: Experiment, changes: Mapping[str, Any]) -> Iterator[Mista
             continue
         marked = _with(shared, path, mark)
         own = [name for name, arm in experiment.arms.items() if _at(merge(marked, arm), path) is not mark]
-        idle = [name for name in starts if name not in own and path[0] in sections_without_effect(starts[name])]
+        idle = [
+            name for name in starts if name not in own and path[0] in sections_without_effect(starts[name])
+        ]
         if len(own) + len(idle) == len(starts):
-            why = [f"{_list(own)}: has its own"] if own else []
-            why += [f"{_list(idle)}: starts without {path[0]}"] if idle else []
+            why = [f"{_list(own)} replaces it"] if own else []
+            why += [f"{_list(idle)} starts without {path[0]}"] if idle else []
             yield Mistake(
-                key, f"no arm uses it ({'; '.join(why)}); set it in an arm (arms.NAME.{shortened(key)}) or remove it"
+                key,
+                f"no arm uses it ({'; '.join(why)}); set it in an arm (arms.NAME.{shortened(key)}) or remove "
+                "it",
             )
 
 

@@ -93,7 +93,9 @@ def user(name: str, settings: DataSettings) -> Listing:
         hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(SOURCES)}"
         raise DataError(f"{error}; sources of ours: {hint}") from error
     try:
-        with blamed(name, f"expected (inputs, labels, class names) from {name}, which takes the data settings"):
+        with blamed(
+            name, f"expected (inputs, labels, class names) from {name}, which takes the data settings"
+        ):
             made = function(settings)
     except NamedError as error:
         raise DataError(str(error)) from error

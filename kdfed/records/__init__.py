@@ -15,7 +15,7 @@ from __future__ import annotations
 from kdfed.records.folder import RunFolder, write_atomically
 from kdfed.records.rounds import Absent, Outcome, RoundRecord, Stopped
 from kdfed.records.summary import COSTS, summarise
-from kdfed.records.weights import load_model, weights_sha256
+from kdfed.records.weights import load_model, load_start, weights_sha256
 
 __all__ = [
     "COSTS",
@@ -25,6 +25,7 @@ __all__ = [
     "RunFolder",
     "Stopped",
     "load_model",
+    "load_start",
     "summarise",
     "weights_sha256",
     "write_atomically",

@@ -30,7 +30,7 @@ from kdfed.config.checks import (
 )
 from kdfed.config.mistakes import describe_all
 from kdfed.config.sections import Distinct, Passes, Rate, Temperature
-from kdfed.errors import ConfigError, Mistake
+from kdfed.errors import ConfigError, Mistake, shown
 
 Method = Literal["vanilla", "tuned", "mutual", "partitioned"]
 Transfer = Literal["public", "own", "teacher", "union", "proxy", "noise", "generated"]
@@ -210,7 +210,10 @@ def _check(study: StudySettings) -> list[Mistake]:
     ):
         for product in (getattr(study.distillation, of) * factor for factor in factors):
             if not 0 < product <= most:
-                wrong(f"search.{key}", f"times distillation.{of}: expected above 0, at most {most}, got {product:g}")
+                wrong(
+                    f"search.{key}",
+                    f"times distillation.{of}: expected above 0, at most {most}, got {product:g}",
+                )
         if search.rates and 1.0 not in factors:
             wrong(f"search.{key}", f"expected 1 among them, got {list(factors)}; add it")
     if study.centre.transfer in UNLABELLED and study.centre.labels:
@@ -234,7 +237,7 @@ def _check(study: StudySettings) -> list[Mistake]:
         wrong("generator", problem)
     for name in study.vary.distributions:
         if name not in study.distributions:
-            wrong("vary.distributions", f"expected names of distributions, got {name!r}")
+            wrong("vary.distributions", f"expected names of distributions, got {shown(name)}")
     if "tuned" in study.methods and "vanilla" not in study.methods:
         wrong("methods", "expected 'vanilla' beside 'tuned', which is one of its trials; add it")
     return mistakes
