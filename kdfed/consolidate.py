@@ -28,6 +28,7 @@ from kdfed.config import (
     PartitionedConsolidation,
     TunedConsolidation,
     VanillaConsolidation,
+    variants,
 )
 from kdfed.distill import partitioned, tuned
 from kdfed.distill.tuned import Trial
@@ -156,7 +157,7 @@ def method_problem(settings: ConsolidationBase) -> str | None:
     """Say that nothing in :data:`RUNS` carries a method out; None where something does."""
     if type(settings) in RUNS:
         return None
-    names = [str(kind.model_fields["method"].annotation.__args__[0]) for kind in RUNS]
+    names = [name for name, kind in variants("consolidation").items() if kind in RUNS]
     method = getattr(settings, "method", type(settings).__name__)
     return str(unknown("consolidation.method", method, names, "kdfed.consolidate.RUNS"))
 

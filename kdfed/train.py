@@ -398,7 +398,10 @@ def make_optimizer(model: nn.Module, settings: OptimiserSettings) -> torch.optim
     lr, decay = settings.lr, settings.weight_decay
     if settings.optimizer == "sgd":
         return torch.optim.SGD(parameters, lr=lr, momentum=settings.momentum, weight_decay=decay)
-    kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+    kinds: dict[str, Callable[..., torch.optim.Optimizer]] = {
+        "adam": torch.optim.Adam,
+        "adamw": torch.optim.AdamW,
+    }
     if settings.optimizer not in kinds:
         raise unknown("optimizer", settings.optimizer, ("sgd", *kinds), "kdfed.train.make_optimizer")
     return kinds[settings.optimizer](parameters, lr=lr, weight_decay=decay)

@@ -5,9 +5,9 @@ Files and ``--set`` hold plain values: mappings with words as keys, lists, words
 - ``1e-3`` is a number, and a date is a word.
 - ``020`` (16 in YAML 1.1), ``1:30`` (90) and ``yes``, ``no``, ``on``, ``off`` (true, false) are mistakes that
   say what to write. ``1_000``, ``0x1F`` and ``0b11`` are the numbers that everybody expects.
-- Tags (``!!bool x``), keys that stand twice and keys that are no words are mistakes. Anchors, aliases and
-  merge keys are YAML's own: in ``{<<: *base, max: 4}`` the explicit key wins, in ``<<: [*first, *second]`` the
-  first.
+- Tags (``!!bool x``), keys that stand twice and keys that are no words are mistakes.
+- Anchors, aliases and merge keys are YAML's own: in ``{<<: *base, max: 4}`` the explicit key wins, in
+  ``<<: [*first, *second]`` the first.
 - What a few lines can blow up has bounds: depth, and the number of values once aliases are written out.
 """
 
@@ -50,7 +50,7 @@ class _Loader(yaml.SafeLoader):
     levels = 0
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        event = self.peek_event()
+        event: yaml.Event = self.peek_event()  # type: ignore[no-untyped-call]
         tag = getattr(event, "tag", None)
         if tag is not None:
             raise _wrong(
@@ -65,7 +65,8 @@ class _Loader(yaml.SafeLoader):
 
 
 def _wrong(problem: str, at: yaml.Event | yaml.Node) -> yaml.MarkedYAMLError:
-    return yaml.MarkedYAMLError(problem=problem, problem_mark=at.start_mark)
+    mark: Any = at.start_mark
+    return yaml.MarkedYAMLError(problem=problem, problem_mark=mark)
 
 
 def parse(text: str, levels: int = 0) -> Any:

@@ -44,8 +44,8 @@ def unused(experiment: Experiment, changes: Mapping[str, Any]) -> Iterator[Mista
             name for name in starts if name not in own and path[0] in sections_without_effect(starts[name])
         ]
         if len(own) + len(idle) == len(starts):
-            why = [f"{_list(own)} replaces it"] if own else []
-            why += [f"{_list(idle)} starts without {path[0]}"] if idle else []
+            why = [f"replaced in {_list(own)}"] if own else []
+            why += [f"{path[0]} not used in {_list(idle)}"] if idle else []
             yield Mistake(
                 key,
                 f"no arm uses it ({'; '.join(why)}); set it in an arm (arms.NAME.{shortened(key)}) or remove "
