@@ -417,7 +417,9 @@ def _check_distillation(
                 "labels",
             )
         )
-    if settings.labels and weights and min(weights) == 1 and not labels_serve:
+    if settings.labels and not labels_serve and not weights:
+        found.append(("labels", "has no effect with this method; set labels: false", "method"))
+    if settings.labels and not labels_serve and weights and min(weights) == 1:
         found.append(("labels", f"has no effect with {key} 1; lower it or set labels: false", key))
     if settings.views is not None and not settings.augmentation:
         found.append(("views", "has no effect without augmentation; name one or remove it", "augmentation"))

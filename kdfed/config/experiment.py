@@ -123,7 +123,8 @@ class Experiment(Arm):
     baseline: Text | None = None
     """The arm that others are compared with. Default: the first."""
     arms: Annotated[dict[str, dict[str, Any]], Field(min_length=1)]
-    """The arms by name (letters, digits, hyphen, underscore); each replaces some keys of the experiment."""
+    """The arms by name (at most 64 letters, digits, hyphens, underscores); each replaces some keys of the
+    experiment."""
 
     @property
     def baseline_arm(self) -> str:

@@ -185,9 +185,11 @@ def _check_arms(experiment: Experiment, known: Collection[str]) -> tuple[Experim
     base = validate(Arm, {k: v for k, v in experiment.model_dump(mode="json").items() if k in ARM_KEYS})
     base_mistakes = cross_checks(base)
     for name, changes in experiment.arms.items():
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", name):
             mistakes.append(
-                Mistake(f"arms.{name}", "expected a name of letters, digits, hyphen and underscore")
+                Mistake(
+                    f"arms.{name}", "expected a name of letters, digits, hyphen and underscore, at most 64"
+                )
             )
         fixed = {key for key in undotted(changes) if key not in REPLACEABLE_KEYS}
         for key in sorted(fixed):

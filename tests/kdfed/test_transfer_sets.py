@@ -102,3 +102,10 @@ def test_a_proxy_that_does_not_fit_is_refused(
     with pytest.raises(DataError, match=message) as caught:
         proxy(settings, shape, count, 1)
     assert caught.value.key == key
+
+
+def test_an_unknown_transfer_set_is_refused_and_never_generated() -> None:
+    teacher = build_model(ModelSettings(name="mlp"), (1, 8, 8), 10, 0)
+    settings = ConsolidationBase().model_copy(update={"transfer": "own-kind"})
+    with pytest.raises(KdfedError, match=r"expected one of public, .*, got 'own-kind'"):
+        transfer_set(settings, PUBLIC, [teacher], 0)
