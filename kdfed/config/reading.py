@@ -48,8 +48,17 @@ def parse_set(assignments: Iterable[str]) -> dict[str, Any]:
 
 
 def split_set(text: str) -> list[str]:
-    """Split the run-config key ``set`` at white space, except inside quotes."""
-    return re.findall(r"(?:[^\s\"']|\"[^\"]*\"|'[^']*')+", text)
+    """Split the run-config key ``set`` at white space, except inside quotes.
+
+    Raises
+    ------
+    ConfigError
+        If a quote is not closed.
+    """
+    words = re.findall(r"(?:[^\s\"']|\"[^\"]*\"|'[^']*')+", text)
+    if "".join("".join(words).split()) != "".join(text.split()):
+        raise ConfigError("set", [Mistake("", f"expected every quote to be closed, got {shown(text)}")])
+    return words
 
 
 def read_mapping(path: Path) -> dict[str, Any]:

@@ -465,6 +465,12 @@ def test_the_run_config_key_set_is_split_at_spaces_outside_quotes():
     assert split_set('a=1  b="x y" c={"k":2}') == ["a=1", 'b="x y"', 'c={"k":2}']
 
 
+@pytest.mark.parametrize("text", ["a='b=1", "name=it's", 'a="'])
+def test_a_quote_of_the_run_config_key_set_that_is_not_closed_is_refused(text):
+    with pytest.raises(ConfigError, match="expected every quote to be closed"):
+        split_set(text)
+
+
 def test_relative_paths_become_absolute(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     experiment = load_experiment(path, ["data.source=parquet:here", "arms.cold.start=file:m.safetensors"])
