@@ -28,7 +28,11 @@ type or out of range, and an option that would have no effect are mistakes; all 
 before anything starts.
 
 - `--set key=value` on the command line (and the run-config key `set` of `flwr run`) takes the dotted names of
-  this page: `--set partition.alpha=0.5`. A list is written `--set 'targets=[0.8, 0.9]'`.
+  this page: `--set partition.alpha=0.5`. A list is written `--set 'targets=[0.8, 0.9]'`. A key that no arm
+  uses, because all of them replace it or none needs it, is a mistake there.
+- Values are plain YAML. What YAML 1.1 would read as something else is a mistake that says what to write:
+  `020` (16), `1:30` (90), `yes`, `no`, `on`, `off`, and tags (`!!int`). `1_000`, `0x1F`, `1e-3` are numbers,
+  dates are words. Anchors and merge keys work; in `{<<: *base, max: 4}` the explicit key wins.
 - An **arm** is the experiment with some keys replaced. Dotted names work there too.
 - Where `kind`, `mode`, `strategy` or `method` is replaced, keys that belonged only to the old one are
   dropped.

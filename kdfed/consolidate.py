@@ -22,16 +22,18 @@ from torch import nn
 from kdfed.cohort import plan_for, predict_stack, stack_states
 from kdfed.cohort.predicting import BATCH
 from kdfed.config import (
+    ConsolidationBase,
     ConsolidationSettings,
     MutualConsolidation,
     PartitionedConsolidation,
     TunedConsolidation,
     VanillaConsolidation,
+    variants,
 )
 from kdfed.distill import partitioned, tuned
 from kdfed.distill.tuned import Trial
 from kdfed.ensemble import validated_scores
-from kdfed.errors import KdfedError, LogitsError
+from kdfed.errors import KdfedError, LogitsError, unknown
 from kdfed.models import State, load_state, state_of
 from kdfed.seeding import torch_generator, torch_seed
 from kdfed.task import CLASSIFICATION, Task
@@ -43,6 +45,11 @@ if TYPE_CHECKING:
 
 BatchOf: TypeAlias = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 """Indices into the transfer set -> (the student's inputs, the task's soft target [N, C])."""
+
+Run: TypeAlias = (
+    "Callable[[_Work, Sequence[nn.Module] | torch.Tensor, np.ndarray | None], ConsolidationResult]"
+)
+"""(work, teachers or their logits [K, N, C], label counts [K, C] or None) -> what came of it."""
 
 OnEpoch: TypeAlias = Callable[[int, int, float | None], None]
 """(epoch from 1, epochs of all trainings, validation accuracy or None)."""
@@ -124,8 +131,11 @@ def consolidate(
     KdfedError
         If there is no teacher, logits do not fit the transfer set, a teacher's logits are not finite,
         features or uploaded logits are to be augmented, a method that trains teachers gets logits, or a
-        method, ensemble or temperature is not one of the task's.
+        method, ensemble or temperature is not one of the task's, or the method is not in :data:`RUNS`.
     """
+    problem = method_problem(settings)
+    if problem is not None:
+        raise KdfedError(problem)
     if task is not CLASSIFICATION and isinstance(settings, PartitionedConsolidation):
         raise KdfedError(
             f"method 'partitioned' asks which model is surest, which task {task.name!r} does not tell; use "
@@ -140,12 +150,16 @@ def consolidate(
         draw = torch_generator(seed, "augmentation")
         transfer = views_of(transfer, settings.augmentation, settings.views, draw)
     work = _Work(student, transfer, validation, settings, seed, on_epoch, task)
-    if isinstance(settings, MutualConsolidation):
-        return work.mutual(teachers)
-    answers = _Answers(teachers, work, label_counts)
-    if isinstance(settings, TunedConsolidation):
-        return work.tuned(answers)
-    return work.distil(answers, settings)
+    return RUNS[type(settings)](work, teachers, label_counts)
+
+
+def method_problem(settings: ConsolidationBase) -> str | None:
+    """Say that nothing in :data:`RUNS` carries a method out; None where something does."""
+    if type(settings) in RUNS:
+        return None
+    names = [name for name, kind in variants("consolidation").items() if kind in RUNS]
+    method = getattr(settings, "method", type(settings).__name__)
+    return str(unknown("consolidation.method", method, names, "kdfed.consolidate.RUNS"))
 
 
 class _Answers:
@@ -334,6 +348,23 @@ class _Work:
         if best_state is not None:
             load_state(student, best_state)
         return ConsolidationResult(steps, settings.epochs, best_epoch, best_accuracy, None)
+
+
+def _distil(
+    work: _Work, teachers: Sequence[nn.Module] | torch.Tensor, label_counts: np.ndarray | None
+) -> ConsolidationResult:
+    settings = work.settings
+    assert isinstance(settings, VanillaConsolidation | PartitionedConsolidation)
+    return work.distil(_Answers(teachers, work, label_counts), settings)
+
+
+RUNS: dict[type[ConsolidationBase], Run] = {
+    VanillaConsolidation: _distil,
+    PartitionedConsolidation: _distil,
+    TunedConsolidation: lambda work, teachers, counts: work.tuned(_Answers(teachers, work, counts)),
+    MutualConsolidation: lambda work, teachers, counts: work.mutual(teachers),
+}
+"""What carries out a method, by its very settings class: one derived from vanilla's is not vanilla KD."""
 
 
 class TeacherStacks:

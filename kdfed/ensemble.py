@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from kdfed.errors import KdfedError
+from kdfed.errors import KdfedError, unknown
 
 ENSEMBLES: dict[str, str] = {
     "mean-logits": "softmax of the mean of the teachers' logits",
@@ -121,7 +121,10 @@ UNWEIGHTED: dict[str, Callable[[torch.Tensor, float], torch.Tensor]] = {
     "mean-probabilities": mean_probabilities,
     "confidence": confidence,
 }
-"""The ensembles that need nothing but logits; the others are :func:`class_weighted` by scores."""
+"""The ensembles that need nothing but logits."""
+
+WEIGHTED = ("label-counts", "validated")
+"""The ensembles that are :func:`class_weighted` by scores."""
 
 
 def combine(
@@ -143,10 +146,12 @@ def combine(
     Raises
     ------
     KdfedError
-        If the ensemble needs scores [K, C] and does not get them.
+        If there is no such ensemble, or it needs scores [K, C] and does not get them.
     """
     if name in UNWEIGHTED:
         return UNWEIGHTED[name](logits_KNC, temperature)
+    if name not in WEIGHTED:
+        raise unknown("ensemble", name, ENSEMBLES, "kdfed.ensemble")
     expected = (logits_KNC.shape[0], logits_KNC.shape[2])
     if scores_KC is None or tuple(scores_KC.shape) != expected:
         got = "none" if scores_KC is None else f"shape {tuple(scores_KC.shape)}"

@@ -17,7 +17,7 @@ Every message says what was expected, what arrived and what to change.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 LONGEST_TEXT = 500
@@ -45,6 +45,48 @@ def clean_text(text: object, most: int = LONGEST_TEXT) -> str:
     return line or "no reason given"
 
 
+MOST_CHARACTERS = 200
+"""Of a value that a message repeats."""
+
+MOST_MISTAKES = 100
+"""That a message lists; the error itself holds all."""
+
+
+def shown(value: object, most: int = MOST_CHARACTERS) -> str:
+    """Return a value as a message repeats it: its ``repr``, on one line, shortened.
+
+    Examples
+    --------
+    >>> shown("a" * 1000, 5)
+    "'aaaa... (1002 characters)"
+    """
+    return shortened(repr(value), most)
+
+
+def shortened(text: str, most: int = MOST_CHARACTERS) -> str:
+    """Return text as a message repeats it: control characters escaped, shortened."""
+    count = len(text)
+    text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text[:most])
+    return text if count <= most else f"{text}... ({count} characters)"
+
+
+def unknown(what: str, name: object, known: Iterable[str], add: str) -> KdfedError:
+    """Return the error of a name that nothing is registered for: nothing else is done in its stead.
+
+    Parameters
+    ----------
+    what
+        What the name is of, such as ``consolidation.method``.
+    name
+        What arrived.
+    known
+        What there is.
+    add
+        Where another one is registered.
+    """
+    return KdfedError(f"{what}: expected one of {', '.join(known)}, got {shown(name)}; {add} has no other")
+
+
 class KdfedError(Exception):
     """Root of every error that kdfed raises on purpose."""
 
@@ -67,7 +109,7 @@ class Mistake:
     message: str
 
     def __str__(self) -> str:
-        return f"{self.key}: {self.message}" if self.key else self.message
+        return f"{shortened(self.key)}: {self.message}" if self.key else self.message
 
 
 class ConfigError(KdfedError):
@@ -87,8 +129,11 @@ class ConfigError(KdfedError):
         self.source = source
         self.mistakes = tuple(mistakes)
         count = len(self.mistakes)
-        head = f"{source}: {count} mistake{'s' if count > 1 else ''}"
-        super().__init__("\n".join([head, *(f"  {mistake}" for mistake in self.mistakes)]))
+        lines = [f"{source}: {count} mistake{'s' if count > 1 else ''}"]
+        lines += [f"  {mistake}" for mistake in self.mistakes[:MOST_MISTAKES]]
+        if count > MOST_MISTAKES:
+            lines.append(f"  and {count - MOST_MISTAKES} more")
+        super().__init__("\n".join(lines))
 
 
 class RunFolderError(KdfedError):

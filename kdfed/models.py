@@ -8,7 +8,6 @@ BatchNorm mixes the participants' statistics when weights are averaged (Hsieh et
 from __future__ import annotations
 
 import difflib
-import importlib
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, TypeAlias, get_type_hints
@@ -19,7 +18,8 @@ from torch import nn
 from torch.nn import functional
 
 from kdfed.config import ModelSettings, PositiveInt
-from kdfed.errors import ConfigError, KdfedError, Mistake
+from kdfed.errors import ConfigError, KdfedError, Mistake, shortened, shown
+from kdfed.named import blamed, load_named, signature_of
 from kdfed.seeding import torch_seed
 
 State: TypeAlias = dict[str, torch.Tensor]
@@ -237,20 +237,23 @@ def _build(settings: ModelSettings, input_shape: tuple[int, ...], classes: int) 
             f"{name!r} needs images (channels, height, width), got inputs of shape {input_shape}; "
             "use 'mlp' for feature vectors"
         )
+    expected = (
+        f"{shown(name)} with options {shown(settings.options)} cannot take inputs of shape {input_shape}; "
+        "use another model, other options, or larger images (data.shape)"
+    )
     try:
-        if name.startswith("torchvision:"):
-            model = _torchvision_model(name, input_shape[0], classes, settings.options)
-        else:
-            model = _builder(name)(input_shape, classes, **settings.options)
-        model.eval()
-        with torch.no_grad():
-            logits = model(torch.zeros(1, *input_shape))
-    except Exception as error:  # whatever a foreign constructor or a too small image raises
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise _MisfitError(
-            f"{name!r} with options {settings.options} cannot take inputs of shape {input_shape}: {reason}; "
-            "use another model, other options, or larger images (data.shape)"
-        ) from error
+        with blamed(name, expected):  # whatever a foreign constructor or a too small image raises
+            if name.startswith("torchvision:"):
+                model = _torchvision_model(name, input_shape[0], classes, settings.options)
+            else:
+                model = _builder(name)(input_shape, classes, **settings.options)
+            if not isinstance(model, nn.Module):
+                raise TypeError(f"expected a torch.nn.Module, got {shown(model)}")
+            model.eval()
+            with torch.no_grad():
+                logits = model(torch.zeros(1, *input_shape))
+    except KdfedError as error:
+        raise _MisfitError(str(error)) from error
     shape = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
     if shape != (1, classes):
         raise _MisfitError(f"{name!r} must map one input to logits of shape (1, {classes}), got {shape}")
@@ -300,20 +303,14 @@ def _builder(name: str) -> Builder:
     """Return the callable that a name stands for."""
     if name in BUILDERS:
         return BUILDERS[name]
-    module_name, colon, attribute = name.partition(":")
-    if not colon:
-        raise KdfedError(f"unknown model {name!r}{_near(name, MODELS)}")
-    try:
-        builder = getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise KdfedError(f"expected an importable package.module:name, got {name!r}: {error}") from error
-    if not callable(builder):
-        raise KdfedError(f"expected {name!r} to be callable, got a {type(builder).__name__}")
-    return builder  # type: ignore[no-any-return]
+    if ":" not in name:
+        raise KdfedError(f"unknown model {shown(name)}{_near(name, MODELS)}")
+    return load_named(name)
 
 
 def _check_options(name: str, builder: Builder, options: Mapping[str, Any]) -> str | None:
-    parameters = inspect.signature(builder).parameters
+    signature = signature_of(name, builder)
+    parameters = signature.parameters
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
         return None
     known = list(parameters)[2:]  # after input_shape and classes
@@ -327,11 +324,15 @@ def _check_options(name: str, builder: Builder, options: Mapping[str, Any]) -> s
     )
     for option, value in options.items():
         if option not in known:
-            return f"{name!r} has no option {option!r}{_near(option, known)}"
+            return f"{name!r} has no option {shown(option)}{_near(option, known)}"
         try:
             TypeAdapter(types.get(option, Any)).validate_python(value, strict=True)
         except ValidationError as error:
-            return f"option {option!r} of {name!r}: {error.errors()[0]['msg']}, got {value!r}"
+            return f"option {option!r} of {name!r}: {error.errors()[0]['msg']}, got {shown(value)}"
+    try:
+        signature.bind((), 0, **options)
+    except TypeError as error:
+        return f"expected {name!r} to take (input_shape, classes, **options), got {signature}: {error}"
     return None
 
 
@@ -343,7 +344,7 @@ def _check_torchvision(name: str, options: Mapping[str, Any]) -> str | None:
     known = models.list_models(module=models)
     short = name.removeprefix("torchvision:")
     if short not in known:
-        return f"torchvision has no classifier {short!r}{_near(short, known)}"
+        return f"torchvision has no classifier {shown(short)}{_near(short, known)}"
     for option in ("num_classes", "weights", "aux_logits"):
         if option in options:
             return f"{name!r}: option {option!r} is set by kdfed; remove it"
@@ -351,7 +352,7 @@ def _check_torchvision(name: str, options: Mapping[str, Any]) -> str | None:
         with torch.device("meta"):  # no memory, no drawing of weights
             _torchvision_model(name, 3, 2, options)
     except Exception as error:
-        return f"{name!r} does not take the options {dict(options)}: {error}"
+        return f"{name!r} does not take the options {shown(dict(options))}: {shortened(str(error))}"
     return None
 
 

@@ -25,12 +25,13 @@ from kdfed.config import (
     DirichletPartition,
     KClassesPartition,
     LabelOverlapPartition,
+    PartitionBase,
     PartitionSettings,
     QuantitySkewPartition,
     UniformPartition,
 )
 from kdfed.data import PreparedData
-from kdfed.errors import DataError
+from kdfed.errors import DataError, unknown
 from kdfed.seeding import numpy_generator
 
 PARTITIONS: dict[str, str] = {
@@ -216,19 +217,17 @@ def _deal(
     settings: PartitionSettings, labels: np.ndarray, classes: int, generator: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return places in the shuffled pool, participant after participant in random order, and sizes."""
-    participants = settings.participants
-    if isinstance(settings, UniformPartition):
-        each, larger = divmod(len(labels), participants)
-        return np.arange(len(labels)), each + (np.arange(participants) < larger)
-    if isinstance(settings, DirichletPartition):
-        parts = _dirichlet(labels, participants, settings.alpha, generator)
-    elif isinstance(settings, QuantitySkewPartition):
-        # With one class for all, the draw over participants is a draw of their sizes.
-        parts = _dirichlet(np.zeros_like(labels), participants, settings.alpha, generator)
-    elif isinstance(settings, KClassesPartition):
-        parts = _k_classes(labels, participants, settings.classes, generator)
-    else:
-        parts = _label_overlap(labels, participants, classes, settings, generator)
+    if type(settings) is UniformPartition:
+        each, larger = divmod(len(labels), settings.participants)
+        sizes = each + (np.arange(settings.participants) < larger)
+        return np.arange(len(labels)), sizes
+    deal = DEALERS.get(type(settings))
+    if deal is None:
+        raise DataError(
+            str(unknown("partition.kind", settings.kind, PARTITIONS, "kdfed.partition.DEALERS")),
+            "partition.kind",
+        )
+    parts = deal(settings, labels, classes, generator)
     return np.concatenate(parts), np.array([len(part) for part in parts])
 
 
@@ -310,6 +309,27 @@ def _label_overlap(
             for member, part in zip(members, _cut(places_of_group, len(members), generator), strict=True):
                 parts[member].append(part)
     return [generator.permutation(np.concatenate(part)) for part in parts]
+
+
+DEALERS: dict[type[PartitionBase], Callable[..., list[np.ndarray]]] = {
+    DirichletPartition: lambda settings, labels, classes, generator: _dirichlet(
+        labels, settings.participants, settings.alpha, generator
+    ),
+    # With one class for all, the draw over participants is a draw of their sizes.
+    QuantitySkewPartition: lambda settings, labels, classes, generator: _dirichlet(
+        np.zeros_like(labels), settings.participants, settings.alpha, generator
+    ),
+    KClassesPartition: lambda settings, labels, classes, generator: _k_classes(
+        labels, settings.participants, settings.classes, generator
+    ),
+    LabelOverlapPartition: lambda settings, labels, classes, generator: _label_overlap(
+        labels, settings.participants, classes, settings, generator
+    ),
+}
+"""Settings -> (settings, labels [N], classes, generator) -> one array of places a participant.
+
+By their very class: a derived one, which would have another meaning, is not taken for its base.
+"""
 
 
 def _cut(places: list[np.ndarray], parts: int, generator: np.random.Generator) -> list[np.ndarray]:

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import nn
 
 from kdfed.config import Arm, Experiment, GeneratorSettings, LogitsServer, ModelSettings, MutualLocal
 from kdfed.config.checks import several
+from kdfed.consolidate import method_problem
 from kdfed.data import PreparedData, prepare
 from kdfed.device import resolve_device
-from kdfed.errors import ConfigError, DataError, KdfedError, Mistake
+from kdfed.errors import ConfigError, DataError, Mistake, unknown
 from kdfed.generated import teacher_problem
-from kdfed.models import build_model, load_state
+from kdfed.models import build_model, state_of
 from kdfed.partition import partition_of
+from kdfed.records import load_model, load_start
+from kdfed.train import LOCAL_LOSSES
 from kdfed.transfer_sets import proxy
+from kdfed.wire import spec_of
 
 
 def check_data(experiment: Experiment) -> list[Mistake]:
@@ -68,6 +70,10 @@ def _check_arm(arm: Arm, data: PreparedData | None, key: _Keys) -> Iterator[Mist
     student, message = _try_model(arm.model, data)
     if message:
         yield Mistake(key("model"), message)
+    if arm.local.mode not in LOCAL_LOSSES:
+        yield Mistake(
+            key("local.mode"), str(unknown("mode", arm.local.mode, LOCAL_LOSSES, "kdfed.train.LOCAL_LOSSES"))
+        )
     if isinstance(arm.local, MutualLocal):
         yield from _check_models(arm.local.model, data, key("local.model"))
     if isinstance(arm.server, LogitsServer):
@@ -84,6 +90,9 @@ def _check_arm(arm: Arm, data: PreparedData | None, key: _Keys) -> Iterator[Mist
     if arm.start not in ("consolidated", "averaged"):
         return
     yield from _check_models(arm.teachers.model, data, key("teachers.model"))
+    problem = method_problem(arm.consolidation) if arm.start == "consolidated" else None
+    if problem is not None:
+        yield Mistake(key("consolidation.method"), problem)
     if arm.start == "consolidated" and data is not None:
         yield from _check_transfer(arm, data, key)
     augmented = arm.start == "consolidated" and arm.consolidation.augmentation
@@ -133,10 +142,9 @@ def _try_model(settings: ModelSettings, data: PreparedData | None) -> tuple[nn.M
 
 def _check_start(path: str, student: nn.Module | None, key: str) -> Iterator[Mistake]:
     try:
-        state = load_file(path)
-        if student is not None:
-            load_state(student, state)
-    except (OSError, SafetensorError) as error:
-        yield Mistake(key, f"expected a readable .safetensors file, got {path!r}: {error}")
-    except KdfedError as error:
+        if student is None:
+            load_model(path)
+        else:
+            load_start(path, spec_of(state_of(student)))
+    except DataError as error:
         yield Mistake(key, str(error))

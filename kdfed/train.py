@@ -30,7 +30,7 @@ from kdfed.config import (
     ProximalLocal,
 )
 from kdfed.distill.mutual import weighted_losses
-from kdfed.errors import KdfedError
+from kdfed.errors import KdfedError, unknown
 from kdfed.seeding import shuffled, torch_seed
 from kdfed.task import CLASSIFICATION, Task
 
@@ -264,7 +264,15 @@ LOCAL_MODES: dict[str, str] = {
 
 
 def local_loss(received: Received, settings: LocalSettings, task: Task = CLASSIFICATION) -> LocalLoss:
-    """Return the loss of one participant's training in a federated round."""
+    """Return the loss of one participant's training in a federated round.
+
+    Raises
+    ------
+    KdfedError
+        If no loss is registered for the mode, or the task does not have it.
+    """
+    if settings.mode not in LOCAL_LOSSES:
+        raise unknown("local.mode", settings.mode, LOCAL_LOSSES, "kdfed.train.LOCAL_LOSSES")
     return LOCAL_LOSSES[settings.mode](received, settings, task)
 
 
@@ -390,8 +398,13 @@ def make_optimizer(model: nn.Module, settings: OptimiserSettings) -> torch.optim
     lr, decay = settings.lr, settings.weight_decay
     if settings.optimizer == "sgd":
         return torch.optim.SGD(parameters, lr=lr, momentum=settings.momentum, weight_decay=decay)
-    kind = torch.optim.Adam if settings.optimizer == "adam" else torch.optim.AdamW
-    return kind(parameters, lr=lr, weight_decay=decay)
+    kinds: dict[str, Callable[..., torch.optim.Optimizer]] = {
+        "adam": torch.optim.Adam,
+        "adamw": torch.optim.AdamW,
+    }
+    if settings.optimizer not in kinds:
+        raise unknown("optimizer", settings.optimizer, ("sgd", *kinds), "kdfed.train.make_optimizer")
+    return kinds[settings.optimizer](parameters, lr=lr, weight_decay=decay)
 
 
 # ----------------------------------------------------------------------------- evaluation

@@ -14,7 +14,7 @@ from torch import nn
 
 from kdfed.config import ConsolidationBase, DataSettings, GeneratorSettings
 from kdfed.data import Examples, prepare
-from kdfed.errors import DataError, KdfedError
+from kdfed.errors import DataError, KdfedError, unknown
 from kdfed.generated import generate
 
 TRANSFER_SETS: dict[str, str] = {
@@ -65,7 +65,12 @@ def transfer_set(
         if settings.proxy is None:
             raise KdfedError("transfer 'proxy' needs the settings of another data set, got none; set proxy")
         return proxy(settings.proxy, shape, count, seed)
-    return without_labels(generate(teachers, shape, count, settings.generator or GeneratorSettings(), seed))
+    if settings.transfer == "generated":
+        made = generate(teachers, shape, count, settings.generator or GeneratorSettings(), seed)
+        return without_labels(made)
+    raise unknown(
+        "consolidation.transfer", settings.transfer, TRANSFER_SETS, "kdfed.transfer_sets.transfer_set"
+    )
 
 
 def noise(input_shape: tuple[int, ...], count: int, seed: int) -> Examples:

@@ -16,7 +16,6 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
@@ -36,7 +35,7 @@ from kdfed.events import Event, OnEvent, ignore
 from kdfed.ledger import Costs, Ledger
 from kdfed.limits import UPDATE_BOUND, Limits, Reach, most_steps, numpy_of
 from kdfed.models import State, buffer_keys, build_model, load_state, state_of
-from kdfed.records import Absent, RoundRecord, load_model
+from kdfed.records import Absent, RoundRecord, load_start
 from kdfed.seeding import derive, sample_participants
 from kdfed.task import CLASSIFICATION, Task
 from kdfed.train import evaluate
@@ -345,7 +344,7 @@ class ArmRunner:
         if start == "random":
             return common, 0, []
         if start.startswith("file:"):
-            return self._from_file(Path(start.removeprefix("file:")), common), 0, []
+            return load_start(start.removeprefix("file:"), wire.spec_of(common)), 0, []
         self._tell("teachers")
         phase = TeacherPhase(self.config, self.grid, common, self.device)
         teachers, report = phase.train(), self.grid.report
@@ -384,13 +383,6 @@ class ArmRunner:
                 f"{where}: expected a {wanted} model, got {problem}; {advice}. Took part: participants"
                 f" {', '.join(map(str, answered[:10]))}{more}. {self._left_out}"
             )
-
-    def _from_file(self, path: Path, common: State) -> State:
-        state = load_model(path)
-        problem = wire.problem_with(state, wire.spec_of(common))
-        if problem is not None:
-            raise RunError(f"start: {path} does not fit model {self.arm.model.name!r}: {problem}")
-        return state
 
     # ------------------------------------------------------------------ evaluation and records
 

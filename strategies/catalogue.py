@@ -20,6 +20,7 @@ from flwr.serverapp.strategy.strategy_utils import aggregate_metricrecords
 
 from kdfed import wire
 from kdfed.config import ProximalLocal, ServerBase
+from kdfed.errors import unknown
 from strategies.ds_fl import DSFL
 from strategies.feddf import FedDF
 from strategies.fedmd import FedMD
@@ -71,8 +72,16 @@ variance could turn negative."""
 
 
 def make_strategy(config: ArmConfig) -> FedAvg:
-    """Build the strategy of an arm; sampling and minima are the arm runner's, evaluation is the server's."""
+    """Build the strategy of an arm; sampling and minima are the arm runner's, evaluation is the server's.
+
+    Raises
+    ------
+    KdfedError
+        If no strategy is registered under the name.
+    """
     arm = config.arm
+    if arm.server.strategy not in STRATEGIES:
+        raise unknown("server.strategy", arm.server.strategy, STRATEGIES, "strategies.catalogue.STRATEGIES")
     kind = STRATEGIES[arm.server.strategy]
     shared = set(ServerBase.model_fields) | {"strategy"}
     options: dict[str, Any] = {name: value for name, value in dict(arm.server).items() if name not in shared}

@@ -7,10 +7,11 @@ import importlib
 import importlib.util
 import re
 import shlex
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import yaml
@@ -145,6 +146,99 @@ def test_the_documented_strategy_can_be_built() -> None:
     strategy, arm, data, _ = names["main"](None, None)
     built = names["PreConsolidation"](strategy(), names["ArmConfig"](arm=arm, data=data, targets=(0.9,)))
     assert built.strategy.fraction_train == 1.0
+
+
+# ----------------------------------------------------------------------------- CONTRIBUTING
+
+
+def contributing(heading: str) -> tuple[str, list[str]]:
+    """Return a section of CONTRIBUTING, and its blocks of Python."""
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    section = text.partition(f"## {heading}\n")[2].partition("\n## ")[0]
+    found = re.findall(r"^ *```python\n(.*?)^ *```", section, re.DOTALL | re.MULTILINE)
+    return section, [textwrap.dedent(block) for block in found]
+
+
+def module_of(path: str) -> ModuleType:
+    return importlib.import_module(path.removesuffix(".py").removesuffix("/__init__").replace("/", "."))
+
+
+@pytest.mark.parametrize(
+    ("heading", "path", "names"),
+    [
+        ("Add a distillation method", "kdfed/distill/__init__.py", ["METHODS"]),
+        ("Add a distillation method", "kdfed/config/sections.py", ["ConsolidationSettings"]),
+        ("Add a distillation method", "kdfed/config/checks.py", ["COMBINATIONS", "_refused", "REGRESSION"]),
+        ("Add a distillation method", "kdfed/consolidate.py", ["RUNS"]),
+        ("Add a distillation method", "simulations/study/settings.py", ["Method"]),
+        ("Add a distillation method", "simulations/study/cells.py", ["trials"]),
+        ("Add a distillation method", "simulations/study/work.py", ["_settings"]),
+        ("Add a partition", "kdfed/config/sections.py", ["PartitionBase", "PartitionSettings"]),
+        ("Add a partition", "kdfed/partition.py", ["DEALERS", "PARTITIONS"]),
+        ("Add a data source", "kdfed/data/sources.py", ["SOURCES"]),
+    ],
+)
+def test_contributing_names_what_there_is(heading: str, path: str, names: list[str]) -> None:
+    section, _ = contributing(heading)
+    assert f"`{path}`" in section
+    for name in names:
+        assert f"`{name}`" in section
+        assert hasattr(module_of(path), name)
+
+
+def test_the_method_of_contributing_trains_by_its_own_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its three blocks, put where CONTRIBUTING says, give other weights than vanilla KD; the same twice."""
+    import torch
+
+    from kdfed import consolidate as module
+    from kdfed.config import ModelSettings, VanillaConsolidation, sections
+    from kdfed.data import Examples
+    from kdfed.models import build_model, state_of
+
+    _, (loss, settings, run) = contributing("Add a distillation method")
+    method = ModuleType("kdfed.distill.reverse")
+    exec(loss, vars(method))
+    in_sections = dict(vars(sections))
+    exec(settings, in_sections)
+    kind = in_sections["ReverseConsolidation"]
+    in_module = {**vars(module), "reverse": method}
+    exec(run, in_module)
+    assert "`RUNS` (`ReverseConsolidation: _reverse`)" in contributing("Add a distillation method")[0]
+    monkeypatch.setitem(module.RUNS, kind, in_module["_reverse"])
+
+    def trained(chosen: Any) -> Any:
+        student, *teachers = (build_model(ModelSettings(name="mlp"), (4,), 3, seed) for seed in range(3))
+        examples = Examples(
+            torch.randn(20, 4, generator=torch.Generator().manual_seed(0)), torch.arange(20) % 3
+        )
+        result = module.consolidate(student, teachers, examples, examples, chosen, seed=0)
+        assert result.steps == 2
+        return state_of(student)["1.weight"]
+
+    same = {"epochs": 2, "batch_size": 32}
+    ours, again = (trained(kind(method="reverse", **same)) for _ in range(2))
+    assert torch.equal(ours, again)
+    assert not torch.equal(ours, trained(VanillaConsolidation(**same)))
+
+
+def test_the_partition_of_contributing_is_dealt(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A class and a line in DEALERS are what it takes, as CONTRIBUTING says."""
+    import numpy as np
+
+    from kdfed import partition
+    from kdfed.config import PartitionBase
+
+    class Striped(PartitionBase):
+        kind: Literal["striped"]
+
+    def striped(settings: Striped, labels: Any, classes: int, generator: Any) -> list[Any]:
+        return [np.arange(len(labels))[p :: settings.participants] for p in range(settings.participants)]
+
+    monkeypatch.setitem(partition.DEALERS, Striped, striped)
+    labels = np.arange(40) % 4
+    made = partition.make_partition(Striped(kind="striped", participants=5), labels, np.arange(40), 4, 0)
+    assert sorted(np.concatenate(list(made.indices))) == list(range(40))
+    assert made.sizes.tolist() == [8] * 5
 
 
 # ----------------------------------------------------------------------------- links

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 
 from kdfed.config import OptimiserSettings
+from kdfed.errors import unknown
 
 _BETA_1, _BETA_2, _EPSILON = 0.9, 0.999, 1e-8  # torch.optim's defaults, which kdfed.train uses too
 
@@ -89,8 +90,12 @@ class StackedOptimiser:
             grads = list(torch._foreach_add(grads, parameters, alpha=decay))
         if settings.optimizer == "sgd":
             self._sgd(parameters, grads, step, rows)
-        else:
+        elif settings.optimizer in ("adam", "adamw"):
             self._adam(parameters, grads, step, rows)
+        else:
+            raise unknown(
+                "optimizer", settings.optimizer, ("sgd", "adam", "adamw"), "kdfed.cohort.optimisers"
+            )
 
     def _sgd(self, parameters: list[torch.Tensor], grads: list[torch.Tensor], step: int, rows: slice) -> None:
         momentum, rate = self.settings.momentum, self.settings.lr

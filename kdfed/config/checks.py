@@ -23,7 +23,7 @@ from kdfed.config.sections import (
     PartitionedConsolidation,
     TunedConsolidation,
 )
-from kdfed.errors import Mistake
+from kdfed.errors import Mistake, shown
 
 _LOGITS_CHANGED = "uploaded logits belong to the images as they are"
 _OTHER_INPUTS = "uploaded logits belong to the public transfer set; set teachers.upload: weights"
@@ -80,9 +80,9 @@ _NUMBERS_ONLY = ("diabetes",)
 def task_problem(data: DataSettings) -> str | None:
     """Say what is wrong with a task whose labels the source does not have; None when all is well."""
     if data.task == "regression" and data.source.partition(":")[0] in _CLASSES_ONLY:
-        return f"expected 'classification' with source {data.source!r}, whose labels are classes; set it"
+        return f"expected 'classification' with source {shown(data.source)}, whose labels are classes; set it"
     if data.task == "classification" and data.source in _NUMBERS_ONLY:
-        return f"expected 'regression' with source {data.source!r}, whose labels are numbers; set it"
+        return f"expected 'regression' with source {shown(data.source)}, whose labels are numbers; set it"
     return None
 
 
@@ -122,7 +122,7 @@ def data_problems(data: DataSettings) -> Iterator[tuple[str, ...]]:
     if total >= 1:
         yield "splits", f"expected shares that leave examples for participants, got {total:g} of them"
     if data.columns is not None and not data.source.startswith(("parquet:", "hf:")):
-        yield "columns", f"goes with parquet: and hf: sources, got {data.source!r}; remove it", "source"
+        yield "columns", f"goes with parquet: and hf: sources, got {shown(data.source)}; remove it", "source"
     problem = task_problem(data)
     if problem is not None:
         yield "task", problem, "source"
@@ -139,9 +139,8 @@ def data_problems(data: DataSettings) -> Iterator[tuple[str, ...]]:
 def proxy_problems(proxy: DataSettings, data: DataSettings) -> Iterator[tuple[str, str]]:
     """Yield what is wrong with the data section of a proxy, beside the task's: the key and the message."""
     if proxy.source == data.source:
-        message = (
-            f"expected another source than that of data, got {proxy.source!r}: participants hold its images"
-        )
+        got = shown(proxy.source)
+        message = f"expected another source than that of data, got {got}: participants hold its images"
         yield "proxy.source", message
     for key, message, *_ in data_problems(proxy):
         yield f"proxy.{key}", message
@@ -335,7 +334,7 @@ def _check_teachers(arm: Arm, known: Collection[str]) -> list[Mistake]:
         consolidation.labels,
         bool(consolidation.augmentation),
     )
-    refused = COMBINATIONS[choice]
+    refused = COMBINATIONS.get(choice, "kdfed.config.checks.COMBINATIONS has no row for it")
     if refused is not None:
         wrong(
             "consolidation",
@@ -345,11 +344,8 @@ def _check_teachers(arm: Arm, known: Collection[str]) -> list[Mistake]:
         )
     for key, message in _check_transfer(consolidation, arm.data):
         wrong(f"consolidation.{key}", message, "consolidation.transfer")
-    weights: tuple[float, ...] = ()
-    if isinstance(consolidation, TunedConsolidation):
-        weights = consolidation.weights
-    elif not isinstance(consolidation, MutualConsolidation):
-        weights = (consolidation.weight,)
+    values = dict(consolidation)
+    weights = values.get("weights", (values["weight"],) if "weight" in values else ())
     # Partitioned KD asks the labels who is surest of them, whatever the weight.
     labels_serve = isinstance(consolidation, MutualConsolidation | PartitionedConsolidation)
     for key, message, *others in _check_distillation(consolidation, weights, labels_serve):
@@ -421,7 +417,9 @@ def _check_distillation(
                 "labels",
             )
         )
-    if settings.labels and weights and min(weights) == 1 and not labels_serve:
+    if settings.labels and not labels_serve and not weights:
+        found.append(("labels", "has no effect with this method; set labels: false", "method"))
+    if settings.labels and not labels_serve and weights and min(weights) == 1:
         found.append(("labels", f"has no effect with {key} 1; lower it or set labels: false", key))
     if settings.views is not None and not settings.augmentation:
         found.append(("views", "has no effect without augmentation; name one or remove it", "augmentation"))

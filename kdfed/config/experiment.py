@@ -6,9 +6,9 @@ import json
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
-import yaml
 from pydantic import AfterValidator, BaseModel, Field
 
+from kdfed.config.document import dump
 from kdfed.config.merging import merge
 from kdfed.config.sections import (
     ConsolidationSettings,
@@ -24,6 +24,7 @@ from kdfed.config.sections import (
     ServerSettings,
     Settings,
     TeacherSettings,
+    Text,
     VanillaConsolidation,
     kebab,
 )
@@ -54,7 +55,10 @@ class ArmSettings(Settings):
     """The keys that an arm can replace."""
 
     start: str = Field(
-        default="random", pattern=r"^(random|consolidated|averaged|file:.+)$", validate_default=True
+        default="random",
+        pattern=r"^(random|consolidated|averaged|file:.+)$",
+        max_length=4096,
+        validate_default=True,
     )
     """``random``, ``consolidated`` (teachers distilled into one student), ``averaged`` (teachers' weights
     averaged) or ``file:PATH`` (a .safetensors file)."""
@@ -76,7 +80,7 @@ class Arm(ArmSettings):
     threads: Annotated[int, Field(ge=1, le=256)] = 1
     """Intra-op threads of every process that trains, distils, aggregates or evaluates. Part of the
     experiment: two threads give other bits than one."""
-    device: str = Field(default="auto", pattern=r"^(auto|cpu|mps|cuda(:(0|[1-9][0-9]*))?)$")
+    device: str = Field(default="auto", pattern=r"^(auto|cpu|mps|cuda(:(0|[1-9][0-9]{0,2}))?)$")
     """Where training runs: ``cpu``, ``cuda``, ``cuda:N``, ``mps``, or ``auto`` (cuda when there is one)."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Arithmetic of the participants' training: ``bfloat16`` runs their layers in bfloat16 (autocast; quicker
@@ -91,7 +95,7 @@ class Arm(ArmSettings):
 
 _SHARE = r"^(100(\.0+)?|[1-9][0-9]?(\.[0-9]+)?|0\.[0-9]*[1-9][0-9]*)%-of-best$"
 
-Target = Annotated[float, Field(gt=0, le=1)] | Annotated[str, Field(pattern=_SHARE)]
+Target = Annotated[float, Field(gt=0, le=1)] | Annotated[str, Field(pattern=_SHARE, max_length=32)]
 
 
 def _distinct_targets(targets: tuple[Target, ...]) -> tuple[Target, ...]:
@@ -116,10 +120,11 @@ class Experiment(Arm):
         "90%-of-best",
     )
     """Accuracies in (0, 1], or shares in (0, 100] % of the baseline's best, such as ``95%-of-best``."""
-    baseline: str | None = None
+    baseline: Text | None = None
     """The arm that others are compared with. Default: the first."""
     arms: Annotated[dict[str, dict[str, Any]], Field(min_length=1)]
-    """The arms by name (letters, digits, hyphen, underscore); each replaces some keys of the experiment."""
+    """The arms by name (at most 64 letters, digits, hyphens, underscores); each replaces some keys of the
+    experiment."""
 
     @property
     def baseline_arm(self) -> str:
@@ -153,7 +158,7 @@ class Experiment(Arm):
 
     def to_yaml(self) -> str:
         """Return the resolved experiment as YAML that reads back to an equal experiment."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        return dump(self.model_dump(mode="json"))
 
 
 ARM_KEYS = {kebab(name) for name in Arm.model_fields}

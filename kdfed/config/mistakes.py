@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from kdfed.config.experiment import Experiment
 from kdfed.config.merging import DISCRIMINATORS, variants
 from kdfed.config.sections import ConsolidationBase, OptimiserSettings, PartitionBase, ServerBase, kebab
-from kdfed.errors import Mistake
+from kdfed.errors import Mistake, shortened, shown
 
 
 def near(word: object, known: Iterable[str]) -> str:
@@ -20,8 +20,8 @@ def near(word: object, known: Iterable[str]) -> str:
     names = sorted(str(name) for name in known)
     match = difflib.get_close_matches(str(word), names, n=1, cutoff=0.6)
     if match:
-        return f"; did you mean {match[0]!r}?"
-    return f"; known: {', '.join(names)}" if names else ""
+        return f"; did you mean {shown(match[0])}?"
+    return f"; known: {shortened(', '.join(names), 1000)}" if names else ""
 
 
 def _raw_path(location: Sequence[int | str], values: Any) -> list[int | str]:
@@ -178,15 +178,15 @@ def _describe(group: Sequence[Any]) -> str:
         return f"unknown key{near(location[-1], known)}"
     if kind == "union_tag_invalid":
         tags = re.findall(r"'([^']*)'", context["expected_tags"])
-        return f"expected one of {', '.join(tags)}, got {context['tag']!r}{near(context['tag'], tags)}"
+        return f"expected one of {', '.join(tags)}, got {shown(context['tag'])}{near(context['tag'], tags)}"
     if kind == "union_tag_not_found":
         return f"is required: expected one of {', '.join(_tags_at(location))}"
     if kind == "missing":
         return f"is required{_meaning(location)}"
     if kind == "value_error":
-        return f"{context['error']}, got {got!r}"
+        return f"{context['error']}, got {shown(got)}"
     if "string_pattern_mismatch" in {p["type"] for p in group}:
-        return f"got {got!r}, which is not valid{_meaning(location)}"
+        return f"got {shown(got)}, which is not valid{_meaning(location)}"
     if kind in _EXPECTED:
         fitting = [p for p in group if not p["type"].endswith("_type")] or group
         wanted = list(dict.fromkeys(_EXPECTED[p["type"]].format(**p.get("ctx", {})) for p in fitting))
@@ -195,8 +195,8 @@ def _describe(group: Sequence[Any]) -> str:
             choices = [word for text in wanted for word in re.findall(r"'([^']*)'", text)]
             close = difflib.get_close_matches(got, choices, n=1)
             hint = f"; did you mean {close[0]!r}?" if close else ""
-        return f"expected {' or '.join(wanted)}, got {got!r}{hint}"
-    return f"{problem['msg']}, got {got!r}"
+        return f"expected {' or '.join(wanted)}, got {shown(got)}{hint}"
+    return f"{problem['msg']}, got {shown(got)}"
 
 
 def _tags_at(location: Sequence[int | str]) -> list[str]:

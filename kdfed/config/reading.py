@@ -8,53 +8,16 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
 from kdfed.config.checks import cross_checks
+from kdfed.config.document import DocumentError, parse
 from kdfed.config.experiment import ARM_KEYS, REPLACEABLE_KEYS, Arm, Experiment, validate
 from kdfed.config.merging import merge, undotted
 from kdfed.config.mistakes import describe_all, near, related, remove_all
+from kdfed.config.overrides import sections_without_effect, unused
 from kdfed.config.sections import kebab
-from kdfed.errors import ConfigError, Mistake
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML 1.1 with repairs: ``1e-3`` is a number; a repeated key, or one that is no word, is a mistake."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d[\d_]*(\.[\d_]*)?([eE][-+]?\d+)|\d[\d_]*\.[\d_]*|\.\d[\d_]*([eE][-+]?\d+)?)$"),
-    list("-+.0123456789"),
-)
-
-
-def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
-    loader.flatten_mapping(node)
-    result: dict[Any, Any] = {}
-    for key_node, value_node in node.value:
-        key = loader.construct_object(key_node, deep=True)
-        problem = ""
-        if not isinstance(key_node, yaml.ScalarNode):
-            problem = f"expected a word as a key, got {key!r}"
-        elif not isinstance(key, str):
-            problem = (
-                f"expected a word as a key, got {key_node.value!r}, which YAML reads as {key!r}; "
-                "write it in quotes"
-            )
-        elif key in result:
-            problem = f"the key {key!r} stands twice; remove one"
-        if problem:
-            raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
-        result[key] = loader.construct_object(value_node, deep=True)
-    return result
-
-
-_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
-
-_NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)
-"""ValueError: a date that does not exist, a number of thousands of digits."""
+from kdfed.errors import ConfigError, Mistake, shown
 
 
 def parse_set(assignments: Iterable[str]) -> dict[str, Any]:
@@ -69,23 +32,33 @@ def parse_set(assignments: Iterable[str]) -> dict[str, Any]:
     mistakes = []
     for assignment in assignments:
         key, equals, text = assignment.partition("=")
-        if not equals or not key.strip():
-            mistakes.append(Mistake("", f"expected key=value, got {assignment!r}"))
+        key = key.strip()
+        if not equals or not key or not key.isprintable():
+            mistakes.append(Mistake("", f"expected key=value, got {shown(assignment)}"))
             continue
         try:
-            value = yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
-        except _NOT_YAML as error:
-            mistakes.append(Mistake(key, f"expected a YAML value, got {text!r} ({_one_line(error)})"))
+            value = parse(text, levels=key.count("."))
+        except DocumentError as error:
+            mistakes.append(Mistake(key, f"expected a YAML value, got {shown(text)}: {error}"))
             continue
-        values = merge(values, {key.strip(): value})
+        values = merge(values, {key: value})
     if mistakes:
         raise ConfigError("--set", mistakes)
     return values
 
 
 def split_set(text: str) -> list[str]:
-    """Split the run-config key ``set`` at white space, except inside quotes."""
-    return re.findall(r"(?:[^\s\"']|\"[^\"]*\"|'[^']*')+", text)
+    """Split the run-config key ``set`` at white space, except inside quotes.
+
+    Raises
+    ------
+    ConfigError
+        If a quote is not closed.
+    """
+    words = re.findall(r"(?:[^\s\"']|\"[^\"]*\"|'[^']*')+", text)
+    if "".join("".join(words).split()) != "".join(text.split()):
+        raise ConfigError("set", [Mistake("", f"expected every quote to be closed, got {shown(text)}")])
+    return words
 
 
 def read_mapping(path: Path) -> dict[str, Any]:
@@ -97,12 +70,12 @@ def read_mapping(path: Path) -> dict[str, Any]:
         If the file cannot be read, is not YAML, or is not a mapping.
     """
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506
+        values = parse(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise ConfigError(str(path), [Mistake("", f"expected a readable YAML file: {reason}")]) from error
-    except _NOT_YAML as error:
-        raise ConfigError(str(path), [Mistake("", f"expected YAML: {_one_line(error)}")]) from error
+    except DocumentError as error:
+        raise ConfigError(str(path), [Mistake("", f"expected YAML: {error}")]) from error
     if not isinstance(values, dict):
         got = type(values).__name__
         raise ConfigError(str(path), [Mistake("", f"expected a mapping of keys, got {got}")])
@@ -131,7 +104,8 @@ def load_experiment(
     Raises
     ------
     ConfigError
-        Every mistake at once: key, what was expected, what arrived, and a near match.
+        Every mistake at once: key, what was expected, what arrived, and a near match. An assignment that no
+        arm uses is one.
     """
     experiment, mistakes = examine_experiment(path, assignments, seeds)
     return _faultless(experiment, mistakes, str(path))
@@ -153,10 +127,18 @@ def examine_experiment(
     ConfigError
         If the file or an assignment is not YAML.
     """
-    values = merge(read_mapping(Path(path)), parse_set(assignments))
+    changes = parse_set(assignments)
+    values = merge(read_mapping(Path(path)), changes)
+    twice = []
     if seeds is not None:
         values["seeds"] = [_number(seed) for seed in seeds]
-    return _check(_resolve_paths(values))
+        if "seeds" in changes:
+            twice.append(Mistake("seeds", "is given twice, by set and by seeds; remove one"))
+    experiment, mistakes = _check(_resolve_paths(values))
+    mistakes += unrelated(twice, mistakes)
+    if experiment is not None:
+        mistakes += unrelated(unused(experiment, changes), mistakes)
+    return experiment, mistakes
 
 
 def _number(seed: str | int) -> str | int:
@@ -207,14 +189,16 @@ def _check_arms(experiment: Experiment, known: Collection[str]) -> tuple[Experim
     if experiment.baseline is not None and experiment.baseline not in experiment.arms:
         hint = near(experiment.baseline, experiment.arms)
         mistakes.append(
-            Mistake("baseline", f"expected the name of an arm, got {experiment.baseline!r}{hint}")
+            Mistake("baseline", f"expected the name of an arm, got {shown(experiment.baseline)}{hint}")
         )
     base = validate(Arm, {k: v for k, v in experiment.model_dump(mode="json").items() if k in ARM_KEYS})
     base_mistakes = cross_checks(base)
     for name, changes in experiment.arms.items():
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", name):
             mistakes.append(
-                Mistake(f"arms.{name}", "expected a name of letters, digits, hyphen and underscore")
+                Mistake(
+                    f"arms.{name}", "expected a name of letters, digits, hyphen and underscore, at most 64"
+                )
             )
         fixed = {key for key in undotted(changes) if key not in REPLACEABLE_KEYS}
         for key in sorted(fixed):
@@ -227,7 +211,7 @@ def _check_arms(experiment: Experiment, known: Collection[str]) -> tuple[Experim
         values = merge(base.model_dump(mode="json"), kept)
         mistakes += [
             Mistake(f"arms.{name}.{section}", f"has no effect with start: {values['start']}; remove it")
-            for section in _without_effect(values["start"])
+            for section in sections_without_effect(values["start"])
             if section in kept
         ]
         good[name] = {}
@@ -246,14 +230,6 @@ def _check_arms(experiment: Experiment, known: Collection[str]) -> tuple[Experim
     return faultless, mistakes
 
 
-def _without_effect(start: object) -> tuple[str, ...]:
-    """Return the sections that an arm with this start does not use."""
-    if start == "averaged":
-        return ("consolidation",)
-    unused = start == "random" or str(start).startswith("file:")
-    return ("teachers", "consolidation") if unused else ()
-
-
 _SOURCE_PATH = r"(parquet:|folder:|hf:(?=[.~])|torchvision:\w+@)(.+)"
 _PATHS = {
     "data.source": _SOURCE_PATH,
@@ -270,14 +246,15 @@ def _resolve_paths(values: dict[str, Any]) -> dict[str, Any]:
         if isinstance(value, dict):
             return {part: resolved(inner, f"{key}.{part}".lstrip(".")) for part, inner in value.items()}
         match = re.fullmatch(_PATHS[key], value) if key in _PATHS and isinstance(value, str) else None
-        return match[1] + str(Path(match[2]).expanduser().absolute()) if match else value
+        if match is None:
+            return value
+        try:
+            return match[1] + str(Path(match[2]).expanduser().absolute())
+        except (RuntimeError, OSError):  # nobody's home, or no current directory: it will not be found
+            return value
 
     result: dict[str, Any] = resolved(values)
     arms = values.get("arms")
     if isinstance(arms, dict):
         result["arms"] = {name: resolved(arm) for name, arm in arms.items()}
     return result
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

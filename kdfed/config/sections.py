@@ -36,8 +36,19 @@ def _distinct(items: Items) -> Items:
 
 
 Distinct = AfterValidator(_distinct)
-PositiveInt = Annotated[int, Field(ge=1)]
+
+# Ranges end where nobody's experiment is: beyond them float32 overflows, or nothing ever ends.
+PositiveInt = Annotated[int, Field(ge=1, le=10**9)]
+Passes = Annotated[int, Field(ge=1, le=10**6)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Momentum = Annotated[float, Field(ge=0, lt=1)]
+Rate = Annotated[float, Field(gt=0, le=1000)]
+Temperature = Annotated[float, Field(ge=1e-3, le=1e4)]
+Weight = Annotated[float, Field(ge=0, le=1e6)]
+Concentration = Annotated[float, Field(gt=0, le=1e9)]
+Seconds = Annotated[float, Field(gt=0, le=1e7)]
+Text = Annotated[str, Field(max_length=4096)]
 
 
 # ----------------------------------------------------------------------------- data and partition
@@ -55,26 +66,26 @@ class SplitSettings(Settings):
     transfer: Fraction = 0.15
     """Share, counted like ``validation``, on which teachers and student are compared. Never overlaps
     another split or any participant."""
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Seed of the split. It is not the run's seed, so the test set stays the same for every run."""
 
 
 class ColumnSettings(Settings):
     """Which columns of a table (``parquet:``, ``hf:``) hold what."""
 
-    inputs: str | tuple[str, ...] | None = None
+    inputs: Text | tuple[Text, ...] | None = None
     """The image column, or the feature columns. Default: the only image column, else every numeric
     column that is not the label."""
-    label: str | None = None
+    label: Text | None = None
     """The label column. Default: the only column of Hugging Face type ``ClassLabel``, else ``label``."""
 
 
 class NormaliseSettings(Settings):
     """Fixed normalisation ``(x - mean) / std``, per channel or per feature."""
 
-    mean: tuple[float, ...]
+    mean: tuple[Annotated[float, Field(ge=-1e30, le=1e30)], ...]
     """One number per channel (images, after scaling to [0, 1]) or per feature."""
-    std: tuple[Annotated[float, Field(gt=0)], ...]
+    std: tuple[Annotated[float, Field(ge=1e-30, le=1e30)], ...]
     """One number above 0 per channel or feature."""
 
 
@@ -88,7 +99,7 @@ class DataSettings(Settings):
     task: Literal["classification", "regression"] = "classification"
     """What is learnt: one of several classes, or a number. Numbers are standardised by mean and std of the
     transfer split's labels, and their score is R^2 wherever an accuracy is named: in targets and records."""
-    source: str = "mnist5k"
+    source: Text = "mnist5k"
     """``mnist5k``, ``digits``, ``diabetes`` (regression), ``parquet:PATH``, ``hf:NAME``,
     ``torchvision:NAME``, ``folder:PATH``, ``synthetic:KEY=VALUE,...`` or ``package.module:name``."""
     splits: SplitSettings = SplitSettings()
@@ -97,7 +108,7 @@ class DataSettings(Settings):
     """Use only this many examples, drawn with the split's seed. Default: all."""
     columns: ColumnSettings | None = None
     """For ``parquet:`` and ``hf:`` only. Default: found by the rules of each key."""
-    classes: PositiveInt | tuple[str, ...] | None = None
+    classes: PositiveInt | tuple[Text, ...] | None = None
     """Number or names of the classes, in label order. Required where the source does not declare them; a
     regression has none."""
     shape: Annotated[tuple[PositiveInt, ...], Field(min_length=3, max_length=3)] | None = None
@@ -127,7 +138,7 @@ class QuantitySkewPartition(PartitionBase):
     """IID labels, sizes drawn from a symmetric Dirichlet distribution."""
 
     kind: Literal["quantity-skew"]
-    alpha: Annotated[float, Field(gt=0)]
+    alpha: Concentration
     """Concentration of the sizes, above 0; smaller is more skewed."""
 
 
@@ -138,7 +149,7 @@ class LabelOverlapPartition(PartitionBase):
     classes: PositiveInt = 2
     """Classes in a participant's own group. With fewer participants than groups, what belongs to the
     groups of nobody is left out."""
-    overlap: Annotated[float, Field(ge=0, le=1)]
+    overlap: Share
     """Share of a participant's examples drawn from all classes alike: 0 is disjoint groups, 1 is uniform."""
 
 
@@ -155,7 +166,7 @@ class DirichletPartition(PartitionBase):
     """Label skew: each class is dealt to participants by a draw from a symmetric Dirichlet distribution."""
 
     kind: Literal["dirichlet"]
-    alpha: Annotated[float, Field(gt=0)]
+    alpha: Concentration
     """Concentration, above 0; smaller is more skewed."""
 
 
@@ -171,26 +182,26 @@ PartitionSettings = Annotated[
 class ModelSettings(Settings):
     """A model, fitted to the data's input shape and number of classes."""
 
-    name: str = "cnn"
+    name: Text = "cnn"
     """``cnn``, ``mlp``, ``resnet8``, ``resnet18``, ``torchvision:NAME`` or ``package.module:name``."""
-    options: dict[str, bool | int | float | str | tuple[int, ...]] = {}
+    options: dict[Text, bool | int | float | Text | tuple[int, ...]] = {}
     """Keyword arguments of the model, e.g. ``{width: 32}``; checked against its signature."""
 
 
 class OptimiserSettings(Settings):
     """Mini-batch training."""
 
-    epochs: PositiveInt = 1
+    epochs: Passes = 1
     """Passes over the examples."""
     batch_size: PositiveInt = 10
     """Examples a step; the last batch of an epoch may be smaller."""
     optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
     """torch.optim optimiser; its state starts afresh each time."""
-    lr: Annotated[float, Field(gt=0)] = 0.05
+    lr: Rate = 0.05
     """Learning rate, above 0."""
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    momentum: Momentum = 0.0
     """Momentum in [0, 1), for sgd only; 0 turns it off."""
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    weight_decay: Annotated[float, Field(ge=0, le=1000)] = 0.0
     """L2 penalty (decoupled for adamw); 0 turns it off."""
 
 
@@ -204,7 +215,7 @@ class ProximalLocal(OptimiserSettings):
     """Cross entropy plus ``mu / 2 * ||w - w_received||^2`` (FedProx, Li et al. 2020, equation 2)."""
 
     mode: Literal["proximal"]
-    mu: Annotated[float, Field(ge=0)]
+    mu: Weight
     """Weight of the proximal term; 0 is plain training."""
 
 
@@ -212,9 +223,9 @@ class KDLocal(OptimiserSettings):
     """Cross entropy plus distillation from the received model, which stays frozen."""
 
     mode: Literal["kd"]
-    temperature: Annotated[float, Field(gt=0)] = 3.0
+    temperature: Temperature = 3.0
     """Temperature T, above 0."""
-    weight: Annotated[float, Field(ge=0, le=1)] = 0.5
+    weight: Share = 0.5
     """Weight w of the distillation term in [0, 1]; 0 is plain training."""
 
 
@@ -222,9 +233,9 @@ class NTDLocal(OptimiserSettings):
     """Cross entropy plus distillation of the classes that are not the label, from the received model."""
 
     mode: Literal["ntd"]
-    temperature: Annotated[float, Field(gt=0)] = 1.0
+    temperature: Temperature = 1.0
     """Temperature T, above 0."""
-    beta: Annotated[float, Field(ge=0)] = 1.0
+    beta: Weight = 1.0
     """Weight of the not-true distillation term; 0 is plain training."""
 
 
@@ -235,10 +246,10 @@ class MutualLocal(OptimiserSettings):
     """
 
     mode: Literal["mutual"]
-    alpha: Annotated[float, Field(ge=0, le=1)] = 0.5
+    alpha: Share = 0.5
     """Weight of cross entropy in the personal model's loss, in [0, 1]; the rest goes to distillation from the
     received model."""
-    beta: Annotated[float, Field(ge=0, le=1)] = 0.5
+    beta: Share = 0.5
     """Weight of cross entropy in the received model's loss, in [0, 1]; the rest goes to distillation from the
     personal model. 1 is plain training of the received model."""
     model: ModelSettings | None = None
@@ -255,7 +266,7 @@ class LabelCountSettings(Settings):
 
     send: bool = False
     """Send the counts with the teacher's reply."""
-    epsilon: Annotated[float, Field(gt=0)] | None = None
+    epsilon: Annotated[float, Field(ge=1e-3, le=1e6)] | None = None
     """Add Laplace noise of scale 1 / epsilon to each count (one example changes one count by one, so the
     counts are epsilon-differentially private). Default: exact counts. The total is not protected: the reply
     says in ``num-examples`` how many examples there are."""
@@ -264,9 +275,9 @@ class LabelCountSettings(Settings):
 class TeacherSettings(OptimiserSettings):
     """The participants' own training before the first round."""
 
-    epochs: PositiveInt = 10
+    epochs: Passes = 10
     """Passes over the participant's examples."""
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    momentum: Momentum = 0.0
     """Momentum in [0, 1), for sgd only; 0 turns it off."""
     count: PositiveInt | Literal["all"] = "all"
     """How many participants train a teacher, drawn with the run's seed."""
@@ -289,13 +300,13 @@ class DistillationSettings(OptimiserSettings):
 
     labels: bool = False
     """Use the labels of the transfer set."""
-    epochs: PositiveInt = 60
+    epochs: Passes = 60
     """Passes over the transfer set."""
     batch_size: PositiveInt = 64
     """Examples a step."""
-    lr: Annotated[float, Field(gt=0)] = 0.05
+    lr: Rate = 0.05
     """Learning rate, above 0."""
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    momentum: Momentum = 0.0
     """Momentum in [0, 1), for sgd only; 0 turns it off."""
     schedule: Literal["constant", "cosine"] = "constant"
     """Learning rate over the epochs; ``cosine`` decays to 0."""
@@ -313,22 +324,22 @@ class DistillationSettings(OptimiserSettings):
 class GeneratorSettings(Settings):
     """The generator of the transfer set ``generated``, trained against the teachers (Chen et al. 2019)."""
 
-    steps: PositiveInt = 200
+    steps: Passes = 200
     """Optimiser steps (Adam)."""
-    batch_size: Annotated[int, Field(ge=2)] = 128
+    batch_size: Annotated[int, Field(ge=2, le=10**6)] = 128
     """Examples a step, 2 or more: each class should be among them."""
-    lr: Annotated[float, Field(gt=0)] = 0.001
+    lr: Rate = 0.001
     """Learning rate, above 0."""
     latent: PositiveInt = 100
     """Standard normal values that an example is drawn from."""
     width: PositiveInt = 16
     """Channels of the last hidden layer, twice as many before; for feature vectors, a quarter of the hidden
     units."""
-    one_hot_weight: Annotated[float, Field(ge=0)] = 1.0
+    one_hot_weight: Weight = 1.0
     """Weight of the one-hot loss: the teachers should be sure of each example. 0 turns it off."""
-    entropy_weight: Annotated[float, Field(ge=0)] = 5.0
+    entropy_weight: Weight = 5.0
     """Weight of the information entropy: a batch should hold all classes alike. 0 turns it off."""
-    activation_weight: Annotated[float, Field(ge=0)] = 0.1
+    activation_weight: Weight = 0.1
     """Weight of the activation loss: what enters the teachers' last linear layer should be large. 0 turns it
     off."""
 
@@ -372,9 +383,9 @@ class VanillaConsolidation(ConsolidationBase):
     """The KD method."""
     ensemble: Ensemble = "mean-probabilities"
     """How the teachers' outputs become one target."""
-    temperature: Annotated[float, Field(gt=0)] = 3.0
+    temperature: Temperature = 3.0
     """Temperature T of the distillation term, above 0."""
-    weight: Annotated[float, Field(ge=0, le=1)] = 1.0
+    weight: Share = 1.0
     """Weight w of the distillation term; 1 - w goes to cross entropy. Below 1 only with ``labels``."""
 
 
@@ -386,11 +397,11 @@ class TunedConsolidation(ConsolidationBase):
     ensemble: Ensemble = "mean-probabilities"
     """How the teachers' outputs become one target."""
     temperatures: Annotated[
-        tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1), Distinct
+        tuple[Temperature, ...], Field(min_length=1), Distinct
     ] = (1.0, 2.0, 3.0, 5.0, 10.0)  # fmt: skip
     """Temperatures T to try, above 0."""
     weights: Annotated[
-        tuple[Annotated[float, Field(ge=0, le=1)], ...], Field(min_length=1), Distinct
+        tuple[Share, ...], Field(min_length=1), Distinct
     ] = (1.0,)  # fmt: skip
     """Weights w to try. Below 1 only with ``labels``."""
     sampler: Literal["grid", "random", "tpe"] = "grid"
@@ -411,9 +422,9 @@ class PartitionedConsolidation(ConsolidationBase):
 
     method: Literal["partitioned"]
     """The KD method."""
-    temperature: Annotated[float, Field(gt=0)] = 3.0
+    temperature: Temperature = 3.0
     """Temperature T of the distillation term, above 0."""
-    weight: Annotated[float, Field(ge=0, le=1)] = 1.0
+    weight: Share = 1.0
     """Weight w of the distillation term; 1 - w goes to cross entropy. Below 1 only with ``labels``."""
 
 
@@ -429,11 +440,11 @@ ConsolidationSettings = Annotated[
 class DeadlineSettings(Settings):
     """Seconds until a missing reply counts as late."""
 
-    hello: Annotated[float, Field(gt=0)] = 120.0
+    hello: Seconds = 120.0
     """For the first contact."""
-    teachers: Annotated[float, Field(gt=0)] = 3600.0
+    teachers: Seconds = 3600.0
     """For the teacher exchange."""
-    train: Annotated[float, Field(gt=0)] = 3600.0
+    train: Seconds = 3600.0
     """For one federated round."""
 
 
@@ -476,9 +487,9 @@ class FedAvgMServer(ServerBase):
     """FedAvg with server momentum (Hsu et al. 2019)."""
 
     strategy: Literal["fedavgm"]
-    server_learning_rate: Annotated[float, Field(gt=0)] = 1.0
+    server_learning_rate: Rate = 1.0
     """Server step size, above 0."""
-    server_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    server_momentum: Momentum = 0.9
     """Server momentum in [0, 1)."""
 
 
@@ -486,9 +497,9 @@ class FedAdagradServer(ServerBase):
     """FedAdagrad: server steps scaled by all past updates (Reddi et al. 2021)."""
 
     strategy: Literal["fedadagrad"]
-    eta: Annotated[float, Field(gt=0)] = 0.1
+    eta: Rate = 0.1
     """Server learning rate, above 0."""
-    tau: Annotated[float, Field(gt=0)] = 1e-3
+    tau: Annotated[float, Field(ge=1e-12, le=1000)] = 1e-3
     """Degree of adaptability, above 0."""
 
 
@@ -496,9 +507,9 @@ class FedAdamServer(FedAdagradServer):
     """FedAdam: server steps scaled by a moving average of updates (Reddi et al. 2021)."""
 
     strategy: Literal["fedadam"]  # type: ignore[assignment]
-    beta_1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    beta_1: Momentum = 0.9
     """First moment in [0, 1)."""
-    beta_2: Annotated[float, Field(ge=0, lt=1)] = 0.99
+    beta_2: Momentum = 0.99
     """Second moment in [0, 1)."""
 
 
@@ -513,15 +524,15 @@ class FedDFDistillation(DistillationSettings):
 
     ensemble: Literal["mean-logits", "mean-probabilities", "confidence", "validated"] = "mean-logits"
     """How the models' outputs become one target."""
-    temperature: Annotated[float, Field(gt=0)] = 1.0
+    temperature: Temperature = 1.0
     """Temperature T of the distillation term, above 0."""
-    weight: Annotated[float, Field(ge=0, le=1)] = 1.0
+    weight: Share = 1.0
     """Weight w of the distillation term; 1 - w goes to cross entropy. Below 1 only with ``labels``."""
-    epochs: PositiveInt = 5
+    epochs: Passes = 5
     """Passes over the transfer set."""
     optimizer: Literal["sgd", "adam", "adamw"] = "adam"
     """torch.optim optimiser; its state starts afresh each time."""
-    lr: Annotated[float, Field(gt=0)] = 0.001
+    lr: Rate = 0.001
     """Learning rate, above 0."""
 
 
@@ -566,7 +577,7 @@ class DSFLServer(LogitsServer):
     """The mean of the probabilities, with its entropy reduced, is the consensus (Itahara et al. 2021)."""
 
     strategy: Literal["ds_fl"]
-    temperature: Annotated[float, Field(gt=0)] = 0.1
+    temperature: Temperature = 0.1
     """Temperature T of the entropy reduction, above 0; it divides probabilities."""
 
 
@@ -588,7 +599,7 @@ class KrumServer(ServerBase):
     """Krum (Blanchard et al. 2017)."""
 
     strategy: Literal["krum"]
-    num_malicious_nodes: Annotated[int, Field(ge=0)] = 0
+    num_malicious_nodes: Annotated[int, Field(ge=0, le=10**9)] = 0
     """How many participants may lie: fewer than those sampled less 2."""
 
 
@@ -623,7 +634,7 @@ class PlateauSettings(Settings):
 class RoundSettings(Settings):
     """How long an arm runs and how its curve is read."""
 
-    max: Annotated[int, Field(ge=0)] = 40
+    max: Annotated[int, Field(ge=0, le=10**6)] = 40
     """Federated rounds at most; 0 evaluates the start only."""
     evaluate_on: Literal["validation"] = "validation"
     """The split that targets and stops use. The test split is reported beside it, never used."""

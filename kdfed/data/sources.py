@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import difflib
 import gzip
-import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -32,6 +31,7 @@ from kdfed.data.splits import strata_of, stratified_order
 from kdfed.data.synthetic import synthetic
 from kdfed.data.tables import hub, parquet
 from kdfed.errors import DataError
+from kdfed.named import NamedError, blamed, load_named
 from kdfed.seeding import numpy_generator
 
 Loader = Callable[[str, DataSettings], Listing]
@@ -95,28 +95,20 @@ def user(name: str, settings: DataSettings) -> Listing:
     It returns a :class:`~kdfed.data.Dataset`, or (inputs, labels, class names). In a regression the labels
     are numbers, and there are no class names.
     """
-    module, colon, attribute = name.partition(":")
+    module = name.partition(":")[0]
     try:
-        if not colon:
-            raise ImportError("it names no function")
-        function = getattr(importlib.import_module(module), attribute)
-        if not callable(function):
-            raise TypeError(f"{attribute} is no function, but of type {type(function).__name__}")
-    except Exception as error:  # importing runs a user's module
+        function = load_named(name)
+    except NamedError as error:
         near = difflib.get_close_matches(module, [key.partition(":")[0] for key in SOURCES], n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(SOURCES)}"
-        raise DataError(
-            f"expected a source or an importable package.module:name, got {name!r} ({error}); {hint}"
-        ) from error
+        raise DataError(f"{error}; sources of ours: {hint}") from error
     try:
-        made = function(settings)
-    except DataError:
-        raise
-    except (Exception, SystemExit) as error:
-        raise DataError(
-            f"expected (inputs, labels, class names) from {name}, which takes the data settings; it raised "
-            f"{type(error).__name__}: {one_line(error)}"
-        ) from error
+        with blamed(
+            name, f"expected (inputs, labels, class names) from {name}, which takes the data settings"
+        ):
+            made = function(settings)
+    except NamedError as error:
+        raise DataError(str(error)) from error
     if not isinstance(made, Dataset | tuple) or (isinstance(made, tuple) and len(made) != 3):
         raise DataError(
             f"expected (inputs, labels, class names) or a kdfed.data.Dataset from {name}, got "

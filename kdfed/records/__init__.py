@@ -18,7 +18,7 @@ from kdfed.records.folder import RunFolder, write_atomically
 from kdfed.records.opening import versions
 from kdfed.records.rounds import Absent, Failure, Outcome, RoundRecord, Stopped
 from kdfed.records.summary import COSTS, summarise
-from kdfed.records.weights import load_model, weights_sha256
+from kdfed.records.weights import load_model, load_start, weights_sha256
 
 __all__ = [
     "COSTS",
@@ -29,6 +29,7 @@ __all__ = [
     "RunFolder",
     "Stopped",
     "load_model",
+    "load_start",
     "summarise",
     "versions",
     "weights_sha256",

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from kdfed.errors import DataError
 from kdfed.models import State
+from kdfed.wire import Spec, problem_with
 
 
 def load_model(path: str | Path) -> State:
@@ -37,6 +38,33 @@ def load_model(path: str | Path) -> State:
         return dict(load_file(path))
     except (OSError, SafetensorError) as error:
         raise DataError(f"expected a readable .safetensors file, got {path}: {error}", "start") from error
+
+
+def load_start(path: str | Path, spec: Spec) -> State:
+    """Read the weights that an arm with ``start: file:PATH`` starts from.
+
+    Parameters
+    ----------
+    path
+        A ``.safetensors`` file.
+    spec
+        Shapes and dtypes of the federated model's weights.
+
+    Raises
+    ------
+    DataError
+        If the file cannot be read, keys, shapes or dtypes are those of another model, or a value is not
+        finite.
+    """
+    state = load_model(path)
+    problem = problem_with(state, spec)
+    if problem is not None:
+        raise DataError(
+            f"{path} does not fit the model: {problem}; use weights of the same model, options, input shape "
+            "and classes",
+            "start",
+        )
+    return state
 
 
 def weights_sha256(state: Mapping[str, torch.Tensor]) -> str:

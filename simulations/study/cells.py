@@ -10,6 +10,7 @@ from importlib.metadata import version
 from typing import Any
 
 from kdfed.config import GeneratorSettings, ModelSettings, PartitionSettings
+from kdfed.errors import unknown
 from simulations.study.settings import UNLABELLED, StudySettings, Transfer
 
 
@@ -116,6 +117,9 @@ def trials(study: StudySettings, point: Point) -> list[Trial]:
         "mutual": Trial("mutual", None, None),
         "partitioned": Trial("partitioned", study.temperature, weight),
     }
+    for method in study.methods:
+        if method not in (*untuned, "tuned"):
+            raise unknown("methods", method, (*untuned, "tuned"), "simulations.study.cells.trials")
     present = [untuned[method] for method in study.methods if method in untuned]
     found = list(present)  # vanilla's own pair comes first: among equals it wins the search
     weights = search.weights if point.labels else (1.0,)

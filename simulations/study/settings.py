@@ -29,8 +29,8 @@ from kdfed.config.checks import (
     temperature_problem,
 )
 from kdfed.config.mistakes import describe_all
-from kdfed.config.sections import Distinct
-from kdfed.errors import ConfigError, Mistake
+from kdfed.config.sections import Distinct, Passes, Rate, Temperature
+from kdfed.errors import ConfigError, Mistake, shown
 
 Method = Literal["vanilla", "tuned", "mutual", "partitioned"]
 Transfer = Literal["public", "own", "teacher", "union", "proxy", "noise", "generated"]
@@ -42,14 +42,14 @@ UNLABELLED: tuple[Transfer, ...] = ("proxy", "noise", "generated")
 class Pretraining(OptimiserSettings):
     """How the models are trained on their own data, before any distillation."""
 
-    epochs: PositiveInt = 20
+    epochs: Passes = 20
     """Passes over a model's own examples."""
 
 
 class Distillation(OptimiserSettings):
     """How a student is trained on the transfer set, whatever the method."""
 
-    epochs: PositiveInt = 20
+    epochs: Passes = 20
     """Passes over the transfer set."""
     batch_size: PositiveInt = 32
     """Examples a step."""
@@ -62,7 +62,7 @@ class Distillation(OptimiserSettings):
 class Search(Settings):
     """What is searched on the validation split."""
 
-    temperatures: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1), Distinct] = (
+    temperatures: Annotated[tuple[Temperature, ...], Field(min_length=1), Distinct] = (
         1.0, 2.0, 4.0, 8.0,
     )  # fmt: skip
     """Temperatures that tuned KD tries."""
@@ -70,10 +70,10 @@ class Search(Settings):
         0.25, 0.5, 0.75, 1.0,
     )  # fmt: skip
     """Weights that tuned KD tries; on an unlabelled transfer set 1 alone."""
-    rates: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Distinct] = ()
+    rates: Annotated[tuple[Rate, ...], Distinct] = ()
     """Factors of the learning rate that every other method tries, for the table in which all methods have
     equally many trials. Default: that table is left out."""
-    passes: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1), Distinct] = (1.0,)
+    passes: Annotated[tuple[Rate, ...], Field(min_length=1), Distinct] = (1.0,)
     """Factors of the number of epochs that they try, each with each rate."""
 
 
@@ -130,7 +130,7 @@ class StudySettings(Settings):
     """On the transfer set."""
     search: Search = Search()
     """On the validation split."""
-    temperature: Annotated[float, Field(gt=0)] = 4.0
+    temperature: Temperature = 4.0
     """Temperature of the methods that are not tuned."""
     weight: Annotated[float, Field(gt=0, le=1)] = 0.5
     """Weight of the methods that are not tuned, on labelled transfer sets."""
@@ -204,7 +204,16 @@ def _check(study: StudySettings) -> list[Mistake]:
             f"expected as many pairs with passes as temperatures x weights, {len(search.temperatures)} x "
             f"{len(search.weights)}, got {len(search.rates)} x {len(search.passes)}",
         )
-    for key, factors in (("rates", search.rates), ("passes", search.passes)):
+    for key, factors, of, most in (
+        ("rates", search.rates, "lr", 1000),
+        ("passes", search.passes, "epochs", 10**6),
+    ):
+        for product in (getattr(study.distillation, of) * factor for factor in factors):
+            if not 0 < product <= most:
+                wrong(
+                    f"search.{key}",
+                    f"times distillation.{of}: expected above 0, at most {most}, got {product:g}",
+                )
         if search.rates and 1.0 not in factors:
             wrong(f"search.{key}", f"expected 1 among them, got {list(factors)}; add it")
     if study.centre.transfer in UNLABELLED and study.centre.labels:
@@ -228,7 +237,7 @@ def _check(study: StudySettings) -> list[Mistake]:
         wrong("generator", problem)
     for name in study.vary.distributions:
         if name not in study.distributions:
-            wrong("vary.distributions", f"expected names of distributions, got {name!r}")
+            wrong("vary.distributions", f"expected names of distributions, got {shown(name)}")
     if "tuned" in study.methods and "vanilla" not in study.methods:
         wrong("methods", "expected 'vanilla' beside 'tuned', which is one of its trials; add it")
     return mistakes

@@ -24,7 +24,8 @@ from kdfed.config import (
 )
 from kdfed.consolidate import consolidate, teacher_logits
 from kdfed.data import Examples, PreparedData, prepare
-from kdfed.errors import DataError
+from kdfed.distill import METHODS
+from kdfed.errors import DataError, unknown
 from kdfed.generated import generate, teacher_problem
 from kdfed.models import State, build_model, load_state, state_of
 from kdfed.partition import Partition, partition_of
@@ -145,6 +146,8 @@ def transfer_of(study: StudySettings, point: Point, cache: Path) -> Examples:
         if point.transfer == "proxy":
             assert study.proxy is not None, "the study was checked"
             return proxy(study.proxy, shape, wanted, seed)
+        if point.transfer != "generated":
+            raise unknown("transfer", point.transfer, UNLABELLED, "simulations.study.work.transfer_of")
         generate_at(study, point, cache)
         return without_labels(load(generated_file(cache, study, point).read_bytes())["inputs"])
     places = {
@@ -194,7 +197,9 @@ def _settings(study: StudySettings, point: Point, trial: Trial) -> Consolidation
     shared |= {"temperature": trial.temperature, "weight": trial.weight}
     if trial.method == "partitioned":
         return PartitionedConsolidation(method="partitioned", **shared)
-    return VanillaConsolidation(ensemble=chosen.ensemble, **shared)
+    if trial.method == "vanilla":  # tuned KD is a search over its trials
+        return VanillaConsolidation(ensemble=chosen.ensemble, **shared)
+    raise unknown("methods", trial.method, METHODS, "simulations.study.work")
 
 
 def _build(data: PreparedData, point: Point, seed: int) -> nn.Module:

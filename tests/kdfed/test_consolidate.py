@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import math
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from kdfed.config import (
     VanillaConsolidation,
     variants,
 )
-from kdfed.consolidate import TeacherStacks, average_states, consolidate, cosine, teacher_logits
+from kdfed.consolidate import RUNS, TeacherStacks, average_states, consolidate, cosine, teacher_logits
 from kdfed.data import Examples
 from kdfed.distill import METHODS, mutual, partitioned
 from kdfed.distill.vanilla import kd_loss
@@ -466,3 +467,25 @@ def test_teachers_that_only_look_alike_are_not_run_as_one() -> None:
     inputs = torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
     together = teacher_logits(twins, inputs)
     torch.testing.assert_close(together, torch.stack([predict(one, inputs) for one in twins]))
+
+
+class _Reverse(VanillaConsolidation):
+    """A method of somebody's own, which forgot to say how it is carried out."""
+
+    method: Literal["reverse"] = "reverse"  # type: ignore[assignment]
+
+
+def test_a_method_that_nothing_carries_out_is_refused_and_never_trains_vanilla(
+    teachers: list[nn.Module],
+) -> None:
+    student = some_model(7)
+    before = state_of(student)
+    with pytest.raises(
+        KdfedError, match=r"expected one of vanilla, .*, got 'reverse'; kdfed\.consolidate\.RUNS"
+    ):
+        consolidate(student, teachers, TRANSFER, VALIDATION, _Reverse(epochs=1), seed=0)
+    assert all(torch.equal(before[key], value) for key, value in state_of(student).items())
+
+
+def test_every_method_of_the_configuration_is_carried_out() -> None:
+    assert set(RUNS) == set(variants("consolidation").values())

@@ -167,3 +167,8 @@ def test_noisy_counts_are_never_negative_and_repeat_with_the_seed() -> None:
 def test_an_epsilon_of_zero_is_refused() -> None:
     with pytest.raises(KdfedError, match="epsilon above 0, got 0"):
         add_laplace_noise(np.ones(2), 0, np.random.default_rng(0))
+
+
+def test_an_unknown_ensemble_is_refused_though_there_are_scores() -> None:
+    with pytest.raises(KdfedError, match=r"expected one of mean-logits, .*, got 'own'"):
+        combine("own", torch.zeros(2, 3, 4), 1.0, torch.ones(2, 4))

@@ -3,6 +3,7 @@ from __future__ import annotations
 import random
 import tracemalloc
 import warnings
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -355,3 +356,17 @@ def test_a_missing_flwr_datasets_is_named(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setitem(sys.modules, "flwr_datasets.partitioner", None)
     with pytest.raises(DataError, match="needs the package flwr-datasets"):
         deal("dirichlet")
+
+
+@pytest.mark.parametrize("base", ["uniform", "label-overlap", "dirichlet"])
+def test_a_kind_that_nothing_deals_is_refused_and_never_dealt_like_another(base: str) -> None:
+    """Settings of one's own, derived from a kind that is dealt, or from none."""
+    known = asked(base)
+
+    class Own(type(known)):  # type: ignore[misc]
+        kind: Literal["own"]
+
+    own = Own.model_validate({**known.model_dump(), "kind": "own"})
+    with pytest.raises(DataError, match=r"partition\.kind: expected one of uniform, .*, got 'own'") as caught:
+        make_partition(own, LABELS, POOL, 10, 0)
+    assert caught.value.key == "partition.kind"

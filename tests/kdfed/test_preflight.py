@@ -187,3 +187,45 @@ def test_a_users_source_is_called_once(tiny: Build, monkeypatch: pytest.MonkeyPa
     experiment = tiny(data={"source": "once_source:make"})
     assert check_data(experiment) == check_data(experiment) == []
     assert len(calls) == 1
+
+
+def test_weights_to_start_from_that_an_arm_would_refuse_are_found_before_anything_starts(
+    tiny: Build, tmp_path: Path
+) -> None:
+    settings = ModelSettings(name="mlp", options={"hidden": (16,)})
+    good = state_of(build_model(settings, (1, 8, 8), 10, 0))
+    states = {
+        "nan": {**good, "1.bias": good["1.bias"] * float("nan")},
+        "inf": {**good, "1.bias": good["1.bias"] + float("inf")},
+        "half": {key: value.half() for key, value in good.items()},
+        "more": {**good, "extra": torch.zeros(1)},
+        "fewer": {key: value for key, value in good.items() if key != "1.bias"},
+    }
+    for name, state in states.items():
+        save_file(state, tmp_path / f"{name}.safetensors")
+    arms = {name: {"start": f"file:{tmp_path / name}.safetensors"} for name in states}
+    mistakes = found(tiny(arms=arms))
+    assert list(mistakes) == [f"arms.{name}.start" for name in states]
+    for name, message in {
+        "nan": "not finite: 1.bias",
+        "inf": "not finite: 1.bias",
+        "half": "wrong dtype of 1.weight: expected float32, got float16",
+        "more": "unexpected ['extra']",
+        "fewer": "missing ['1.bias']",
+    }.items():
+        assert message in mistakes[f"arms.{name}.start"]
+
+
+def test_what_nothing_carries_out_is_refused_before_anything_starts(
+    tiny: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from kdfed.config import VanillaConsolidation
+    from kdfed.consolidate import RUNS
+    from kdfed.train import LOCAL_LOSSES
+
+    monkeypatch.delitem(RUNS, VanillaConsolidation)
+    monkeypatch.delitem(LOCAL_LOSSES, "plain")
+    mistakes = found(tiny())
+    assert set(mistakes) == {"local.mode", "consolidation.method"}
+    assert "expected one of tuned, mutual, partitioned, got 'vanilla'" in mistakes["consolidation.method"]
+    assert "got 'plain'" in mistakes["local.mode"]

@@ -430,3 +430,13 @@ def test_the_received_model_is_made_only_where_it_is_needed() -> None:
 
     for settings in (PlainLocal(), MutualLocal(mode="mutual")):
         local_loss(unneeded, settings)
+
+
+def test_an_unknown_local_mode_and_optimiser_are_refused() -> None:
+    from kdfed.train import make_optimizer
+
+    model = build_model(ModelSettings(name="mlp"), (4,), 2, 0)
+    with pytest.raises(KdfedError, match=r"expected one of plain, .*, got 'own'"):
+        local_loss(lambda: model, PlainLocal().model_copy(update={"mode": "own"}))
+    with pytest.raises(KdfedError, match="expected one of sgd, adam, adamw, got 'own'"):
+        make_optimizer(model, OptimiserSettings().model_copy(update={"optimizer": "own"}))

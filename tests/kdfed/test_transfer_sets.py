@@ -125,3 +125,10 @@ def test_a_proxy_that_does_not_fit_in_memory_says_so() -> None:
     with pytest.raises(DataError, match="of memory of this machine") as caught:
         proxy(PROXY, (3, 10**6, 10**6), 1, 1)
     assert caught.value.key == "proxy.source"
+
+
+def test_an_unknown_transfer_set_is_refused_and_never_generated() -> None:
+    teacher = build_model(ModelSettings(name="mlp"), (1, 8, 8), 10, 0)
+    settings = ConsolidationBase().model_copy(update={"transfer": "own-kind"})
+    with pytest.raises(KdfedError, match=r"expected one of public, .*, got 'own-kind'"):
+        transfer_set(settings, PUBLIC, [teacher], 0)

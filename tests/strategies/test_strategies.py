@@ -14,7 +14,7 @@ from clients.participant import participants_of
 from kdfed import wire
 from kdfed.config import variants
 from kdfed.data import prepare
-from kdfed.errors import ConfigError
+from kdfed.errors import ConfigError, KdfedError
 from kdfed.models import build_model, load_state, state_of
 from kdfed.seeding import derive
 from kdfed.train import LOCAL_MODES, fit, local_loss
@@ -225,3 +225,14 @@ def test_a_strategy_that_would_sample_or_wait_for_ever_is_refused(tiny, run_arm)
         run_arm(tiny(), strategy=FedAvg(min_available_nodes=6))
     with pytest.raises(ConfigError, match=r"proximal_mu: expected arm\.local of mode 'proximal'"):
         run_arm(tiny(), strategy=FedProx(proximal_mu=0.1))
+
+
+def test_an_unknown_strategy_is_refused(tiny):
+    from types import SimpleNamespace
+
+    from strategies.catalogue import make_strategy
+
+    arm = tiny().arm("cold")
+    server = arm.server.model_copy(update={"strategy": "own"})
+    with pytest.raises(KdfedError, match=r"server\.strategy: expected one of fedavg, .*, got 'own'"):
+        make_strategy(SimpleNamespace(arm=arm.model_copy(update={"server": server})))

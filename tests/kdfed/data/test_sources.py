@@ -204,7 +204,10 @@ def test_a_users_module_that_cannot_be_imported_is_refused(
 ) -> None:
     (tmp_path / "broken_source.py").write_text("1 / 0")
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(DataError, match="got 'broken_source:make' \\(division by zero\\)"):
+    with pytest.raises(
+        DataError,
+        match=r"make'; it raised ZeroDivisionError: division by zero .*broken_source\.py, line 1",
+    ):
         load_source(DataSettings(source="broken_source:make"))
 
 

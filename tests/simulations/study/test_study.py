@@ -18,7 +18,7 @@ import yaml
 from kdfed.config import VanillaConsolidation
 from kdfed.consolidate import consolidate
 from kdfed.data import prepare
-from kdfed.errors import ConfigError
+from kdfed.errors import ConfigError, KdfedError
 from kdfed.models import build_model
 from kdfed.seeding import derive
 from kdfed.train import PLAIN, fit, predict
@@ -401,3 +401,26 @@ def test_what_a_regression_does_not_have_is_refused_at_once(tmp_path):
     )
     with pytest.raises(ConfigError, match=r"data.task: expected 'regression' with source 'diabetes'"):
         load_study(write(tmp_path, data={"source": "diabetes"}))
+
+
+def test_a_method_that_no_trial_carries_out_is_refused_and_never_left_out_or_replaced(tmp_path):
+    from simulations.study.cells import Trial
+    from simulations.study.work import _settings
+
+    study = load_study(write(tmp_path))
+    (point, *_) = points(study)
+    own = study.model_copy(update={"methods": ("vanilla", "own")})
+    with pytest.raises(KdfedError, match=r"methods: expected one of vanilla, .*, got 'own'"):
+        trials(own, point)
+    with pytest.raises(KdfedError, match=r"methods: expected one of vanilla, .*, got 'own'"):
+        _settings(study, point, Trial("own", 1.0, 1.0))
+
+
+def test_a_search_stays_within_what_a_training_takes(tmp_path):
+    with pytest.raises(ConfigError) as caught:
+        load_study(
+            write(tmp_path), ["distillation.lr=900", "distillation.epochs=900000", "search.rates=[1.0, 2]"]
+        )
+    messages = {mistake.key: mistake.message for mistake in caught.value.mistakes}
+    assert "at most 1000, got 1800" in messages["search.rates"]
+    assert "at most 1000000, got 1.35e+06" in messages["search.passes"]

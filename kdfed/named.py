@@ -1,0 +1,124 @@
+"""What a user names by ``package.module:name``: finding it, calling it, and telling where it went wrong."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import sysconfig
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from kdfed.errors import KdfedError, shortened, shown
+
+SIGNALLED = frozenset(128 + number for number in (1, 2, 15))
+"""Exit codes of a process that was told to end: such an exit is nobody's mistake."""
+
+
+class NamedError(KdfedError):
+    """A name stands for nothing that can be called, or what it stands for failed."""
+
+
+def load_named(name: str) -> Callable[..., Any]:
+    """Return the callable that ``package.module:name`` stands for; its module is imported.
+
+    Raises
+    ------
+    NamedError
+        If the name has another form, the module cannot be imported, whatever it raises, or what it names is
+        missing or cannot be called. Tells file and line of the mistake.
+    """
+    module_name, _, attribute = name.partition(":")
+    if not attribute.isidentifier() or not all(part.isidentifier() for part in module_name.split(".")):
+        raise NamedError(f"expected an importable package.module:name, got {shown(name)}")
+    with blamed(name, f"expected an importable package.module:name, got {shown(name)}"):
+        found = getattr(importlib.import_module(module_name), attribute)
+    if not callable(found):
+        raise NamedError(f"expected {shown(name)} to be callable, got {_a(type(found).__name__)}")
+    return found  # type: ignore[no-any-return]
+
+
+def signature_of(name: str, function: Callable[..., Any]) -> inspect.Signature:
+    """Return the signature of what a user named.
+
+    Raises
+    ------
+    NamedError
+        If it has none that can be read, as many builtins.
+    """
+    with blamed(name, f"expected {shown(name)} to have a signature that can be read; wrap it in a function"):
+        return inspect.signature(function)
+
+
+@contextmanager
+def blamed(name: str, expected: str) -> Iterator[None]:
+    """Run a user's code; whatever it raises becomes one error that says where.
+
+    Parameters
+    ----------
+    name
+        What the user named.
+    expected
+        The beginning of the message.
+
+    Raises
+    ------
+    NamedError
+        Whatever was raised, ``SystemExit`` included; not KdfedError, Ctrl-C, or an exit that a signal asked
+        for.
+    """
+    try:
+        yield
+    except (KdfedError, KeyboardInterrupt, GeneratorExit):
+        raise
+    except BaseException as error:
+        if isinstance(error, SystemExit) and error.code in SIGNALLED:
+            raise
+        raise NamedError(f"{expected}; it raised {told(error, name)}") from error
+
+
+def told(error: BaseException, name: str) -> str:
+    """Return what a user's code raised, and where: one line.
+
+    Parameters
+    ----------
+    error
+        What was raised.
+    name
+        What the user named. The place is the innermost frame of its package, or of other code that is not
+        installed.
+
+    Returns
+    -------
+    str
+        For example ``ValueError: no width (my_models.py, line 12)``.
+    """
+    place = _place(error, name.partition(":")[0].partition(".")[0])
+    text = error.msg if isinstance(error, SyntaxError) else str(error)
+    if isinstance(error, SystemExit):
+        text = f"{text}; code that is imported or called must not end the program"
+    reason = shortened(
+        ": ".join(part for part in (type(error).__name__, " ".join(text.split())) if part), 500
+    )
+    return f"{reason} ({place})" if place else reason
+
+
+_INSTALLED = tuple({sysconfig.get_path(kind) for kind in ("stdlib", "platstdlib", "purelib", "platlib")})
+_OURS = ("kdfed", "strategies", "clients", "simulations")
+
+
+def _place(error: BaseException, package: str) -> str:
+    """Return file and line of a mistake; empty where no code of the user's was running."""
+    if isinstance(error, SyntaxError) and error.filename and Path(error.filename).exists():
+        return f"{error.filename}, line {error.lineno}"
+    for frame, line in reversed(list(traceback.walk_tb(error.__traceback__))):
+        file, top = frame.f_code.co_filename, str(frame.f_globals.get("__name__")).partition(".")[0]
+        if top == package or not (top in _OURS or file.startswith(("<", *_INSTALLED))):
+            return f"{file}, line {line}"
+    return ""
+
+
+def _a(word: str) -> str:
+    return f"{'an' if word[:1].lower() in 'aeiou' else 'a'} {word}"

@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, get_args
+
+import annotated_types
+import pytest
+from pydantic.fields import FieldInfo
+
+from kdfed import config
+from kdfed.config import Settings, load_experiment
+from kdfed.errors import ConfigError
+
+
+def bounded(annotation: Any, metadata: list[Any]) -> bool:
+    """Tell whether every number that an annotation lets in has an upper bound."""
+    found = [m for item in metadata for m in (item.metadata if isinstance(item, FieldInfo) else [item])]
+    if annotation in (int, float):
+        return any(isinstance(item, annotated_types.Le | annotated_types.Lt) for item in found)
+    if hasattr(annotation, "__metadata__"):
+        return bounded(annotation.__origin__, [*found, *annotation.__metadata__])
+    return all(bounded(argument, []) for argument in get_args(annotation) if argument is not Ellipsis)
+
+
+def test_every_number_of_an_experiment_has_an_upper_bound() -> None:
+    models = [v for v in vars(config).values() if isinstance(v, type) and issubclass(v, Settings)]
+    assert len(models) > 40
+    free = [
+        f"{model.__name__}.{name}"
+        for model in models
+        for name, field in model.model_fields.items()
+        if not bounded(field.annotation, field.metadata)
+    ]
+    assert sorted(set(free)) == [
+        "ModelSettings.options"
+    ]  # a model's own arguments: it says itself what it takes
+
+
+@pytest.mark.parametrize(
+    ("assignment", "message"),
+    [
+        ("consolidation.temperature=1e300", "expected a number of at most 10000.0, got 1e+300"),
+        ("consolidation.temperature=1e-300", "expected a number of at least 0.001"),
+        ("local.lr=1e300", "at most 1000"),
+        ("local.weight-decay=1e308", "at most 1000"),
+        ("local={mode: proximal, mu: 1e308}", "at most 1000000.0, got 1e+308"),
+        ("local={mode: ntd, beta: 1e308}", "at most 1000000.0"),
+        ("local.epochs=1000000000000", "at most 1000000, got 1000000000000"),
+        ("server={strategy: fedadam, tau: 1e-300}", "at least 1e-12"),
+        ("server={strategy: ds_fl, temperature: 1e-300}", "at least 0.001"),
+        ("server.deadlines.train=1e300", "at most 10000000.0"),
+        ("data.normalise={mean: [1e300], std: [1]}", "at most 1e+30"),
+        ("partition.participants=1000000000000", "at most 1000000000"),
+        ("teachers.label-counts.epsilon=1e-300", "at least 0.001"),
+    ],
+)
+def test_numbers_that_would_overflow_are_refused(tmp_path: Path, assignment: str, message: str) -> None:
+    file = tmp_path / "experiment.yaml"
+    file.write_text("name: x\npartition: {kind: uniform}\narms: {cold: {}, warm: {start: consolidated}}\n")
+    with pytest.raises(ConfigError) as caught:
+        load_experiment(file, [assignment])
+    assert len(caught.value.mistakes) == 1
+    assert message in caught.value.mistakes[0].message

@@ -1,0 +1,161 @@
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from kdfed.config import DataSettings, ModelSettings
+from kdfed.data import load_source
+from kdfed.errors import ConfigError, DataError
+from kdfed.models import build_model, check_model
+from kdfed.named import NamedError, blamed, load_named, signature_of
+
+Write = object
+
+
+@pytest.fixture
+def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Return a function that writes a module; its file name is its name."""
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def to(name: str, text: str) -> str:
+        (tmp_path / f"{name}.py").write_text(text)
+        return name
+
+    return to
+
+
+BROKEN = [
+    ("raises", "x = 1\n\n1 / 0\n", r"ZeroDivisionError: division by zero \(.*{name}\.py, line 3\)"),
+    ("syntax", "x = 1\ndef net(:\n", r"SyntaxError: invalid syntax \(.*{name}\.py, line 2\)"),
+    ("indented", "x = 1\n  y = 2\n", r"IndentationError: .*{name}\.py, line 2\)"),
+    (
+        "exits",
+        "import sys\nsys.exit(3)\n",
+        r"SystemExit: 3; .*must not end the program \(.*{name}\.py, line 2\)",
+    ),
+    (
+        "parses",
+        "import argparse\n\nargparse.ArgumentParser().parse_args(['--no'])\n",
+        r"{name}\.py, line 3\)",
+    ),
+    ("base", "class E(BaseException): pass\nraise E('no')\n", r"E: no \(.*{name}\.py, line 2\)"),
+    ("deep", "def f(): raise ValueError('a' * 9**5)\nf()\n", r"characters\) \(.*{name}\.py, line 1\)"),
+    ("lacks", "import no_such_thing\n", r"ModuleNotFoundError: .*no_such_thing.*{name}\.py, line 1\)"),
+]
+
+
+@pytest.mark.parametrize(("name", "text", "message"), BROKEN)
+def test_a_module_that_cannot_be_imported_is_one_mistake_with_file_and_line(
+    write, capsys, name: str, text: str, message: str
+) -> None:
+    chosen = f"{write(f'{name}_user', text)}:make"
+    message = message.format(name=f"{name}_user")
+    found = check_model(ModelSettings(name=chosen))
+    assert found is not None
+    assert re.search(message, found)
+    with pytest.raises(DataError, match=message) as caught:
+        load_source(DataSettings(source=chosen))
+    assert max(len(found), len(str(caught.value))) < 1200
+
+
+def test_a_mistake_in_a_module_beside_it_is_told_where_it_is(write) -> None:
+    write("beside_helper", "x = 1\nraise ValueError('no')\n")
+    with pytest.raises(NamedError, match=r"ValueError: no \(.*beside_helper\.py, line 2\)"):
+        load_named(f"{write('beside_user', 'import beside_helper')}:make")
+
+
+def test_ctrl_c_while_a_module_is_imported_stays_ctrl_c(write) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        load_named(f"{write('interrupted_user', 'raise KeyboardInterrupt')}:make")
+
+
+def test_an_exit_that_a_signal_asked_for_is_nobodys_mistake() -> None:
+    with pytest.raises(SystemExit), blamed("my:net", "expected"):
+        raise SystemExit(143)
+
+
+@pytest.mark.parametrize(
+    "name", ["a:b:c", ":x", "x:", "", ":", ".:x", "..a:x", ".a:x", "a.:x", "a b:x", "a:x()", "a:x.y", "a/b:x"]
+)
+def test_a_name_of_another_form_is_refused(name: str) -> None:
+    with pytest.raises(
+        NamedError, match=re.escape(f"expected an importable package.module:name, got {name!r}")
+    ):
+        load_named(name)
+
+
+@pytest.mark.parametrize("name", ["math:pi", "os:environ"])
+def test_what_cannot_be_called_is_refused(name: str) -> None:
+    with pytest.raises(NamedError, match="to be callable, got a"):
+        load_named(name)
+
+
+@pytest.mark.parametrize("name", ["builtins:int", "time:sleep", "no_signature_user:Net"])
+def test_a_callable_without_a_signature_is_one_mistake(write, name: str) -> None:
+    write("no_signature_user", "class Net:\n    __signature__ = 3\n")
+    message = "to have a signature that can be read; wrap it in a function"
+    found = check_model(ModelSettings(name=name))
+    assert found is not None
+    assert message in found
+    with pytest.raises(NamedError, match=message):
+        signature_of(name, load_named(name))
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "message"),
+    [
+        ("def net(): pass", {}, "too many positional arguments"),
+        ("def net(input_shape, classes, width): pass", {}, "missing a required argument: 'width'"),
+    ],
+)
+def test_a_callable_that_cannot_be_called_so_is_refused_without_data(write, text, options, message) -> None:
+    found = check_model(ModelSettings(name=f"{write(f'called{len(text)}_user', text)}:net", options=options))
+    assert found is not None
+    assert message in found
+
+
+NETS = """
+import sys
+from torch import nn
+
+def exits(input_shape, classes):
+    sys.exit("no")
+
+def raises(input_shape, classes):
+    raise RuntimeError("no weights")
+
+def number(input_shape, classes):
+    return 3
+
+class Forward(nn.Module):
+    def __init__(self, input_shape, classes):
+        super().__init__()
+        self.linear = nn.Linear(3, classes)
+
+    def forward(self, inputs):
+        return self.linear(inputs)
+"""
+
+
+@pytest.mark.parametrize(
+    ("net", "message"),
+    [
+        ("exits", r"SystemExit: no; .*nets_user\.py, line 6\)"),
+        ("raises", r"RuntimeError: no weights \(.*nets_user\.py, line 9\)"),
+        ("number", r"expected a torch\.nn\.Module, got 3"),
+        ("Forward", r"RuntimeError: .*cannot be multiplied.*nets_user\.py, line 20\)"),
+    ],
+)
+def test_a_model_that_cannot_be_built_or_run_tells_where(write, net: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        build_model(ModelSettings(name=f"{write('nets_user', NETS)}:{net}"), (4,), 2, seed=0)
+    assert len(caught.value.mistakes) == 1
+    assert "\n" not in caught.value.mistakes[0].message
+
+
+def test_a_source_that_ends_the_program_is_one_mistake(write) -> None:
+    name = write("ending_user", "import sys\ndef make(settings):\n    sys.exit()\n")
+    with pytest.raises(DataError, match=r"SystemExit.*ending_user\.py, line 3\)"):
+        load_source(DataSettings(source=f"{name}:make"))
