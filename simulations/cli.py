@@ -70,10 +70,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         Words after the command's name. Default: those of this process.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
-    return exit_code(lambda: _main(words))
+    return exit_code(lambda: _main(words), last=arguments is None)
 
 
 def _main(words: list[str]) -> int:
+    hook = sys.excepthook  # typer replaces it
     try:
         app(expand(words), prog_name="kdfed")
     except KdfedError as error:
@@ -81,6 +82,8 @@ def _main(words: list[str]) -> int:
         return error.exit_code
     except SystemExit as end:  # how click ends
         return end.code if isinstance(end.code, int) else 1
+    finally:
+        sys.excepthook = hook
     return 0
 
 

@@ -50,13 +50,15 @@ class _Wish:
 _WISHES: list[_Wish] = []  # of the commands that run: signals belong to the process
 
 
-def exit_code(command: Callable[[], int]) -> int:
+def exit_code(command: Callable[[], int], *, last: bool = False) -> int:
     """Run a command, and return its exit code, or that of the signal that ended it.
 
     Parameters
     ----------
     command
         Returns its exit code; 130 where it made that of a ``KeyboardInterrupt``.
+    last
+        Whether the process ends with it. Then signals that follow the first stay ignored until it is gone.
     """
     wish = _Wish()
     _WISHES.append(wish)
@@ -73,6 +75,9 @@ def exit_code(command: Callable[[], int]) -> int:
     if code == 0 or (code != interrupted and wish.number is None):
         return code
     number = signal.SIGINT if wish.number is None else wish.number
+    if last and threading.current_thread() is threading.main_thread():
+        for other in SIGNALS:
+            signal.signal(other, signal.SIG_IGN)
     _tell(wish.line(number))
     return 128 + number
 

@@ -16,7 +16,8 @@ from kdfed.config.experiment import ARM_KEYS, REPLACEABLE_KEYS, Arm, Experiment,
 from kdfed.config.merging import merge, undotted
 from kdfed.config.mistakes import describe_all, near, related, remove_all
 from kdfed.config.sections import kebab
-from kdfed.errors import ConfigError, Mistake
+from kdfed.errors import ConfigError, DataError, Mistake
+from kdfed.paths import user_path
 
 
 class _Loader(yaml.SafeLoader):
@@ -270,7 +271,12 @@ def _resolve_paths(values: dict[str, Any]) -> dict[str, Any]:
         if isinstance(value, dict):
             return {part: resolved(inner, f"{key}.{part}".lstrip(".")) for part, inner in value.items()}
         match = re.fullmatch(_PATHS[key], value) if key in _PATHS and isinstance(value, str) else None
-        return match[1] + str(Path(match[2]).expanduser().absolute()) if match else value
+        if match is None:
+            return value
+        try:
+            return match[1] + str(user_path(match[2]).absolute())
+        except DataError:  # whoever reads the path says so, beside all other mistakes
+            return value
 
     result: dict[str, Any] = resolved(values)
     arms = values.get("arms")

@@ -14,6 +14,7 @@ from kdfed.config import DataSettings
 from kdfed.data.dataset import Listing, check_labels, class_names, labels_from_names, one_line, require
 from kdfed.data.images import SUFFIXES, opener, read_images
 from kdfed.errors import DataError
+from kdfed.paths import user_path
 
 TORCHVISION_ROOT = Path("~/.cache/kdfed/torchvision")
 """Where torchvision's data sets are looked for, and downloaded to, when no root is given."""
@@ -31,7 +32,7 @@ def folder(argument: str, settings: DataSettings) -> Listing:
         If the folder cannot be read, or holds a class that ``data.classes`` does not name.
     """
     open_image = opener()
-    root = Path(argument).expanduser()
+    root = user_path(argument)
     if not root.is_dir():
         absent = "" if root.exists() else ", which does not exist"
         raise DataError(f"expected a folder with one sub-folder per class, got {root}{absent}")
@@ -79,7 +80,7 @@ def torchvision(argument: str, settings: DataSettings) -> Listing:
     """
     sets = require("torchvision.datasets")
     name, _, given = argument.partition("@")
-    root = Path(given or TORCHVISION_ROOT).expanduser()
+    root = user_path(given or TORCHVISION_ROOT)
     maker = getattr(sets, name, None)
     if not inspect.isclass(maker):
         near = difflib.get_close_matches(name, sets.__all__, n=1)

@@ -27,6 +27,7 @@ from kdfed.data.dataset import (
 )
 from kdfed.data.images import opener, read_images
 from kdfed.errors import DataError
+from kdfed.paths import user_path
 
 Features = dict[str, dict[str, Any]]
 """Hugging Face features by column: ``_type`` and, for ClassLabel, ``names``."""
@@ -43,7 +44,7 @@ def parquet(argument: str, settings: DataSettings) -> Listing:
         If there are none, one cannot be read, or their columns or class names differ.
     """
     arrow, reader = require("pyarrow", "edge"), require("pyarrow.parquet", "edge")
-    path = Path(argument).expanduser()
+    path = user_path(argument)
     files = [path] if path.is_file() else sorted(path.rglob("*.parquet"))
     if not files:
         absent = "" if path.exists() else ", which does not exist"
@@ -83,7 +84,7 @@ def hub(argument: str, settings: DataSettings) -> Listing:
         If the data set can be neither found nor downloaded, or its splits differ.
     """
     datasets = require("datasets")
-    name, _, config = (argument, "", "") if Path(argument).exists() else argument.partition("@")
+    name, _, config = (argument, "", "") if user_path(argument).exists() else argument.partition("@")
     try:
         loaded = datasets.load_dataset(_snapshot(name), config or None)
     except Exception as error:  # the library raises errors of many kinds

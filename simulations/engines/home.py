@@ -29,6 +29,8 @@ MOST_CHARACTERS = (103 if sys.platform == "darwin" else 107) - 68
 """How long the folder's path may be. A socket's path has at most 107 characters (103 on macOS), and Ray
 appends up to 68: ``/ray/session_2026-01-31_23-59-59_123456_1234567/sockets/plasma_store``."""
 
+USUAL = Path("/tmp")  # noqa: S108
+
 ROOM = 2**20
 """Bytes that a place for the folder must have room for."""
 
@@ -71,7 +73,7 @@ def place() -> Path:
         If neither will do; its message says why.
     """
     refused = []
-    for folder in dict.fromkeys([Path(os.environ.get("TMPDIR") or "/tmp").absolute(), Path("/tmp")]):  # noqa: S108
+    for folder in dict.fromkeys([Path(os.environ.get("TMPDIR") or USUAL).absolute(), USUAL]):
         if len(os.fsencode(folder)) + 1 + len(_NAME) + _RANDOM > MOST_CHARACTERS:
             refused.append(f"{folder} is too long for the sockets in it")
             continue
