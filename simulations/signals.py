@@ -12,10 +12,11 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 """What asks a command to end; Windows has no SIGHUP."""
@@ -142,7 +143,7 @@ def _handled(wish: _Wish) -> Iterator[None]:
         _restore(before)
 
 
-def _restore(handlers: dict[signal.Signals, object]) -> None:
+def _restore(handlers: Mapping[Any, object]) -> None:
     for number, handler in handlers.items():
         if handler is not None:  # None: it was not set from Python, and cannot be set again
             signal.signal(number, handler)  # type: ignore[arg-type]

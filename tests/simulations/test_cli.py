@@ -8,12 +8,14 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import psutil
 import pytest
 
 from kdfed import __version__
 from simulations.cli import catalogue, expand, main
+from simulations.engines.home import MARK
 
 
 @pytest.fixture
@@ -201,7 +203,7 @@ def test_a_signal_ends_a_run_with_one_line_that_says_where_its_records_are(
     monkeypatch.setattr(inprocess, "run", long_run)
     assert main(["run", str(experiment), "--engine", "inprocess"]) == 128 + number
     records = experiment.parent / "runs/tiny"
-    assert capsys.readouterr().err == f"\nInterrupted by {name}. Recorded so far: {records}\n"
+    assert capsys.readouterr().err.strip() == f"Interrupted by {name}. Recorded so far: {records}"
     assert signal.getsignal(number) is before
 
 
@@ -387,6 +389,47 @@ def test_ctrl_c_stops_everything_that_was_started(experiment):
     assert "Interrupted by SIGINT. Recorded so far: " in error
     assert "Traceback" not in error
     assert not [process for process in started if is_alive(process)]
+
+
+@pytest.mark.sim
+@pytest.mark.slow
+@pytest.mark.parametrize(("engine", "name"), [("flower", "SIGKILL"), ("ray", "SIGINT"), ("ray", "SIGTERM")])
+def test_whatever_ends_the_command_nothing_of_it_is_left(experiment, engine, name):
+    """Signals of a terminal and of ``timeout`` reach the whole process group, here thrice; SIGKILL the command."""
+    command = [sys.executable, "-m", "simulations.cli", "run", str(experiment), "--engine", engine]
+    with subprocess.Popen(
+        [*command, "--nodes", "1", "--set", "rounds.max=100000", "targets=[1.0]"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    ) as run:
+        family: list[psutil.Process] = []
+        try:
+            assert "meeting the nodes" in run.stdout.readline()
+            family = psutil.Process(run.pid).children(recursive=True)
+            (home,) = {one.environ()[MARK] for one in family if MARK in one.environ()}
+            if name == "SIGKILL":
+                run.kill()
+            else:
+                for _ in range(3):
+                    os.killpg(run.pid, getattr(signal, name))
+                    time.sleep(0.2)
+            _, error = run.communicate(timeout=120)
+            if name != "SIGKILL":
+                assert run.returncode == 128 + getattr(signal, name)
+                assert (
+                    error.strip()
+                    == f"Interrupted by {name}. Recorded so far: {experiment.parent / 'runs/tiny'}"
+                )
+            psutil.wait_procs(family, timeout=30)
+            assert not [process for process in family if is_alive(process)]
+            assert not Path(home).exists()
+        finally:
+            run.kill()
+            for process in filter(is_alive, family):
+                process.kill()
 
 
 def is_alive(process):

@@ -296,7 +296,7 @@ def test_a_study_takes_its_workers_with_it(tmp_path, name):
             _, error = started.communicate(timeout=60)
             if name == "SIGTERM":
                 assert started.returncode == 143
-                assert error == f"\nInterrupted by SIGTERM. Recorded so far: {out}\n"
+                assert error.strip() == f"Interrupted by SIGTERM. Recorded so far: {out}"
             _, alive = psutil.wait_procs(family, timeout=30)
             assert family
             assert alive == []
@@ -309,7 +309,7 @@ def test_a_study_takes_its_workers_with_it(tmp_path, name):
 def busy(process: psutil.Process) -> bool:
     """Return whether a worker trains: it has imported everything, which takes a second or two."""
     try:
-        return process.cpu_times().user > 5
+        return process.cpu_times().user > 3
     except psutil.NoSuchProcess:
         return False
 
