@@ -395,7 +395,7 @@ def test_ctrl_c_stops_everything_that_was_started(experiment):
 @pytest.mark.slow
 @pytest.mark.parametrize(("engine", "name"), [("flower", "SIGKILL"), ("ray", "SIGINT"), ("ray", "SIGTERM")])
 def test_whatever_ends_the_command_nothing_of_it_is_left(experiment, engine, name):
-    """Signals of a terminal and of ``timeout`` reach the whole process group, here thrice; SIGKILL the command."""
+    """Signals of a terminal and of ``timeout`` reach the whole process group, here thrice."""
     command = [sys.executable, "-m", "simulations.cli", "run", str(experiment), "--engine", engine]
     with subprocess.Popen(
         [*command, "--nodes", "1", "--set", "rounds.max=100000", "targets=[1.0]"],
