@@ -1,18 +1,16 @@
 """The ``kdfed`` command.
 
 Exit codes: 0 the run finished; 1 it failed, or one of its arms did (what was recorded stays); 2 the input is
-wrong, and nothing was started; 130 interrupted by Ctrl-C. Heavy modules are imported by the command that
-needs them.
+wrong, and nothing was started; 130, 143 and 129 interrupted by SIGINT (Ctrl-C), SIGTERM and SIGHUP. Heavy
+modules are imported by the command that needs them.
 """
 
 from __future__ import annotations
 
 import logging
 import re
-import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatch
 from importlib import import_module
 from itertools import takewhile
@@ -28,6 +26,7 @@ from rich.table import Table
 from kdfed import __version__
 from kdfed.errors import ConfigError, KdfedError, Mistake, RunError, RunFolderError
 from simulations.engines import ENGINES
+from simulations.signals import exit_code, recording_in
 
 if TYPE_CHECKING:
     from kdfed.config import Experiment
@@ -71,6 +70,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         Words after the command's name. Default: those of this process.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
+    return exit_code(lambda: _main(words), last=arguments is None)
+
+
+def _main(words: list[str]) -> int:
+    hook = sys.excepthook  # typer replaces it
     try:
         app(expand(words), prog_name="kdfed")
     except KdfedError as error:
@@ -78,6 +82,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return error.exit_code
     except SystemExit as end:  # how click ends
         return end.code if isinstance(end.code, int) else 1
+    finally:
+        sys.excepthook = hook
     return 0
 
 
@@ -176,23 +182,24 @@ def run(
 
     path = (out if out is not None else Path("runs") / checked.name).absolute()
     module = import_module(f"simulations.engines.{engine}")
+    workers = nodes if nodes is not None else _default_nodes(checked)
+    module.check(checked, nodes=workers, address=address)
+    from simulations.engines.process_state import preserved
+
     folder = RunFolder.open_for(path, checked, overwrite=overwrite, source=experiment)
     if folder.finished:
         runs = len(checked.arms) * len(checked.seeds)
         console.print(f"going on: {len(folder.finished)} of {runs} runs (arm, seed) are finished and kept")
-    logging.getLogger("flwr").setLevel(logging.CRITICAL)  # the display and the records tell what happened
-    workers = nodes if nodes is not None else _default_nodes(checked)
     try:
-        with folder, _sigterm_exits(), Progress(checked, console) as progress:
+        with folder, recording_in(folder.path), preserved(), Progress(checked, console) as progress:
+            # The display and the records tell what happened.
+            logging.getLogger("flwr").setLevel(logging.CRITICAL)
             more = {"address": address, "pin": pin} if engine == "ray" else {}
             module.run(checked, folder, nodes=workers, on_event=progress, **more)
     except RunError as error:
         if folder.has_summary:
             _show_results(console, folder)
         raise RunError(f"{error}\nRecorded so far: {folder.path}") from error
-    except KeyboardInterrupt:
-        print(f"Interrupted. Recorded so far: {folder.path}", file=sys.stderr)
-        raise
     _show_results(console, folder)
 
 
@@ -217,7 +224,7 @@ def study(
     settings = load_study(_shipped(study), assignments or [])
     folder = (out if out is not None else Path("runs") / settings.name).absolute()
     console = Console()
-    with _sigterm_exits():
+    with recording_in(folder):
         run_study(settings, folder, workers=workers, console=console)
     console.print(f"study.json and study.html: {folder}")
 
@@ -367,20 +374,6 @@ def _default_nodes(experiment: Experiment) -> int:
     return min(cpu_count() or 1, experiment.partition.participants, MOST_NODES)
 
 
-@contextmanager
-def _sigterm_exits() -> Iterator[None]:
-    """Let SIGTERM unwind like Ctrl-C, so that an engine stops what it started."""
-
-    def leave(number: int, frame: object) -> None:
-        raise SystemExit(128 + number)
-
-    before = signal.signal(signal.SIGTERM, leave)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
 def _show_results(console: Console, folder: RunFolder) -> None:
     from simulations.tables import cost_table, savings_table
 
@@ -390,3 +383,7 @@ def _show_results(console: Console, folder: RunFolder) -> None:
     if savings is not None:
         console.print(savings, "", sep="\n")
     console.print(f"records and report: {escape(str(folder.path))}", soft_wrap=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

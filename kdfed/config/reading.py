@@ -17,7 +17,8 @@ from kdfed.config.merging import merge, undotted
 from kdfed.config.mistakes import describe_all, near, related, remove_all
 from kdfed.config.overrides import sections_without_effect, unused
 from kdfed.config.sections import kebab
-from kdfed.errors import ConfigError, Mistake, shown
+from kdfed.errors import ConfigError, DataError, Mistake, shown
+from kdfed.paths import user_path
 
 
 def parse_set(assignments: Iterable[str]) -> dict[str, Any]:
@@ -249,8 +250,8 @@ def _resolve_paths(values: dict[str, Any]) -> dict[str, Any]:
         if match is None:
             return value
         try:
-            return match[1] + str(Path(match[2]).expanduser().absolute())
-        except (RuntimeError, OSError):  # nobody's home, or no current directory: it will not be found
+            return match[1] + str(user_path(match[2]).absolute())
+        except (DataError, OSError):  # nobody's home, or no current directory: whoever reads it says so
             return value
 
     result: dict[str, Any] = resolved(values)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from kdfed.data.dataset import one_line
 from kdfed.errors import DataError
+from kdfed.paths import user_path
 
 _NOT_THEIRS = frozenset({"__MACOSX", "@eaDir", "$RECYCLE.BIN"})
 
@@ -26,9 +27,9 @@ def existing(path: str | Path) -> Path:
         If it cannot be looked at.
     """
     try:
-        found = Path(path).expanduser()
+        found = user_path(path)
         found.exists()
-    except (OSError, RuntimeError, ValueError) as error:
+    except (OSError, ValueError) as error:
         raise DataError(f"cannot look at {one_line(path)}: {one_line(error)}") from error
     return found
 

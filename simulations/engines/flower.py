@@ -1,9 +1,9 @@
 """The ``flower`` engine: ``flwr run simulations`` on a SuperLink of its own.
 
 The SuperLink belongs to this run alone: its own FLWR_HOME, its own free port, killed with every process
-beneath it (Ray's daemons included) when the run ends, fails or is interrupted. So two runs never meet, and no
-other checkout's SuperLink is reused. Nothing is downloaded: the Flower app has no dependencies, and the
-SuperLink is told to install none.
+beneath it (Ray's daemons included) when the run ends, fails, is interrupted or is itself killed. So two runs
+never meet, and no other checkout's SuperLink is reused. Nothing is downloaded: the Flower app has no
+dependencies, and the SuperLink is told to install none.
 
 ``flwr run`` exits 0 once a run is submitted, whatever becomes of it. The run's status is therefore asked from
 the SuperLink (what ``flwr ls --run-id`` prints, without starting a Python process for every question).
@@ -11,18 +11,14 @@ the SuperLink (what ``flwr ls --run-id`` prints, without starting a Python proce
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 import json
 import math
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
-import tempfile
-import threading
 import time
 import urllib.error
 import urllib.request
@@ -32,13 +28,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kdfed.config import Experiment
-from kdfed.errors import KdfedError, RunError
+from kdfed.errors import KdfedError, Mistake, RunError
 from kdfed.events import OVERWRITE, PROGRESS, Event, OnEvent
 from kdfed.records import Failure
+from simulations.engines.checks import missing_packages, no_place, refuse
+from simulations.engines.home import MARK, temporary_home
+from simulations.engines.loopback import bypass_proxies
+from simulations.engines.process_state import preserved
+from simulations.signals import held
 
 if TYPE_CHECKING:
-    import psutil
-
     from kdfed.records import RunFolder
 
 APP = Path(__file__).resolve().parents[1]
@@ -54,6 +53,30 @@ LOG_LINES = 15
 """Lines of Flower's log that an error quotes."""
 
 
+def check(experiment: Experiment, *, nodes: int, address: str | None = None) -> None:
+    """Refuse what this machine cannot run, before anything is started or written.
+
+    Parameters
+    ----------
+    experiment, nodes
+        As in :func:`run`.
+    address
+        Not used: the command gives it to the ray engine only.
+
+    Raises
+    ------
+    ConfigError
+        If a package or a command of Flower's is missing, or there is no place for temporary files.
+    """
+    absent = [
+        Mistake("--engine", f"the flower engine needs Flower's command {command}: is flwr installed here?")
+        for command in (_commands() / "flower-superlink", _commands() / "flwr")
+        if shutil.which(command) is None
+    ]
+    refuse([*missing_packages("flower", "ray", "psutil"), *absent, *no_place()])
+
+
+@preserved()
 def run(experiment: Experiment, folder: RunFolder, *, nodes: int, on_event: OnEvent) -> None:
     """Run an experiment through Flower's simulation runtime.
 
@@ -70,25 +93,24 @@ def run(experiment: Experiment, folder: RunFolder, *, nodes: int, on_event: OnEv
 
     Raises
     ------
+    ConfigError
+        If this machine cannot run it; see :func:`check`.
     RunError
         If Flower did not start, or the run did not end as ``finished:completed``. Its message names the
         file that keeps Flower's log.
     """
-    missing = [name for name in ("ray", "psutil") if importlib.util.find_spec(name) is None]
-    if missing:
-        raise RunError(
-            f"the flower engine needs {' and '.join(missing)}: install kdfed[sim], or use --engine inprocess"
-        )
+    check(experiment, nodes=nodes)
+    bypass_proxies(os.environ)
     folder.hand_over()  # the ServerApp's process writes
     failures: list[Failure] = []
     try:
-        with _flower_home() as home:
+        with temporary_home() as home:
             try:
                 _run(experiment, folder, home, nodes, on_event, failures)
             except RunError as error:
-                raise RunError(f"{error}\nFlower's log: {_keep_log(home)}") from error
+                raise RunError(f"{error}\nFlower's log: {_keep_log(home, folder.path)}") from error
     except BaseException as error:
-        with _no_interrupts():
+        with held():
             _conclude(experiment, folder, failures, isinstance(error, Exception))
         raise
 
@@ -136,6 +158,7 @@ def _environment(home: Path, threads: int, events: Path) -> dict[str, str]:
         **os.environ,
         # Flower starts its own commands by name: they must be those of this Python.
         "PATH": os.pathsep.join([str(_commands()), os.environ.get("PATH", "")]),
+        MARK: str(home),
         "FLWR_HOME": str(home),
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_UPDATE_CHECK": "1",
@@ -312,82 +335,18 @@ class _Events:
                 self._on_event(event)
 
 
-# ----------------------------------------------------------------------------- cleaning up
+# ----------------------------------------------------------------------------- its log
 
 
-@contextmanager
-def _flower_home() -> Iterator[Path]:
-    """Lend a temporary FLWR_HOME; on leaving, kill every process that was started with it and remove it."""
-    # Ray keeps its sockets in here, and a socket's path has at most 107 characters: no long TMPDIR.
-    short = Path("/tmp")  # noqa: S108
-    home = Path(tempfile.mkdtemp(prefix="kdfed-", dir=short if short.is_dir() else None))
+def _keep_log(home: Path, folder: Path) -> str:
+    """Copy Flower's log into the run folder, and say where it lies."""
+    kept, log = folder / ".kdfed" / "flower.log", home / "superlink.log"
     try:
-        yield home
-    finally:
-        with _no_interrupts():
-            _kill(home)
-            shutil.rmtree(home, ignore_errors=True)
-
-
-@contextmanager
-def _no_interrupts() -> Iterator[None]:
-    """Hold back Ctrl-C and SIGTERM, so that a second one cannot leave processes behind."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    held = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in held.items():
-            signal.signal(number, handler)
-
-
-def _kill(home: Path) -> None:
-    import psutil
-
-    deadline = time.monotonic() + 20
-    while (processes := _processes(home)) and time.monotonic() < deadline:
-        for process in processes:
-            with suppress(psutil.NoSuchProcess):
-                process.kill()
-        time.sleep(0.02)
-
-
-def _processes(home: Path) -> list[psutil.Process]:
-    """Return the processes that carry this FLWR_HOME, and their descendants.
-
-    Ray's workers overwrite their environment, and daemons outlive their parents: neither mark alone finds
-    all of them.
-    """
-    import psutil
-
-    found: set[psutil.Process] = set()
-    for process in psutil.process_iter():
-        try:
-            if process.environ().get("FLWR_HOME") == str(home):
-                found |= {process, *process.children(recursive=True)}
-        except psutil.Error:
-            continue
-    return [process for process in found if _is_alive(process)]
-
-
-def _is_alive(process: psutil.Process) -> bool:
-    import psutil
-
-    try:
-        return process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
-
-
-def _keep_log(home: Path) -> Path:
-    handle, path = tempfile.mkstemp(prefix="kdfed-flower-", suffix=".log")
-    os.close(handle)
-    log = home / "superlink.log"
-    if log.exists():
-        shutil.copyfile(log, path)
-    return Path(path)
+        kept.parent.mkdir(exist_ok=True)
+        kept.write_bytes(log.read_bytes() if log.exists() else b"")
+    except OSError as error:
+        return f"it could not be kept: {error}"
+    return str(kept)
 
 
 def _tail(log: Path) -> str:

@@ -16,9 +16,15 @@ from kdfed.config import Experiment
 from kdfed.events import OnEvent
 from kdfed.records import RunFolder
 from simulations.engines.local_grid import LocalGrid, call
+from simulations.engines.process_state import preserved
 from simulations.server_app import run_experiment
 
 
+def check(experiment: Experiment, *, nodes: int, address: str | None = None) -> None:
+    """Refuse what this machine cannot run: here nothing, because nothing but this process is needed."""
+
+
+@preserved()
 def run(experiment: Experiment, folder: RunFolder, *, nodes: int, on_event: OnEvent) -> None:
     """Run an experiment in this process.
 

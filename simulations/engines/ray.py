@@ -15,22 +15,18 @@ takes much longer than the others, is simply run again elsewhere.
 from __future__ import annotations
 
 import gc
-import importlib.util
 import math
 import os
-import shutil
 import signal
 import socket
 import statistics
-import tempfile
 import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from copy import copy
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -41,11 +37,16 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from clients.client_app import app as client_app
 from kdfed.config import Experiment
-from kdfed.errors import RunError
+from kdfed.errors import Mistake, RunError
 from kdfed.events import OnEvent
 from kdfed.records import RunFolder
+from simulations.engines.checks import missing_packages, no_place, refuse
+from simulations.engines.home import MARK, temporary_home
 from simulations.engines.local_grid import LocalGrid, call, error_reply
+from simulations.engines.loopback import bypass_proxies
+from simulations.engines.process_state import preserved
 from simulations.server_app import run_experiment
+from simulations.signals import held, withheld
 
 NODES_PER_WORKER = 4
 """More nodes deal finer; fewer cost less. A lone worker has one: nobody else could take its work."""
@@ -72,6 +73,24 @@ CONNECT_SECONDS = 10.0
 START_SECONDS = 120.0
 
 
+def check(experiment: Experiment, *, nodes: int, address: str | None = None) -> None:
+    """Refuse what cannot run here, before anything is started or written.
+
+    Parameters
+    ----------
+    experiment, nodes, address
+        As in :func:`run`.
+
+    Raises
+    ------
+    ConfigError
+        If Ray is missing, no cluster answers at the address, or there is no place for temporary files.
+    """
+    refuse(missing_packages("ray", "ray", "psutil"))
+    refuse(no_place() if address is None else _no_cluster(address))
+
+
+@preserved()
 def run(
     experiment: Experiment,
     folder: RunFolder,
@@ -101,11 +120,12 @@ def run(
 
     Raises
     ------
+    ConfigError
+        If it cannot run here; see :func:`check`.
     RunError
-        If Ray is missing or did not start, the cluster does not answer or has no room, or the run failed.
+        If Ray did not start, the cluster has no room, or the run failed.
     """
-    if importlib.util.find_spec("ray") is None:
-        raise RunError("the ray engine needs ray: install kdfed[sim], or use --engine inprocess")
+    check(experiment, nodes=nodes, address=address)
     with started(nodes, address):
         gpus = _gpu_share(experiment.device, nodes)
         pinned = pin and address is None
@@ -113,7 +133,8 @@ def run(
         try:
             run_experiment(grid, experiment, folder, "ray", on_event)
         finally:
-            grid.close()
+            with held():
+                grid.close()
 
 
 # ----------------------------------------------------------------------------- Ray itself
@@ -126,60 +147,65 @@ def started(workers: int, address: str | None = None) -> Iterator[None]:
 
     if ray.is_initialized():
         raise RunError("Ray is already running in this process: call ray.shutdown() first")
-    check_address(address)
-    home: str | None = None
     before = signal.getsignal(signal.SIGTERM)
-    # Ray runs its workers at niceness 15, so that whatever else the machine does comes first.
-    os.environ |= {
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_worker_niceness": "0",
-        "RAY_max_direct_call_object_size": str(INLINE_BYTES),
-    }
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else a warning, once a process
     settings: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
-    if address is None:
-        # Ray keeps its sockets in there, and a socket's path has at most 107 characters: no long TMPDIR.
-        short = Path("/tmp")  # noqa: S108
-        home = tempfile.mkdtemp(prefix="kdfed-", dir=short if short.is_dir() else None)
-        # As many CPUs as workers, so that there can be more workers than cores.
-        settings |= {"address": "local", "num_cpus": workers, "include_dashboard": False, "_temp_dir": home}
-    else:
-        settings["address"] = address
-    try:
-        try:
-            ray.init(**settings)
-        except Exception as error:
-            where = "Ray did not start" if address is None else f"no Ray cluster answers at {address!r}"
-            raise RunError(f"{where}: {error}") from error
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, before)  # Ray sets its own
+    with ExitStack() as stack:
+        stack.enter_context(preserved())
+        # Ray runs its workers at niceness 15, so that whatever else the machine does comes first.
+        os.environ |= {
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_worker_niceness": "0",
+            "RAY_max_direct_call_object_size": str(INLINE_BYTES),
+        }
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else a warning, once a process
+        bypass_proxies(os.environ)
+        if address is None:
+            home = str(stack.enter_context(temporary_home()))
+            os.environ[MARK] = home
+            # As many CPUs as workers, so that there can be more workers than cores.
+            settings |= {"address": "local", "num_cpus": workers, "include_dashboard": False}
+            settings["_temp_dir"] = home
+        else:
+            settings["address"] = address
+        stack.callback(_shut_down)
+        with withheld():
+            try:
+                ray.init(**settings)
+            except Exception as error:
+                where = "Ray did not start" if address is None else f"no Ray cluster answers at {address!r}"
+                raise RunError(f"{where}: {error}") from error
+            finally:
+                if threading.current_thread() is threading.main_thread():
+                    signal.signal(signal.SIGTERM, before)  # Ray sets its own
         yield
-    finally:
+
+
+def _shut_down() -> None:
+    import ray
+
+    with held():
         ray.shutdown()
-        if home is not None:
-            shutil.rmtree(home, ignore_errors=True)
 
 
-def check_address(address: str | None) -> None:
-    """Refuse at once what Ray would try to reach for half a minute.
+def _no_cluster(address: str) -> Iterator[Mistake]:
+    """Say at once what Ray would try to reach for half a minute: no address, or nothing listens there."""
+    if address == "auto":
+        from ray._private.services import canonicalize_bootstrap_address_or_die
 
-    Raises
-    ------
-    RunError
-        If the address is no ``host:port``, or nothing listens there.
-    """
-    if address is None or address == "auto":
-        return
+        try:
+            address = str(canonicalize_bootstrap_address_or_die("auto"))
+        except (ConnectionError, ValueError) as error:
+            yield Mistake("--address", f"no Ray cluster is found: {error}")
+            return
     host, _, port = address.rpartition(":")
-    if not host or "/" in host or not port.isdecimal():
-        raise RunError(f"expected the address of a Ray cluster as host:port, or auto, got {address!r}")
+    if not host or "/" in host or not port.isdecimal() or int(port) > 65535:
+        yield Mistake("--address", f"expected a Ray cluster as host:port, or auto, got {address[:100]!r}")
+        return
     try:
         socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
-    except OSError as error:
-        raise RunError(
-            f"no Ray cluster answers at {address!r}: {error}; start one with `ray start --head`, or leave "
-            "--address away"
-        ) from error
+    except (OSError, UnicodeError) as error:
+        advice = "start one with `ray start --head`, or leave --address away"
+        yield Mistake("--address", f"no Ray cluster answers at {address[:100]!r}: {error}; {advice}")
 
 
 def _resources() -> dict[str, float]:

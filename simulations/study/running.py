@@ -5,10 +5,16 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import signal
+import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +23,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from kdfed.data import prepare
-from kdfed.errors import ConfigError, DataError, Mistake, RunError
+from kdfed.errors import ConfigError, DataError, Mistake, RunError, RunFolderError
 from kdfed.records import write_atomically
+from simulations.engines.process_state import preserved
+from simulations.signals import withheld
 from simulations.study.cells import Point, Trial, generated_key, models_key, points, trial_key, trials
 from simulations.study.report import render
 from simulations.study.rows import rows_of
@@ -71,6 +79,7 @@ def plan(study: StudySettings, cache: Path) -> Plan:
     return Plan(keys, list(models.values()), list(generated.values()), missing)
 
 
+@preserved()
 def run_study(
     study: StudySettings, out: Path, *, workers: int | None = None, console: Console | None = None
 ) -> dict[str, Any]:
@@ -95,28 +104,43 @@ def run_study(
     Raises
     ------
     ConfigError
-        If the data do not allow a cell; nothing was run then.
+        If the data do not allow a cell, or the folder cannot be written to; nothing was run then.
     RunError
-        If a trial failed. What is in the cache stays.
+        If a trial failed, a worker died, or the disk is full. What is in the cache stays.
     """
     console = console or Console(quiet=True)
     torch.set_num_threads(1)  # as in the workers: two threads give other bits than one
     workers = workers or len(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else [0])
     cache = out / "cache"
-    cache.mkdir(parents=True, exist_ok=True)
+    _check_folder(cache)
     _check_data(study, cache)
     todo = plan(study, cache)
     console.print(
         f"{study.name}: {len(todo.keys)} trials, {len(todo.missing)} of them to run, "
         f"{len(todo.models)} groups of models to train first"
     )
-    if todo.missing:
-        _run(study, cache, todo, workers, console)
-    results = {key: json.loads(trial_file(cache, key).read_text()) for key in todo.keys}
-    summary = rows_of(study, results)
-    write_atomically(out / "study.json", (json.dumps(summary, indent=1, allow_nan=False) + "\n").encode())
-    write_atomically(out / "study.html", render(study, summary).encode())
+    try:
+        if todo.missing:
+            _run(study, cache, todo, workers, console)
+        results = {key: json.loads(trial_file(cache, key).read_text()) for key in todo.keys}
+        summary = rows_of(study, results)
+        write_atomically(out / "study.json", (json.dumps(summary, indent=1, allow_nan=False) + "\n").encode())
+        write_atomically(out / "study.html", render(study, summary).encode())
+    except RunFolderError as error:  # it could be written to when the study began
+        raise RunError(str(error)) from error
     return summary
+
+
+def _check_folder(cache: Path) -> None:
+    """Make the folder, and try whether it can be written to."""
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=cache).close()
+    except OSError as error:
+        raise RunFolderError(
+            f"{cache.parent}: expected a folder that can be written to: {error.strerror or error}; choose "
+            "another (--out)"
+        ) from error
 
 
 def _check_data(study: StudySettings, cache: Path) -> None:
@@ -150,16 +174,33 @@ def _run(study: StudySettings, cache: Path, todo: Plan, workers: int, console: C
     ) as progress:  # fmt: skip
         text = study.model_dump_json(by_alias=True)
         context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(workers, context, initializer=_begin, initargs=(text, str(cache))) as pool:
-            bar = progress.add_task("models", total=len(todo.models))
-            _all(pool, _pretrain, [(point,) for point in todo.models], lambda: progress.advance(bar))
-            if todo.generated:
-                bar = progress.add_task("generated transfer sets", total=len(todo.generated))
-                _all(pool, _generate, [(point,) for point in todo.generated], lambda: progress.advance(bar))
-            if todo.missing:
-                _estimate(study, cache, todo.missing, workers, progress.console)
-            bar = progress.add_task("trials", total=len(todo.missing))
-            _all(pool, _distil, todo.missing, lambda: progress.advance(bar))
+        end, leash = context.Pipe(duplex=False)
+        initial = (text, str(cache), end)
+        with leash, end, ProcessPoolExecutor(workers, context, initializer=_begin, initargs=initial) as pool:
+            try:
+                _run_in(pool, study, cache, todo, workers, progress)
+            except BaseException:
+                leash.close()  # the workers end at once: the pool would wait for what they are doing
+                raise
+
+
+def _run_in(
+    pool: ProcessPoolExecutor,
+    study: StudySettings,
+    cache: Path,
+    todo: Plan,
+    workers: int,
+    progress: Progress,
+) -> None:
+    bar = progress.add_task("models", total=len(todo.models))
+    _all(pool, _pretrain, [(point,) for point in todo.models], lambda: progress.advance(bar))
+    if todo.generated:
+        bar = progress.add_task("generated transfer sets", total=len(todo.generated))
+        _all(pool, _generate, [(point,) for point in todo.generated], lambda: progress.advance(bar))
+    if todo.missing:
+        _estimate(study, cache, todo.missing, workers, progress.console)
+    bar = progress.add_task("trials", total=len(todo.missing))
+    _all(pool, _distil, todo.missing, lambda: progress.advance(bar))
 
 
 def _estimate(
@@ -189,9 +230,17 @@ def _effort(study: StudySettings, point: Point, trial: Trial) -> float:
 _STUDY: list[Any] = []
 
 
-def _begin(text: str, cache: str) -> None:
+def _begin(text: str, cache: str, end: Connection) -> None:
+    threading.Thread(target=_end_with, args=(end,), daemon=True).start()
     torch.set_num_threads(1)
     _STUDY[:] = [StudySettings.model_validate_json(text), Path(cache)]
+
+
+def _end_with(leash: Connection) -> None:
+    """End this process when the other end of a pipe is closed: by the study, or because that is gone."""
+    with suppress(OSError, EOFError):
+        leash.recv_bytes()
+    os._exit(1)
 
 
 def _pretrain(point: Point) -> None:
@@ -215,13 +264,19 @@ def _all(
     arguments: Iterable[tuple[Any, ...]],
     advance: Callable[[], None],
 ) -> None:
-    waiting: dict[Future[None], tuple[Any, ...]] = {pool.submit(work, *own): own for own in arguments}
+    with withheld(but=[signal.SIGTERM]):  # the pool needs it
+        waiting: dict[Future[None], tuple[Any, ...]] = {pool.submit(work, *own): own for own in arguments}
     try:
         for future in as_completed(waiting):
             future.result()
             advance()
     except BaseException as error:
         pool.shutdown(wait=False, cancel_futures=True)
+        if isinstance(error, BrokenProcessPool):
+            raise RunError(
+                "a worker process died, usually because the memory was used up; use fewer --workers. What "
+                "was finished is kept: the same command goes on from there"
+            ) from error
         if isinstance(error, Exception):
             raise RunError(f"{waiting[future]}: {type(error).__name__}: {error}") from error
         raise

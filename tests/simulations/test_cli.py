@@ -8,12 +8,14 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import psutil
 import pytest
 
 from kdfed import __version__
 from simulations.cli import catalogue, expand, main
+from simulations.engines.home import MARK
 
 
 @pytest.fixture
@@ -224,6 +226,79 @@ def test_an_interrupted_run_exits_with_130(experiment, monkeypatch, capsys):
     assert "Interrupted" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_a_signal_ends_a_run_with_one_line_that_says_where_its_records_are(
+    name, experiment, monkeypatch, capsys
+):
+    from simulations.engines import inprocess
+
+    number = getattr(signal, name)
+
+    def long_run(*_, **__):
+        try:
+            os.kill(os.getpid(), number)
+            time.sleep(30)
+        finally:
+            os.kill(os.getpid(), number)  # impatience does not disturb the unwinding
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.1)
+
+    before = signal.getsignal(number)
+    monkeypatch.setattr(inprocess, "run", long_run)
+    assert main(["run", str(experiment), "--engine", "inprocess"]) == 128 + number
+    records = experiment.parent / "runs/tiny"
+    assert capsys.readouterr().err.strip() == f"Interrupted by {name}. Recorded so far: {records}"
+    assert signal.getsignal(number) is before
+
+
+SLOW_LIST = """
+import sys, time
+from simulations import cli
+
+def slow():
+    print("ready", flush=True)
+    try:
+        time.sleep(30)
+    finally:
+        time.sleep(0.2)
+
+cli.catalogue = slow
+sys.exit(cli.main())
+"""
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_signals_without_end_give_one_line_and_the_code_of_the_first(name):
+    number = getattr(signal, name)
+    command = [sys.executable, "-c", SLOW_LIST, "list"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as started:
+        try:
+            assert started.stdout.readline() == "ready\n"
+            while started.poll() is None:
+                started.send_signal(number)
+                time.sleep(0.005)
+            assert started.returncode == 128 + number
+            assert started.stderr.read().strip() == f"Interrupted by {name}."
+        finally:
+            started.kill()
+
+
+def test_the_module_is_the_command():
+    done = subprocess.run(
+        [sys.executable, "-m", "simulations.cli", "--version"], capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout) == (0, f"kdfed {__version__}\n")
+
+
+def test_an_engine_that_cannot_start_removes_no_records(experiment, capsys):
+    run = ["run", str(experiment), "--out", "mine"]
+    assert main([*run, "--engine", "inprocess"]) == 0
+    files = sorted((experiment.parent / "mine").rglob("*"))
+    assert main([*run, "--engine", "ray", "--address", "127.0.0.1:1"]) == 2
+    assert "--address: no Ray cluster answers at '127.0.0.1:1'" in capsys.readouterr().err
+    assert sorted((experiment.parent / "mine").rglob("*")) == files
+
+
 def test_an_error_that_nobody_foresaw_keeps_its_traceback(experiment, monkeypatch):
     from simulations.engines import inprocess
 
@@ -355,10 +430,51 @@ def test_ctrl_c_stops_everything_that_was_started(experiment):
     run.send_signal(signal.SIGINT)
     _, error = run.communicate(timeout=60)
     assert run.returncode == 130
-    assert "Interrupted. Recorded so far: " in error
+    assert "Interrupted by SIGINT. Recorded so far: " in error
     assert "Traceback" not in error
     assert json.loads((experiment.parent / "runs/tiny/summary.json").read_text())["engine"] == "flower"
     assert not [process for process in started if is_alive(process)]
+
+
+@pytest.mark.sim
+@pytest.mark.slow
+@pytest.mark.parametrize(("engine", "name"), [("flower", "SIGKILL"), ("ray", "SIGINT"), ("ray", "SIGTERM")])
+def test_whatever_ends_the_command_nothing_of_it_is_left(experiment, engine, name):
+    """Signals of a terminal and of ``timeout`` reach the whole process group, here thrice."""
+    command = [sys.executable, "-m", "simulations.cli", "run", str(experiment), "--engine", engine]
+    with subprocess.Popen(
+        [*command, "--nodes", "1", "--set", "rounds.max=100000", "targets=[1.0]"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    ) as run:
+        family: list[psutil.Process] = []
+        try:
+            assert "meeting the nodes" in run.stdout.readline()
+            family = psutil.Process(run.pid).children(recursive=True)
+            (home,) = {one.environ()[MARK] for one in family if MARK in one.environ()}
+            if name == "SIGKILL":
+                run.kill()
+            else:
+                for _ in range(3):
+                    os.killpg(run.pid, getattr(signal, name))
+                    time.sleep(0.2)
+            _, error = run.communicate(timeout=120)
+            if name != "SIGKILL":
+                assert run.returncode == 128 + getattr(signal, name)
+                assert (
+                    error.strip()
+                    == f"Interrupted by {name}. Recorded so far: {experiment.parent / 'runs/tiny'}"
+                )
+            psutil.wait_procs(family, timeout=30)
+            assert not [process for process in family if is_alive(process)]
+            assert not Path(home).exists()
+        finally:
+            run.kill()
+            for process in filter(is_alive, family):
+                process.kill()
 
 
 def is_alive(process):

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
-from kdfed.errors import RunError
+from kdfed.errors import ConfigError, RunError
 from kdfed.events import Event
 from kdfed.records import Failure, RunFolder
-from simulations.engines import flower
+from simulations.engines import flower, home
 
 STUB = """
 import json, os
@@ -37,18 +34,18 @@ def main(grid, context):
 def homes(monkeypatch):
     """The FLWR_HOMEs that were used; none may hold a process or a file afterwards."""
     used: list[Path] = []
-    kill = flower._kill
+    clear = home.clear
 
-    def remember(home):
-        used.append(home)
-        kill(home)
+    def remember(folder):
+        used.append(folder)
+        clear(folder)
 
-    monkeypatch.setattr(flower, "_kill", remember)
+    monkeypatch.setattr(home, "clear", remember)
     yield used
     assert used
-    for home in used:
-        assert flower._processes(home) == []
-        assert not home.exists()
+    for folder in used:
+        assert home.processes(folder) == []
+        assert not folder.exists()
 
 
 @pytest.fixture
@@ -67,10 +64,7 @@ def fake_commands(monkeypatch, folder, **scripts):
 
 
 def kept_log(error):
-    path = Path(str(error.value).rsplit("Flower's log: ", 1)[1])
-    text = path.read_text()
-    path.unlink()
-    return text
+    return Path(str(error.value).rsplit("Flower's log: ", 1)[1]).read_text()
 
 
 def test_events_are_passed_on_once_and_half_a_line_waits_for_its_rest(tmp_path):
@@ -116,43 +110,29 @@ def test_nodes_share_the_gpu_in_fractions_that_fit(tiny, monkeypatch):
     assert "client-resources-num-gpus=0.0 " in flower._federation(tiny(device="cpu"), 6)
 
 
-def interrupted_run(script):
-    with flower._flower_home() as home:
-        started = subprocess.Popen(["sh", "-c", script], env={**os.environ, "FLWR_HOME": str(home)})
-        time.sleep(0.5)
-        assert len(flower._processes(home)) == 4
-        started.kill()
-        started.wait()
-        raise KeyboardInterrupt
-
-
-def test_an_interrupt_kills_what_was_started_orphans_and_daemons_included(homes):
-    """A shell, its child, a daemon, and a child that has lost the mark, as Ray's workers do."""
-    script = "sleep 300 & setsid sleep 300 & env -u FLWR_HOME sleep 300 & wait"
-    with pytest.raises(KeyboardInterrupt):
-        interrupted_run(script)
-
-
 def test_a_superlink_that_does_not_start_is_an_error_that_quotes_its_log(
     homes, monkeypatch, folder, tiny, tmp_path
 ):
-    fake_commands(monkeypatch, tmp_path / "bin", flower_superlink="echo no free port; exit 3")
+    fake_commands(monkeypatch, tmp_path / "bin", flower_superlink="echo no free port; exit 3", flwr="")
     with pytest.raises(RunError, match="SuperLink did not start: no free port") as error:
         flower.run(tiny(), folder, nodes=1, on_event=lambda event: None)
     assert "no free port" in kept_log(error)
 
 
-def test_a_superlink_that_is_not_installed_is_an_error(homes, monkeypatch, folder, tiny, tmp_path):
+def test_everything_that_is_missing_is_named_before_anything_starts(monkeypatch, tiny, tmp_path):
     fake_commands(monkeypatch, tmp_path / "bin")
-    with pytest.raises(RunError, match="is flwr installed here") as error:
-        flower.run(tiny(), folder, nodes=1, on_event=lambda event: None)
-    kept_log(error)
-
-
-def test_without_ray_the_error_says_what_to_install(monkeypatch, folder, tiny):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(RunError, match=r"install kdfed\[sim\]"):
-        flower.run(tiny(), folder, nodes=1, on_event=lambda event: None)
+    monkeypatch.setenv("TMPDIR", str(tmp_path / ("long" * 10)))
+    monkeypatch.setattr(home, "USUAL", tmp_path / "absent")
+    monkeypatch.setattr(home, "MOST_CHARACTERS", 1000)
+    with pytest.raises(ConfigError) as error:
+        flower.check(tiny(), nodes=1)
+    for part in (
+        "ray and psutil: install kdfed[sim]",
+        "flower-superlink: is flwr installed",
+        "TMPDIR: expected",
+    ):
+        assert part in str(error.value)
 
 
 @pytest.mark.sim
@@ -167,6 +147,8 @@ def test_a_server_app_that_raises_fails_the_run_and_leaves_no_process(
     (app / "any.yaml").write_text("name: any\n")
     (tmp_path / "stub_app.py").write_text(STUB)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")  # nothing on this machine goes through a proxy
+    monkeypatch.setenv("ALL_PROXY", "socks5://127.0.0.1:9")
     monkeypatch.setattr(flower, "APP", app)
     seen: list[Event] = []
     with pytest.raises(RunError, match=r"finished:failed: .*only 1 of 3 participants answered") as error:

@@ -16,7 +16,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, 
 from flwr.clientapp import ClientApp
 
 from clients.client_app import app as client_app
-from kdfed.errors import RunError
+from kdfed.errors import ConfigError, RunError
 from kdfed.events import ignore
 from kdfed.records import RunFolder
 from simulations.cli import main
@@ -288,10 +288,10 @@ def test_ray_that_runs_already_is_not_taken_over(grid, tiny, tmp_path):
     ("address", "reason"),
     [("127.0.0.1:1", "no Ray cluster answers"), ("nowhere", "host:port"), ("ray://x:1", "host:port")],
 )
-def test_a_cluster_that_is_not_there_is_named_at_once(address, reason):
+def test_a_cluster_that_is_not_there_is_named_at_once(tiny, address, reason):
     started = time.monotonic()
-    with pytest.raises(RunError, match=reason):
-        engine.check_address(address)
+    with pytest.raises(ConfigError, match=reason):
+        engine.check(tiny(), nodes=1, address=address)
     assert time.monotonic() - started < 15
 
 

@@ -1,16 +1,19 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import time
 import types
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
 import yaml
@@ -18,7 +21,7 @@ import yaml
 from kdfed.config import VanillaConsolidation
 from kdfed.consolidate import consolidate
 from kdfed.data import prepare
-from kdfed.errors import ConfigError, KdfedError
+from kdfed.errors import ConfigError, KdfedError, RunError
 from kdfed.models import build_model
 from kdfed.seeding import derive
 from kdfed.train import PLAIN, fit, predict
@@ -26,7 +29,7 @@ from simulations.cli import SHIPPED, main
 from simulations.study import load_study, run_study
 from simulations.study.cells import points, trial_key, trials
 from simulations.study.rows import rows_of
-from simulations.study.running import plan
+from simulations.study.running import _all, plan
 from simulations.study.settings import StudySettings, Vary
 from simulations.study.work import distil, generated_file, partition_at, pretrain, transfer_of, trial_file
 
@@ -273,6 +276,74 @@ def test_a_study_that_is_killed_goes_on_where_it_stopped(tmp_path):
     assert main(words) == 0
     assert (out / "study.html").exists()
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGKILL"])
+def test_a_study_takes_its_workers_with_it(tmp_path, name):
+    endless = {"epochs": 10**6, "batch-size": 16}
+    file, out = write(tmp_path, seeds=[0], vary={}, pretraining=endless), tmp_path / "out"
+    command = [sys.executable, "-m", "simulations.cli", "study", str(file), "--workers", "2"]
+    with subprocess.Popen(
+        [*command, "--out", str(out)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    ) as started:
+        family: list[psutil.Process] = []
+        try:
+            end = time.monotonic() + 100
+            while not any(busy(one) for one in family) and time.monotonic() < end:
+                time.sleep(0.05)
+                family = psutil.Process(started.pid).children(recursive=True)
+            started.send_signal(getattr(signal, name))
+            _, error = started.communicate(timeout=60)
+            if name == "SIGTERM":
+                assert started.returncode == 143
+                assert error.strip() == f"Interrupted by SIGTERM. Recorded so far: {out}"
+            _, alive = psutil.wait_procs(family, timeout=30)
+            assert family
+            assert alive == []
+        finally:
+            started.kill()
+            for one in psutil.wait_procs(family, timeout=0)[1]:
+                one.kill()
+
+
+def busy(process: psutil.Process) -> bool:
+    """Return whether a worker trains: it has imported everything, which takes a second or two."""
+    try:
+        return process.cpu_times().user > 3
+    except psutil.NoSuchProcess:
+        return False
+
+
+def test_a_worker_that_dies_is_an_error_that_says_what_to_change():
+    context = multiprocessing.get_context("spawn")
+    with (
+        ProcessPoolExecutor(1, context) as pool,
+        pytest.raises(RunError, match=r"a worker process died.*use fewer --workers"),
+    ):
+        _all(pool, os._exit, [(9,)], lambda: None)
+
+
+def test_a_study_whose_folder_cannot_be_written_to_computes_nothing(tmp_path, monkeypatch, capsys):
+    def compute(*_: Any) -> None:
+        raise AssertionError("something was computed")
+
+    monkeypatch.setattr("simulations.study.running._check_data", compute)
+    file, taken = write(tmp_path), tmp_path / "taken"
+    taken.write_text("a file")
+    words = ["study", str(file), "--out"]
+    assert main([*words, str(taken)]) == 2
+    assert "expected a folder that can be written to" in capsys.readouterr().err
+    taken.unlink()
+    taken.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", str(taken)]
+    if subprocess.run(mount, capture_output=True).returncode != 0:
+        pytest.skip("mounting is not permitted here")
+    try:
+        assert main([*words, str(taken)]) == 2
+    finally:
+        subprocess.run(["umount", str(taken)], check=True)
+    assert "Read-only file system; choose another (--out)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
