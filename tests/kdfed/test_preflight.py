@@ -223,8 +223,10 @@ def test_what_nothing_carries_out_is_refused_before_anything_starts(
     from kdfed.consolidate import RUNS
     from kdfed.train import LOCAL_LOSSES
 
-    monkeypatch.delitem(RUNS, VanillaConsolidation)
-    monkeypatch.delitem(LOCAL_LOSSES, "plain")
+    runs = {kind: run for kind, run in RUNS.items() if kind is not VanillaConsolidation}
+    monkeypatch.setattr("kdfed.consolidate.RUNS", runs)
+    losses = {mode: loss for mode, loss in LOCAL_LOSSES.items() if mode != "plain"}
+    monkeypatch.setattr("kdfed.preflight.LOCAL_LOSSES", losses)
     mistakes = found(tiny())
     assert set(mistakes) == {"local.mode", "consolidation.method"}
     assert "expected one of tuned, mutual, partitioned, got 'vanilla'" in mistakes["consolidation.method"]
