@@ -14,10 +14,11 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDic
 from kdfed import wire
 from kdfed.cohort import state_at
 from kdfed.cohort.folded import Stack
-from kdfed.errors import ParticipantError
+from kdfed.errors import ParticipantError, one_line
 from kdfed.models import State
+from kdfed.reasons import reason_of
 
-log = logging.getLogger("flwr")
+log = logging.getLogger("kdfed.clients")
 
 Metrics: TypeAlias = dict[str, int | float | list[float]]
 
@@ -120,9 +121,21 @@ def answer(
         if plan.reply != "each" and finished:
             results.append(_mean(parts))
     answers = [(participant, *rows[participant]) for participant in plan.participants]
+    answers = _whole_once(answers)
     content = _records(results)
     content[wire.COHORTS] = ConfigRecord(wire.Answers(*zip(*answers, strict=True)).to_lists())
     return Message(content, reply_to=message)
+
+
+def _whole_once(answers: Sequence[tuple[int, int, int, str]]) -> list[tuple[int, int, int, str]]:
+    """Leave each distinct reason whole where it comes first; a line stands for it in the rest."""
+    told: set[str] = set()
+    shorter = []
+    for *rest, reason in answers:
+        line = one_line(reason)
+        shorter.append((*rest, line if line in told else reason))
+        told.add(line)
+    return shorter
 
 
 # ----------------------------------------------------------------------------- a cohort's work
@@ -201,10 +214,10 @@ class _Kind:
             return [self._keep(work, self._spec) for work in self._work(members)]
         except Exception as error:
             if len(members) > 1:
-                log.warning("a cohort of %d failed together (%s): one by one", len(members), error)
+                why = one_line(f"{type(error).__name__}: {error}", 100)
+                log.warning("a cohort of %d failed together (%s): one by one", len(members), why)
                 return [part for member in members for part in self.do([member])]
-            log.exception("participant %d failed", members[0])
-            return [_Part({}, {members[0]: f"{type(error).__name__}: {error}"})]
+            return [_Part({}, {members[0]: reason_of(error)})]
 
 
 def _problems(work: Work, spec: wire.Spec) -> dict[int, str]:

@@ -63,6 +63,8 @@ CONFIG = "config"
 METRICS = "metrics"
 TRANSFER = "transfer"
 COHORTS = "cohorts"
+WARNINGS = "warnings"
+"""Warnings that came up on a simulated node (``texts``). Never part of a logical message."""
 SIMULATION = "simulation"
 """Which data a simulated participant holds. Never part of a logical message; a device ignores it."""
 

@@ -7,6 +7,7 @@ cuts, deals, packs, checks, names who is left out and why, and fills the ledger.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -20,6 +21,7 @@ from flwr.supercore.run import Run
 from kdfed import wire
 from kdfed.errors import RunError, WireError
 from kdfed.ledger import Ledger
+from kdfed.reasons import Once
 from kdfed.records import Absent
 from strategies.round_mean import RoundMean, problem_with_arrays, record_of
 
@@ -30,6 +32,8 @@ POLL_SECONDS = 0.0005, 0.02
 """Least and most seconds between two looks for replies; in between a fiftieth of the time waited so far."""
 
 _FIRST_NODE_SECONDS = 60.0
+_MOST_WARNINGS = 20
+_ASKS = 60, 600.0  # more questions who is there, over more seconds, are nothing but waiting
 
 
 @dataclass
@@ -137,6 +141,8 @@ class ParticipantGrid(Grid):
         self._open: dict[str, Bundle] = {}
         self._ready: dict[str, Ready] = {}
         self._late: list[Absent] = []
+        self._asks: list[float] = []  # when a strategy asked who is there, since it last sent something
+        self._log = Once(logging.getLogger("kdfed.strategies"))
 
     # ------------------------------------------------------------------ what the arm runner says
 
@@ -155,6 +161,7 @@ class ParticipantGrid(Grid):
             Says what a participant's arrays must look like to be summed.
         """
         self.report = Report()
+        self._asks = []
         self._phase, self._round, self._spec_of = phase, round_number, spec_of
         if self._open:
             self._pull()
@@ -194,10 +201,11 @@ class ParticipantGrid(Grid):
         messages = [Message(content, node, wire.HELLO, ttl=timeout) for node in self.nodes()]
         replies = list(self.network.send_and_receive(messages, timeout=timeout))
         good = [reply for reply in replies if not reply.has_error()]
+        for reply in good:
+            self._pass_on(reply.content)
+        reasons = {self._log.warn("hello", reply.error.reason) for reply in replies if reply.has_error()}
         if not good:
-            reasons = {str(reply.error.reason) for reply in replies} or {
-                f"no reply within {timeout:g} seconds"
-            }
+            reasons = reasons or {f"no reply within {timeout:g} seconds"}
             raise RunError(f"expected an answer to hello from a node, got none: {'; '.join(sorted(reasons))}")
         told = {_hello(reply, str(config["versions"])) for reply in good}
         if len(told) > 1:
@@ -236,7 +244,21 @@ class ParticipantGrid(Grid):
         return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
 
     def get_node_ids(self) -> Iterable[int]:
-        """Return this round's participants, in order."""
+        """Return this round's participants, in order.
+
+        Raises
+        ------
+        RunError
+            If a strategy asks again and again, sends nothing, and so waits for somebody who will not come.
+        """
+        now = time.monotonic()
+        self._asks.append(now)
+        asks, seconds = _ASKS
+        if len(self._asks) > asks and now - self._asks[0] > seconds:
+            raise RunError(
+                f"{self._phase} {self._round}: the strategy waits for more participants than the "
+                f"{len(self._sampled)} that can be reached; lower its minimum, or sample more (server.sampled)"
+            )
         return list(self._sampled)
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
@@ -325,6 +347,7 @@ class ParticipantGrid(Grid):
     def _push(self, messages: Iterable[Message], ttl: float | None) -> list[str]:
         by_participant: dict[int, Message] = {}
         batch = uuid4().hex
+        self._asks = []
         for message in messages:
             participant = message.metadata.dst_node_id
             if participant not in self._sampled:
@@ -411,6 +434,8 @@ class ParticipantGrid(Grid):
             bundle = self._open.pop(reply.metadata.reply_to_message_id, None)
             if bundle is None:
                 continue
+            if reply.has_content():
+                self._pass_on(reply.content)
             if bundle.late:
                 self._count_late(bundle, reply)
             elif reply.has_error():
@@ -427,11 +452,11 @@ class ParticipantGrid(Grid):
             answers, results = _read(bundle.plan, reply.content)
         except Exception as error:
             reason = f"late: reply to round {bundle.round}, which cannot be read: {error}"
-            self._late += [Absent(participant, reason) for participant in bundle.plan.participants]
+            self._late += self._absent(bundle.plan.participants, reason)
             return
         for participants, _ in self._counted(bundle, answers, results):
             reason = f"late: reply to round {bundle.round}, not used"
-            self._late += [Absent(participant, reason) for participant in participants]
+            self._late += self._absent(participants, reason)
 
     def _counted(
         self, bundle: Bundle, answers: wire.Answers, results: Sequence[RecordDict]
@@ -517,7 +542,20 @@ class ParticipantGrid(Grid):
         return kept
 
     def _leave_out(self, participants: Iterable[int], reason: str) -> None:
-        self.report.absent += [Absent(participant, reason) for participant in participants]
+        self.report.absent += self._absent(participants, reason)
+
+    def _absent(self, participants: Iterable[int], reason: str) -> list[Absent]:
+        """Name who is left out, with one line of the reason; the log gets the whole of it, once."""
+        left_out = list(participants)
+        who = ", ".join(map(str, left_out[:5])) + (", ..." if len(left_out) > 5 else "")
+        line = self._log.warn(f"{self._phase} {self._round}: without participant {who}", reason)
+        return [Absent(participant, line) for participant in left_out]
+
+    def _pass_on(self, content: RecordDict) -> None:
+        """Log the warnings that a node's reply brought along."""
+        texts = record_of(content, wire.WARNINGS, ConfigRecord).get("texts")
+        for text in texts[:_MOST_WARNINGS] if isinstance(texts, list) else ():
+            self._log.warn("a participant warns", str(text))
 
 
 def _read(plan: wire.Plan, content: RecordDict) -> tuple[wire.Answers, list[RecordDict]]:

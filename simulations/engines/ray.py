@@ -43,6 +43,7 @@ from clients.client_app import app as client_app
 from kdfed.config import Experiment
 from kdfed.errors import RunError
 from kdfed.events import OnEvent
+from kdfed.reasons import reason_of
 from kdfed.records import RunFolder
 from simulations.engines.local_grid import LocalGrid, call, error_reply
 from simulations.server_app import run_experiment
@@ -436,7 +437,8 @@ class RayGrid(LocalGrid):
             reply, state = self._ray.get(reference)
         except self._ray.exceptions.RayTaskError as error:
             del actor.jobs[reference]
-            self._fail(job, f"the worker could not answer: {error.cause or error}")
+            cause = error.cause
+            self._fail(job, f"the worker could not answer: {reason_of(cause) if cause else error}")
             return
         except self._ray.exceptions.RayError as error:
             self._bury(actor, error)

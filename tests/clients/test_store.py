@@ -55,8 +55,8 @@ def _share(root: Path, times: int) -> int:
     store, inputs = Store(root), torch.arange(500_000, dtype=torch.float32)
     whole = 0
     for number in range(times):
-        store.save_public(str(number), inputs)
-        found = store.load_public(str(number))
+        store.save_public(f"{number:064x}", inputs)
+        found = store.load_public(f"{number:064x}")
         whole += found is not None and torch.equal(found, inputs)
     return whole
 
