@@ -16,7 +16,7 @@ IN_PROCESS = "kdfed-in-process"
 ACTORS = frozenset(
     {
         "simulations.engines.ray.Worker",  # ours; clients may not import it
-        "flwr.simulation.ray_transport.ray_actor.ClientAppActor",  # of Flower's simulation runtime, 1.41, 1.42
+        "flwr.simulation.ray_transport.ray_actor.ClientAppActor",  # of Flower 1.41 and 1.42
     }
 )
 """Classes of Ray actors that handle messages of simulations. Anybody else's actor may hold a device."""

@@ -81,7 +81,7 @@ def _models(record: ConfigRecord) -> Iterator[ModelSettings]:
 
 
 def is_shipped_model(name: str) -> bool:
-    """Tell whether a model's name stands for code of kdfed or torchvision, never for ``package.module:name``."""
+    """Tell whether a model's name is kdfed's or torchvision's, never ``package.module:name``."""
     return name in BUILDERS or _TORCHVISION.fullmatch(name) is not None
 
 

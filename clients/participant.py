@@ -109,7 +109,7 @@ def store_of(simulation: Mapping[str, Any] | None, context: Context) -> Store:
     Raises
     ------
     ParticipantError
-        If the message names no place, or this process is not part of a simulation: a device's place is its own.
+        If the message names no place, or this process is not part of a simulation.
     """
     if simulation is None or "store" not in simulation or not is_simulated(context):
         raise ParticipantError(
@@ -119,8 +119,8 @@ def store_of(simulation: Mapping[str, Any] | None, context: Context) -> Store:
     path = Path(str(simulation["store"]))
     if not path.is_absolute():
         raise ParticipantError(
-            f"expected an absolute path as the simulation's store, got {one_line(repr(str(path)), 80)}: every "
-            "node would keep its models in a folder of its own"
+            f"expected an absolute path as the simulation's store, got {one_line(repr(str(path)), 80)}: "
+            "another would be another folder on every node"
         )
     return Store(path)
 

@@ -17,7 +17,6 @@ from kdfed.errors import WireError, one_line
 from kdfed.models import State
 from kdfed.records import write_atomically
 
-
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 

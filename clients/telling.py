@@ -17,7 +17,7 @@ from flwr.common.constant import ErrorCode
 
 from clients.actors import is_simulated
 from kdfed import wire
-from kdfed.errors import one_line
+from kdfed.errors import MOST_OF_A_LINE, one_line
 from kdfed.reasons import reason_of
 
 MOST_WARNINGS = 20
@@ -51,14 +51,25 @@ def tell(message: Message, context: Context, handle: Callable[[Message, Context]
 
 
 class _Collector(logging.Handler):
-    """Keeps records instead of handling them."""
+    """Keeps the texts of warnings, and other records as they are."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.records: list[logging.LogRecord] = []
+        self.texts: dict[str, None] = {}  # a set that keeps its order
+        self.others: list[logging.LogRecord] = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.records.append(record)
+        if record.levelno < logging.WARNING:
+            self.others.append(record)
+            return
+        try:
+            self.keep(record.getMessage())
+        except Exception:  # arguments that do not fit their format: told as logging tells it
+            self.handleError(record)
+
+    def keep(self, text: str) -> None:
+        if len(self.texts) < MOST_WARNINGS:
+            self.texts[one_line(text)] = None
 
 
 @contextmanager
@@ -68,20 +79,16 @@ def _collected() -> Iterator[dict[str, None]]:
     Filters stay as they are, so what is an error elsewhere is one here. Records below WARNING go where they
     would have gone.
     """
-    texts: dict[str, None] = {}
     collector, handlers, propagate = _Collector(), _ROOT.handlers, _ROOT.propagate
     _ROOT.handlers, _ROOT.propagate = [collector], False
     try:
         with warnings.catch_warnings(record=True) as caught:
-            yield texts
+            yield collector.texts
     finally:
         _ROOT.handlers, _ROOT.propagate = handlers, propagate
-    told = [record.getMessage() for record in collector.records if record.levelno >= logging.WARNING]
     for warning in caught:
-        place = f" ({PurePath(warning.filename).name}, line {warning.lineno})"
-        told.append(f"{one_line(f'{warning.category.__name__}: {warning.message}', 200 - len(place))}{place}")
-    distinct = list(dict.fromkeys(map(one_line, told)))
-    texts.update(dict.fromkeys(distinct[:MOST_WARNINGS]))
-    for record in collector.records:
-        if record.levelno < logging.WARNING:
-            logging.getLogger(record.name).handle(record)
+        place = f" ({PurePath(warning.filename).name[-60:]}, line {warning.lineno})"
+        said = one_line(f"{warning.category.__name__}: {warning.message}", MOST_OF_A_LINE - len(place))
+        collector.keep(said + place)
+    for record in collector.others:
+        logging.getLogger(record.name).handle(record)

@@ -119,6 +119,8 @@ def plain(text: str) -> str:
 
     Line breaks and tabs stay.
     """
+    if text.isprintable():
+        return text
     kept = (c if c in "\n\t" or unicodedata.category(c)[0] != "C" else " " for c in _COLOURS.sub("", text))
     return "".join(kept)
 
@@ -142,7 +144,7 @@ def one_line(text: object, most: int = MOST_OF_A_LINE) -> str:
     whole = str(text)
     if len(whole) > 2 * _MOST_READ:
         whole = f"{whole[:_MOST_READ]}\n{whole[-_MOST_READ:]}"
-    lines = [line for line in plain(whole).expandtabs().splitlines() if line.strip()]
+    lines = [line for line in map(plain, whole.expandtabs().splitlines()) if line.strip()]
     frames = [place for place, line in enumerate(lines) if _FRAME.match(line)]
     begins = next((place for place, line in enumerate(lines) if line.startswith("Traceback (")), len(lines))
     said = lines[: min([begins, *frames[:1]])]

@@ -29,19 +29,21 @@ def reason_of(error: BaseException) -> str:
     Returns
     -------
     str
-        ``Type: message``, and the file and line of the user's own code where the error came from, if it came
-        from there: ``NameError: name 'foo' is not defined (mymodel.py, line 12)``. An error of ours in which
-        no code of the user's is involved has no traceback. At most :data:`MOST_OF_A_TEXT` characters.
+        ``Type: message`` of the error that came from the user's own code, if one did, with file and line:
+        ``NameError: name 'foo' is not defined (mymodel.py, line 12)``. An error of ours in which no code of
+        the user's is involved has no traceback. About :data:`MOST_OF_A_TEXT` characters at most.
     """
-    place = "" if isinstance(error, SyntaxError) else _place(error)  # its message has file and line
+    source, place = _place(error)
     if isinstance(error, KdfedError) and not place:
         return _capped(f"{type(error).__name__}: {error}")
-    said = one_line(f"{type(error).__name__}: {error}", MOST_OF_A_LINE - len(place))
+    if isinstance(source, SyntaxError):  # its message has file and line
+        place = ""
+    said = one_line(f"{type(source).__name__}: {source}", MOST_OF_A_LINE - len(place))
     return _capped(f"{said}{place}\n{''.join(traceback.format_exception(error))}")
 
 
-def _place(error: BaseException) -> str:
-    """Return file and line of the innermost frame that is the user's, of the first error that has one."""
+def _place(error: BaseException) -> tuple[BaseException, str]:
+    """Return the first error with a frame that is the user's, and file and line of the innermost."""
     for one in reversed(list(_chain(error))):
         users = [
             (PurePath(frame.tb_frame.f_code.co_filename).name, frame.tb_lineno)
@@ -50,8 +52,8 @@ def _place(error: BaseException) -> str:
         ]
         if users:
             name, line = users[-1]
-            return f" ({name[-60:]}, line {line})"
-    return ""
+            return one, f" ({name[-60:]}, line {line})"
+    return error, ""
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

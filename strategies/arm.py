@@ -217,9 +217,12 @@ class ArmRunner:
                     break
                 sampled = self._sample(server_round, spec)
                 config = ConfigRecord({**(train_config or {}), **self._settings(server_round)})
-                messages = self.strategy.configure_train(
-                    server_round, ArrayRecord(dict(state)), config, self.grid
-                )
+                with python_seed(derive(self.config.seed, "configure", server_round)):  # Flower shuffles
+                    messages = list(
+                        self.strategy.configure_train(
+                            server_round, ArrayRecord(dict(state)), config, self.grid
+                        )
+                    )
                 replies = list(
                     self.grid.send_and_receive(messages, timeout=timeout, meanwhile=self._evaluate_pending)
                 )

@@ -257,7 +257,7 @@ class ParticipantGrid(Grid):
         if len(self._asks) > asks and now - self._asks[0] > seconds:
             raise RunError(
                 f"{self._phase} {self._round}: the strategy waits for more participants than the "
-                f"{len(self._sampled)} that can be reached; lower its minimum, or sample more (server.sampled)"
+                f"{len(self._sampled)} that can be reached; lower its minimum, or raise server.sampled"
             )
         return list(self._sampled)
 

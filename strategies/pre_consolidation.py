@@ -127,9 +127,7 @@ def _check_fractions(strategy: FedAvg) -> list[Mistake]:
     mistakes = []
     train, evaluate = strategy.fraction_train, strategy.fraction_evaluate
     if train != 1.0:
-        mistakes.append(
-            Mistake("fraction_train", f"expected 1.0, got {train}; set server.sampled instead")
-        )
+        mistakes.append(Mistake("fraction_train", f"expected 1.0, got {train}; set server.sampled instead"))
     if not 0 <= evaluate <= 1:
         mistakes.append(
             Mistake("fraction_evaluate", f"expected a share from 0 to 1 of the sampled, got {evaluate}")

@@ -10,9 +10,9 @@ import torch
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
-from clients.client_app import app
 from clients.actors import IN_PROCESS, is_simulated
-from clients.participant import participants_of
+from clients.client_app import app
+from clients.participant import participants_of, store_of
 from kdfed import wire
 from kdfed.errors import ParticipantError
 
@@ -86,3 +86,13 @@ def test_participants_hold_nothing_that_the_server_holds(tiny):
     held = [int(i) for indices in participants.partition.indices for i in indices]
     assert len(held) == len(set(held))
     assert not held_out & set(held)
+
+
+def test_a_store_is_only_where_a_simulation_says_and_never_relative(tiny):
+    simulation = _simulation(tiny(), store="/somewhere")
+    assert str(store_of(simulation, _context(**{IN_PROCESS: True})).root) == "/somewhere"
+    for told, node in ((simulation, {}), (simulation, {IN_PROCESS: True, "data": "/mine"})):
+        with pytest.raises(ParticipantError, match="expected a place where participants can keep a model"):
+            store_of(told, _context(**node))
+    with pytest.raises(ParticipantError, match=r"expected an absolute path as the simulation's store"):
+        store_of(_simulation(tiny(), store="../elsewhere"), _context(**{IN_PROCESS: True}))
