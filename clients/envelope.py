@@ -121,9 +121,8 @@ def answer(
         if plan.reply != "each" and finished:
             results.append(_mean(parts))
     answers = [(participant, *rows[participant]) for participant in plan.participants]
-    answers = _whole_once(answers)
     content = _records(results)
-    content[wire.COHORTS] = ConfigRecord(wire.Answers(*zip(*answers, strict=True)).to_lists())
+    content[wire.COHORTS] = ConfigRecord(wire.Answers(*zip(*_whole_once(answers), strict=True)).to_lists())
     return Message(content, reply_to=message)
 
 
@@ -131,9 +130,9 @@ def _whole_once(answers: Sequence[tuple[int, int, int, str]]) -> list[tuple[int,
     """Leave each distinct reason whole where it comes first; a line stands for it in the rest."""
     told: set[str] = set()
     shorter = []
-    for *rest, reason in answers:
+    for participant, result, steps, reason in answers:
         line = one_line(reason)
-        shorter.append((*rest, line if line in told else reason))
+        shorter.append((participant, result, steps, line if line in told else reason))
         told.add(line)
     return shorter
 
@@ -213,11 +212,12 @@ class _Kind:
                 self._spec, self._work = self._expected(self._task), self._begin(self._task)
             return [self._keep(work, self._spec) for work in self._work(members)]
         except Exception as error:
-            if len(members) > 1:
-                why = one_line(f"{type(error).__name__}: {error}", 100)
-                log.warning("a cohort of %d failed together (%s): one by one", len(members), why)
-                return [part for member in members for part in self.do([member])]
-            return [_Part({}, {members[0]: reason_of(error)})]
+            reason = reason_of(error)
+        if len(members) == 1:
+            return [_Part({}, {members[0]: reason})]
+        # After the exception is gone: with what it held, and as nobody's cause.
+        log.warning("a cohort of %d failed together (%s): one by one", len(members), one_line(reason, 100))
+        return [part for member in members for part in self.do([member])]
 
 
 def _problems(work: Work, spec: wire.Spec) -> dict[int, str]:

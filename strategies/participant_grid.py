@@ -203,7 +203,8 @@ class ParticipantGrid(Grid):
         good = [reply for reply in replies if not reply.has_error()]
         for reply in good:
             self._pass_on(reply.content)
-        reasons = {self._log.warn("hello", reply.error.reason) for reply in replies if reply.has_error()}
+        bad = [reply for reply in replies if reply.has_error()]
+        reasons = {self._log.warn("hello", str(reply.error.reason)) for reply in bad}
         if not good:
             reasons = reasons or {f"no reply within {timeout:g} seconds"}
             raise RunError(f"expected an answer to hello from a node, got none: {'; '.join(sorted(reasons))}")
