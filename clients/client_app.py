@@ -19,7 +19,10 @@ from torch import nn
 
 from clients.envelope import CohortWork, Metrics, Task, Work, answer
 from clients.exchange import LogitsExchange
+from clients.names import gate
 from clients.participant import SimulatedParticipants, participants_of, store_of
+from clients.store import Store
+from clients.telling import tell
 from clients.trainees import PairedModels, ReceivedModel
 from kdfed import wire
 from kdfed.cohort import predict_stack, train_cohort
@@ -32,7 +35,7 @@ from kdfed.task import Task as LearningTask
 from kdfed.train import TrainResult, local_loss, plain_loss, predict
 from kdfed.wire import versions
 
-app = ClientApp()
+app = ClientApp(mods=[tell, gate])
 
 _LOCAL: TypeAdapter[LocalSettings] = TypeAdapter(LocalSettings)
 
@@ -117,7 +120,7 @@ def train(message: Message, context: Context) -> Message:
         loss = local_loss(lambda: _received(task, participants), settings, participants.data.task)
         trainees: ReceivedModel | PairedModels
         if isinstance(settings, MutualLocal):
-            trainees = _pairs(message, task, settings, participants)
+            trainees = _pairs(task, settings, participants, store_of(_simulation(message), context))
         else:
             data, name = participants.data, str(task.config["model"])
             model = _template(name, data.input_shape, data.classes, participants.device)
@@ -151,7 +154,7 @@ def train(message: Message, context: Context) -> Message:
 def logits(message: Message, context: Context) -> Message:
     """Digest the last consensus, train, and send logits on this round's public examples."""
     participants = _participants(message, context)
-    data, store = participants.data, store_of(message.content.config_records.get(wire.SIMULATION))
+    data, store = participants.data, store_of(_simulation(message), context)
 
     def begin(task: Task) -> CohortWork:
         name, seed = str(task.config["model"]), int(task.config["seed"])
@@ -224,11 +227,14 @@ def _teachers(task: Task) -> TeacherSettings:
 
 
 def _participants(message: Message, context: Context) -> SimulatedParticipants:
-    simulation = message.content.config_records.get(wire.SIMULATION)
-    participants = participants_of(simulation, context)
+    participants = participants_of(_simulation(message), context)
     if torch.get_num_threads() != participants.threads:
         torch.set_num_threads(participants.threads)
     return participants
+
+
+def _simulation(message: Message) -> ConfigRecord | None:
+    return message.content.config_records.get(wire.SIMULATION)
 
 
 def _received(task: Task, participants: SimulatedParticipants) -> nn.Module:
@@ -241,7 +247,7 @@ def _received(task: Task, participants: SimulatedParticipants) -> nn.Module:
 
 
 def _pairs(
-    message: Message, task: Task, settings: MutualLocal, participants: SimulatedParticipants
+    task: Task, settings: MutualLocal, participants: SimulatedParticipants, store: Store
 ) -> PairedModels:
     """Return the received model beside the personal ones of a simulation's participants."""
     data, name, seed = participants.data, str(task.config["model"]), int(task.config["seed"])
@@ -251,7 +257,7 @@ def _pairs(
         _pair_template(name, personal, data.input_shape, data.classes, participants.device),
         task.arrays,
         partial(_personal, personal, data.input_shape, data.classes, seed),
-        store_of(message.content.config_records.get(wire.SIMULATION)),
+        store,
         int(task.config["server-round"]),
     )
 

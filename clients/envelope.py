@@ -14,11 +14,12 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDic
 from kdfed import wire
 from kdfed.cohort import state_at
 from kdfed.cohort.folded import Stack
-from kdfed.errors import ParticipantError, clean_text
+from kdfed.errors import ParticipantError, one_line
 from kdfed.limits import Limits, Reach, numpy_of
 from kdfed.models import State
+from kdfed.reasons import reason_of
 
-log = logging.getLogger("flwr")
+log = logging.getLogger("kdfed.clients")
 
 Metrics: TypeAlias = dict[str, int | float | list[float]]
 
@@ -125,8 +126,19 @@ def answer(
             results.append(_mean(parts))
     answers = [(participant, *rows[participant]) for participant in plan.participants]
     content = _records(results)
-    content[wire.COHORTS] = ConfigRecord(wire.Answers(*zip(*answers, strict=True)).to_lists())
+    content[wire.COHORTS] = ConfigRecord(wire.Answers(*zip(*_whole_once(answers), strict=True)).to_lists())
     return Message(content, reply_to=message)
+
+
+def _whole_once(answers: Sequence[tuple[int, int, int, str]]) -> list[tuple[int, int, int, str]]:
+    """Leave each distinct reason whole where it comes first; a line stands for it in the rest."""
+    told: set[str] = set()
+    shorter = []
+    for participant, result, steps, reason in answers:
+        line = one_line(reason)
+        shorter.append((participant, result, steps, line if line in told else reason))
+        told.add(line)
+    return shorter
 
 
 # ----------------------------------------------------------------------------- a cohort's work
@@ -242,11 +254,12 @@ class _Kind:
                 self._work = self._begin(self._task)
             return [self._keep(work, self._owed) for work in self._work(members)]
         except Exception as error:
-            if len(members) > 1:
-                log.warning("a cohort of %d failed together (%s): one by one", len(members), error)
-                return [part for member in members for part in self.do([member])]
-            log.exception("participant %d failed", members[0])
-            return [_Part({}, {members[0]: clean_text(f"{type(error).__name__}: {error}")})]
+            reason = reason_of(error)
+        if len(members) == 1:
+            return [_Part({}, {members[0]: reason})]
+        # After the exception is gone: with what it held, and as nobody's cause.
+        log.warning("a cohort of %d failed together (%s): one by one", len(members), one_line(reason, 100))
+        return [part for member in members for part in self.do([member])]
 
 
 def _problems(work: Work, expected: _Expected) -> dict[int, str]:

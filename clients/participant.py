@@ -8,7 +8,6 @@ by a message what its data is, so the record is honoured only inside a simulatio
 from __future__ import annotations
 
 import hashlib
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -20,15 +19,13 @@ import torch
 from flwr.app import Context
 from pydantic import TypeAdapter
 
+from clients.actors import is_simulated
 from clients.store import Store
 from kdfed.config import DataSettings, PartitionSettings
 from kdfed.data import Examples, PreparedData, prepare
 from kdfed.device import resolve_device
-from kdfed.errors import ParticipantError
+from kdfed.errors import ParticipantError, one_line
 from kdfed.partition import Partition, partition_of
-
-IN_PROCESS = "kdfed-in-process"
-"""Node-config key that the in-process engine sets; see :func:`is_simulated`."""
 
 _PARTITION: TypeAdapter[PartitionSettings] = TypeAdapter(PartitionSettings)
 
@@ -83,14 +80,6 @@ class SimulatedParticipants:
         return digest.hexdigest()
 
 
-def is_simulated(context: Context) -> bool:
-    """Tell whether this process is part of a simulation: a Ray actor, or the in-process engine."""
-    if context.node_config.get(IN_PROCESS):
-        return True
-    ray = sys.modules.get("ray")
-    return ray is not None and ray.is_initialized() and ray.get_runtime_context().get_actor_id() is not None
-
-
 def participants_of(simulation: Mapping[str, Any] | None, context: Context) -> SimulatedParticipants:
     """Return the participants that a message is about.
 
@@ -114,20 +103,26 @@ def participants_of(simulation: Mapping[str, Any] | None, context: Context) -> S
     )
 
 
-def store_of(simulation: Mapping[str, Any] | None) -> Store:
+def store_of(simulation: Mapping[str, Any] | None, context: Context) -> Store:
     """Return where the participants of a message's simulation keep what lasts between rounds.
 
     Raises
     ------
     ParticipantError
-        If the message names no place.
+        If the message names no place, or this process is not part of a simulation.
     """
-    if simulation is None or "store" not in simulation:
+    if simulation is None or "store" not in simulation or not is_simulated(context):
         raise ParticipantError(
             "expected a place where participants can keep a model between rounds, got none; give "
             "ArmConfig.simulation a store (kdfed.wire.simulation_record)"
         )
-    return Store(Path(str(simulation["store"])))
+    path = Path(str(simulation["store"]))
+    if not path.is_absolute():
+        raise ParticipantError(
+            f"expected an absolute path as the simulation's store, got {one_line(repr(str(path)), 80)}: "
+            "another would be another folder on every node"
+        )
+    return Store(path)
 
 
 @lru_cache(maxsize=4)

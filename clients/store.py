@@ -7,17 +7,24 @@ same bits. In a simulation the folder is one that every node sees; experiment, a
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import torch
 from safetensors.torch import load, save
 
+from kdfed.errors import WireError, one_line
 from kdfed.models import State
 from kdfed.records import write_atomically
+
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 class Store:
     """The files of the participants of one experiment, arm and seed.
+
+    Names of files are made here, of what a message said: a digest is 64 lowercase hex digits, a participant
+    and a round are whole numbers of at least 0, and anything else is a ``WireError``.
 
     Parameters
     ----------
@@ -58,10 +65,24 @@ class Store:
             write_atomically(file, save({"inputs": inputs.contiguous()}))
 
     def _public_file(self, digest: str) -> Path:
+        if _DIGEST.fullmatch(digest) is None:
+            raise WireError(
+                "expected the SHA-256 of public examples, 64 lowercase hex digits, got "
+                f"{one_line(repr(digest), 80)}"
+            )
         return self.root / "public" / f"{digest}.safetensors"
 
     def _file(self, participant: int, server_round: int) -> Path:
-        return self.root / str(participant) / f"{server_round}.safetensors"
+        return self._folder(participant) / f"{_number(server_round, 'round')}.safetensors"
 
     def _rounds(self, participant: int) -> list[int]:
-        return [int(file.stem) for file in (self.root / str(participant)).glob("*.safetensors")]
+        return [int(file.stem) for file in self._folder(participant).glob("*.safetensors")]
+
+    def _folder(self, participant: int) -> Path:
+        return self.root / str(_number(participant, "participant"))
+
+
+def _number(value: int, what: str) -> int:
+    if not isinstance(value, int) or value < 0:
+        raise WireError(f"expected a {what} as a whole number of at least 0, got {one_line(repr(value), 80)}")
+    return value

@@ -14,7 +14,7 @@ from kdfed.cohort.folded import Stack
 from kdfed.models import State
 from kdfed.pairs import Pair, halves, pair_state
 
-log = logging.getLogger("flwr")
+log = logging.getLogger("kdfed.clients")
 
 
 @dataclass(frozen=True)

@@ -17,33 +17,10 @@ Every message says what was expected, what arrived and what to change.
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-
-LONGEST_TEXT = 500
-"""Characters that :func:`clean_text` keeps."""
-
-
-def clean_text(text: object, most: int = LONGEST_TEXT) -> str:
-    """Return what somebody else said as one line that can be printed and kept in a record.
-
-    White space and control characters become single blanks, what UTF-8 does not have becomes ``?``, a long
-    text is cut and says so, and an empty one reads ``no reason given``.
-
-    Parameters
-    ----------
-    text
-        Anything; what is no text is shown as Python does.
-    most
-        Characters to keep.
-    """
-    whole = text if isinstance(text, str) else repr(text)
-    start = whole[: 4 * most].encode("utf-8", "replace").decode("utf-8")
-    line = " ".join("".join(c if c.isprintable() else " " for c in start).split())
-    if len(line) > most or len(whole) > 4 * most:
-        return f"{line[:most]}... ({len(whole)} characters)"
-    return line or "no reason given"
-
 
 MOST_CHARACTERS = 200
 """Of a value that a message repeats."""
@@ -191,3 +168,56 @@ class RunError(KdfedError):
 
 class RecordError(RunError):
     """What a run has to record cannot be written."""
+
+
+# ----------------------------------------------------------------------------- texts of errors
+
+
+MOST_OF_A_LINE = 200
+"""Characters of a reason in a record."""
+
+_MOST_READ = 50_000  # characters of either end of a text that are looked at
+_COLOURS = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
+_FRAME = re.compile(r'\s+File ".*", line \d+')
+
+
+def plain(text: str) -> str:
+    """Return a text without what no terminal or file should get: control characters, half surrogates.
+
+    Line breaks and tabs stay.
+    """
+    if text.isprintable():
+        return text
+    kept = (c if c in "\n\t" or unicodedata.category(c)[0] != "C" else " " for c in _COLOURS.sub("", text))
+    return "".join(kept)
+
+
+def one_line(text: object, most: int = MOST_OF_A_LINE) -> str:
+    """Return one short line that stands for a text of any length and from anywhere.
+
+    Parameters
+    ----------
+    text
+        An error, or what was told about one.
+    most
+        Characters of the result, at least 1.
+
+    Returns
+    -------
+    str
+        All of a short text, its lines joined; of a long one the first line. A traceback is left out, and
+        where there is nothing else its last line ``Type: message`` stands for it. Empty for an empty text.
+    """
+    whole = str(text)
+    if len(whole) > 2 * _MOST_READ:
+        whole = f"{whole[:_MOST_READ]}\n{whole[-_MOST_READ:]}"
+    lines = [line for line in map(plain, whole.expandtabs().splitlines()) if line.strip()]
+    frames = [place for place, line in enumerate(lines) if _FRAME.match(line)]
+    begins = next((place for place, line in enumerate(lines) if line.startswith("Traceback (")), len(lines))
+    said = lines[: min([begins, *frames[:1]])]
+    if not said and frames:
+        said = [line for line in lines[frames[-1] + 1 :] if not line[0].isspace()] or lines[-1:]
+    joined = " ".join(" ".join(said).split())
+    if len(joined) > most and said:
+        joined = " ".join(said[0].split())
+    return joined if len(joined) <= most else joined[: most - 1] + "…"

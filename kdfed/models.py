@@ -216,14 +216,14 @@ def build_model(settings: ModelSettings, input_shape: tuple[int, ...], classes: 
         If the name or an option is wrong, or if the model does not fit the input shape: it is run once, in
         evaluation mode, on zeros.
     """
-    message = check_model(settings)
+    message, cause = check_model(settings), None
     if message is None:
         with torch_seed(seed):
             try:
                 return _build(settings, tuple(input_shape), classes)
             except _MisfitError as misfit:
-                message = str(misfit)
-    raise ConfigError("model", [Mistake("model", message)])
+                message, cause = str(misfit), misfit
+    raise ConfigError("model", [Mistake("model", message)]) from cause
 
 
 class _MisfitError(Exception):

@@ -6,6 +6,7 @@ work is done.
 
 from __future__ import annotations
 
+import random
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -109,6 +110,20 @@ def sample_participants(seed: int, phase: str, round_number: int, everyone: int,
     """Draw ``count`` of the participants 0 to ``everyone - 1`` without replacement; return them in order."""
     drawn = numpy_generator(seed, phase, round_number).choice(everyone, count, replace=False)
     return sorted(int(participant) for participant in drawn)
+
+
+@contextmanager
+def python_seed(derived: int) -> Iterator[None]:
+    """Seed Python's own generator inside a ``with`` block, and restore it afterwards.
+
+    For code that cannot be handed a generator: Flower's sampling of nodes.
+    """
+    state = random.getstate()
+    random.seed(derived)
+    try:
+        yield
+    finally:
+        random.setstate(state)
 
 
 @contextmanager

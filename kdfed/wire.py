@@ -32,7 +32,8 @@ In a simulation one network message carries many participants: distinct contents
 ``cohorts`` record (:class:`Plan`) that says who is served by which. Its reply holds one result per
 cohort or per participant, and a ``cohorts`` record (:class:`Answers`) that says who answered. A device's
 message has that record too, with one participant. A reply without one is an ordinary Flower reply of one
-participant: that of a ClientApp that knows no cohorts.
+participant: that of a ClientApp that knows no cohorts. Warnings that came up on the way travel in a record of
+their own (:data:`WARNINGS`), which is no part of the logical message either.
 
 This module knows no Flower: it turns plans and answers into the plain lists that a ``ConfigRecord`` holds.
 """
@@ -66,6 +67,8 @@ CONFIG = "config"
 METRICS = "metrics"
 TRANSFER = "transfer"
 COHORTS = "cohorts"
+WARNINGS = "warnings"
+"""Warnings that came up on a simulated node (``texts``). Never part of a logical message."""
 SIMULATION = "simulation"
 """Which data a simulated participant holds. Never part of a logical message; a device ignores it."""
 

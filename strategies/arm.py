@@ -13,6 +13,7 @@ Where no stop hangs on it, a round is evaluated while the nodes train for the ne
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -36,12 +37,14 @@ from kdfed.ledger import Costs, Ledger
 from kdfed.limits import UPDATE_BOUND, Limits, Reach, most_steps, numpy_of
 from kdfed.models import State, buffer_keys, build_model, load_state, state_of
 from kdfed.records import Absent, RoundRecord, load_start
-from kdfed.seeding import derive, sample_participants
+from kdfed.seeding import derive, python_seed, sample_participants
 from kdfed.task import CLASSIFICATION, Task
 from kdfed.train import evaluate
 from strategies.catalogue import SERVER_OPTIMISERS, takes_means
 from strategies.participant_grid import ParticipantGrid
 from strategies.teachers import TeacherPhase, average
+
+log = logging.getLogger("kdfed.strategies")
 
 Stopped = Literal["target", "plateau", "max-rounds"]
 
@@ -217,9 +220,12 @@ class ArmRunner:
                 reach = Reach(numpy_of(state), limits)
                 sampled = self._sample(server_round, spec, reach)
                 config = ConfigRecord({**(train_config or {}), **self._settings(server_round)})
-                messages = self.strategy.configure_train(
-                    server_round, ArrayRecord(dict(state)), config, self.grid
-                )
+                with python_seed(derive(self.config.seed, "configure", server_round)):  # Flower shuffles
+                    messages = list(
+                        self.strategy.configure_train(
+                            server_round, ArrayRecord(dict(state)), config, self.grid
+                        )
+                    )
                 replies = list(
                     self.grid.send_and_receive(messages, timeout=timeout, meanwhile=self._evaluate_pending)
                 )
@@ -275,7 +281,7 @@ class ArmRunner:
             reach_of=lambda participant: owed,
             steps_of=self._most_steps,
         )
-        least = max(self.arm.server.minimum, _least(self.strategy))
+        least = max([self.arm.server.minimum, *minima(self.strategy, "train").values()])
         self._require(len(list(self.grid.get_node_ids())), least, f"round {server_round}", "can be sampled")
         return sampled
 
@@ -442,12 +448,23 @@ class ArmRunner:
             spec_of=lambda participant: {},
             steps_of=self._most_steps,
         )
-        if len(list(self.grid.get_node_ids())) < _least(self.strategy):
-            return  # Flower would wait for ever
+        reachable, least = len(list(self.grid.get_node_ids())), minima(self.strategy, "evaluate")
+        option = max(least, key=least.__getitem__, default="")
+        if option and reachable < least[option]:  # Flower would wait for ever
+            log.warning(
+                "%s, round %d: no evaluation by participants, because %d can be reached and %s is %d",
+                self.config.name,
+                server_round,
+                reachable,
+                option,
+                least[option],
+            )
+            return
         config = ConfigRecord({**(evaluate_config or {}), **self._settings(server_round)})
-        messages = list(
-            self.strategy.configure_evaluate(server_round, ArrayRecord(dict(state)), config, self.grid)
-        )
+        with python_seed(derive(self.config.seed, "evaluate", server_round)):  # it may sample
+            messages = list(
+                self.strategy.configure_evaluate(server_round, ArrayRecord(dict(state)), config, self.grid)
+            )
         if messages:
             self._evaluate_pending()
             replies = self.grid.send_and_receive(messages, timeout=timeout)
@@ -526,8 +543,24 @@ def _number(metrics: MetricRecord, key: str) -> float:
     return float(value)
 
 
-def _least(strategy: Strategy) -> int:
-    """Return below how many nodes a Flower strategy would wait for ever."""
-    if isinstance(strategy, FedAvg):
-        return max(strategy.min_available_nodes, strategy.min_train_nodes)
-    return 1
+def layers(strategy: Strategy) -> list[Strategy]:
+    """Return a strategy, the one that it wraps (as differential privacy does), and so on inwards."""
+    found: list[Strategy] = []
+    inner: object = strategy
+    while isinstance(inner, Strategy) and not any(inner is one for one in found):
+        found.append(inner)
+        inner = getattr(inner, "strategy", None)
+    return found
+
+
+def minima(strategy: Strategy, trip: Literal["train", "evaluate"]) -> dict[str, int]:
+    """Return below how many nodes a Flower strategy would wait for ever, by the option that says so.
+
+    Empty where it makes no such trip.
+    """
+    least: dict[str, int] = {}
+    for layer in layers(strategy):
+        if isinstance(layer, FedAvg) and getattr(layer, f"fraction_{trip}") > 0:
+            for option in ("min_available_nodes", f"min_{trip}_nodes"):
+                least[option] = max(least.get(option, 0), getattr(layer, option))
+    return least

@@ -7,6 +7,7 @@ cuts, deals, packs, checks, names who is left out and why, and fills the ledger.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -20,9 +21,10 @@ from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
 from kdfed import wire
-from kdfed.errors import RunError, WireError, clean_text
+from kdfed.errors import RunError, WireError, one_line
 from kdfed.ledger import Ledger
 from kdfed.limits import LabelCounts, Limits, Reach
+from kdfed.reasons import Once
 from kdfed.records import Absent
 from strategies.round_mean import RoundMean, problem_with_arrays, record_of
 
@@ -39,6 +41,8 @@ POLL_SECONDS = 0.0005, 0.02
 """Least and most seconds between two looks for replies; in between a fiftieth of the time waited so far."""
 
 _FIRST_NODE_SECONDS = 60.0
+_MOST_WARNINGS = 20
+_ASKS = 60, 600.0  # more questions who is there, over more seconds, are nothing but waiting
 
 
 @dataclass(frozen=True)
@@ -190,6 +194,8 @@ class ParticipantGrid(Grid):
         self._open: dict[str, Bundle] = {}
         self._ready: dict[str, Ready] = {}
         self._late: list[Absent] = []
+        self._asks: list[float] = []  # when a strategy asked who is there, since it last sent something
+        self._log = Once(logging.getLogger("kdfed.strategies"))
 
     # ------------------------------------------------------------------ what the arm runner says
 
@@ -220,6 +226,7 @@ class ParticipantGrid(Grid):
             See :class:`Terms`.
         """
         self.report = Report()
+        self._asks = []
         self._phase, self._round = phase, round_number
         self._terms = Terms(spec_of, reach_of, steps_of, label_counts)
         if self._open:
@@ -263,10 +270,12 @@ class ParticipantGrid(Grid):
         messages = [Message(content, node, wire.HELLO, ttl=timeout) for node in self.nodes()]
         replies = list(self.network.send_and_receive(messages, timeout=timeout))
         good = [reply for reply in replies if not reply.has_error()]
+        for reply in good:
+            self._pass_on(reply.content)
+        bad = [reply for reply in replies if reply.has_error()]
+        reasons = {self._log.warn("hello", str(reply.error.reason)) for reply in bad}
         if not good:
-            reasons = {clean_text(reply.error.reason) for reply in replies} or {
-                f"no reply within {timeout:g} seconds"
-            }
+            reasons = reasons or {f"no reply within {timeout:g} seconds"}
             raise RunError(f"expected an answer to hello from a node, got none: {'; '.join(sorted(reasons))}")
         held = [_hello(reply, str(config["versions"]), participants, self.limits.examples) for reply in good]
         told = {(len(one.each), int(one.each.sum()), one.digest) for one in held}
@@ -306,7 +315,21 @@ class ParticipantGrid(Grid):
         return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
 
     def get_node_ids(self) -> Iterable[int]:
-        """Return this round's participants, in order."""
+        """Return this round's participants, in order.
+
+        Raises
+        ------
+        RunError
+            If a strategy asks again and again, sends nothing, and so waits for somebody who will not come.
+        """
+        now = time.monotonic()
+        self._asks.append(now)
+        asks, seconds = _ASKS
+        if len(self._asks) > asks and now - self._asks[0] > seconds:
+            raise RunError(
+                f"{self._phase} {self._round}: the strategy waits for more participants than the "
+                f"{len(self._sampled)} that can be reached; lower its minimum, or raise server.sampled"
+            )
         return list(self._sampled)
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
@@ -395,6 +418,7 @@ class ParticipantGrid(Grid):
     def _push(self, messages: Iterable[Message], ttl: float | None) -> list[str]:
         by_participant: dict[int, Message] = {}
         batch = uuid4().hex
+        self._asks = []
         for message in messages:
             participant = message.metadata.dst_node_id
             if participant not in self._sampled:
@@ -485,6 +509,8 @@ class ParticipantGrid(Grid):
             bundle = self._open.pop(reply.metadata.reply_to_message_id, None)
             if bundle is None:
                 continue
+            if reply.has_content():
+                self._pass_on(reply.content)
             if bundle.late:
                 self._count_late(bundle, reply)
             elif reply.has_error():
@@ -501,15 +527,14 @@ class ParticipantGrid(Grid):
         try:
             _, results = _read(bundle.plan, reply.content)
         except Exception as error:
-            reason = clean_text(f"{late}, which cannot be read: {error}")
-            self._late += [Absent(participant, reason) for participant in bundle.plan.participants]
+            self._late += self._absent(bundle.plan.participants, f"{late}, which cannot be read: {error}")
             return
         for result in results:
             problem = self._problem_with_numbers(bundle, result)
             if problem is None:
                 self._count(bundle, result)
-            reason = f"{late}, not used" if problem is None else clean_text(f"{late}: {problem}")
-            self._late += [Absent(participant, reason) for participant in result.participants]
+            reason = f"{late}, not used" if problem is None else f"{late}: {problem}"
+            self._late += self._absent(result.participants, reason)
 
     def _take(self, bundle: Bundle, content: RecordDict) -> None:
         """Take a reply's results; whatever is wrong with them costs their participants and nobody else."""
@@ -615,8 +640,20 @@ class ParticipantGrid(Grid):
         return kept
 
     def _leave_out(self, participants: Iterable[int], reason: str) -> None:
-        reason = clean_text(reason)
-        self.report.absent += [Absent(participant, reason) for participant in participants]
+        self.report.absent += self._absent(participants, reason)
+
+    def _absent(self, participants: Iterable[int], reason: str) -> list[Absent]:
+        """Name who is left out, with one line of the reason; the log gets the whole of it, once."""
+        left_out = list(participants)
+        who = ", ".join(map(str, left_out[:5])) + (", ..." if len(left_out) > 5 else "")
+        line = self._log.warn(f"{self._phase} {self._round}: without participant {who}", reason)
+        return [Absent(participant, line) for participant in left_out]
+
+    def _pass_on(self, content: RecordDict) -> None:
+        """Log the warnings that a node's reply brought along."""
+        texts = record_of(content, wire.WARNINGS, ConfigRecord).get("texts")
+        for text in texts[:_MOST_WARNINGS] if isinstance(texts, list) else ():
+            self._log.warn("a participant warns", str(text))
 
 
 _OURS = {
@@ -688,7 +725,7 @@ def _hello(reply: Message, versions: str, participants: int | None, most: int) -
     node = f"node {reply.metadata.src_node_id}"
     config = record_of(reply.content, wire.CONFIG, ConfigRecord)
     if config.get("versions") != versions:
-        theirs = clean_text(config.get("versions"))
+        theirs = one_line(config.get("versions"))
         raise RunError(f"expected the server's versions {versions} on every node, got {theirs} from {node}")
     metrics = record_of(reply.content, wire.METRICS, MetricRecord)
     count, examples, each = (metrics.get(key) for key in (wire.PARTICIPANTS, wire.NUM_EXAMPLES, wire.HELD))
@@ -714,7 +751,7 @@ def _hello(reply: Message, versions: str, participants: int | None, most: int) -
             f"expected from 0 to {most} examples of each participant (server.max-examples), got {min(each)} "
             f"to {max(each)}, {examples} in all, from {node}"
         )
-    return Held(np.array(each, dtype=np.int64), clean_text(digest))
+    return Held(np.array(each, dtype=np.int64), one_line(digest))
 
 
 def _bytes(content: RecordDict) -> int:

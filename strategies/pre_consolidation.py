@@ -19,7 +19,7 @@ from flwr.serverapp.strategy import FedAvg, FedProx, Strategy
 
 from kdfed.config import ProximalLocal, sampled_count
 from kdfed.errors import ConfigError, Mistake
-from strategies.arm import ArmConfig, ArmResult, ArmRunner
+from strategies.arm import ArmConfig, ArmResult, ArmRunner, layers, minima
 
 
 class PreConsolidation(Strategy):
@@ -35,7 +35,8 @@ class PreConsolidation(Strategy):
     Raises
     ------
     ConfigError
-        If the strategy would sample, wait for ever, or use another proximal term than ``arm.local``.
+        If the strategy, or one that it wraps, would sample for training, wait for ever, or use another
+        proximal term than ``arm.local``.
     """
 
     def __init__(self, strategy: Strategy, config: ArmConfig) -> None:
@@ -95,32 +96,40 @@ class PreConsolidation(Strategy):
 
 
 def _check(strategy: Strategy, config: ArmConfig) -> list[Mistake]:
+    """Return what the strategy, and any that it wraps, cannot be given."""
     mistakes = []
-    if isinstance(strategy, FedAvg):
-        drawn = sampled_count(config.arm)
-        if strategy.fraction_train != 1.0:
-            mistakes.append(
-                Mistake(
-                    "fraction_train",
-                    f"expected 1.0, got {strategy.fraction_train}; set server.sampled instead",
+    for layer in layers(strategy):
+        if isinstance(layer, FedAvg):
+            mistakes += _check_fractions(layer)
+        if isinstance(layer, FedProx):
+            local = config.arm.local
+            if not isinstance(local, ProximalLocal) or local.mu != layer.proximal_mu:
+                mistakes.append(
+                    Mistake(
+                        "proximal_mu",
+                        f"expected arm.local of mode 'proximal' with mu {layer.proximal_mu}, got {local!r}",
+                    )
                 )
-            )
-        least = max(strategy.min_available_nodes, strategy.min_train_nodes)
-        if least > drawn:
-            mistakes.append(
-                Mistake(
-                    "min_available_nodes",
-                    f"expected at most the {drawn} participants sampled, got {least}: "
-                    "Flower would wait for ever",
-                )
-            )
-    if isinstance(strategy, FedProx):
-        local = config.arm.local
-        if not isinstance(local, ProximalLocal) or local.mu != strategy.proximal_mu:
-            mistakes.append(
-                Mistake(
-                    "proximal_mu",
-                    f"expected arm.local of mode 'proximal' with mu {strategy.proximal_mu}, got {local!r}",
-                )
-            )
+    drawn = sampled_count(config.arm)
+    least = minima(strategy, "train") | minima(strategy, "evaluate")
+    mistakes += [
+        Mistake(
+            option,
+            f"expected at most the {drawn} participants sampled, got {count}: Flower would wait for ever",
+        )
+        for option, count in least.items()
+        if count > drawn
+    ]
+    return mistakes
+
+
+def _check_fractions(strategy: FedAvg) -> list[Mistake]:
+    mistakes = []
+    train, evaluate = strategy.fraction_train, strategy.fraction_evaluate
+    if train != 1.0:
+        mistakes.append(Mistake("fraction_train", f"expected 1.0, got {train}; set server.sampled instead"))
+    if not 0 <= evaluate <= 1:
+        mistakes.append(
+            Mistake("fraction_evaluate", f"expected a share from 0 to 1 of the sampled, got {evaluate}")
+        )
     return mistakes

@@ -15,8 +15,9 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from kdfed.cohort.folded import Folded, FoldedModel, NotFoldableError, own_inputs
+from kdfed.errors import one_line
 
-log = logging.getLogger("flwr")
+log = logging.getLogger("kdfed.cohort")
 
 Level = Literal["folded", "vmap", "loop"]
 
@@ -234,11 +235,7 @@ def _choose(model: nn.Module, input_shape: tuple[int, ...], batch_size: int, dev
         _try(chosen, input_shape, device)
         return chosen
     except Exception as error:
-        return plan("loop", f"{reason}; torch.func does not take it: {_one_line(error)}")
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
+        return plan("loop", f"{reason}; torch.func does not take it: {one_line(error)}")
 
 
 def _try(plan: Plan, input_shape: tuple[int, ...], device: torch.device) -> None:
@@ -259,7 +256,7 @@ def _try(plan: Plan, input_shape: tuple[int, ...], device: torch.device) -> None
             except NotFoldableError:
                 raise
             except Exception as error:
-                raise NotFoldableError(f"it cannot be folded: {_one_line(error)}") from error
+                raise NotFoldableError(f"it cannot be folded: {one_line(error)}") from error
             direct = torch.stack([model(own) for own in inputs])
     finally:
         for module, mode in modes:

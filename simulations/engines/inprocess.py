@@ -10,8 +10,8 @@ from uuid import uuid4
 from flwr.app import Message
 from flwr.clientapp import ClientApp
 
+from clients.actors import IN_PROCESS
 from clients.client_app import app as client_app
-from clients.participant import IN_PROCESS
 from kdfed.config import Experiment
 from kdfed.events import OnEvent
 from kdfed.records import RunFolder

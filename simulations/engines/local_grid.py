@@ -14,6 +14,8 @@ from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
+from kdfed.reasons import reason_of
+
 _SERVER_NODE = 1
 _FIRST_NODE = 1001
 
@@ -91,7 +93,7 @@ def call(app: ClientApp, message: Message, context: Context) -> Message:
     try:
         return app(message, context)
     except Exception as error:
-        return error_reply(message, f"{type(error).__name__}: {error}")
+        return error_reply(message, reason_of(error))
 
 
 def error_reply(message: Message, reason: str) -> Message:

@@ -39,6 +39,7 @@ from clients.client_app import app as client_app
 from kdfed.config import Experiment
 from kdfed.errors import Mistake, RunError
 from kdfed.events import OnEvent
+from kdfed.reasons import reason_of
 from kdfed.records import RunFolder
 from simulations.engines.checks import missing_packages, no_place, refuse
 from simulations.engines.home import MARK, temporary_home
@@ -462,7 +463,8 @@ class RayGrid(LocalGrid):
             reply, state = self._ray.get(reference)
         except self._ray.exceptions.RayTaskError as error:
             del actor.jobs[reference]
-            self._fail(job, f"the worker could not answer: {error.cause or error}")
+            cause = error.cause
+            self._fail(job, f"the worker could not answer: {reason_of(cause) if cause else error}")
             return
         except self._ray.exceptions.RayError as error:
             self._bury(actor, error)

@@ -10,8 +10,9 @@ import torch
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
+from clients.actors import IN_PROCESS, is_simulated
 from clients.client_app import app
-from clients.participant import IN_PROCESS, is_simulated, participants_of
+from clients.participant import participants_of, store_of
 from kdfed import wire
 from kdfed.errors import ParticipantError
 
@@ -70,8 +71,8 @@ def test_a_device_is_not_told_by_a_message_what_its_data_is(tiny):
 
 
 def test_a_message_changes_nothing_in_a_device_that_refuses_it(tiny):
-    with pytest.raises(ParticipantError):
-        app(_hello(tiny(), threads=2), _context())
+    reply = app(_hello(tiny(), threads=2), _context())
+    assert reply.error.reason.startswith("ParticipantError: expected a message of a simulation")
     assert torch.get_num_threads() == 1
 
 
@@ -88,3 +89,13 @@ def test_participants_hold_nothing_that_the_server_holds(tiny):
     held = [int(i) for indices in participants.partition.indices for i in indices]
     assert len(held) == len(set(held))
     assert not held_out & set(held)
+
+
+def test_a_store_is_only_where_a_simulation_says_and_never_relative(tiny):
+    simulation = _simulation(tiny(), store="/somewhere")
+    assert str(store_of(simulation, _context(**{IN_PROCESS: True})).root) == "/somewhere"
+    for told, node in ((simulation, {}), (simulation, {IN_PROCESS: True, "data": "/mine"})):
+        with pytest.raises(ParticipantError, match="expected a place where participants can keep a model"):
+            store_of(told, _context(**node))
+    with pytest.raises(ParticipantError, match=r"expected an absolute path as the simulation's store"):
+        store_of(_simulation(tiny(), store="../elsewhere"), _context(**{IN_PROCESS: True}))

@@ -5,10 +5,13 @@ from __future__ import annotations
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import Any
 
+import pytest
 import torch
 
 from clients.store import Store
+from kdfed.errors import WireError
 
 
 def _kept(value: float) -> dict[str, torch.Tensor]:
@@ -55,8 +58,8 @@ def _share(root: Path, times: int) -> int:
     store, inputs = Store(root), torch.arange(500_000, dtype=torch.float32)
     whole = 0
     for number in range(times):
-        store.save_public(str(number), inputs)
-        found = store.load_public(str(number))
+        store.save_public(f"{number:064x}", inputs)
+        found = store.load_public(f"{number:064x}")
         whole += found is not None and torch.equal(found, inputs)
     return whole
 
@@ -65,3 +68,36 @@ def test_public_examples_are_whole_for_nodes_that_keep_them_at_the_same_time(tmp
     with ProcessPoolExecutor(3, multiprocessing.get_context("spawn")) as pool:
         assert list(pool.map(_share, [tmp_path] * 3, [40] * 3)) == [40] * 3
     assert not list(tmp_path.rglob("*.part"))
+
+
+@pytest.mark.parametrize(
+    "digest",
+    [
+        "../../../escaped",
+        "",
+        "a" * 63,
+        "a" * 65,
+        "A" * 64,
+        "g" * 64,
+        "a" * 64 + "\n",
+        "/" + "a" * 63,
+        "é" * 64,
+    ],
+)
+def test_a_digest_is_no_path(tmp_path: Path, digest: str) -> None:
+    store = Store(tmp_path / "deep" / "deeper" / "store")
+    with pytest.raises(WireError, match="expected the SHA-256 of public examples, 64 lowercase hex digits"):
+        store.save_public(digest, torch.zeros(1))
+    with pytest.raises(WireError, match="expected the SHA-256"):
+        store.load_public(digest)
+    assert list(tmp_path.rglob("*")) == []
+
+
+@pytest.mark.parametrize(
+    ("participant", "server_round"), [(-1, 1), ("../7", 1), (7, -1), (7, "../1"), (1.5, 1)]
+)
+def test_participants_and_rounds_are_numbers(tmp_path: Path, participant: Any, server_round: Any) -> None:
+    store = Store(tmp_path / "store")
+    with pytest.raises(WireError, match="as a whole number of at least 0"):
+        store.save(participant, server_round, _kept(1.0))
+    assert list(tmp_path.rglob("*")) == []

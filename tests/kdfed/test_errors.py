@@ -1,27 +1,47 @@
-"""Text of others, before it is printed or kept."""
+"""What becomes of an error's text in a record: one short line."""
 
 from __future__ import annotations
 
 import pytest
 
-from kdfed.errors import LONGEST_TEXT, clean_text
+from kdfed.errors import MOST_OF_A_LINE, one_line
+
+TRACEBACK = """Traceback (most recent call last):
+  File "/home/me/mymodel.py", line 12, in forward
+    return foo
+           ^^^
+NameError: name 'foo' is not defined"""
+
+RAY = (
+    """The actor died unexpectedly before finishing this task.
+\tclass_name: Worker
+\tactor_id: 5a0d9e
+"""
+    + "The actor is dead because its worker process has died. Worker exit type: SYSTEM_ERROR. " * 30
+)
 
 
 @pytest.mark.parametrize(
-    ("text", "clean"),
+    ("text", "line"),
     [
-        ("out of memory", "out of memory"),
-        ("two\nlines\tand\x00more", "two lines and more"),
-        ("half \ud800 a character", "half ? a character"),
-        ("\x1b[31mred", "[31mred"),
-        ("", "no reason given"),
-        (" \n ", "no reason given"),
-        (7, "7"),
-        ("x" * LONGEST_TEXT, "x" * LONGEST_TEXT),
-        ("x" * (LONGEST_TEXT + 1), "x" * LONGEST_TEXT + "... (501 characters)"),
-        ("\n" * 9999 + "x", "... (10000 characters)"),
+        ("out of battery", "out of battery"),
+        ("  no\n\n  memory\tleft ", "no memory left"),
+        (TRACEBACK, "NameError: name 'foo' is not defined"),
+        (f"it failed\n{TRACEBACK}", "it failed"),
+        ('ray::Worker.handle()\n  File "a.py", line 3, in handle\nOSError: gone', "ray::Worker.handle()"),
+        (RAY, "The actor died unexpectedly before finishing this task."),
+        ("\x1b[31mred\x1b[0m \x07 half \ud800", "red half"),
+        ("\u202eevil", "evil"),
+        (ValueError("wrong"), "wrong"),
+        ("", ""),
+        ("\n \x00\n", ""),
     ],
 )
-def test_what_others_say_becomes_one_short_line(text, clean):
-    assert clean_text(text) == clean
-    clean_text(text).encode("utf-8")
+def test_a_text_of_any_kind_becomes_one_line(text, line):
+    assert one_line(text) == line
+
+
+def test_a_long_line_is_cut_and_a_huge_text_too():
+    assert one_line("x" * 500) == "x" * (MOST_OF_A_LINE - 1) + "…"
+    assert one_line("abcdef", most=4) == "abc…"
+    assert one_line("first line\n" + "x\n" * 10_000_000) == "first line"

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 import torch
 
-from kdfed.seeding import derive, derive_many, numpy_generator, shuffled, torch_generator, torch_seed
+from kdfed.seeding import (
+    derive,
+    derive_many,
+    numpy_generator,
+    python_seed,
+    shuffled,
+    torch_generator,
+    torch_seed,
+)
 
 
 def test_every_coordinate_gives_another_stream():
@@ -59,3 +69,15 @@ def test_orders_are_uniform():
     """Each of 4 examples comes first in a quarter of 4,000 orders: 1,000, standard deviation 27."""
     first = shuffled(list(range(4000)), 0, [4] * 4000)[:, 0].tolist()
     assert all(first.count(example) == pytest.approx(1000, abs=120) for example in range(4))
+
+
+def test_a_seeded_block_leaves_pythons_generator_alone_too():
+    random.seed(0)
+    expected = random.random()
+    random.seed(0)
+    draws = []
+    for _ in range(2):
+        with python_seed(5):
+            draws.append(random.random())
+    assert draws[0] == draws[1] != expected
+    assert random.random() == expected

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import random
+import threading
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
 import torch
 from flwr.app import Message
-from flwr.serverapp.strategy import FedAvg
+from flwr.serverapp.strategy import (
+    DifferentialPrivacyServerSideAdaptiveClipping,
+    FedAvg,
+    FedProx,
+    Strategy,
+)
 
 from clients.client_app import app
 from kdfed import wire
-from kdfed.errors import RunError
+from kdfed.errors import ConfigError, RunError
 from simulations.engines.inprocess import InProcessGrid
+from strategies.arm import layers
 
 NEVER = (1.0,)
 """A target that nobody reaches: whether to stop is asked after every round, so nothing can overlap."""
@@ -114,3 +122,133 @@ def test_a_round_that_fails_does_not_lose_the_evaluation_before_it(tiny, run_arm
     with pytest.raises(RunError, match="no more"):
         run_arm(tiny(), strategy=strategy, on_record=records.append)
     assert [record.round for record in records] == [0, 1]
+
+
+# ----------------------------------------------------------------------------- nobody waits for ever
+
+
+class Withholding(InProcessGrid):
+    """The first node never answers a training message."""
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        def is_held(message: Message | None) -> bool:
+            metadata = None if message is None else message.metadata
+            return metadata is not None and (metadata.dst_node_id, metadata.message_type) == (
+                1001,
+                wire.TRAIN,
+            )
+
+        return super().pull_messages([i for i in message_ids if not is_held(self._pending.get(i))])
+
+
+def _returns(function: Callable[[], Any], seconds: float = 60) -> Any:
+    """Return what a call returns, which must happen: it runs beside this thread, and is given up on."""
+    results: list[Any] = []
+    thread = threading.Thread(target=lambda: results.append(function()), daemon=True)
+    thread.start()
+    thread.join(seconds)
+    assert not thread.is_alive(), "it waits for ever"
+    return results[0]
+
+
+def _private(strategy: Strategy) -> Strategy:
+    """Wrap a strategy twice."""
+    inner = DifferentialPrivacyServerSideAdaptiveClipping(strategy, 0.1, 5, clipped_count_stddev=1.0)
+    return DifferentialPrivacyServerSideAdaptiveClipping(inner, 0.1, 5, clipped_count_stddev=1.0)
+
+
+def test_layers_are_a_strategy_and_whatever_it_wraps():
+    inner = FedAvg()
+    assert [type(layer).__name__ for layer in layers(_private(inner))] == [
+        "DifferentialPrivacyServerSideAdaptiveClipping",
+        "DifferentialPrivacyServerSideAdaptiveClipping",
+        "FedAvg",
+    ]
+    inner.strategy = inner  # type: ignore[attr-defined]
+    assert layers(inner) == [inner]
+
+
+@pytest.mark.parametrize("wrap", [lambda strategy: strategy, _private])
+def test_an_evaluation_trip_with_too_few_participants_is_left_out_and_said(tiny, run_arm, caplog, wrap):
+    """Four of five are still busy, and FedAvg evaluates on two at least unless told otherwise."""
+    changes = {"server.cohort-size": 4, "server.deadlines.train": 1, "rounds.max": 1}
+    strategy = wrap(FedAvg(min_train_nodes=1, min_available_nodes=1))
+    result = _returns(lambda: run_arm(tiny(**changes), strategy=strategy, grid=Withholding(app, 2)))
+    assert result.records[-1].answered == 1
+    assert result.evaluate_metrics_clientapp == {}
+    (text,) = [text for text in caplog.messages if "no evaluation by participants" in text]
+    assert "because 1 can be reached and min_evaluate_nodes is 2" in text
+
+
+def test_an_evaluation_trip_that_can_be_made_is_made(tiny, run_arm):
+    strategy = FedAvg(min_train_nodes=1, min_available_nodes=1)
+    result = run_arm(tiny(**{"rounds.max": 1}), strategy=strategy)
+    assert set(result.evaluate_metrics_clientapp) == {1}
+
+
+@pytest.mark.parametrize("wrap", [lambda strategy: strategy, _private])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"min_evaluate_nodes": 6},
+            r"min_evaluate_nodes: expected at most the 5 participants sampled, got 6",
+        ),
+        ({"min_train_nodes": 6}, r"min_train_nodes: expected at most the 5 participants sampled, got 6"),
+        ({"min_available_nodes": 6}, r"min_available_nodes: expected at most the 5"),
+        ({"fraction_evaluate": 1.5}, r"fraction_evaluate: expected a share from 0 to 1"),
+        ({"fraction_evaluate": -0.5}, r"fraction_evaluate: expected a share from 0 to 1"),
+        ({"fraction_evaluate": float("nan")}, r"fraction_evaluate: expected a share from 0 to 1"),
+        ({"fraction_train": 0.5}, r"fraction_train: expected 1\.0, got 0\.5; set server\.sampled instead"),
+    ],
+)
+def test_what_would_wait_for_ever_or_sample_is_refused_before_anything_starts(
+    tiny, run_arm, wrap, options, message
+):
+    with pytest.raises(ConfigError, match=message):
+        _raises(lambda: run_arm(tiny(), strategy=wrap(FedAvg(**options))))
+
+
+def _raises(function: Callable[[], Any]) -> None:
+    """Raise what a call raises, under the watch of :func:`_returns`."""
+
+    def caught() -> Exception | None:
+        try:
+            function()
+        except Exception as error:
+            return error
+        return None
+
+    error = _returns(caught)
+    if error is not None:
+        raise error
+
+
+def test_the_proximal_term_of_a_wrapped_strategy_is_looked_at_too(tiny, run_arm):
+    with pytest.raises(ConfigError, match=r"proximal_mu: expected arm\.local of mode 'proximal'"):
+        run_arm(tiny(), strategy=_private(FedProx(proximal_mu=0.1)))
+
+
+def test_who_is_evaluated_on_is_drawn_with_the_runs_seed(tiny, run_arm):
+    """Flower draws from Python's global generator, which is left as it was."""
+
+    class Noting(FedAvg):
+        def configure_evaluate(self, *args: Any, **kwargs: Any) -> Iterable[Message]:
+            messages = list(super().configure_evaluate(*args, **kwargs))
+            chosen.append(sorted(message.metadata.dst_node_id for message in messages))
+            return messages
+
+    draws = []
+    for state in (1, 2):
+        chosen: list[list[int]] = []
+        random.seed(state)
+        expected = random.Random(state).random()
+        strategy = Noting(
+            min_train_nodes=1, min_available_nodes=1, min_evaluate_nodes=1, fraction_evaluate=0.6
+        )
+        run_arm(tiny(**{"rounds.max": 6}), strategy=strategy)
+        assert random.random() == expected
+        draws.append(chosen)
+    assert draws[0] == draws[1]
+    assert [len(chosen) for chosen in draws[0]] == [3] * 6
+    assert len({tuple(chosen) for chosen in draws[0]}) > 1, "another draw each round"

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import random
 import sys
+import warnings
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,15 +14,18 @@ import pytest
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
-from flwr.serverapp.strategy import FedAvg
+from flwr.serverapp.strategy import FedAvg, Strategy
+from flwr.serverapp.strategy.strategy_utils import sample_nodes
 
 import clients.client_app
+import clients.participant
 from clients.client_app import app
 from clients.participant import SimulatedParticipants
 from kdfed import wire
 from kdfed.errors import RunError, WireError
 from kdfed.ledger import Ledger
 from simulations.engines.inprocess import InProcessGrid
+from simulations.engines.local_grid import error_reply
 from strategies.participant_grid import ParticipantGrid
 
 
@@ -611,3 +616,124 @@ def test_work_for_meanwhile_runs_between_sending_and_looking_for_replies():
     grid.send_and_receive(messages, timeout=0, meanwhile=lambda: order.append("meanwhile"))
     assert order == ["push", "push", "meanwhile", "pull"]
     assert grid.report.answered == [0, 1, 2], "however long it took, there is one look"
+
+
+# ----------------------------------------------------------------------------- what is told, and to whom
+
+
+TYPO = """
+import warnings
+import torch
+
+class Net(torch.nn.Module):
+    def __init__(self, input_shape, classes, *, broken=False):
+        super().__init__()
+        self.layers = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, classes))
+        self.broken = broken
+
+    def forward(self, x):
+        if self.training and torch.is_grad_enabled():
+            warnings.warn("this model is old", UserWarning)
+            if self.broken:
+                x = foo
+        return self.layers(x)
+"""
+
+
+@pytest.fixture
+def users_net(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """A user's model that warns while it is trained."""
+    (tmp_path / "users_typo_net.py").write_text(TYPO)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return {"name": "users_typo_net:Net", "options": {}}
+
+
+WHERE = "NameError: name 'foo' is not defined (users_typo_net.py, line 15)"
+
+
+@pytest.mark.filterwarnings("always:this model is old")
+def test_a_typo_in_a_users_model_is_told_with_its_line_and_the_traceback_is_logged_once(
+    tiny, run_arm, users_net, caplog
+):
+    records: list[Any] = []
+    experiment = tiny(model={**users_net, "options": {"broken": True}}, **{"server.minimum": 1})
+    with pytest.raises(RunError) as raised:
+        run_arm(experiment, on_record=records.append)
+    assert f"participant 0: {WHERE};" in str(raised.value)
+    assert "Traceback" not in str(raised.value)
+    tracebacks = [text for text in caplog.messages if "Traceback" in text]
+    assert len(tracebacks) == 1, "all five failed alike"
+    assert tracebacks[0].startswith(f"rounds 1: without participant 0: {WHERE}\nTraceback")
+    assert "    x = foo\n" in tracebacks[0]
+
+
+@pytest.mark.filterwarnings("always:this model is old")
+def test_participants_warnings_reach_the_servers_log_once_and_no_bill(tiny, run_arm, users_net, caplog):
+    with_warnings = run_arm(tiny(model=users_net)).records
+    told = [r for r in caplog.records if r.levelname == "WARNING" and r.name.startswith("kdfed.")]
+    assert [record.getMessage() for record in told] == [
+        "a participant warns: UserWarning: this model is old (users_typo_net.py, line 13)"
+    ]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        without = run_arm(tiny(model=users_net)).records
+    assert [_timeless(record) for record in with_warnings] == [_timeless(record) for record in without]
+
+
+RAY_DIED = (
+    "The actor died unexpectedly before finishing this task.\n\tclass_name: Worker\n\tpid: " + "7 " * 1500
+)
+
+
+class Dying(InProcessGrid):
+    """One node's work always ends in what Ray says of a dead worker, another process id each time."""
+
+    died = 0
+
+    def _handle(self, message: Message) -> Message:
+        if message.metadata.dst_node_id == 1001 and message.metadata.message_type == wire.TRAIN:
+            self.died += 1
+            return error_reply(message, f"{RAY_DIED} {self.died}")
+        return super()._handle(message)
+
+
+def test_a_long_reason_is_one_line_in_every_record_and_whole_in_the_log_once(tiny, run_arm, caplog):
+    records = run_arm(tiny(), grid=Dying(app, 2)).records
+    for record in records[1:]:
+        assert [absent.reason for absent in record.absent] == [
+            "error reply: The actor died unexpectedly before finishing this task."
+        ] * 4
+        assert len(record.to_json()) < 1_000
+    assert [len(text) > 3_000 for text in caplog.messages if "actor died" in text] == [True]
+
+
+def test_why_nobody_answers_hello_is_one_line_too(tiny, run_arm, monkeypatch, caplog):
+    def prepare(*args: Any) -> Any:
+        raise OSError("no disk\n" + "x" * 10_000)
+
+    monkeypatch.setattr("clients.participant.prepare", prepare)
+    clients.participant._simulated.cache_clear()
+    with pytest.raises(RunError, match="expected an answer to hello from a node, got none: OSError: no disk"):
+        run_arm(tiny())
+    assert any("Traceback" in text and "x" * 3_000 in text for text in caplog.messages)
+
+
+def test_a_strategy_that_waits_for_more_than_there_are_is_told_so(tiny, run_arm, monkeypatch):
+    """Flower's ``sample_nodes`` asks for nodes until there are enough, and here there never are."""
+    monkeypatch.setattr("strategies.participant_grid._ASKS", (3, 0.0))
+    monkeypatch.setattr("flwr.serverapp.strategy.strategy_utils.sleep", lambda seconds: None)
+
+    class Own(Strategy):
+        """It is no FedAvg, and nobody can see what it waits for."""
+
+        def configure_train(self, server_round: int, arrays: Any, config: Any, grid: Any) -> Any:
+            sample_nodes(grid, 6, 6)
+            raise AssertionError("there are only 5")
+
+        def aggregate_train(self, server_round: int, replies: Any) -> Any: ...
+        def configure_evaluate(self, server_round: int, arrays: Any, config: Any, grid: Any) -> Any: ...
+        def aggregate_evaluate(self, server_round: int, replies: Any) -> Any: ...
+        def summary(self) -> None: ...
+
+    with pytest.raises(RunError, match=r"waits for more participants than the 5 that can be reached"):
+        run_arm(tiny(), strategy=Own())

@@ -355,7 +355,7 @@ def test_a_heavy_step_is_not_folded_on_a_cpu() -> None:
 
 def test_the_reason_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     model, shape = build("dropping")
-    with caplog.at_level("INFO", logger="flwr"):
+    with caplog.at_level("INFO", logger="kdfed"):
         plan_for(model, shape)
         plan_for(model, shape)
     (record,) = caplog.records

@@ -1,0 +1,104 @@
+"""Why something failed, for two readers: one line for a record, and the whole text for a log, once."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import traceback
+from collections.abc import Iterator
+from pathlib import PurePath
+from types import TracebackType
+
+from kdfed.errors import MOST_OF_A_LINE, KdfedError, one_line, plain
+
+MOST_OF_A_TEXT = 8_000
+"""Characters of a reason, traceback included, in a message and in a log."""
+
+MOST_TEXTS = 500
+"""Distinct texts that are logged: somebody who invents a new one every time must not fill a disk."""
+
+_NOT_THE_USERS = frozenset(
+    {"kdfed", "clients", "strategies", "simulations"}
+    | {"torch", "torchvision", "flwr", "ray", "numpy", "pydantic", "safetensors"}
+) | frozenset(sys.stdlib_module_names)
+
+
+def reason_of(error: BaseException) -> str:
+    """Say why something failed: a line for everybody, then the traceback for whoever has to mend it.
+
+    Returns
+    -------
+    str
+        ``Type: message`` of the error that came from the user's own code, if one did, with file and line:
+        ``NameError: name 'foo' is not defined (mymodel.py, line 12)``. An error of ours in which no code of
+        the user's is involved has no traceback. About :data:`MOST_OF_A_TEXT` characters at most.
+    """
+    source, place = _place(error)
+    if isinstance(error, KdfedError) and not place:
+        return _capped(f"{type(error).__name__}: {error}")
+    if isinstance(source, SyntaxError):  # its message has file and line
+        place = ""
+    said = one_line(f"{type(source).__name__}: {source}", MOST_OF_A_LINE - len(place))
+    return _capped(f"{said}{place}\n{''.join(traceback.format_exception(error))}")
+
+
+def _place(error: BaseException) -> tuple[BaseException, str]:
+    """Return the first error with a frame that is the user's, and file and line of the innermost."""
+    for one in reversed(list(_chain(error))):
+        users = [
+            (PurePath(frame.tb_frame.f_code.co_filename).name, frame.tb_lineno)
+            for frame in _frames(one.__traceback__)
+            if str(frame.tb_frame.f_globals.get("__name__")).partition(".")[0] not in _NOT_THE_USERS
+        ]
+        if users:
+            name, line = users[-1]
+            return one, f" ({name[-60:]}, line {line})"
+    return error, ""
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield an error, then the one that it came from, and so on."""
+    seen: list[BaseException] = []
+    while error is not None and error not in seen:
+        seen.append(error)
+        yield error
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+
+
+def _frames(frame: TracebackType | None) -> Iterator[TracebackType]:
+    while frame is not None:
+        yield frame
+        frame = frame.tb_next
+
+
+def _capped(text: str) -> str:
+    """Return both ends of a text that is too long, without what no terminal should get."""
+    half = MOST_OF_A_TEXT // 2
+    return plain(text if len(text) <= MOST_OF_A_TEXT else f"{text[:half]}\n[...]\n{text[-half:]}").strip()
+
+
+class Once:
+    """Logs every distinct text once, whole.
+
+    Texts with the same :func:`~kdfed.errors.one_line` are the same: Ray puts another process id into each.
+
+    Parameters
+    ----------
+    log
+        Where.
+    """
+
+    def __init__(self, log: logging.Logger) -> None:
+        self._log = log
+        self._told: set[str] = set()
+
+    def warn(self, what: str, text: str) -> str:
+        """Log ``what: text``, unless the text was logged already; return its one line."""
+        line = one_line(text) or "no reason was given"
+        if line not in self._told and len(self._told) <= MOST_TEXTS:
+            self._told.add(line)
+            if len(self._told) > MOST_TEXTS:
+                self._log.warning("more than %d different texts: no more of them are logged", MOST_TEXTS)
+            else:
+                self._log.warning("%s: %s", what, _capped(text) or line)
+        return line

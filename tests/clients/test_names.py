@@ -1,0 +1,141 @@
+"""What a message may name: in a simulation what its experiment names, on a device what the device allows."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flwr.app import ConfigRecord, Context, Message, RecordDict
+from flwr.supercore.task_identity import TaskIdentity
+
+from clients.actors import IN_PROCESS
+from clients.client_app import app
+from clients.names import check_names, is_shipped_model, is_shipped_source
+from kdfed import wire
+from kdfed.config import LocalSettings, ModelSettings, MutualLocal, PlainLocal, TeacherSettings
+from kdfed.errors import ParticipantError
+from kdfed.models import BUILDERS
+
+THEIRS = "payload_of_a_message:run"
+
+
+@pytest.fixture(autouse=True)
+def _task_identity() -> None:
+    TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1
+
+
+@pytest.fixture(autouse=True)
+def imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A module that leaves a file behind when it is imported; return the file."""
+    mark = tmp_path / "imported"
+    (tmp_path / "payload_of_a_message.py").write_text(
+        f"open({str(mark)!r}, 'w').close()\n"
+        "import torch\n"
+        "def run(input_shape, classes):\n"
+        "    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, classes))\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "payload_of_a_message", raising=False)
+    return mark
+
+
+def _context(**node_config: Any) -> Context:
+    return Context(1, 1001, {"partition-id": 0, "num-partitions": 2, **node_config}, RecordDict(), {})
+
+
+def _model(name: str) -> str:
+    return ModelSettings(name=name).model_dump_json()
+
+
+def _mutual(name: str) -> str:
+    return MutualLocal(mode="mutual", model=ModelSettings(name=name)).model_dump_json()
+
+
+def _teachers(name: str) -> str:
+    models = (ModelSettings(name="mlp"), ModelSettings(name=name))
+    return TeacherSettings(model=models).model_dump_json()
+
+
+def _content(key: str, value: str, record: str = wire.CONFIG) -> RecordDict:
+    return RecordDict({record: ConfigRecord({key: value})})
+
+
+def _data(tiny: Any, source: str) -> RecordDict:
+    simulation = {**wire.simulation_record(tiny(**{"data.source": source}).arm("cold"), 3)}
+    return RecordDict({wire.SIMULATION: ConfigRecord(simulation)})
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "record"),
+    [
+        ("model", _model(THEIRS), wire.CONFIG),
+        ("model", _model(THEIRS), wire.numbered(wire.CONFIG, 7, 9)),
+        ("local", _mutual(THEIRS), wire.CONFIG),
+        ("teachers", _teachers(THEIRS), wire.CONFIG),
+        ("model", _model("torchvision.models:resnet18"), wire.CONFIG),
+        ("model", _model("torchvision:../weights"), wire.CONFIG),
+        ("model", _model("os:system"), wire.CONFIG),
+    ],
+)
+def test_a_device_looks_up_no_model_that_only_a_message_names(key, value, record, imported):
+    with pytest.raises(ParticipantError, match=r"expected a model that kdfed ships, or one that this device"):
+        check_names(_content(key, value, record), _context())
+    assert not imported.exists()
+
+
+def test_a_device_looks_up_no_data_source_that_a_message_names(tiny, imported):
+    with pytest.raises(ParticipantError, match="expected a data source that kdfed ships"):
+        check_names(_data(tiny, THEIRS), _context())
+    assert not imported.exists()
+
+
+@pytest.mark.parametrize(
+    "kind", [wire.HELLO, wire.TRAIN, wire.TEACHER, wire.EVALUATE, wire.LOGITS_QUERY, "train.unheard_of"]
+)
+def test_every_message_goes_through_the_gate_first(tiny, kind, imported):
+    content = _data(tiny, "digits")
+    content[wire.CONFIG] = ConfigRecord({"model": _model(THEIRS)})
+    message = Message(content, 1001, kind)
+    message.metadata.__dict__["_message_id"] = "m"
+    try:
+        told = app(message, _context()).error.reason
+    except ValueError as error:  # Flower knows of no such handler
+        told = str(error)
+    assert told.startswith(("ParticipantError: expected a model that kdfed ships", "No train function"))
+    assert not imported.exists()
+
+
+def test_a_device_allows_exactly_what_it_lists(tiny):
+    for allow in (THEIRS, f"other:net {THEIRS}", f"other:net,{THEIRS}"):
+        check_names(_content("model", _model(THEIRS)), _context(allow=allow))
+        check_names(_data(tiny, THEIRS), _context(allow=allow))
+    for allow in ("", "payload_of_a_message", THEIRS + "2", "payload_of_a_message:*"):
+        with pytest.raises(ParticipantError):
+            check_names(_content("model", _model(THEIRS)), _context(allow=allow))
+
+
+def test_what_kdfed_ships_needs_nobodys_leave(tiny):
+    local: LocalSettings = PlainLocal()
+    check_names(_content("local", local.model_dump_json()), _context())
+    for name in (*BUILDERS, "torchvision:resnet18"):
+        assert is_shipped_model(name)
+        check_names(_content("model", _model(name)), _context())
+    for source in ("mnist5k", "hf:mnist", "folder:/data", "synthetic:examples=9,classes=3,shape=4"):
+        assert is_shipped_source(source)
+    for source in ("folder", "package.module:name", "hf", "mnist5k:x"):
+        assert not is_shipped_source(source)
+
+
+def test_settings_that_cannot_be_read_are_refused_shortly():
+    with pytest.raises(ParticipantError, match="expected settings of kdfed in a message") as raised:
+        check_names(_content("model", "{" + "x" * 100_000), _context())
+    assert len(str(raised.value)) < 300
+
+
+def test_a_simulation_looks_up_what_its_experiment_names(tiny, run_arm, imported):
+    check_names(_content("model", _model(THEIRS)), _context(**{IN_PROCESS: True}))
+    assert not imported.exists(), "the gate imports nothing itself"
+    (*_, last) = run_arm(tiny(model={"name": THEIRS}, **{"rounds.max": 1})).records
+    assert (last.answered, last.absent) == (5, ())

@@ -1,0 +1,64 @@
+"""What participants tell arrives at the server through Flower's processes too."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kdfed.errors import RunError
+from kdfed.records import RunFolder
+from simulations.engines import flower
+
+NET = """
+import warnings
+import torch
+
+class Net(torch.nn.Module):
+    def __init__(self, input_shape, classes):
+        super().__init__()
+        self.layers = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, classes))
+
+    def forward(self, x):
+        if self.training and torch.is_grad_enabled():
+            warnings.warn("this model is old", UserWarning)
+            x = foo
+        return self.layers(x)
+"""
+
+SITE = """
+import logging, os
+logging.getLogger("kdfed").addHandler(logging.FileHandler(os.environ["KDFED_TEST_LOG"], delay=True))
+"""
+
+
+@pytest.mark.sim
+@pytest.mark.slow
+def test_reasons_and_warnings_of_flowers_actors_are_logged_by_the_server(
+    tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of all processes it is the server's whose logger ``kdfed`` writes: actors hand their texts over."""
+    (tmp_path / "users_flower_net.py").write_text(NET)
+    (tmp_path / "sitecustomize.py").write_text(SITE)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    paths = f"{tmp_path}:{Path(__file__).parents[3]}"
+    monkeypatch.setenv("PYTHONPATH", paths)
+    monkeypatch.setenv("KDFED_TEST_LOG", str(tmp_path / "log"))
+    experiment = tiny(model={"name": "users_flower_net:Net"}, arms={"cold": {"start": "random"}})
+    folder = RunFolder.open_for(tmp_path / "run", experiment)
+    where = "NameError: name 'foo' is not defined (users_flower_net.py, line 13)"
+    with pytest.raises(RunError) as raised:
+        flower.run(experiment, folder, nodes=1, on_event=lambda event: None)
+    assert f"participant 4: {where}" in str(raised.value)
+    Path(str(raised.value).rsplit("Flower's log: ", 1)[1]).unlink()
+
+    log = (tmp_path / "log").read_text()
+    assert log.count("Traceback (most recent call last)") == 1
+    assert f"rounds 1: without participant 0: {where}\nTraceback" in log
+    assert (
+        log.count("a participant warns: UserWarning: this model is old (users_flower_net.py, line 12)\n") == 1
+    )
+    together = [line for line in log.splitlines() if line.startswith("a participant warns: a cohort")]
+    assert len(together) == 1, "the cohort of one, the last, failed alone"
+    assert "a cohort of 2 failed together (NameError: name 'foo' is not defined" in together[0]
