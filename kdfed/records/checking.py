@@ -120,9 +120,7 @@ def parse_summary(content: bytes) -> dict[str, Any]:
     return summary
 
 
-def check_summary(
-    summary: Mapping[str, Any], experiment: Experiment, records: Sequence[RoundRecord]
-) -> None:
+def check_summary(summary: Mapping[str, Any], experiment: Experiment, records: Sequence[RoundRecord]) -> None:
     """Check that a summary can be that of an experiment and its records.
 
     Parameters
@@ -156,7 +154,11 @@ def check_summary(
         if rounds is None:
             whose = f"arm {short(run['arm'])}, seed {run['seed']}"
             raise ValueError(f"runs.{number}: expected evaluations of {whose} in rounds.jsonl, got none")
-        places = {"totals": run["totals"], "first_hit": run["first_hit"], "sustained_hit": run["sustained_hit"]}
+        places = {
+            "totals": run["totals"],
+            "first_hit": run["first_hit"],
+            "sustained_hit": run["sustained_hit"],
+        }
         for name, costs in places.items():
             if costs is not None and costs["round"] > rounds:
                 raise ValueError(
@@ -227,7 +229,8 @@ class _Run(_Part):
         told = (self.rounds_to_target, self.exchanges_to_target)
         if told != ((None, None) if hit is None else (hit.round, hit.exchanges)):
             raise ValueError(
-                f"expected rounds_to_target and exchanges_to_target to be those of {self.rule}_hit, got {told}"
+                f"expected rounds_to_target and exchanges_to_target to be those of {self.rule}_hit, got "
+                f"{told}"
             )
         return self
 
@@ -281,7 +284,8 @@ class _Partition(_Part):
     def _is_a_table(self) -> Self:
         if len(self.counts) > self.participants:
             raise ValueError(
-                f"counts: expected at most {self.participants} rows, one a participant, got {len(self.counts)}"
+                f"counts: expected at most {self.participants} rows, one a participant, got "
+                f"{len(self.counts)}"
             )
         for participant, row in enumerate(self.counts):
             if len(row) != len(self.class_names):
@@ -331,8 +335,8 @@ class _Summary(_Part):
             missing = [cost for cost in COSTS if cost not in costs]
             if missing:
                 raise ValueError(
-                    f"comparisons: expected all of {', '.join(COSTS)} of arm {short(arm)} at {target}, got no "
-                    f"{', '.join(missing)}"
+                    f"comparisons: expected all of {', '.join(COSTS)} of arm {short(arm)} at {target}, "
+                    f"got no {', '.join(missing)}"
                 )
         self._check_pairs()
         return self

@@ -1,4 +1,4 @@
-"""JSON that was written by a run and may have been damaged since: read strictly, and what is wrong in words."""
+"""JSON that a run wrote and that may have been damaged since: read strictly, and what is wrong in words."""
 
 from __future__ import annotations
 

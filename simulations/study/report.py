@@ -9,7 +9,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from kdfed.savings import mean_interval
-from simulations.report.figures import INK, to_svg
+from simulations.report.figures import INK, drawing, short_name, to_svg
 from simulations.report.frame import html_page, html_table
 
 if TYPE_CHECKING:
@@ -242,11 +242,6 @@ def _heat_maps(grid: Sequence[Row]) -> str:
 def _heat_map(
     grid: Sequence[Row], name: str, temperatures: Sequence[float], weights: Sequence[float]
 ) -> Figure:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(4.2, 3.4), layout="constrained")
-    figure.patch.set_alpha(0)
-    axes = figure.subplots()
     gains = [
         [
             100
@@ -260,16 +255,22 @@ def _heat_map(
         for w in weights
     ]
     reach = max(abs(value) for row in gains for value in row) or 1.0
-    axes.imshow(gains, cmap="RdBu", vmin=-reach, vmax=reach, origin="lower", aspect="auto")
-    for y, row in enumerate(gains):
-        for x, value in enumerate(row):
-            colour = "white" if abs(value) > 0.6 * reach else "black"
-            axes.text(x, y, f"{value:+.1f}", ha="center", va="center", fontsize=8.5, color=colour)
-    axes.set_xticks(range(len(temperatures)), [f"{t:g}" for t in temperatures], color=INK)
-    axes.set_yticks(range(len(weights)), [f"{w:g}" for w in weights], color=INK)
-    axes.set_xlabel("temperature", color=INK)
-    axes.set_ylabel("weight", color=INK)
-    axes.set_title(name, color=INK, loc="left", fontsize=11, fontweight="bold")
+    with drawing({}):
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(4.2, 3.4), layout="constrained")
+        figure.patch.set_alpha(0)
+        axes = figure.subplots()
+        axes.imshow(gains, cmap="RdBu", vmin=-reach, vmax=reach, origin="lower", aspect="auto")
+        for y, row in enumerate(gains):
+            for x, value in enumerate(row):
+                colour = "white" if abs(value) > 0.6 * reach else "black"
+                axes.text(x, y, f"{value:+.1f}", ha="center", va="center", fontsize=8.5, color=colour)
+        axes.set_xticks(range(len(temperatures)), [f"{t:g}" for t in temperatures], color=INK)
+        axes.set_yticks(range(len(weights)), [f"{w:g}" for w in weights], color=INK)
+        axes.set_xlabel("temperature", color=INK)
+        axes.set_ylabel("weight", color=INK)
+        axes.set_title(short_name(name, 40), color=INK, loc="left", fontsize=11, fontweight="bold")
     return figure
 
 
