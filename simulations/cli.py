@@ -27,6 +27,7 @@ from rich.table import Table
 from kdfed import __version__
 from kdfed.errors import ConfigError, KdfedError, Mistake, RunError, RunFolderError
 from simulations.engines import ENGINES
+from simulations.streams import patient_streams
 
 if TYPE_CHECKING:
     from kdfed.config import Experiment
@@ -70,6 +71,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         Words after the command's name. Default: those of this process.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
+    with patient_streams() as out:
+        code = _run_command(words)
+        out.flush()
+        if out.failure is not None:
+            print(f"error: cannot write the output: {out.failure.strerror}", file=sys.stderr)
+            code = code or 1
+    return code
+
+
+def _run_command(words: Sequence[str]) -> int:
     try:
         app(expand(words), prog_name="kdfed")
     except KdfedError as error:
