@@ -123,7 +123,7 @@ def _by_method(rows: Sequence[Row], methods: Sequence[str], key: str = "gain", l
         one = {row["seed"]: row for row in here}.values()
         lines.append(
             [
-                escape(name),
+                _name(name),
                 _points(fmean(row["teacher_accuracy"] for row in one)),
                 _points(fmean(row["before"] for row in one)),
                 *(_bold(_interval(values[method]), method == best) for method in methods),
@@ -155,7 +155,7 @@ def _against(rows: Sequence[Row], grid: Sequence[Row], ours: str, rivals: Sequen
             verdict = "tuned is ahead" if low > 0 else "tuned is behind" if high < 0 else "too close to call"
         lines.append(
             [
-                escape(name),
+                _name(name),
                 rival,
                 _interval(list(gains[rival].values())),
                 _interval(list(gains[ours].values())),
@@ -165,7 +165,7 @@ def _against(rows: Sequence[Row], grid: Sequence[Row], ours: str, rivals: Sequen
             ]
         )
         if mean <= 0:
-            reasons.append(f"<li>{escape(name)}: {_why(tried, rival, base)}</li>")
+            reasons.append(f"<li>{_name(name)}: {_why(tried, rival, base)}</li>")
     heads = [
         "distribution",
         "rival",
@@ -220,7 +220,7 @@ def _factors(cells: Sequence[Row], methods: Sequence[str]) -> str:
                 if isinstance(value, bool):
                     words = "yes" if value else "no"
                 values = [[row["gain"] for row in here if row["method"] == method] for method in present]
-                lines.append([escape(name), escape(words), *(_interval(own) for own in values)])
+                lines.append([_name(name), escape(words), *(_interval(own) for own in values)])
         parts.append(
             f"<h3>{factor}</h3>{html_table(['distribution', factor, *present], lines, numbers_from=1)}"
         )
@@ -303,7 +303,7 @@ def _recommendations(cells: Sequence[Row], methods: Sequence[str]) -> str:
         chosen = setting[0] or "as in the study"
         lines.append(
             [
-                escape(name),
+                _name(name),
                 f"{transfer}, {'labelled' if labels else 'unlabelled'}",
                 best,
                 f"{chosen} ({setting[1]} of {len(own)})" if setting[0] else chosen,
@@ -329,6 +329,10 @@ def _settings(summary: Mapping[str, Any]) -> str:
 
 
 # ----------------------------------------------------------------------------- small helpers
+
+
+def _name(distribution: str) -> str:
+    return escape(short_name(distribution, 40))
 
 
 def _distinct(values: Iterable[Any]) -> list[Any]:
