@@ -204,7 +204,7 @@ def test_report_rebuilds_the_page_from_the_records(experiment, capsys):
     ("name", "text", "message"),
     [
         ("summary.json", "{}", "experiment: expected this key"),
-        ("summary.json", '{"runs": null}', "runs: expected a list"),
+        ("summary.json", "[]", "expected an object, got []"),
         ("rounds.jsonl", '{"accuracy": null}\n', "line 1: expected a record"),
     ],
 )
