@@ -27,6 +27,7 @@ from kdfed import __version__
 from kdfed.errors import ConfigError, KdfedError, Mistake, RunError, RunFolderError
 from simulations.engines import ENGINES
 from simulations.signals import exit_code, recording_in
+from simulations.streams import patient_streams
 
 if TYPE_CHECKING:
     from kdfed.config import Experiment
@@ -74,6 +75,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _main(words: list[str]) -> int:
+    with patient_streams() as out:
+        code = _run_command(words)
+        out.flush()
+        if out.failure is not None:
+            print(f"error: cannot write the output: {out.failure.strerror}", file=sys.stderr)
+            code = code or 1
+    return code
+
+
+def _run_command(words: Sequence[str]) -> int:
     hook = sys.excepthook  # typer replaces it
     try:
         app(expand(words), prog_name="kdfed")

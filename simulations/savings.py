@@ -12,6 +12,7 @@ from typing import Any
 
 from kdfed.errors import KdfedError
 from kdfed.records import RunFolder
+from simulations.streams import patient_streams
 
 COSTS = {"exchanges": "exchanges", "participant_uploads": "uploads", "bytes": "bytes"}
 """Cost in ``summary.json`` -> its word in the table's head."""
@@ -59,7 +60,9 @@ def main(folders: Sequence[str]) -> int:
         print("error: expected run folders, got none: python -m simulations.savings DIR...", file=sys.stderr)
         return 2
     try:
-        print(savings_table([RunFolder(Path(folder)).read_summary() for folder in folders]))
+        table = savings_table([RunFolder(Path(folder)).read_summary() for folder in folders])
+        with patient_streams():
+            print(table)
     except KdfedError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from simulations.progress import format_bytes
+from simulations.report.figures import short_name
 
 SHOWN_PARTICIPANTS = 40
 """Rows of the partition table; more participants are summed up in one line."""
@@ -131,7 +132,7 @@ def partition_table(counts: np.ndarray, class_names: Sequence[str], title: str) 
     table = Table(title=title, title_justify="left", row_styles=("", "dim"), box=None)
     table.add_column("who", justify="right")
     for name in class_names[:shown]:
-        table.add_column(escape(str(name)), justify="right")
+        table.add_column(escape(short_name(str(name))), justify="right")
     if classes > shown:
         table.add_column(f"{classes - shown} more", justify="right")
     table.add_column("classes", justify="right", style="cyan")

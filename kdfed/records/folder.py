@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
@@ -16,6 +16,7 @@ from safetensors.torch import save
 
 from kdfed.config import Experiment, load_experiment
 from kdfed.errors import KdfedError, RecordError, RunFolderError
+from kdfed.records.checking import check_rounds, check_summary, parse_rounds, parse_summary
 from kdfed.records.lock import FolderLock
 from kdfed.records.opening import Opening, examine
 from kdfed.records.rounds import Outcome, RoundRecord
@@ -315,62 +316,69 @@ class RunFolder:
 
     # ------------------------------------------------------------------ reading
 
-    def read_rounds(self) -> list[RoundRecord]:
+    def read_rounds(self, experiment: Experiment | None = None) -> list[RoundRecord]:
         """Return the records in the order they were written.
 
         A last line that a killed run left half written is dropped. A run that has just begun has none.
 
+        Parameters
+        ----------
+        experiment
+            Whose records they must be. Default: every line is checked by itself.
+
         Raises
         ------
         RunFolderError
-            If there is no ``rounds.jsonl``, or another line of it is no record.
+            If there is no ``rounds.jsonl``, or a line of it is no record, or none that this experiment can
+            have left (:func:`kdfed.records.checking.check_rounds`).
         """
         if self.has_outcomes and not (self.path / ROUNDS).exists():
             return []
-        lines = self._read(ROUNDS).split("\n")
-        records = []
-        for number, line in enumerate(lines, start=1):
-            if not line and number == len(lines):
-                break
-            try:
-                records.append(RoundRecord.from_json(line))
-            except (ValueError, TypeError) as error:
-                if number == len(lines):
-                    break
-                raise RunFolderError(
-                    f"{self.path / ROUNDS}, line {number}: expected a record: {error}; remove the line, "
-                    "or run the experiment again"
-                ) from error
+        content = self._read(ROUNDS)
+        try:
+            records = parse_rounds(content)
+            if experiment is not None:
+                check_rounds(records, experiment)
+        except ValueError as error:
+            raise RunFolderError(
+                f"{self.path / ROUNDS}, {error}; mend or remove the line, or run the experiment again"
+            ) from error
         return records
 
     def read_outcomes(self) -> list[Outcome]:
         """Return how runs ended that finished, in the order they did; broken lines are passed over."""
         outcomes = []
-        for line in (self._read(OUTCOMES) if self.has_outcomes else "").split("\n"):
+        for line in (self._read(OUTCOMES) if self.has_outcomes else b"").split(b"\n"):
             with suppress(ValueError):
-                outcomes.append(Outcome.from_json(line))
+                outcomes.append(Outcome.from_json(line.decode()))
         return outcomes
 
-    def read_summary(self) -> dict[str, Any]:
+    def read_summary(
+        self, experiment: Experiment | None = None, records: Sequence[RoundRecord] = ()
+    ) -> dict[str, Any]:
         """Return what ``summary.json`` holds.
+
+        Parameters
+        ----------
+        experiment, records
+            What it must be the summary of. Default: it is checked by itself.
 
         Raises
         ------
         RunFolderError
-            If it is missing, no JSON object, or lacks what every summary has.
+            If it is missing, or not what a run writes (:func:`kdfed.records.checking.parse_summary`), or of
+            something else (:func:`kdfed.records.checking.check_summary`).
         """
+        content = self._read(SUMMARY)
         try:
-            summary = json.loads(self._read(SUMMARY))
+            summary = parse_summary(content)
+            if experiment is not None:
+                check_summary(summary, experiment, records)
         except ValueError as error:
-            raise RunFolderError(f"{self.path / SUMMARY}: expected JSON: {error}") from error
-        if not isinstance(summary, dict):
-            raise RunFolderError(f"{self.path / SUMMARY}: expected an object, got {type(summary).__name__}")
-        wrong = _wrong_in_summary(summary)
-        if wrong:
             raise RunFolderError(
-                f"{self.path / SUMMARY}: {wrong}; remove the file to see what was recorded, or run the "
+                f"{self.path / SUMMARY}: {error}; remove the file to see what was recorded, or run the "
                 "experiment again"
-            )
+            ) from error
         return summary
 
     def read_experiment(self) -> Experiment:
@@ -386,50 +394,15 @@ class RunFolder:
         self._read(EXPERIMENT)
         return load_experiment(self.path / EXPERIMENT)
 
-    def _read(self, name: str) -> str:
+    def _read(self, name: str) -> bytes:
         try:
-            return (self.path / name).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            reason = getattr(error, "strerror", None) or str(error)
+            return (self.path / name).read_bytes()
+        except OSError as error:
+            reason = error.strerror or str(error)
             raise RunFolderError(
                 f"{self.path}: expected a run folder with a readable {name}: {reason}; name the folder that "
                 "`kdfed run --out` wrote"
             ) from error
-
-
-_SUMMARY: dict[str, type] = {
-    "experiment": str,
-    "engine": str,
-    "seeds": list,
-    "targets": list,
-    "versions": dict,
-    "runs": list,
-    "comparisons": list,
-    "partitions": list,
-}
-_ENTRIES = {
-    "runs": (
-        *("arm", "seed", "target", "target_accuracy", "rule", "rounds_to_target", "exchanges_to_target"),
-        *("first_hit", "sustained_hit", "rounds_to_plateau", "totals", "stopped"),
-        *("final_accuracy", "best_accuracy", "weights_sha256"),
-    ),
-    "comparisons": (
-        *("baseline", "arm", "target", "rule", "cost", "saved_percent", "ratio", "pairs", "censored"),
-    ),
-    "partitions": ("seed", "participants", "moved", "unused", "class_names", "counts"),
-}
-
-
-def _wrong_in_summary(summary: Mapping[str, Any]) -> str:
-    """Return what a summary lacks; empty when it is whole."""
-    for key, kind in _SUMMARY.items():
-        if not isinstance(summary.get(key), kind):
-            return f"expected {key!r} to be a {kind.__name__}, got {summary.get(key)!r}"
-    for key, wanted in _ENTRIES.items():
-        for number, entry in enumerate(summary[key]):
-            if not isinstance(entry, dict) or not set(wanted) <= set(entry):
-                return f"expected an object with the keys {', '.join(wanted)} as entry {number} of {key!r}"
-    return ""
 
 
 def write_atomically(path: Path, content: bytes, *, sync: bool = False) -> None:

@@ -5,18 +5,25 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
+
+from kdfed.records.parsing import parse_json, problems_of
 
 Stopped = Literal["target", "plateau", "max-rounds", "failed", "interrupted"]
+
+Count = Annotated[int, Field(ge=0, lt=2**63)]
+Score = Annotated[float, Field(ge=-1e30, le=1, allow_inf_nan=False)]
+Seconds = Annotated[float, Field(ge=0, le=1e12, allow_inf_nan=False)]
+"""What a record holds; no run takes 30,000 years."""
 
 
 @dataclass(frozen=True)
 class Absent:
     """A participant that was left out of an exchange, and why."""
 
-    participant: int
+    participant: Count
     reason: str
 
 
@@ -57,20 +64,20 @@ class RoundRecord:
     """
 
     arm: str
-    seed: int
-    round: int
-    exchanges: int
+    seed: Count
+    round: Count
+    exchanges: Count
     phase: Literal["start", "rounds"]
-    accuracy: float
-    test_accuracy: float | None
-    loss: float | None
-    participant_uploads: int
-    bytes_up: int
-    bytes_down: int
-    local_steps: int
-    answered: int
+    accuracy: Score
+    test_accuracy: Score | None
+    loss: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None
+    participant_uploads: Count
+    bytes_up: Count
+    bytes_down: Count
+    local_steps: Count
+    answered: Count
     absent: tuple[Absent, ...]
-    seconds: float
+    seconds: Seconds
 
     def __post_init__(self) -> None:
         for name in ("test_accuracy", "loss"):
@@ -90,19 +97,16 @@ class RoundRecord:
         ------
         ValueError
             If the line is not JSON, does not have exactly the keys of a record, or has a value of another
-            type.
+            type or out of its range.
         """
-        values = json.loads(line)
+        values = parse_json(line)
         known = {field.name for field in fields(cls)}
         if not isinstance(values, dict) or set(values) != known:
             raise ValueError(f"expected an object with the keys {', '.join(sorted(known))}")
         try:
             return _RECORD.validate_json(line, strict=True)
         except ValidationError as error:
-            wrong = (
-                f"{'.'.join(map(str, e['loc']))}: {e['msg']}, got {e['input']!r}" for e in error.errors()
-            )
-            raise ValueError("; ".join(wrong)) from error
+            raise ValueError(problems_of(error)) from error
 
 
 _RECORD = TypeAdapter(RoundRecord)

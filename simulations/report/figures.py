@@ -7,13 +7,21 @@ Colours are those of Okabe and Ito, which people with any colour vision can tell
 from __future__ import annotations
 
 import io
+import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+import sys
+import unicodedata
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from kdfed.config import Experiment
+from kdfed.errors import RunError
 from kdfed.records import RoundRecord
 from kdfed.task import TASKS
 
@@ -48,6 +56,49 @@ _STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "kdfed",
 }
+
+_USUAL = {"text.parse_math": False}
+"""A name may hold dollar signs, which would begin mathematics."""
+
+
+@contextmanager
+def drawing(style: Mapping[str, Any] = _STYLE) -> Iterator[None]:
+    """Draw or save a figure inside: in this style whatever the user's matplotlibrc says, without a display.
+
+    A character that the font lacks is drawn as a box.
+
+    Raises
+    ------
+    RunError
+        If matplotlib cannot be loaded.
+    """
+    try:
+        matplotlib = _load_matplotlib()
+    except (ImportError, OSError, ValueError, RuntimeError) as error:
+        raise RunError(
+            f"the pictures need matplotlib, which cannot be loaded: {error}; install kdfed[sim], and let "
+            "MPLCONFIGDIR name a folder that can be written to"
+        ) from error
+    defaults = {key: value for key, value in matplotlib.rcParamsDefault.items() if key != "backend"}
+    with matplotlib.rc_context({**defaults, **_USUAL, **style}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)
+        yield
+
+
+def _load_matplotlib() -> ModuleType:
+    """Import matplotlib; an MPLBACKEND that this Python does not have would end its import."""
+    name, backend = "MPLBACKEND", os.environ.get("MPLBACKEND", "")
+    if backend and "matplotlib" not in sys.modules:
+        os.environ[name] = "agg"  # nothing here shows a window
+        try:
+            matplotlib = import_module("matplotlib")
+        finally:
+            os.environ[name] = backend
+        with suppress(ValueError):
+            matplotlib.rcParams["backend"] = backend  # for whoever does
+    import_module("matplotlib.figure")
+    return import_module("matplotlib")
+
 
 Costs = Callable[[RoundRecord], float]
 
@@ -92,12 +143,11 @@ def curves_figure(
     Figure
         Of matplotlib; not known to pyplot.
     """
-    import matplotlib
-    from matplotlib.figure import Figure
-    from matplotlib.lines import Line2D
-
     arms = [arm for arm in experiment.arm_order if any(record.arm == arm for record in records)]
-    with matplotlib.rc_context(_STYLE):
+    with drawing():
+        from matplotlib.figure import Figure
+        from matplotlib.lines import Line2D
+
         size = (4.1, 3.6) if len(panels) == 1 else (4.9 * len(panels), 4.6)
         figure = Figure(figsize=size, layout="constrained")
         for axes, panel in zip(np.ravel(figure.subplots(1, len(panels), sharey=True)), panels, strict=True):
@@ -111,7 +161,7 @@ def curves_figure(
             handles.append(Line2D([], [], color=FAINT, linestyle=(0, (4, 3)), linewidth=1.2))
             figure.legend(
                 handles,
-                [*arms, "target"],
+                [*(short_name(arm, 24) for arm in arms), "target"],
                 loc="outside upper left",
                 ncols=len(handles),
                 frameon=False,
@@ -225,10 +275,6 @@ def partition_figure(entry: Mapping[str, Any]) -> Figure:
     Figure
         Of the first 100 participants.
     """
-    import matplotlib
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
-
     counts = np.asarray(entry["counts"])[:PARTICIPANTS_SHOWN]
     participants, classes = counts.shape
     step = min(0.3, 12 / classes)
@@ -236,7 +282,10 @@ def partition_figure(entry: Mapping[str, Any]) -> Figure:
         max(6.0, 1.5 + 0.3 * min(participants, 40) + 0.12 * max(0, participants - 40)),
         step * classes,
     )
-    with matplotlib.rc_context(_STYLE):
+    with drawing():
+        from matplotlib.figure import Figure
+        from matplotlib.ticker import MaxNLocator
+
         figure = Figure(figsize=(width, height + 2.2), layout="constrained")
         bars, bubbles = figure.subplots(2, 1, sharex=True, height_ratios=(1.0, max(height, 1.0)))
         bars.bar(np.arange(participants), counts.sum(axis=1), color=ARM_COLOURS[0], width=0.72)
@@ -250,7 +299,7 @@ def partition_figure(entry: Mapping[str, Any]) -> Figure:
         bubbles.set_xlabel("participant")
         bubbles.set_ylabel("class")
         every = -(-classes // 40)
-        names = [_short(str(name)) for name in entry["class_names"]]
+        names = [short_name(str(name)) for name in entry["class_names"]]
         bubbles.set_yticks(range(0, classes, every), names[:classes:every])
         bubbles.set_ylim(classes - 0.4, -0.6)
         bubbles.set_xlim(-0.7, participants - 0.3)
@@ -270,15 +319,30 @@ def _partition_title(entry: Mapping[str, Any], shown: int) -> str:
     return f"Who holds what, seed {entry['seed']}: {whom}"
 
 
-def _short(name: str) -> str:
-    # A dollar sign would begin mathematics.
-    return (name if len(name) <= 18 else f"{name[:17]}…").replace("$", r"\$")
+def short_name(name: str, most: int = 18) -> str:
+    """Return what somebody named, as pictures, pages and tables show it.
+
+    On one line, at most ``most`` characters, and without characters that turn the text around it or steer a
+    terminal.
+    """
+    begun = " ".join(name[: 8 * most].split())
+    cut = begun if len(name) <= 8 * most and len(begun) <= most else f"{begun[: most - 1]}…"
+    return "".join("\ufffd" if _is_unprintable(character) else character for character in cut)
+
+
+def _is_unprintable(character: str) -> bool:
+    return unicodedata.category(character) in ("Cc", "Cs") or character in _TURNS
+
+
+_TURNS = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+"""Embeddings, overrides and isolates of a direction of writing."""
 
 
 def to_png(figure: Figure) -> bytes:
     """Return a figure as PNG on white."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=144, facecolor="white", metadata={"Software": None})
+    with drawing():
+        figure.savefig(buffer, format="png", dpi=144, facecolor="white", metadata={"Software": None})
     return buffer.getvalue()
 
 
@@ -292,10 +356,8 @@ def to_svg(figure: Figure, name: str) -> str:
     name
         Begins every id in it, so that several fit into one page.
     """
-    import matplotlib
-
     buffer = io.StringIO()
-    with matplotlib.rc_context(_STYLE):
+    with drawing():
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :]

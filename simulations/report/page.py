@@ -16,13 +16,14 @@ from simulations.report.figures import (
     curves_figure,
     metric_word,
     partition_figure,
+    short_name,
     target_words,
     to_svg,
 )
 from simulations.report.frame import html_page, html_table
 from simulations.report.words import comparison_of, headline, number, percent, plural, saving, size
 
-_ABSENT_SHOWN, _PARTITIONS_SHOWN = 50, 3
+_ABSENT_SHOWN, _PARTITIONS_SHOWN, _REASON_SHOWN = 50, 3, 300
 
 
 def render_page(
@@ -348,7 +349,13 @@ def _absent(records: Sequence[RoundRecord]) -> str:
     if not grouped:
         return "<h2>Who was missing</h2>\n<p>Nobody: every participant that was asked answered.</p>"
     rows = [
-        [escape(arm), str(seed), str(server_round), ", ".join(map(str, who)), escape(reason)]
+        [
+            escape(arm),
+            str(seed),
+            str(server_round),
+            ", ".join(map(str, who)),
+            escape(short_name(reason, _REASON_SHOWN)),
+        ]
         for (arm, seed, server_round, reason), who in list(grouped.items())[:_ABSENT_SHOWN]
     ]
     count = sum(map(len, grouped.values()))

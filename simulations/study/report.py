@@ -9,7 +9,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from kdfed.savings import mean_interval
-from simulations.report.figures import INK, to_svg
+from simulations.report.figures import INK, drawing, short_name, to_svg
 from simulations.report.frame import html_page, html_table
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ def _by_method(rows: Sequence[Row], methods: Sequence[str], key: str = "gain", l
         one = {row["seed"]: row for row in here}.values()
         lines.append(
             [
-                escape(name),
+                _name(name),
                 _points(fmean(row["teacher_accuracy"] for row in one)),
                 _points(fmean(row["before"] for row in one)),
                 *(_bold(_interval(values[method]), method == best) for method in methods),
@@ -155,7 +155,7 @@ def _against(rows: Sequence[Row], grid: Sequence[Row], ours: str, rivals: Sequen
             verdict = "tuned is ahead" if low > 0 else "tuned is behind" if high < 0 else "too close to call"
         lines.append(
             [
-                escape(name),
+                _name(name),
                 rival,
                 _interval(list(gains[rival].values())),
                 _interval(list(gains[ours].values())),
@@ -165,7 +165,7 @@ def _against(rows: Sequence[Row], grid: Sequence[Row], ours: str, rivals: Sequen
             ]
         )
         if mean <= 0:
-            reasons.append(f"<li>{escape(name)}: {_why(tried, rival, base)}</li>")
+            reasons.append(f"<li>{_name(name)}: {_why(tried, rival, base)}</li>")
     heads = [
         "distribution",
         "rival",
@@ -220,7 +220,7 @@ def _factors(cells: Sequence[Row], methods: Sequence[str]) -> str:
                 if isinstance(value, bool):
                     words = "yes" if value else "no"
                 values = [[row["gain"] for row in here if row["method"] == method] for method in present]
-                lines.append([escape(name), escape(words), *(_interval(own) for own in values)])
+                lines.append([_name(name), escape(words), *(_interval(own) for own in values)])
         parts.append(
             f"<h3>{factor}</h3>{html_table(['distribution', factor, *present], lines, numbers_from=1)}"
         )
@@ -242,11 +242,6 @@ def _heat_maps(grid: Sequence[Row]) -> str:
 def _heat_map(
     grid: Sequence[Row], name: str, temperatures: Sequence[float], weights: Sequence[float]
 ) -> Figure:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(4.2, 3.4), layout="constrained")
-    figure.patch.set_alpha(0)
-    axes = figure.subplots()
     gains = [
         [
             100
@@ -260,16 +255,22 @@ def _heat_map(
         for w in weights
     ]
     reach = max(abs(value) for row in gains for value in row) or 1.0
-    axes.imshow(gains, cmap="RdBu", vmin=-reach, vmax=reach, origin="lower", aspect="auto")
-    for y, row in enumerate(gains):
-        for x, value in enumerate(row):
-            colour = "white" if abs(value) > 0.6 * reach else "black"
-            axes.text(x, y, f"{value:+.1f}", ha="center", va="center", fontsize=8.5, color=colour)
-    axes.set_xticks(range(len(temperatures)), [f"{t:g}" for t in temperatures], color=INK)
-    axes.set_yticks(range(len(weights)), [f"{w:g}" for w in weights], color=INK)
-    axes.set_xlabel("temperature", color=INK)
-    axes.set_ylabel("weight", color=INK)
-    axes.set_title(name, color=INK, loc="left", fontsize=11, fontweight="bold")
+    with drawing({}):
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(4.2, 3.4), layout="constrained")
+        figure.patch.set_alpha(0)
+        axes = figure.subplots()
+        axes.imshow(gains, cmap="RdBu", vmin=-reach, vmax=reach, origin="lower", aspect="auto")
+        for y, row in enumerate(gains):
+            for x, value in enumerate(row):
+                colour = "white" if abs(value) > 0.6 * reach else "black"
+                axes.text(x, y, f"{value:+.1f}", ha="center", va="center", fontsize=8.5, color=colour)
+        axes.set_xticks(range(len(temperatures)), [f"{t:g}" for t in temperatures], color=INK)
+        axes.set_yticks(range(len(weights)), [f"{w:g}" for w in weights], color=INK)
+        axes.set_xlabel("temperature", color=INK)
+        axes.set_ylabel("weight", color=INK)
+        axes.set_title(short_name(name, 40), color=INK, loc="left", fontsize=11, fontweight="bold")
     return figure
 
 
@@ -302,7 +303,7 @@ def _recommendations(cells: Sequence[Row], methods: Sequence[str]) -> str:
         chosen = setting[0] or "as in the study"
         lines.append(
             [
-                escape(name),
+                _name(name),
                 f"{transfer}, {'labelled' if labels else 'unlabelled'}",
                 best,
                 f"{chosen} ({setting[1]} of {len(own)})" if setting[0] else chosen,
@@ -328,6 +329,10 @@ def _settings(summary: Mapping[str, Any]) -> str:
 
 
 # ----------------------------------------------------------------------------- small helpers
+
+
+def _name(distribution: str) -> str:
+    return escape(short_name(distribution, 40))
 
 
 def _distinct(values: Iterable[Any]) -> list[Any]:

@@ -35,10 +35,11 @@ from simulations.study.work import (
     check_teachers,
     distil,
     generate_at,
-    generated_file,
-    models_file,
+    has_generated,
+    has_models,
     partition_at,
     pretrain,
+    read_trial,
     transfer_of,
     trial_file,
 )
@@ -69,14 +70,17 @@ def plan(study: StudySettings, cache: Path) -> Plan:
             if key in keys:
                 continue
             keys.add(key)
-            if not trial_file(cache, key).exists():
+            if read_trial(cache, key) is None:
                 missing.append((point, trial))
-                key = models_key(study, point)
-                if not models_file(cache, key).exists():
-                    models.setdefault(key, point)
-                if point.transfer == "generated" and not generated_file(cache, study, point).exists():
+                models.setdefault(models_key(study, point), point)
+                if point.transfer == "generated":
                     generated.setdefault(generated_key(study, point), point)
-    return Plan(keys, list(models.values()), list(generated.values()), missing)
+    return Plan(
+        keys,
+        [point for point in models.values() if not has_models(study, point, cache)],
+        [point for point in generated.values() if not has_generated(study, point, cache)],
+        missing,
+    )
 
 
 @preserved()
@@ -122,13 +126,23 @@ def run_study(
     try:
         if todo.missing:
             _run(study, cache, todo, workers, console)
-        results = {key: json.loads(trial_file(cache, key).read_text()) for key in todo.keys}
+        results = {key: _result(cache, key) for key in todo.keys}
         summary = rows_of(study, results)
         write_atomically(out / "study.json", (json.dumps(summary, indent=1, allow_nan=False) + "\n").encode())
         write_atomically(out / "study.html", render(study, summary).encode())
     except RunFolderError as error:  # it could be written to when the study began
         raise RunError(str(error)) from error
     return summary
+
+
+def _result(cache: Path, key: str) -> dict[str, Any]:
+    result = read_trial(cache, key)
+    if result is None:
+        raise RunError(
+            f"{trial_file(cache, key)}: expected the result of a trial that has just been run; does another "
+            "program write there?"
+        )
+    return result
 
 
 def _check_folder(cache: Path) -> None:

@@ -12,9 +12,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from pydantic import BaseModel, ConfigDict
+from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import nn
 
+from kdfed import wire
 from kdfed.cohort import train_cohort
 from kdfed.config import (
     ConsolidationSettings,
@@ -30,6 +33,8 @@ from kdfed.generated import generate, teacher_problem
 from kdfed.models import State, build_model, load_state, state_of
 from kdfed.partition import Partition, partition_of
 from kdfed.records import write_atomically
+from kdfed.records.parsing import parse_json
+from kdfed.records.rounds import Count, Score
 from kdfed.seeding import derive, derive_many, numpy_generator
 from kdfed.train import plain_loss, predict
 from kdfed.transfer_sets import noise, proxy, without_labels
@@ -60,6 +65,38 @@ def generated_file(cache: Path, study: StudySettings, point: Point) -> Path:
     return cache / f"{generated_key(study, point)}.safetensors"
 
 
+def read_trial(cache: Path, key: str) -> dict[str, Any] | None:
+    """Return a trial's result; None where the cache holds none that can be read, so that it is run again."""
+    try:
+        row: dict[str, Any] = parse_json(trial_file(cache, key).read_text(encoding="utf-8"))
+        _Result.model_validate(row)
+    except (OSError, ValueError):  # pydantic's error is a ValueError
+        return None
+    return row
+
+
+def has_models(study: StudySettings, point: Point, cache: Path) -> bool:
+    """Whether the cache holds a point's models, whole and finite."""
+    spec = wire.spec_of(state_of(_build(prepare(study.data), point, 0)))
+    try:
+        states = _read_states(models_file(cache, models_key(study, point)))
+    except (OSError, ValueError, SafetensorError):
+        return False
+    whole = all(wire.problem_with(state, spec) is None for state in states)
+    return whole and len(states) == point.teachers + 1
+
+
+def has_generated(study: StudySettings, point: Point, cache: Path) -> bool:
+    """Whether the cache holds a point's generated transfer set, whole and finite."""
+    data = prepare(study.data)
+    count = point.images or len(data.splits.transfer)
+    try:
+        inputs = _tensors(generated_file(cache, study, point))["inputs"]
+    except (OSError, KeyError, SafetensorError):
+        return False
+    return tuple(inputs.shape) == (count, *data.input_shape) and bool(inputs.isfinite().all())
+
+
 def partition_at(study: StudySettings, point: Point) -> Partition:
     """Deal the train split: to the student first, then to its teachers."""
     return partition_of(prepare(study.data), partition_settings(study, point), point.seed)
@@ -68,7 +105,7 @@ def partition_at(study: StudySettings, point: Point) -> Partition:
 def pretrain(study: StudySettings, point: Point, cache: Path) -> None:
     """Train the student and its teachers, each on its own examples from weights of its own."""
     file = models_file(cache, models_key(study, point))
-    if file.exists():
+    if has_models(study, point, cache):
         return
     data, partition = prepare(study.data), partition_at(study, point)
     members = range(point.teachers + 1)
@@ -93,8 +130,8 @@ def pretrain(study: StudySettings, point: Point, cache: Path) -> None:
 
 def distil(study: StudySettings, point: Point, trial: Trial, cache: Path) -> None:
     """Run one trial, and write what came of it."""
-    file = trial_file(cache, trial_key(study, point, trial))
-    if file.exists():
+    key = trial_key(study, point, trial)
+    if read_trial(cache, key) is not None:
         return
     data = prepare(study.data)
     student, *teachers = _models(study, point, cache)
@@ -126,7 +163,7 @@ def distil(study: StudySettings, point: Point, trial: Trial, cache: Path) -> Non
         "steps": result.steps,
         "transfer_images": len(transfer),
     }
-    write_atomically(file, json.dumps(row).encode())
+    write_atomically(trial_file(cache, key), json.dumps(row).encode())
 
 
 def transfer_of(study: StudySettings, point: Point, cache: Path) -> Examples:
@@ -149,7 +186,7 @@ def transfer_of(study: StudySettings, point: Point, cache: Path) -> Examples:
         if point.transfer != "generated":
             raise unknown("transfer", point.transfer, UNLABELLED, "simulations.study.work.transfer_of")
         generate_at(study, point, cache)
-        return without_labels(load(generated_file(cache, study, point).read_bytes())["inputs"])
+        return without_labels(_tensors(generated_file(cache, study, point))["inputs"])
     places = {
         "public": lambda: data.splits.transfer,
         "own": lambda: partition.indices[0],
@@ -176,7 +213,7 @@ def check_teachers(study: StudySettings, point: Point) -> None:
 def generate_at(study: StudySettings, point: Point, cache: Path) -> None:
     """Generate the transfer set of a point from its teachers, for all methods there."""
     file = generated_file(cache, study, point)
-    if file.exists():
+    if has_generated(study, point, cache):
         return
     data = prepare(study.data)
     _, *teachers = _models(study, point, cache)
@@ -215,10 +252,32 @@ def _models(study: StudySettings, point: Point, cache: Path) -> list[nn.Module]:
     return models
 
 
+class _Result(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+
+    teacher_accuracy: Score
+    before: Score
+    after: Score
+    validation_accuracy: Score
+    forgetting: float
+    per_class_before: list[Score | None]
+    per_class_after: list[Score | None]
+    steps: Count
+    transfer_images: Count
+
+
+def _tensors(file: Path) -> dict[str, torch.Tensor]:
+    return dict(load(file.read_bytes()))
+
+
 @lru_cache(maxsize=2)
 def _states(file: Path) -> list[State]:
+    return _read_states(file)
+
+
+def _read_states(file: Path) -> list[State]:
     found: dict[int, State] = {}
-    for name, value in load(file.read_bytes()).items():
+    for name, value in _tensors(file).items():
         place, _, key = name.partition("/")
         found.setdefault(int(place), {})[key] = value
     return [found[place] for place in sorted(found)]

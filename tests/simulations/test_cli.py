@@ -322,8 +322,8 @@ def test_report_rebuilds_the_page_from_the_records(experiment, capsys):
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("summary.json", "{}", "expected 'experiment'"),
-        ("summary.json", '{"runs": null}', "expected 'experiment'"),
+        ("summary.json", "{}", "experiment: expected this key"),
+        ("summary.json", "[]", "expected an object, got []"),
         ("rounds.jsonl", '{"accuracy": null}\n', "line 1: expected a record"),
     ],
 )

@@ -1,19 +1,31 @@
 from __future__ import annotations
 
+import io
+import json
 import math
+import os
+import random
 import re
+import subprocess
+import sys
+from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from kdfed.config import build_experiment
-from kdfed.errors import RunFolderError
+from kdfed.errors import RunError, RunFolderError
 from kdfed.records import Absent, Failure, Outcome, RoundRecord, RunFolder, summarise
-from simulations.report import build_report, partition_figure, save_partition_picture
+from simulations import report
+from simulations.cli import main
+from simulations.report import build_report, page, partition_figure, save_partition_picture
 from simulations.report.figures import curves_figure, to_svg
+from simulations.savings import main as savings
+from simulations.tables import partition_table
 
 VOID = {"meta", "br", "link", "path", "use", "rect", "circle", "line", "image"}
 
@@ -279,3 +291,188 @@ def test_a_participant_with_nothing_and_a_name_with_dollars_can_be_drawn():
     svg = to_svg(partition_figure(entry), "p")
     assert "$x$" in svg
     assert "a very long name …" in svg
+
+
+# ----------------------------------------------------------------------------- damaged records
+
+
+@pytest.fixture(scope="module")
+def reported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """The files of a run of one seed with its report."""
+    path = tmp_path_factory.mktemp("reported")
+    make_run(path, seeds=(0,))
+    build_report(path)
+    return {file.name: file.read_bytes() for file in path.iterdir() if file.is_file()}
+
+
+@pytest.fixture
+def whole(tmp_path: Path, reported: dict[str, bytes]) -> Path:
+    for name, content in reported.items():
+        (tmp_path / name).write_bytes(content)
+    return tmp_path
+
+
+DAMAGE = {
+    "totals that are a number": ("summary.json", rb'"totals": \{[^}]*\}', b'"totals": 3'),
+    "a first hit that is a list": ("summary.json", rb'"first_hit": \{[^}]*\}', b'"first_hit": []'),
+    "a mean that is a word": ("summary.json", rb'"mean": [-\d.]+', b'"mean": "x"'),
+    "an infinity": ("summary.json", rb'"mean": [-\d.]+', b'"mean": Infinity'),
+    "a huge number": ("summary.json", rb'"bytes_up": \d+', b'"bytes_up": 1' + 400 * b"0"),
+    "a row too short": ("summary.json", rb'"counts": \[\s*\[\s*\d+,', b'"counts": [['),
+    "a target of another experiment": ("summary.json", rb'"target": "0.8"', b'"target": "0.7"'),
+    "a round that nobody ran": ("summary.json", rb'"round": \d+', b'"round": 40'),
+    "no comparison": ("summary.json", rb'(?s)"comparisons": \[.*?\n \]', b'"comparisons": []'),
+    "HTML for a name": ("summary.json", rb'"engine": "\w+"', b'"engine": "<script>' + 999 * b"x" + b'"'),
+    "deep nesting": ("summary.json", rb"(?s)^.*$", b"[" * 100_000),
+    "an empty summary": ("summary.json", rb"(?s)^.*$", b""),
+    "no text": ("summary.json", rb'"engine": "\w+"', b'"engine": "\xff"'),
+    "accuracy NaN": ("rounds.jsonl", rb'"accuracy": [\d.]+', b'"accuracy": NaN'),
+    "accuracy 5": ("rounds.jsonl", rb'"accuracy": [\d.]+', b'"accuracy": 5'),
+    "round -1": ("rounds.jsonl", rb'"round": 0', b'"round": -1'),
+    "an unknown arm": ("rounds.jsonl", rb'"arm": "cold"', b'"arm": "hot"'),
+    "an unknown seed": ("rounds.jsonl", rb'"seed": 0', b'"seed": 4'),
+    "a round twice": ("rounds.jsonl", rb'"round": 3', b'"round": 2'),
+    "bytes that fall": ("rounds.jsonl", rb'"bytes_up": 3600400', b'"bytes_up": 3'),
+    "a line of braces": ("rounds.jsonl", rb"(?m)^.*$", b"[" * 100_000),
+    "no rounds at all": ("rounds.jsonl", rb"(?s)^.*$", b""),
+}
+
+
+@pytest.mark.parametrize("what", DAMAGE)
+def test_a_report_of_damaged_records_is_one_error_and_nothing_is_lost(whole, reported, what, capsys):
+    name, pattern, damage = DAMAGE[what]
+    content, count = re.subn(pattern, lambda _: damage, reported[name], count=1)
+    assert count == 1
+    (whole / name).write_bytes(content)
+    assert main(["report", str(whole)]) == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err.startswith(f"error: {whole / name}")
+    assert len(shown.err) < 1200
+    after = {file.name: file.read_bytes() for file in whole.iterdir()}
+    assert after == {**reported, name: content}
+
+
+@pytest.mark.parametrize("name", ["summary.json", "rounds.jsonl", "experiment.yaml"])
+def test_a_folder_where_a_record_should_be_is_one_error(whole, name, capsys):
+    (whole / name).unlink()
+    (whole / name).mkdir()
+    assert main(["report", str(whole)]) == 2
+    assert f"readable {name}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("read", [savings, lambda folders: main(["report", *folders])])
+def test_whoever_reads_a_damaged_summary_says_so(whole, reported, read, capsys):
+    damaged = json.loads(reported["summary.json"]) | {"comparisons": [3]}
+    (whole / "summary.json").write_text(json.dumps(damaged))
+    assert read([str(whole)]) == 2
+    assert "summary.json: comparisons.0: expected an object, got 3" in capsys.readouterr().err
+
+
+def _leaves(values: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Any]]:
+    items = (
+        values.items() if isinstance(values, dict) else enumerate(values) if isinstance(values, list) else ()
+    )
+    if not items:
+        yield path, values
+    for key, value in items:
+        yield from _leaves(value, (*path, key))
+
+
+def test_whatever_summary_is_read_can_be_shown(whole, reported, monkeypatch):
+    """Leaves of a summary swap places; what passes the checks must make a page, without an exception."""
+    monkeypatch.setattr(page, "to_svg", lambda figure, name: "")
+    monkeypatch.setattr(report, "to_png", lambda figure: b"")
+    monkeypatch.setattr(page, "curves_figure", lambda *_: None)
+    monkeypatch.setattr(page, "partition_figure", lambda entry: None)
+    text, shown = reported["summary.json"].decode(), 0
+    leaves = list(_leaves(json.loads(text)))
+    draw = random.Random(0)
+    for _ in range(60):
+        summary = json.loads(text)
+        (path, _), (_, value) = draw.sample(leaves, 2)
+        holder = summary
+        for key in path[:-1]:
+            holder = holder[key]
+        holder[path[-1]] = draw.choice([value, None, 0, 10**6, 0.5, -1e9])
+        (whole / "summary.json").write_text(json.dumps(summary))
+        try:
+            build_report(whole)
+            shown += 1
+        except RunFolderError as error:
+            assert str(error).startswith(str(whole / "summary.json"))  # noqa: PT017
+    assert shown > 2
+
+
+# ----------------------------------------------------------------------------- names, and matplotlib
+
+NAMES = (
+    *("$\\frac", "$x^2$", "\U0001f600 \U0001f389", "<script>alert(1)</script>", "x" * 10_000, ""),
+    *("שלום \u202eעולם", "a\x00\x1b[31m\nb", "\udc80", "漢字", "\\"),
+)
+
+
+def test_classes_can_be_called_anything(tmp_path, capsys):
+    entry = partition(names=NAMES)
+    save_partition_picture(entry, tmp_path / "who.png")
+    svg = to_svg(partition_figure(entry), "p")
+    assert "$\\frac" in svg
+    assert "<script" not in svg
+    assert "xxxxx…" in svg
+    assert not any(character in svg for character in "\x00\x1b\udc80\u202e")
+    folder = make_run(tmp_path, seeds=(0,), summary=False)
+    records = folder.read_rounds()
+    outcomes = [Outcome(arm, 0, "target", "") for arm in ("cold", "warm")]
+    readable = partition(names=tuple(name for name in NAMES if name != "\udc80"))
+    folder.write_summary(summarise(folder.read_experiment(), "ray", records, outcomes, [readable]))
+    assert main(["report", str(tmp_path)]) == 0
+    assert "<script" not in read_page(folder)[0]
+
+
+def test_the_table_of_a_partition_can_hold_any_name():
+    console = Console(file=io.StringIO(), width=300)
+    console.print(partition_table(np.ones((2, len(NAMES)), dtype=np.int64), NAMES, "who"))
+    shown = console.file.getvalue()
+    assert "<script>alert(1)" in shown
+    assert "xxxxx…" in shown
+    assert not any(character in shown for character in "\x00\x1b\udc80\u202e")
+
+
+def test_a_long_reason_of_an_absence_is_shortened(tmp_path):
+    folder = make_run(tmp_path, seeds=(0,))
+    text = (tmp_path / "rounds.jsonl").read_text()
+    (tmp_path / "rounds.jsonl").write_text(text.replace("error reply: ", "error reply: " + "y" * 100_000))
+    build_report(tmp_path)
+    source, words = read_page(folder)
+    assert "error reply: yyy" in words
+    assert "y" * 301 not in source
+
+
+def test_pictures_do_not_depend_on_the_users_matplotlib(tmp_path, run):
+    """A backend that is not there, no folder to write to, and settings that need LaTeX."""
+    (tmp_path / "matplotlibrc").write_text("text.usetex: True\naxes.facecolor: black\n")
+    environment = {key: value for key, value in os.environ.items() if key not in ("HOME", "XDG_CACHE_HOME")}
+    nowhere = tmp_path / "matplotlibrc" / "cache"
+    environment |= {"MPLBACKEND": "nonsense", "MPLCONFIGDIR": str(nowhere), "HOME": str(nowhere)}
+    program = (
+        "import os, sys\nfrom pathlib import Path\nfrom simulations.report import build_report\n"
+        "build_report(Path(sys.argv[1]))\nassert os.environ['MPLBACKEND'] == 'nonsense'\n"
+    )
+    folder = make_run(tmp_path / "run")
+    ended = subprocess.run(
+        [sys.executable, "-c", program, str(folder.path)],
+        env={**environment, "PYTHONPATH": os.pathsep.join(sys.path)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert (ended.returncode, ended.stderr.count("Traceback")) == (0, 0), ended.stderr
+    for name in ("curves.png", "report.html"):
+        assert (folder.path / name).read_bytes() == (run.path / name).read_bytes()
+
+
+def test_without_matplotlib_the_records_stay_and_the_error_says_what_is_missing(whole, reported, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(RunError, match=r"the pictures need matplotlib.*install kdfed\[sim\]"):
+        build_report(whole)
+    assert {file.name: file.read_bytes() for file in whole.iterdir()} == reported

@@ -17,21 +17,31 @@ import psutil
 import pytest
 import torch
 import yaml
+from safetensors.torch import load, save
 
 from kdfed.config import VanillaConsolidation
 from kdfed.consolidate import consolidate
 from kdfed.data import prepare
-from kdfed.errors import ConfigError, KdfedError, RunError
+from kdfed.errors import ConfigError, KdfedError, RunError, RunFolderError
 from kdfed.models import build_model
 from kdfed.seeding import derive
 from kdfed.train import PLAIN, fit, predict
 from simulations.cli import SHIPPED, main
 from simulations.study import load_study, run_study
-from simulations.study.cells import points, trial_key, trials
+from simulations.study.cells import models_key, points, trial_key, trials
+from simulations.study.report import render
 from simulations.study.rows import rows_of
 from simulations.study.running import _all, plan
 from simulations.study.settings import StudySettings, Vary
-from simulations.study.work import distil, generated_file, partition_at, pretrain, transfer_of, trial_file
+from simulations.study.work import (
+    distil,
+    generated_file,
+    models_file,
+    partition_at,
+    pretrain,
+    transfer_of,
+    trial_file,
+)
 
 TINY: dict[str, Any] = {
     "name": "tiny",
@@ -344,6 +354,103 @@ def test_a_study_whose_folder_cannot_be_written_to_computes_nothing(tmp_path, mo
     finally:
         subprocess.run(["umount", str(taken)], check=True)
     assert "Read-only file system; choose another (--out)" in capsys.readouterr().err
+
+
+SMALL: dict[str, Any] = {
+    "seeds": [0],
+    "methods": ["vanilla"],
+    "search": {"temperatures": [4.0], "weights": [0.5]},
+    "distributions": {"uniform": {"kind": "uniform"}},
+    "vary": {},
+}
+
+
+@pytest.fixture(scope="module")
+def cached(tmp_path_factory: pytest.TempPathFactory) -> tuple[StudySettings, Path, Path, Path]:
+    """A study of one trial that was run: its settings, its folder, the trial's file and the models' file."""
+    folder = tmp_path_factory.mktemp("cached")
+    study = load_study(write(folder, **SMALL))
+    (point,), cache = points(study), folder / "cache"
+    (trial,) = trials(study, point)
+    pretrain(study, point, cache)
+    distil(study, point, trial, cache)
+    models = models_file(cache, models_key(study, point))
+    return study, folder, trial_file(cache, trial_key(study, point, trial)), models
+
+
+def _changed(content: bytes, **changes: Any) -> bytes:
+    return json.dumps({**json.loads(content), **changes}).encode()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda content: b"",
+        lambda content: content[:-9],
+        lambda content: b"[]",
+        lambda content: b"\xff" + content,
+        lambda content: b"[" * 100_000,
+        lambda content: _changed(content, after=5.0),
+        lambda content: _changed(content, after=float("nan")),
+        lambda content: _changed(content, per_class_after=3),
+        lambda content: _changed(content, steps="many"),
+        lambda content: content.replace(b'"before"', b'"beforehand"'),
+    ],
+)
+def test_a_damaged_result_in_the_cache_is_computed_again(cached, damage):
+    study, out, file, _ = cached
+    whole = file.read_bytes()
+    file.write_bytes(damage(whole))
+    ((point, trial),) = plan(study, out / "cache").missing
+    distil(study, point, trial, out / "cache")
+    assert file.read_bytes() == whole
+    assert len(run_study(study, out, workers=1)["cells"]) == 1
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda content: b"",
+        lambda content: content[:-9],
+        lambda content: b"\xff" * 100,
+        lambda content: save({"mine": torch.zeros(3)}),
+        lambda content: save({"0/mine": torch.zeros(3), "1/mine": torch.zeros(3)}),
+        lambda content: save({k: v for k, v in load(content).items() if k.startswith("0/")}),
+        lambda content: save({k: v * float("nan") for k, v in load(content).items()}),
+    ],
+)
+def test_damaged_models_in_the_cache_are_trained_again(cached, damage):
+    study, out, trial, file = cached
+    whole, result = file.read_bytes(), trial.read_bytes()
+    trial.unlink()
+    file.write_bytes(damage(whole))
+    (point,) = plan(study, out / "cache").models
+    pretrain(study, point, out / "cache")
+    assert file.read_bytes() == whole
+    trial.write_bytes(result)
+
+
+def test_a_folder_in_the_place_of_a_result_is_refused(cached, tmp_path):
+    study, _, file, models = cached
+    (tmp_path / file.name).mkdir()
+    (tmp_path / models.name).write_bytes(models.read_bytes())
+    ((point, trial),) = plan(study, tmp_path).missing
+    with pytest.raises(RunFolderError, match=f"{file.name}: expected a file that can be written"):
+        distil(study, point, trial, tmp_path)
+
+
+def test_a_name_of_a_distribution_can_hold_anything(cached, tmp_path):
+    _, _, file, _ = cached
+    names = ["$\\frac", "<script>", "😀", "x" * 10_000]
+    search = {"temperatures": [1.0, 4.0], "weights": [0.5, 1.0]}
+    changes = {**SMALL, "methods": ["vanilla", "tuned"], "search": search}
+    changes["distributions"] = {name: {"kind": "uniform"} for name in names}
+    study = load_study(write(tmp_path, **changes))
+    result = json.loads(file.read_bytes())
+    keys = [trial_key(study, point, trial) for point in points(study) for trial in trials(study, point)]
+    page = render(study, rows_of(study, dict.fromkeys(keys, result)))
+    assert "<script" not in page
+    assert "$\\frac" in page
 
 
 @pytest.mark.parametrize(
