@@ -240,7 +240,10 @@ class FoldedModel:
             self.graph = fx.Tracer().trace(model)
         except Exception as error:
             raise NotFoldableError(f"it cannot be traced: {error}") from error
-        self.modules = dict(model.named_modules())
+        # Not the model itself: a plan that held it would keep it for ever.
+        self.modules = {name: module for name, module in model.named_modules() if name}
+        if any(module._forward_pre_hooks or module._forward_hooks for module in model.modules()):
+            raise NotFoldableError("it has hooks on its forward pass")
         for node in self.graph.nodes:
             self._check(node)
 
