@@ -170,19 +170,27 @@ def kind_of(device: torch.device) -> str:
 def functional_call(
     model: nn.Module, state: Mapping[str, torch.Tensor], inputs: torch.Tensor
 ) -> torch.Tensor:
-    """Return a model's outputs with another state; attributes that its modules set meanwhile are put back.
+    """Return a model's outputs with another state; the model is as it was afterwards."""
+    with _untouched(model):
+        outputs: torch.Tensor = torch.func.functional_call(model, dict(state), inputs)
+    return outputs
+
+
+@contextmanager
+def _untouched(model: nn.Module) -> Iterator[None]:
+    """Put back, afterwards, what a pass sets on a model's modules: attributes, buffers and modes.
 
     Old ``weight_norm`` sets the weight that it has just computed: it would hold a graph, or many participants'
     weights, and the model could not be copied any more.
     """
-    before = [(module, dict(vars(module))) for module in model.modules()]
+    before = [(module, dict(vars(module)), dict(module._buffers)) for module in model.modules()]
     try:
-        outputs: torch.Tensor = torch.func.functional_call(model, dict(state), inputs)
+        yield
     finally:
-        for module, attributes in before:
-            vars(module).clear()
-            vars(module).update(attributes)
-    return outputs
+        for module, attributes, buffers in before:
+            for own, kept in ((vars(module), attributes), (module._buffers, buffers)):
+                own.clear()
+                own.update(kept)
 
 
 def _vmapped(
@@ -281,7 +289,7 @@ def _try(plan: Plan, input_shape: tuple[int, ...], device: torch.device) -> None
     dtype = next(model.parameters()).dtype
     inputs = torch.randn(_TRIED, 2, *input_shape, generator=generator, dtype=dtype).to(device)
     states = [_other_weights(model, generator) for _ in range(_TRIED)]
-    with _modes_kept(model), torch_seed(0):
+    with _untouched(model), torch_seed(0):
         for training in (True, False):
             for each in (model, own):
                 each.train(training)
@@ -354,17 +362,6 @@ def _other_weights(model: nn.Module, generator: torch.Generator) -> Stack:
     return state
 
 
-@contextmanager
-def _modes_kept(model: nn.Module) -> Iterator[None]:
-    """Put back, afterwards, which modules train."""
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
-
-
 def _cost(model: nn.Module, input_shape: tuple[int, ...], device: torch.device) -> Cost:
     """Count multiply-adds of convolutions and linear layers, and bytes of the outputs of all layers."""
     multiply_adds, activation_bytes = 0.0, 0.0
@@ -382,7 +379,7 @@ def _cost(model: nn.Module, input_shape: tuple[int, ...], device: torch.device) 
     leaves = [module for module in model.modules() if not list(module.children())]
     hooks = [module.register_forward_hook(count) for module in leaves]
     try:
-        with _modes_kept(model), torch.no_grad():
+        with _untouched(model), torch.no_grad():
             model.eval()
             model(torch.zeros(1, *input_shape, dtype=next(model.parameters()).dtype, device=device))
     finally:
