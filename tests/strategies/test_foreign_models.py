@@ -195,7 +195,9 @@ STRATEGIES = ("fedavg", "fedavgm", "fedadam", "feddf", "fedmd", "ds_fl", "krum",
 AWKWARD = ("BoolMask", "Odd", "Counting")  # to add, to subtract, to measure
 CROSSED = [
     pytest.param(
-        name, strategy, marks=[] if name in AWKWARD or strategy in ("fedadam", "feddf") else [pytest.mark.slow]
+        name,
+        strategy,
+        marks=[] if name in AWKWARD or strategy in ("fedadam", "feddf") else [pytest.mark.slow],
     )
     for name in TRAINED
     for strategy in STRATEGIES
