@@ -501,8 +501,8 @@ def _problem_with_training(
         for key in constants:
             if not _same(before[key], after[key]):
                 return (
-                    f"buffer {key} changes in training, and no mean can be taken of it ({_what(before[key])});"
-                    " let it hold finite float32 numbers, or whole numbers (uint8 in place of bool)"
+                    f"buffer {key} changes in training, and no mean can be taken of it "
+                    f"({_what(before[key])}); let it hold finite float32 numbers, or whole numbers (uint8 in place of bool)"
                 )
     return None
 
@@ -513,7 +513,7 @@ def _problem_with_constants(model: nn.Module, other: nn.Module, constants: tuple
         if key not in theirs or not _same(mine[key], theirs[key]):
             return (
                 f"buffer {key} is drawn at random, and no mean can be taken of it ({_what(mine[key])}); draw "
-                "it from a fixed seed, or let it hold finite float32 or whole numbers (uint8 in place of bool)"
+                "it from a fixed seed, or let it hold finite float32 numbers, or whole ones (uint8 for bool)"
             )
     return None
 

@@ -5,8 +5,8 @@ the received one: a pair of which it is one half (:mod:`kdfed.pairs`).
 
 BatchNorm rule. A batch of one example has no variance, so for models with BatchNorm a trailing batch of one
 joins the batch before it; where every batch would hold one example (one example, or batch size 1),
-BatchNorm layers use their running statistics and leave them as they are. The rule is :func:`epochs`', and holds
-for all models that are trained on the same batches, if one of them has BatchNorm.
+BatchNorm layers use their running statistics and leave them as they are. :func:`epochs` holds to the rule for
+all models that are trained on the same batches, if one of them has BatchNorm.
 """
 
 from __future__ import annotations

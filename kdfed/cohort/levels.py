@@ -180,8 +180,8 @@ def functional_call(
 def _untouched(model: nn.Module) -> Iterator[None]:
     """Put back, afterwards, what a pass sets on a model's modules: attributes, buffers and modes.
 
-    Old ``weight_norm`` sets the weight that it has just computed: it would hold a graph, or many participants'
-    weights, and the model could not be copied any more.
+    Old ``weight_norm`` sets the weight that it has just computed: it would hold a graph, or the weights of
+    many participants, and the model could not be copied any more.
     """
     before = [(module, dict(vars(module)), dict(module._buffers)) for module in model.modules()]
     try:
@@ -281,8 +281,8 @@ def _one_line(error: Exception) -> str:
 def _try(plan: Plan, input_shape: tuple[int, ...], device: torch.device) -> None:
     """Compare three participants, each with weights of its own, with the model itself.
 
-    In training mode but for BatchNorm on inputs of their own, and in evaluation mode on shared ones. The model
-    is only read.
+    In training mode but for BatchNorm on inputs of their own, and in evaluation mode on shared ones. The
+    model is only read.
     """
     generator = torch.Generator().manual_seed(0)
     model, own = plan.model, copy.deepcopy(plan.model)
@@ -350,7 +350,7 @@ def _close(one: torch.Tensor, other: torch.Tensor) -> bool:
 
 
 def _other_weights(model: nn.Module, generator: torch.Generator) -> Stack:
-    """Return a model's state with other numbers of the same size; buffers grow, so variances stay positive."""
+    """Return a model's state with other numbers of the same size; buffers grow: variances stay positive."""
     parameters = {name for name, _ in model.named_parameters()}
     state = {}
     for key, values in model.state_dict().items():

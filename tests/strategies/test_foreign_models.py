@@ -183,7 +183,8 @@ TRAINED: dict[str, type[Net]] = {
     "WeightNorm": WeightNorm, "OldSpectralNorm": OldSpectralNorm, "SpectralNorm": SpectralNorm,
     "Remembering": Remembering, "Counting": Counting, "Halved": Halved, "Permuting": Permuting,
     "Complex": buffered(lambda: torch.tensor([1 + 2j])), "Half": buffered(lambda: torch.ones(2).half()),
-    "BFloat16": buffered(lambda: torch.ones(2).bfloat16()), "NotANumber": buffered(lambda: torch.tensor(torch.nan)),
+    "BFloat16": buffered(lambda: torch.ones(2).bfloat16()),
+    "NotANumber": buffered(lambda: torch.tensor(torch.nan)),
     "Huge": buffered(lambda: torch.tensor([2**60 + 1])), "Least": buffered(lambda: torch.full((2,), -3.4e38)),
     "Double": type("Double", (Net,), {
         "more": lambda self: self.double(),
@@ -312,7 +313,8 @@ class Growing(Net):
 
 REFUSED: dict[str, tuple[type[nn.Module], str]] = {
     "NoParameters": (NoParameters, "no parameter that is trained"),
-    "AllFrozen": (type("AllFrozen", (Net,), {"more": lambda self: self.requires_grad_(False)}), "requires_grad"),
+    "AllFrozen": (type("AllFrozen", (Net,), {"more": lambda self: self.requires_grad_(False)}),
+                  "requires_grad"),
     "HalfParameters": (type("HalfParameters", (Net,), {
         "more": lambda self: self.bfloat16(),
         "forward": lambda self, inputs: Net.forward(self, inputs.bfloat16()),
@@ -366,9 +368,9 @@ def test_constants_of_which_no_mean_can_be_taken_stay_where_they_are() -> None:
 def test_whole_numbers_that_are_drawn_travel_and_are_used_at_every_level(tiny: Build, run_arm: Run) -> None:
     """A cohort of one is looped; torch.func trains the others, with their own order of features."""
     curves = [
-        [record.loss for record in run_arm(experiment(tiny, "Permuting", **{"server.cohort-size": size})).records]
-        for size in (1, 3)
-    ]  # fmt: skip
+        [record.loss for record in run_arm(chosen).records]
+        for chosen in (experiment(tiny, "Permuting", **{"server.cohort-size": size}) for size in (1, 3))
+    ]
     assert curves[0] == pytest.approx(curves[1], rel=1e-4)
 
 
