@@ -502,7 +502,7 @@ def _problem_with_training(
             if not _same(before[key], after[key]):
                 return (
                     f"buffer {key} changes in training, and no mean can be taken of it "
-                    f"({_what(before[key])}); let it hold finite float32 numbers, or whole ones (uint8 for bool)"
+                    f"({_what(before[key])}); let it hold finite float32 or whole numbers (uint8 for bool)"
                 )
     return None
 
