@@ -487,7 +487,7 @@ def _problem_with_training(
             if shape != (count, classes) or outputs.dtype not in (torch.float32, torch.float64):
                 got = f"{shape} of {outputs.dtype}" if isinstance(outputs, torch.Tensor) else shape
                 return f"{where} it must return float logits of shape ({count}, {classes}), got {got}"
-            outputs.square().sum().backward()  # type: ignore[no-untyped-call]
+            outputs.square().sum().backward()
             trial.zero_grad()
         except Exception as error:  # whatever a foreign forward or backward pass raises
             advice = (
