@@ -34,7 +34,7 @@ from kdfed.distill import partitioned, tuned
 from kdfed.distill.tuned import Trial
 from kdfed.ensemble import validated_scores
 from kdfed.errors import KdfedError, LogitsError, unknown
-from kdfed.models import State, load_state, state_of
+from kdfed.models import State, load_state, spare_inputs, state_of
 from kdfed.seeding import torch_generator, torch_seed
 from kdfed.task import CLASSIFICATION, Task
 from kdfed.train import device_of, epochs, evaluate, make_optimizer, predict
@@ -149,6 +149,8 @@ def consolidate(
     if settings.views is not None:
         draw = torch_generator(seed, "augmentation")
         transfer = views_of(transfer, settings.augmentation, settings.views, draw)
+    for model in (student, *(() if isinstance(teachers, torch.Tensor) else teachers)):
+        spare_inputs(model, tuple(transfer.inputs.shape[1:]))
     work = _Work(student, transfer, validation, settings, seed, on_epoch, task)
     return RUNS[type(settings)](work, teachers, label_counts)
 
@@ -286,8 +288,6 @@ class _Work:
             if self.fresh:
                 inputs = augment(inputs, self.settings.augmentation, generator)
             labels_N = None if self.labels_N is None else self.labels_N[index]
-            for peer in peers:
-                peer.train(self.student.training)
             outputs = [model(inputs) for model in (self.student, *peers)]
             own, *others = self.task.peer_losses(outputs, labels_N)
             for optimiser, loss in zip(optimisers, others, strict=True):
@@ -296,7 +296,7 @@ class _Work:
                 optimiser.step()
             return own
 
-        result = self._train(batch_loss, optimisers=optimisers)
+        result = self._train(batch_loss, peers=peers, optimisers=optimisers)
         return replace(result, steps=result.steps * (1 + len(peers)))
 
     # ------------------------------------------------------------------ the loop
@@ -320,9 +320,10 @@ class _Work:
         batch_loss: Callable[[torch.Tensor], torch.Tensor],
         done: int = 0,
         runs: int = 1,
+        peers: Sequence[nn.Module] = (),
         optimisers: Sequence[torch.optim.Optimizer] = (),
     ) -> ConsolidationResult:
-        """Minimise a loss over the transfer set; ``optimisers`` of others follow the student's schedule."""
+        """Minimise a loss over the transfer set; ``optimisers`` of peers follow the student's schedule."""
         settings, student = self.settings, self.student
 
         def schedule(share: float) -> float:
@@ -334,7 +335,7 @@ class _Work:
 
         steps, best_epoch, best_accuracy, best_state = 0, settings.epochs, -math.inf, None
         with torch_seed(self.seed):
-            training = epochs(student, len(self.transfer), settings, batch_loss, self.seed, schedule)
+            training = epochs(student, len(self.transfer), settings, batch_loss, self.seed, schedule, peers)
             for epoch, (_, sizes) in enumerate(training, start=1):
                 steps += len(sizes)
                 measured = None

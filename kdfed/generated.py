@@ -39,6 +39,7 @@ from torch.nn import functional
 
 from kdfed.config import GeneratorSettings
 from kdfed.errors import KdfedError
+from kdfed.models import spare_inputs
 from kdfed.seeding import derive, torch_generator, torch_seed
 from kdfed.train import device_of
 
@@ -164,6 +165,7 @@ def generate(
         problem = teacher_problem(teacher, settings)
         if problem is not None:
             raise KdfedError(f"activation-weight of the generator: {problem}")
+        spare_inputs(teacher, input_shape)
     frozen = _Frozen(teachers)
     device = device_of(teachers[0])
     with torch_seed(derive(seed, "generator")):

@@ -3,19 +3,27 @@
 Every model maps inputs [N, *input_shape] to logits [N, classes]. Our own use no batch statistics by default:
 BatchNorm mixes the participants' statistics when weights are averaged (Hsieh et al. 2020, arXiv
 1910.00189, proposes GroupNorm instead).
+
+A foreign model is tried before it is used. What is averaged are finite real numbers: parameters, and buffers
+of floats and of whole numbers, whose means are rounded. A buffer of which no mean can be taken (bool, complex
+or half precision, a mask of infinities, huge numbers) must be a constant. It then stays where it is, as if it
+were registered with ``persistent=False``: it is neither sent nor saved.
 """
 
 from __future__ import annotations
 
+import copy
 import difflib
 import inspect
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Literal, TypeAlias, get_type_hints
+from functools import lru_cache
+from typing import Any, Literal, NamedTuple, TypeAlias, get_type_hints
 
 import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import nn
 from torch.nn import functional
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from kdfed.config import ModelSettings, PositiveInt
 from kdfed.errors import ConfigError, KdfedError, Mistake, shortened, shown
@@ -213,16 +221,20 @@ def build_model(settings: ModelSettings, input_shape: tuple[int, ...], classes: 
     Raises
     ------
     ConfigError
-        If the name or an option is wrong, or if the model does not fit the input shape: it is run once, in
-        evaluation mode, on zeros.
+        If the name or an option is wrong, if the model does not fit the input shape (it is run once, in
+        evaluation mode, on zeros), or if it cannot be trained or averaged: of every architecture one is
+        tried, on batches of two examples and of one.
     """
     message, cause = check_model(settings), None
     if message is None:
-        with torch_seed(seed):
-            try:
-                return _build(settings, tuple(input_shape), classes)
-            except _MisfitError as misfit:
-                message, cause = str(misfit), misfit
+        shape = tuple(input_shape)
+        try:
+            with torch_seed(seed):
+                model = _build(settings, shape, classes)
+            found = _found(_identity(settings.name), settings.model_dump_json(), shape, classes)
+            return found.apply(model)
+        except _MisfitError as misfit:
+            message, cause = str(misfit), misfit
     raise ConfigError("model", [Mistake("model", message)]) from cause
 
 
@@ -364,7 +376,258 @@ def _near(word: str, known: Iterable[str]) -> str:
     return f"; known: {', '.join(names)}" if names else "; it has no options"
 
 
+# ----------------------------------------------------------------------------- trying foreign models
+
+LARGEST = 1e30
+"""Numbers beyond it, either way, cannot be averaged: their weighted sums overflow in float32."""
+
+_WHOLE = 2**53  # whole numbers up to here are exact in float64, in which they are summed
+
+
+class _Found(NamedTuple):
+    """What trying a model of an architecture showed; see :func:`_found`.
+
+    Parameters
+    ----------
+    constants
+        Buffers that stay where they are.
+    writes
+        Whether the forward pass writes into its inputs.
+    """
+
+    constants: tuple[str, ...]
+    writes: bool
+
+    def apply(self, model: nn.Module) -> nn.Module:
+        """Prepare a model of the architecture, in place; return it."""
+        for key in self.constants:
+            owner, _, name = key.rpartition(".")
+            module = model.get_submodule(owner)
+            module.register_buffer(name, module.get_buffer(name), persistent=False)
+        _mark(model, self.writes)
+        return model
+
+
+def _identity(name: str) -> object:
+    """Return what a name stands for now, so that what was found is forgotten with it."""
+    return name if name.startswith("torchvision:") else _builder(name)
+
+
+@lru_cache(maxsize=64)
+def _found(identity: object, settings: str, input_shape: tuple[int, ...], classes: int) -> _Found:
+    """Try an architecture: train it a little, and build it from two seeds.
+
+    Raises
+    ------
+    _MisfitError
+        If it cannot be trained, or its state cannot be averaged, or does not say everything.
+    """
+    read = ModelSettings.model_validate_json(settings)
+    with torch_seed(0):
+        model = _build(read, input_shape, classes)
+    with torch_seed(1):
+        other = _build(read, input_shape, classes)
+    problem = _problem_with_parameters(model)
+    if problem is None:
+        constants = tuple(key for key, values in _buffers(model).items() if not _has_mean(values))
+        with torch_seed(0):
+            problem = (
+                _problem_with_training(model, constants, input_shape, classes)
+                or _problem_with_constants(model, other, constants)
+                or _problem_with_state(model, other, constants, input_shape)
+            )
+    if problem is not None:
+        raise _MisfitError(f"{read.name!r} cannot be trained here: {problem}")
+    return _Found(constants, _writes(model, input_shape))
+
+
+def _buffers(model: nn.Module) -> State:
+    """Return the entries of a model's state that are no parameters."""
+    buffers = buffer_keys(model)
+    return {key: values for key, values in model.state_dict().items() if key in buffers}
+
+
+def _has_mean(values: torch.Tensor) -> bool:
+    """Tell whether means can be taken of a buffer: it holds real numbers, finite and not too large."""
+    if values.dtype in (torch.float32, torch.float64):
+        return bool((values.abs() <= LARGEST).all())
+    if values.dtype == torch.bool or values.is_floating_point() or values.is_complex():
+        return False
+    return bool(((values <= _WHOLE) & (values >= -_WHOLE)).all())
+
+
+def _problem_with_parameters(model: nn.Module) -> str | None:
+    parameters = dict(model.named_parameters())
+    if not any(values.requires_grad and values.numel() for values in parameters.values()):
+        return "it has no parameter that is trained; give it one, or leave one with requires_grad"
+    for key, values in parameters.items():
+        if values.dtype not in (torch.float32, torch.float64):
+            kind = str(values.dtype).removeprefix("torch.")
+            return (
+                f"expected parameters of float32 (or float64), {key} is {kind}; convert it in the builder "
+                "(layers in bfloat16 are the experiment's key precision; of complex numbers register the "
+                "real and imaginary parts)"
+            )
+        if not bool((values.abs() <= LARGEST).all()):
+            return f"expected finite initial weights, {key} has NaN, infinity or numbers above {LARGEST:g}"
+    return None
+
+
+def _problem_with_training(
+    model: nn.Module, constants: tuple[str, ...], input_shape: tuple[int, ...], classes: int
+) -> str | None:
+    """Take the gradients of a copy, on two examples and on one, as an epoch's last batch may hold."""
+    for count in (2, 1):
+        where = f"in training mode, on a batch of {count},"
+        try:
+            trial = copy.deepcopy(model).train()
+            for norm in batch_norms(trial) if count == 1 else []:
+                norm.eval()  # the BatchNorm rule of kdfed.train
+            outputs = trial(torch.zeros(count, *input_shape))
+            shape = tuple(outputs.shape) if isinstance(outputs, torch.Tensor) else type(outputs).__name__
+            if shape != (count, classes) or outputs.dtype not in (torch.float32, torch.float64):
+                got = f"{shape} of {outputs.dtype}" if isinstance(outputs, torch.Tensor) else shape
+                return f"{where} it must return float logits of shape ({count}, {classes}), got {got}"
+            outputs.square().sum().backward()
+            trial.zero_grad()
+        except Exception as error:  # whatever a foreign forward or backward pass raises
+            advice = (
+                "; kdfed joins such a batch to the one before for layers of torch.nn.BatchNorm: use those, "
+                "or layers without batch statistics"
+            )
+            return f"{where} it fails: {_in_one_line(error)}{advice if count == 1 else ''}"
+        before, after = model.state_dict(), trial.state_dict()
+        if _form(before) != _form(after):
+            return f"{where} its state_dict changes its keys, shapes or dtypes; keep them as they are built"
+        for key in constants:
+            if not _same(before[key], after[key]):
+                return (
+                    f"buffer {key} changes in training, and no mean can be taken of it "
+                    f"({_what(before[key])}); let it hold finite float32 or whole numbers (uint8 for bool)"
+                )
+    return None
+
+
+def _problem_with_constants(model: nn.Module, other: nn.Module, constants: tuple[str, ...]) -> str | None:
+    mine, theirs = model.state_dict(), other.state_dict()
+    for key in constants:
+        if key not in theirs or not _same(mine[key], theirs[key]):
+            return (
+                f"buffer {key} is drawn at random, and no mean can be taken of it ({_what(mine[key])}); draw "
+                "it from a fixed seed, or let it hold finite float32 numbers, or whole ones (uint8 for bool)"
+            )
+    return None
+
+
+def _problem_with_state(
+    model: nn.Module, other: nn.Module, constants: tuple[str, ...], input_shape: tuple[int, ...]
+) -> str | None:
+    """Say whether two models with one state give different logits: something is not in it."""
+    _Found(constants, False).apply(model)
+    _Found(constants, False).apply(other)
+    try:
+        load_state(other, state_of(model))
+    except KdfedError as error:
+        return f"built twice, it has two architectures: {_in_one_line(error)}"
+    try:
+        first, again, second = (_logits_of_ones(one, input_shape) for one in (model, model, other))
+    except Exception:
+        return None  # it takes zeros, but no ones
+    if _same(first, again) and not torch.allclose(first, second, equal_nan=True):
+        return (
+            "built from two seeds and given the same state_dict, it gives different logits, so participants "
+            "and server would disagree; whatever is drawn at random must be a parameter or a persistent "
+            "buffer (no layer in a plain list, no tensor as an attribute), or come from a fixed seed"
+        )
+    return None
+
+
+def _logits_of_ones(model: nn.Module, input_shape: tuple[int, ...]) -> torch.Tensor:
+    with torch.no_grad(), torch_seed(0):
+        logits: torch.Tensor = copy.deepcopy(model).eval()(torch.ones(2, *input_shape))
+    return logits
+
+
+def _form(state: Mapping[str, torch.Tensor]) -> dict[str, tuple[torch.Size, torch.dtype]]:
+    """Return shapes and dtypes of a state."""
+    return {key: (values.shape, values.dtype) for key, values in state.items()}
+
+
+def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Tell whether two tensors hold the same, NaN like NaN."""
+    if one.shape != other.shape or one.dtype != other.dtype:
+        return False
+    return bool(((one == other) | ((one != one) & (other != other))).all())
+
+
+def _what(values: torch.Tensor) -> str:
+    if values.dtype in (torch.float32, torch.float64):
+        return f"NaN, infinity or numbers above {LARGEST:g}"
+    kind = str(values.dtype).removeprefix("torch.")
+    return kind if values.is_floating_point() or values.is_complex() or kind == "bool" else "above 2^53"
+
+
+def _in_one_line(error: Exception) -> str:
+    return (" ".join(str(error).split()) or type(error).__name__)[:300]
+
+
+# ----------------------------------------------------------------------------- inputs
+
+
+_SPARES = "_kdfed_spares_inputs"  # an attribute, so that copies of a model have it too
+
+
+def spare_inputs(model: nn.Module, input_shape: tuple[int, ...]) -> None:
+    """See to it that a model leaves its inputs as they are.
+
+    Others read them afterwards: a model that writes into them (``x.mul_(2)``, or ``ReLU(inplace=True)`` as
+    its first layer) is given copies from now on. It is tried for it once; so are all that
+    :func:`build_model` returns.
+
+    Parameters
+    ----------
+    model
+        On any device. It may get a hook.
+    input_shape
+        Shape of one input.
+    """
+    if not hasattr(model, _SPARES):
+        _mark(model, _writes(model, input_shape))
+
+
+def _mark(model: nn.Module, writes: bool) -> None:
+    setattr(model, _SPARES, True)
+    if writes:
+        model.register_forward_pre_hook(_copied)
+
+
+def _copied(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(value.clone() if isinstance(value, torch.Tensor) else value for value in inputs)
+
+
+def _writes(model: nn.Module, input_shape: tuple[int, ...]) -> bool:
+    """Tell whether a model's forward pass writes into its inputs, in evaluation or in training mode."""
+    where = next((values.device for values in model.parameters()), torch.device("cpu"))
+    trial = copy.deepcopy(model)
+    for training, fill in ((False, 0.0), (True, 0.0), (False, 1.0), (True, 1.0)):
+        inputs = torch.full((2, *input_shape), fill, device=where)
+        version = inputs._version
+        try:
+            with torch.no_grad(), torch_seed(0):
+                trial.train(training)(inputs)
+        except Exception:  # noqa: S112 - what it cannot take shows, with its reason, where it must
+            continue
+        if inputs._version != version or not bool((inputs == fill).all()):
+            return True
+    return False
+
+
 # ----------------------------------------------------------------------------- weights
+
+
+def batch_norms(model: nn.Module) -> list[nn.Module]:
+    """Return the layers that need two examples in training: see :mod:`kdfed.train` for the rule."""
+    return [module for module in model.modules() if isinstance(module, _BatchNorm)]
 
 
 def state_of(model: nn.Module) -> State:

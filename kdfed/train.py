@@ -5,21 +5,21 @@ the received one: a pair of which it is one half (:mod:`kdfed.pairs`).
 
 BatchNorm rule. A batch of one example has no variance, so for models with BatchNorm a trailing batch of one
 joins the batch before it; where every batch would hold one example (one example, or batch size 1),
-BatchNorm layers use their running statistics and leave them as they are.
+BatchNorm layers use their running statistics and leave them as they are. :func:`epochs` holds to the rule for
+all models that are trained on the same batches, if one of them has BatchNorm.
 """
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import nn
 from torch.nn import functional
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from kdfed.config import (
     KDLocal,
@@ -31,6 +31,7 @@ from kdfed.config import (
 )
 from kdfed.distill.mutual import weighted_losses
 from kdfed.errors import KdfedError, unknown
+from kdfed.models import batch_norms, spare_inputs
 from kdfed.seeding import shuffled, torch_seed
 from kdfed.task import CLASSIFICATION, Task
 
@@ -127,7 +128,9 @@ def proximal_loss(received: nn.Module, settings: ProximalLocal, task: Task = CLA
 
     def penalty(parameters: Mapping[str, torch.Tensor]) -> torch.Tensor:
         distances = [
-            (values_B - anchors[name]).square().flatten(1).sum(1) for name, values_B in parameters.items()
+            # Of a parameter without dimensions, [B], there is nothing to flatten.
+            (values_B - anchors[name]).square().unsqueeze(-1).flatten(1).sum(1)
+            for name, values_B in parameters.items()
         ]
         return settings.mu / 2 * torch.stack(distances).sum(0)
 
@@ -305,6 +308,7 @@ def fit(
         If there is no example.
     """
     examples = examples.to(device_of(model))
+    spare_inputs(model, tuple(examples.inputs.shape[1:]))
 
     def batch_loss(index: torch.Tensor) -> torch.Tensor:
         return loss.mean(model, examples.inputs[index], examples.labels[index])
@@ -329,6 +333,7 @@ def epochs(
     batch_loss: Callable[[torch.Tensor], torch.Tensor],
     seed: int,
     schedule: Callable[[float], float] | None = None,
+    peers: Sequence[nn.Module] = (),
 ) -> Iterator[tuple[list[torch.Tensor], list[int]]]:
     """Run the epochs of a training, one each time the iterator is advanced.
 
@@ -346,6 +351,8 @@ def epochs(
         Derived seed of the order of examples, which is drawn anew for every epoch.
     schedule
         Share of the steps done, in [0, 1) -> factor of the learning rate. Default: always 1.
+    peers
+        Other models that ``batch_loss`` trains on the same batches; their modes are set here too.
 
     Yields
     ------
@@ -359,12 +366,13 @@ def epochs(
     """
     if count == 0:
         raise KdfedError("expected at least one example to train on, got none; raise partition.min-examples")
-    norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+    norms = [norm for each in (model, *peers) for norm in batch_norms(each)]
     sizes = batch_sizes(count, settings.batch_size, merge_single=bool(norms))
     optimizer = make_optimizer(model, settings)
     device = device_of(model)
     for epoch in range(settings.epochs):
-        model.train()
+        for each in (model, *peers):
+            each.train()
         if sizes[0] == 1:
             for norm in norms:
                 norm.eval()
@@ -433,6 +441,7 @@ def predict(model: nn.Module, inputs: torch.Tensor, batch_size: int = 256) -> to
         Logits [N, C] on the CPU, without gradient.
     """
     device, was_training = device_of(model), model.training
+    spare_inputs(model, tuple(inputs.shape[1:]))
     model.eval()
     try:
         with torch.no_grad():

@@ -307,8 +307,9 @@ class ArmRunner:
             state.update({key: mean[key] for key in buffers})
         repaired: State = {}
         for key, (_, dtype) in spec.items():
-            wanted = getattr(torch, dtype)
-            value = state[key].round() if not wanted.is_floating_point else state[key]
+            wanted, value = getattr(torch, dtype), state[key]
+            if value.is_floating_point() and not wanted.is_floating_point:
+                value = value.round()
             repaired[key] = value.to(wanted)
         return repaired
 

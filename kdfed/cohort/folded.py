@@ -16,6 +16,7 @@ registry is not folded.
 
 from __future__ import annotations
 
+import copy
 import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -236,13 +237,17 @@ class FoldedModel:
     """
 
     def __init__(self, model: nn.Module) -> None:
+        traced = copy.deepcopy(model)  # a forward pass may leave what it was traced with on its module
         try:
-            self.graph = fx.Tracer().trace(model)
+            self.graph = fx.Tracer().trace(traced)
         except Exception as error:
             raise NotFoldableError(f"it cannot be traced: {error}") from error
-        self.modules = dict(model.named_modules())
+        self.modules = dict(traced.named_modules())
+        if any(module._forward_pre_hooks or module._forward_hooks for module in model.modules()):
+            raise NotFoldableError("it has hooks on its forward pass")
         for node in self.graph.nodes:
             self._check(node)
+        traced.to("meta")  # no weights are held: they come with every call
 
     def _check(self, node: fx.Node) -> None:
         target = node.target

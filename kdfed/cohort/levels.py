@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby
@@ -12,10 +14,11 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
-from kdfed.cohort.folded import Folded, FoldedModel, NotFoldableError, own_inputs
+from kdfed.cohort.folded import Folded, FoldedModel, NotFoldableError, Stack, own_inputs
 from kdfed.errors import one_line
+from kdfed.models import batch_norms, spare_inputs
+from kdfed.seeding import torch_seed
 
 log = logging.getLogger("kdfed.cohort")
 
@@ -56,8 +59,9 @@ class Plan:
         One sentence.
     folded
         The traced model; None where it cannot be folded, or was not tried.
-    model
-        The architecture: its weights mean nothing.
+    architecture
+        The model that was planned for: its weights mean nothing. Plans are kept by their models, so that one
+        which held its model would keep it for ever.
     cost
         Of one example.
     has_batch_norm
@@ -67,9 +71,16 @@ class Plan:
     level: Level
     why: str
     folded: FoldedModel | None
-    model: nn.Module
+    architecture: weakref.ref[nn.Module]
     cost: Cost
     has_batch_norm: bool
+
+    @property
+    def model(self) -> nn.Module:
+        """The architecture; whoever asked for the plan holds it."""
+        model = self.architecture()
+        assert model is not None, "a plan is used while its model lives"
+        return model
 
     @property
     def sees_examples_alone(self) -> bool:
@@ -157,12 +168,37 @@ def kind_of(device: torch.device) -> str:
     return device.type if device.type in FOLD_BYTES else "cpu"
 
 
+def functional_call(
+    model: nn.Module, state: Mapping[str, torch.Tensor], inputs: torch.Tensor
+) -> torch.Tensor:
+    """Return a model's outputs with another state; the model is as it was afterwards."""
+    with _untouched(model):
+        outputs: torch.Tensor = torch.func.functional_call(model, dict(state), inputs)
+    return outputs
+
+
+@contextmanager
+def _untouched(model: nn.Module) -> Iterator[None]:
+    """Put back, afterwards, what a pass sets on a model's modules: attributes, buffers and modes.
+
+    Old ``weight_norm`` sets the weight that it has just computed: it would hold a graph, or the weights of
+    many participants, and the model could not be copied any more.
+    """
+    before = [(module, dict(vars(module)), dict(module._buffers)) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, attributes, buffers in before:
+            for own, kept in ((vars(module), attributes), (module._buffers, buffers)):
+                own.clear()
+                own.update(kept)
+
+
 def _vmapped(
     model: nn.Module, state: Mapping[str, torch.Tensor], inputs: torch.Tensor, inputs_dim: int | None
 ) -> torch.Tensor:
-    call = partial(torch.func.functional_call, model)
-    stack = {key: value for key, value in state.items() if value.is_floating_point()}
-    logits: torch.Tensor = torch.func.vmap(call, in_dims=(0, inputs_dim))(stack, inputs)
+    call = partial(functional_call, model)
+    logits: torch.Tensor = torch.func.vmap(call, in_dims=(0, inputs_dim))(dict(state), inputs)
     return logits
 
 
@@ -174,8 +210,8 @@ def plan_for(model: nn.Module, input_shape: tuple[int, ...], batch_size: int = 1
 
     The rule, in this order: a model whose forward pass over a batch is heavy on a CPU, or that shares or
     freezes parameters, is looped; one made of registered layers is folded; one without batch statistics that
-    ``torch.func`` takes is vmapped; the rest is looped. Folded and vmapped models are first tried on two
-    participants and must agree with the model itself.
+    ``torch.func`` takes is vmapped; the rest is looped. Folded and vmapped models are first tried on three
+    participants with different weights, and must agree with the model itself.
 
     Parameters
     ----------
@@ -192,6 +228,7 @@ def plan_for(model: nn.Module, input_shape: tuple[int, ...], batch_size: int = 1
         The same for the same arguments. Its level and reason are logged once.
     """
     device = next(model.parameters()).device
+    spare_inputs(model, input_shape)
     plans = _PLANS.setdefault(model, {})
     key = (input_shape, batch_size, device)
     if key not in plans:
@@ -201,14 +238,14 @@ def plan_for(model: nn.Module, input_shape: tuple[int, ...], batch_size: int = 1
 
 
 def _choose(model: nn.Module, input_shape: tuple[int, ...], batch_size: int, device: torch.device) -> Plan:
-    has_norm = any(isinstance(module, _BatchNorm) for module in model.modules())
+    has_norm, own = bool(batch_norms(model)), weakref.ref(model)
     try:
         cost = _cost(model, input_shape, device)
     except Exception as error:
-        return Plan("loop", f"its cost cannot be estimated: {error}", None, model, Cost(0, 0), has_norm)
+        return Plan("loop", f"its cost cannot be estimated: {error}", None, own, Cost(0, 0), has_norm)
 
     def plan(level: Level, why: str, folded: FoldedModel | None = None) -> Plan:
-        return Plan(level, why, folded, model, cost, has_norm)
+        return Plan(level, why, folded, own, cost, has_norm)
 
     every = list(model.named_parameters(remove_duplicate=False))
     if len(every) != len(list(model.named_parameters())):
@@ -239,30 +276,87 @@ def _choose(model: nn.Module, input_shape: tuple[int, ...], batch_size: int, dev
 
 
 def _try(plan: Plan, input_shape: tuple[int, ...], device: torch.device) -> None:
-    """Compare two participants with the model itself, in training mode but for BatchNorm."""
-    model, generator = plan.model, torch.Generator().manual_seed(0)
+    """Compare three participants, each with weights of its own, with the model itself.
+
+    In training mode but for BatchNorm on inputs of their own, and in evaluation mode on shared ones. The
+    model is only read.
+    """
+    generator = torch.Generator().manual_seed(0)
+    model, own = plan.model, copy.deepcopy(plan.model)
     dtype = next(model.parameters()).dtype
-    inputs = torch.randn(2, 2, *input_shape, generator=generator, dtype=dtype).to(device)
-    state = {key: torch.stack([value, value]) for key, value in model.state_dict().items()}
-    modes = [(module, module.training) for module in model.modules()]
-    model.train()
-    for module in model.modules():
-        if isinstance(module, _BatchNorm):
-            module.eval()
-    try:
-        with torch.no_grad():
+    inputs = torch.randn(_TRIED, 2, *input_shape, generator=generator, dtype=dtype).to(device)
+    states = [_other_weights(model, generator) for _ in range(_TRIED)]
+    with _untouched(model), torch_seed(0):
+        for training in (True, False):
+            for each in (model, own):
+                each.train(training)
+                for norm in batch_norms(each):
+                    norm.eval()
+            stack = {key: torch.stack([state[key] for state in states]) for key in states[0]}
             try:
-                logits = plan.forward(state, inputs, norm_training=False)
+                with torch.no_grad():
+                    if training:
+                        logits = plan.forward(stack, inputs, norm_training=False)
+                    else:
+                        logits = plan.forward_shared(stack, inputs[0])
             except NotFoldableError:
                 raise
             except Exception as error:
                 raise NotFoldableError(f"it cannot be folded: {one_line(error)}") from error
-            direct = torch.stack([model(own) for own in inputs])
-    finally:
-        for module, mode in modes:
-            module.training = mode
-    if logits.shape != direct.shape or not torch.allclose(logits, direct, rtol=1e-3, atol=1e-4):
-        raise NotFoldableError("two participants at once give other logits than one after the other")
+            for place, state in enumerate(states):
+                seen = inputs[place if training else 0]
+                alone = _alone(own, state, seen)
+                if logits[place].shape != alone.shape or not _close(logits[place], alone):
+                    raise NotFoldableError("participants at once give other logits than one after the other")
+                if plan.level == "vmap":
+                    _check_independence(own, state, seen, alone)
+            _check_use(own, inputs[0])
+
+
+_TRIED = 3  # with two, a pair that is exchanged twice would not show
+
+
+def _alone(own: nn.Module, state: Mapping[str, torch.Tensor], inputs: torch.Tensor) -> torch.Tensor:
+    """Return a model's logits with one participant's state."""
+    own.load_state_dict(dict(state))
+    with torch.no_grad():
+        logits: torch.Tensor = own(inputs)
+    return logits
+
+
+def _check_independence(
+    own: nn.Module, state: Mapping[str, torch.Tensor], inputs: torch.Tensor, alone: torch.Tensor
+) -> None:
+    """Refuse what padding or stacking would change: layers are not known as they are in a folded model."""
+    if any(not torch.equal(values, state[key]) for key, values in own.state_dict().items()):
+        raise NotFoldableError("its forward pass changes its buffers")
+    singly = torch.cat([_alone(own, state, example.unsqueeze(0)) for example in inputs])
+    if not _close(singly, alone):
+        raise NotFoldableError("an example's logits depend on the others of its batch")
+
+
+def _check_use(own: nn.Module, inputs: torch.Tensor) -> None:
+    """Refuse parameters that get no gradient: an optimiser leaves them as they are, decay or not."""
+    found = torch.autograd.grad(own(inputs).sum(), list(own.parameters()), allow_unused=True)
+    if any(gradient is None for gradient in found):
+        raise NotFoldableError("some of its parameters are not used")
+
+
+def _close(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return torch.allclose(one, other, rtol=1e-3, atol=1e-4)
+
+
+def _other_weights(model: nn.Module, generator: torch.Generator) -> Stack:
+    """Return a model's state with other numbers of the same size; buffers grow: variances stay positive."""
+    parameters = {name for name, _ in model.named_parameters()}
+    state = {}
+    for key, values in model.state_dict().items():
+        state[key] = values.clone()
+        if values.is_floating_point() and values.numel():
+            size = float(values.square().mean().sqrt()) or 0.1
+            noise = torch.randn(values.shape, generator=generator, dtype=values.dtype).to(values.device)
+            state[key] += 0.5 * size * (noise if key in parameters else noise.abs())
+    return state
 
 
 def _cost(model: nn.Module, input_shape: tuple[int, ...], device: torch.device) -> Cost:
@@ -281,14 +375,11 @@ def _cost(model: nn.Module, input_shape: tuple[int, ...], device: torch.device) 
 
     leaves = [module for module in model.modules() if not list(module.children())]
     hooks = [module.register_forward_hook(count) for module in leaves]
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
     try:
-        with torch.no_grad():
+        with _untouched(model), torch.no_grad():
+            model.eval()
             model(torch.zeros(1, *input_shape, dtype=next(model.parameters()).dtype, device=device))
     finally:
         for hook in hooks:
             hook.remove()
-        for module, mode in modes:
-            module.training = mode
     return Cost(multiply_adds, activation_bytes)

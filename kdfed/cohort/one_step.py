@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from kdfed.cohort.levels import Plan, kind_of
+from kdfed.cohort.levels import Plan, functional_call, kind_of
 from kdfed.config import OptimiserSettings
 from kdfed.models import State
 from kdfed.train import LocalLoss, TrainResult
@@ -106,7 +106,7 @@ def sum_of_steps(
             dealt = inputs.view(groups, -1, *inputs.shape[1:])
             logits = plan.forward(alike, dealt, norm_training=False).flatten(0, 1)
         else:
-            logits = torch.func.functional_call(plan.model, own, _channels_last(inputs))
+            logits = functional_call(plan.model, own, _channels_last(inputs))
         each = loss.examples(inputs, logits, labels)
         found = torch.autograd.grad(each.sum(), leaves, allow_unused=True)
         if any(gradient is None for gradient in found):  # SGD leaves such a weight as it is, decay or not

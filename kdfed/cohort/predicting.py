@@ -51,9 +51,9 @@ def predict_stack(model: nn.Module, stack: Stack, inputs: torch.Tensor) -> torch
     device, count = device_of(model), len(next(iter(stack.values())))
     plan = plan_for(model, tuple(inputs.shape[1:]), min(BATCH, len(inputs)))
     if plan.level == "loop" or count == 1:
-        own = copy.deepcopy(model)
         logits = []
         for place in range(count):
+            own = copy.deepcopy(model)
             load_state(own, state_at(stack, place))
             logits.append(predict(own, inputs, BATCH))
         return torch.stack(logits)

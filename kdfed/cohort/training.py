@@ -342,8 +342,8 @@ def _loop(
     bfloat16: bool,
 ) -> Iterator[Trained]:
     """Train one participant after another: the slow twin, and the level for what cannot be folded."""
-    own = copy.deepcopy(model)
     for place in places.tolist():
+        own = copy.deepcopy(model)  # nobody finds what another's training left outside the state
         begin, size = starts[place], sizes[place]
         load_state(own, start if isinstance(start, dict) else start[place])
         part = type(examples)(examples.inputs[begin : begin + size], examples.labels[begin : begin + size])

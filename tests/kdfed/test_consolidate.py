@@ -489,3 +489,56 @@ def test_a_method_that_nothing_carries_out_is_refused_and_never_trains_vanilla(
 
 def test_every_method_of_the_configuration_is_carried_out() -> None:
     assert set(RUNS) == set(variants("consolidation").values())
+
+
+# ----------------------------------------------------------------------------- batches of one, inputs of all
+
+
+@pytest.mark.parametrize("batch_size", [29, 1])
+def test_the_batch_norm_rule_protects_peers_as_it_does_the_student(batch_size: int) -> None:
+    """30 examples in batches of 29: the last one joins. In batches of one, statistics stay."""
+    student, teacher = (
+        some_model(0),
+        nn.Sequential(nn.Flatten(), nn.Linear(64, CLASSES), nn.BatchNorm1d(CLASSES)),
+    )
+    chosen = other("mutual", batch_size=batch_size, epochs=2)
+    result = consolidate(student, [teacher], TRANSFER, VALIDATION, chosen, 1)
+    assert result.steps == 2 * 2 * (1 if batch_size == 29 else 30)
+
+
+class Halving(nn.Module):
+    """Writes into its inputs, where its twin does not."""
+
+    def __init__(self, own: nn.Module, *, in_place: bool) -> None:
+        super().__init__()
+        self.own, self.in_place = own, in_place
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return self.own(inputs.mul_(0.5) if self.in_place else inputs * 0.5)
+
+
+@pytest.mark.parametrize("name", ["vanilla", "mutual", "partitioned", "tuned"])
+@pytest.mark.parametrize("augmentation", [(), ("flip",)])
+def test_models_that_write_into_their_inputs_distil_like_their_twins(
+    name: str, augmentation: tuple[str, ...]
+) -> None:
+    inputs = [part.inputs.clone() for part in (TRANSFER, VALIDATION)]
+    students = []
+    for in_place in (True, False):
+        student, *peers = (Halving(some_model(seed), in_place=in_place) for seed in range(3))
+        chosen = other(name, epochs=2, augmentation=augmentation)
+        consolidate(student, peers, TRANSFER, VALIDATION, chosen, 1)
+        students.append(student)
+    assert same(*students)
+    assert all(map(torch.equal, inputs, [TRANSFER.inputs, VALIDATION.inputs]))
+
+
+def test_teachers_whose_fold_mixes_them_up_are_asked_one_by_one(
+    teachers: list[nn.Module], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from kdfed import consolidate as module
+
+    right = teacher_logits(teachers, VALIDATION.inputs)
+    folded = module.predict_stack
+    monkeypatch.setattr(module, "predict_stack", lambda *arguments: folded(*arguments).roll(1, 0))
+    torch.testing.assert_close(teacher_logits(teachers, VALIDATION.inputs), right)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import gc
 import itertools
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -726,3 +728,117 @@ def test_inputs_are_never_copied_for_each_model() -> None:
         predict_stack(model, stack, inputs)
     largest = max(event.cpu_memory_usage for event in profile.events())
     assert largest < 50 * inputs.numel() * 4 / 2
+
+
+# ----------------------------------------------------------------------------- what the self-test sees
+
+
+def mixed(forward: Any) -> Any:
+    """Return a pass of many participants that gives each the weights of the next."""
+
+    def run(plan: levels.Plan, state: Stack, *inputs: Any, **keywords: Any) -> torch.Tensor:
+        return forward(plan, {key: values.roll(1, 0) for key, values in state.items()}, *inputs, **keywords)
+
+    return run
+
+
+@pytest.mark.parametrize("method", ["forward", "forward_shared"])
+def test_a_fold_that_mixes_participants_up_is_not_taken(monkeypatch: pytest.MonkeyPatch, method: str) -> None:
+    monkeypatch.setattr(levels.Plan, method, mixed(getattr(levels.Plan, method)))
+    plan = plan_for(build_model(MODELS["cnn"][0], IMAGES, 3, seed=0), IMAGES)
+    assert plan.level == "loop"
+    assert "other logits than one after the other" in plan.why
+
+
+def test_the_self_test_tells_participants_apart_whose_head_begins_at_zero(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = build_model(MODELS["mlp"][0], FEATURES, 3, seed=0)
+    nn.init.zeros_(model[-1].weight)
+    nn.init.zeros_(model[-1].bias)
+    monkeypatch.setattr(levels.Plan, "forward", mixed(levels.Plan.forward))
+    assert plan_for(model, FEATURES).level == "loop"
+
+
+class Centred(nn.Module):
+    """Its logits depend on the whole batch, which padding would change."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(10, 3)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return self.head(inputs - inputs.mean(0))
+
+
+class Moving(nn.Module):
+    """Keeps a running mean, which torch.func would lose."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(10, 3)
+        self.register_buffer("mean", torch.zeros(10))
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        self.mean = 0.9 * self.mean + 0.1 * inputs.detach().mean(0)
+        return self.head(inputs - self.mean)
+
+
+@pytest.mark.parametrize("kind", [Centred, Moving])
+def test_what_padding_or_stacking_would_change_is_looped_like_the_loop(kind: type[nn.Module]) -> None:
+    torch.manual_seed(0)
+    model = kind()
+    start = state_of(model)
+    inputs, labels = torch.randn(11, 10), torch.arange(11) % 3
+    trained = train_cohort(model, start, Examples(inputs, labels), [7, 4], SGD, PLAIN, [1, 2])
+    for place, part in enumerate((slice(0, 7), slice(7, 11))):
+        own = copy.deepcopy(model)
+        fit(own, Examples(inputs[part], labels[part]), SGD, PLAIN, [1, 2][place])
+        for key, values in state_of(own).items():
+            torch.testing.assert_close(trained.state(place)[key], values)
+
+
+@pytest.mark.parametrize("name", ["cnn", "functional"])
+def test_a_plan_does_not_keep_its_model_alive(name: str) -> None:
+    model = Weighted() if name == "functional" else build_model(MODELS[name][0], IMAGES, 3, seed=0)
+    plan_for(model, FEATURES if name == "functional" else IMAGES)
+    gone = weakref.ref(model)
+    del model
+    gc.collect()
+    assert gone() is None
+
+
+# ----------------------------------------------------------------------------- inputs that others read
+
+
+class Scaling(nn.Module):
+    """Writes into its inputs."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer, self.head = layer, nn.Linear(10, 3)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return self.head(self.layer(inputs))
+
+
+class Scale(nn.Module):
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return inputs.mul_(0.5)
+
+
+@pytest.mark.parametrize("layer", [nn.ReLU(inplace=True), Scale(), nn.Dropout(0.5, inplace=True)])
+@pytest.mark.parametrize("mode", ["plain", "kd"])
+def test_inputs_stay_as_they_are_whatever_a_model_does_with_them(layer: nn.Module, mode: str) -> None:
+    model = Scaling(copy.deepcopy(layer))
+    inputs, labels = torch.randn(9, 10), torch.arange(9) % 3
+    before, examples = inputs.clone(), Examples(inputs, labels)
+    settings = KDLocal(mode="kd", weight=0.5, temperature=2.0) if mode == "kd" else PlainLocal()
+    loss = local_loss(lambda: model, settings)
+    predict(model, inputs)
+    fit(copy.deepcopy(model), examples, SGD, loss, 0)
+    predict_stack(model, stack_states([state_of(model)] * 3), inputs)
+    for sums in (False, True):
+        one = OptimiserSettings(epochs=1, batch_size=9, lr=0.1)
+        list(train_in_parts(model, state_of(model), examples, [4, 3, 2], one, loss, [1, 2, 3], sums=sums))
+    assert torch.equal(inputs, before)
