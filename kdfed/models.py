@@ -27,7 +27,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from kdfed.config import ModelSettings, PositiveInt
 from kdfed.errors import ConfigError, KdfedError, Mistake, shortened, shown
-from kdfed.named import blamed, load_named, signature_of
+from kdfed.named import blamed, load_named, signature_of, told
 from kdfed.seeding import torch_seed
 
 State: TypeAlias = dict[str, torch.Tensor]
@@ -432,7 +432,7 @@ def _found(identity: object, settings: str, input_shape: tuple[int, ...], classe
         constants = tuple(key for key, values in _buffers(model).items() if not _has_mean(values))
         with torch_seed(0):
             problem = (
-                _problem_with_training(model, constants, input_shape, classes)
+                _problem_with_training(read.name, model, constants, input_shape, classes)
                 or _problem_with_constants(model, other, constants)
                 or _problem_with_state(model, other, constants, input_shape)
             )
@@ -474,7 +474,7 @@ def _problem_with_parameters(model: nn.Module) -> str | None:
 
 
 def _problem_with_training(
-    model: nn.Module, constants: tuple[str, ...], input_shape: tuple[int, ...], classes: int
+    name: str, model: nn.Module, constants: tuple[str, ...], input_shape: tuple[int, ...], classes: int
 ) -> str | None:
     """Take the gradients of a copy, on two examples and on one, as an epoch's last batch may hold."""
     for count in (2, 1):
@@ -495,7 +495,7 @@ def _problem_with_training(
                 "; kdfed joins such a batch to the one before for layers of torch.nn.BatchNorm: use those, "
                 "or layers without batch statistics"
             )
-            return f"{where} it fails: {_in_one_line(error)}{advice if count == 1 else ''}"
+            return f"{where} it fails: {told(error, name)}{advice if count == 1 else ''}"
         before, after = model.state_dict(), trial.state_dict()
         if _form(before) != _form(after):
             return f"{where} its state_dict changes its keys, shapes or dtypes; keep them as they are built"

@@ -460,7 +460,7 @@ class ServerBase(Settings):
     value agrees to float tolerance, not to the bit."""
     max_examples: PositiveInt = 10_000_000
     """A participant that says it has more examples is left out; so is one that says more than at hello."""
-    update_bound: Annotated[float, Field(gt=0, le=1e6)] = 100.0
+    update_bound: Annotated[float, Field(gt=0, le=1e60)] = 100.0
     """A participant is left out whose weights differ from those that it was sent by a norm of more than this,
     times the norm of those sent or 1, whichever is larger. Its buffers (BatchNorm's statistics) may differ by
     the square of it."""

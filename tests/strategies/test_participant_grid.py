@@ -370,7 +370,7 @@ def test_models_of_a_round_that_overflow_together_are_named_with_advice_that_fit
 
 def test_everybody_diverges_and_is_named(tiny, run_arm):
     with pytest.raises(RunError, match=r"round 1: .* 0 answered.*participant 0: weights too far"):
-        run_arm(tiny(**{"local.lr": 1e4}))
+        run_arm(tiny(**{"local.lr": 1000.0}))
 
 
 @pytest.mark.parametrize("strategy", ["fedavg", "fedmedian"])
@@ -402,7 +402,7 @@ def test_large_hidden_variances_of_batch_norm_are_no_lie(tiny, run_arm, monkeypa
 
 def test_a_student_that_diverged_stops_the_run(tiny, run_arm):
     with pytest.raises(RunError, match=r"expected a finite model, got .*lower consolidation\.lr"):
-        run_arm(tiny(**{"consolidation.lr": 1e30}), "consolidated")
+        run_arm(tiny(**{"consolidation.lr": 1000.0, "consolidation.weight-decay": 1000.0}), "consolidated")
 
 
 def test_nodes_with_different_data_are_noticed(tiny, run_arm):
@@ -632,7 +632,7 @@ class Net(torch.nn.Module):
         self.broken = broken
 
     def forward(self, x):
-        if self.training and torch.is_grad_enabled():
+        if self.training and torch.is_grad_enabled() and len(x) > 3:  # not when it is tried
             warnings.warn("this model is old", UserWarning)
             if self.broken:
                 x = foo

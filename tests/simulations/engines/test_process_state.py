@@ -48,7 +48,7 @@ def changed(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
     return [name for name in before if before[name] != after[name]]
 
 
-class Stopped(Exception):
+class Stopped(BaseException):
     pass
 
 

@@ -21,15 +21,10 @@ class Net(torch.nn.Module):
         self.layers = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, classes))
 
     def forward(self, x):
-        if self.training and torch.is_grad_enabled():
+        if self.training and torch.is_grad_enabled() and len(x) > 3:  # not when it is tried
             warnings.warn("this model is old", UserWarning)
             x = foo
         return self.layers(x)
-"""
-
-SITE = """
-import logging, os
-logging.getLogger("kdfed").addHandler(logging.FileHandler(os.environ["KDFED_TEST_LOG"], delay=True))
 """
 
 
@@ -40,20 +35,16 @@ def test_reasons_and_warnings_of_flowers_actors_are_logged_by_the_server(
 ) -> None:
     """Of all processes it is the server's whose logger ``kdfed`` writes: actors hand their texts over."""
     (tmp_path / "users_flower_net.py").write_text(NET)
-    (tmp_path / "sitecustomize.py").write_text(SITE)
     monkeypatch.syspath_prepend(str(tmp_path))
     paths = f"{tmp_path}:{Path(__file__).parents[3]}"
     monkeypatch.setenv("PYTHONPATH", paths)
-    monkeypatch.setenv("KDFED_TEST_LOG", str(tmp_path / "log"))
     experiment = tiny(model={"name": "users_flower_net:Net"}, arms={"cold": {"start": "random"}})
     folder = RunFolder.open_for(tmp_path / "run", experiment)
     where = "NameError: name 'foo' is not defined (users_flower_net.py, line 13)"
     with pytest.raises(RunError) as raised:
         flower.run(experiment, folder, nodes=1, on_event=lambda event: None)
     assert f"participant 4: {where}" in str(raised.value)
-    Path(str(raised.value).rsplit("Flower's log: ", 1)[1]).unlink()
-
-    log = (tmp_path / "log").read_text()
+    log = folder.log_path.read_text()
     assert log.count("Traceback (most recent call last)") == 1
     assert f"rounds 1: without participant 0: {where}\nTraceback" in log
     assert (
