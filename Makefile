@@ -27,7 +27,7 @@ check: $(INSTALLED)  ## format, lint, types, fast tests, README examples
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -q -m "not sim and not slow"
+	$(BIN)/python -m pytest -q -m "not sim and not slow" -n auto --maxprocesses 4 --dist loadgroup
 
 format: $(INSTALLED)  ## format the code, and mend what the linter can mend
 	$(BIN)/ruff check --fix-only -q .

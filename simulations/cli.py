@@ -201,6 +201,7 @@ def run(
     if folder.finished:
         runs = len(checked.arms) * len(checked.seeds)
         console.print(f"going on: {len(folder.finished)} of {runs} runs (arm, seed) are finished and kept")
+    logged = _size(folder.log_path)
     try:
         with folder, recording_in(folder.path), preserved(), Progress(checked, console) as progress:
             # The display and the records tell what happened.
@@ -210,8 +211,15 @@ def run(
     except RunError as error:
         if folder.has_summary:
             _show_results(console, folder)
-        raise RunError(f"{error}\nRecorded so far: {folder.path}") from error
+        more = f"\nWarnings and tracebacks: {folder.log_path}" if _size(folder.log_path) > logged else ""
+        raise RunError(f"{error}\nRecorded so far: {folder.path}{more}") from error
     _show_results(console, folder)
+    if _size(folder.log_path) > logged:
+        console.print(f"warnings: {escape(str(folder.log_path))}", soft_wrap=True)
+
+
+def _size(file: Path) -> int:
+    return file.stat().st_size if file.exists() else 0
 
 
 @app.command()

@@ -22,10 +22,11 @@ from flwr.serverapp import Grid, ServerApp
 from kdfed import convergence, wire
 from kdfed.config import Experiment, load_experiment, split_set
 from kdfed.data import PreparedData, prepare
-from kdfed.errors import ConfigError, KdfedError, Mistake, RecordError, RunError
+from kdfed.errors import ConfigError, KdfedError, Mistake, RecordError, RunError, one_line
 from kdfed.events import OVERWRITE, PROGRESS, Event, OnEvent, ignore
 from kdfed.partition import Partition, class_counts, partition_of
 from kdfed.preflight import check_data
+from kdfed.reasons import reason_of
 from kdfed.records import Failure, Outcome, RunFolder, Stopped, summarise, versions, weights_sha256
 from strategies.arm import ArmConfig, ServerData, initial_state
 from strategies.catalogue import make_strategy
@@ -50,7 +51,8 @@ def main(grid: Grid, context: Context) -> None:
         if mistakes:
             raise ConfigError(str(context.run_config["experiment"]), mistakes)
         folder = RunFolder.open_for(out, experiment, overwrite=OVERWRITE in os.environ)
-        run_experiment(grid, experiment, folder, "flower", on_event)
+        with _streamed():
+            run_experiment(grid, experiment, folder, "flower", on_event)
         log.info("records and report: %s", out)
     except Exception as error:
         on_event(Event(arm="", seed=0, phase="failed", message=_told(error)))
@@ -262,7 +264,19 @@ def _run_arm(grid: Grid, config: ArmConfig, folder: RunFolder, on_event: OnEvent
 
 
 def _told(error: Exception) -> str:
-    return str(error) if isinstance(error, KdfedError) else f"{type(error).__name__}: {error}"
+    return str(error) if isinstance(error, KdfedError) else one_line(reason_of(error))
+
+
+@contextmanager
+def _streamed() -> Iterator[None]:
+    """Let `flwr run --stream` and `flwr log` show kdfed's warnings too."""
+    logger, handlers = logging.getLogger("kdfed"), logging.getLogger("flwr").handlers
+    before = list(logger.handlers)
+    logger.handlers += [handler for handler in handlers if handler not in before]
+    try:
+        yield
+    finally:
+        logger.handlers[:] = before
 
 
 @contextmanager

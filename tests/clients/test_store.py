@@ -64,6 +64,7 @@ def _share(root: Path, times: int) -> int:
     return whole
 
 
+@pytest.mark.slow
 def test_public_examples_are_whole_for_nodes_that_keep_them_at_the_same_time(tmp_path: Path) -> None:
     with ProcessPoolExecutor(3, multiprocessing.get_context("spawn")) as pool:
         assert list(pool.map(_share, [tmp_path] * 3, [40] * 3)) == [40] * 3

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import psutil
@@ -213,6 +214,28 @@ def test_a_failed_run_exits_with_1_and_says_where_its_records_are(experiment, mo
     shown = capsys.readouterr().err
     assert "only 1 of 3 participants answered" in shown
     assert str(experiment.parent / "runs/tiny") in shown
+
+
+def test_warnings_of_participants_are_told_where_they_are(experiment, tmp_path, monkeypatch, capsys):
+    (tmp_path / "users_warning_net.py").write_text(
+        "import torch, warnings\n\n\n"
+        "class Net(torch.nn.Module):\n"
+        "    def __init__(self, input_shape, classes):\n"
+        "        super().__init__()\n"
+        "        self.layers = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, classes))\n\n"
+        "    def forward(self, x):\n"
+        "        if self.training and torch.is_grad_enabled() and len(x) > 3:\n"
+        "            warnings.warn('this model is old', UserWarning)\n"
+        "        return self.layers(x)\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    words = ["--set", "model={name: users_warning_net:Net}", "--engine", "inprocess", "--out", "mine"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        assert main(["run", str(experiment), *words]) == 0
+    log = tmp_path / "mine" / ".kdfed" / "log"
+    assert f"warnings: {log}" in capsys.readouterr().out
+    assert log.read_text().count("this model is old (users_warning_net.py, line 11)") == 2, "once an arm"
 
 
 def test_an_interrupted_run_exits_with_130(experiment, monkeypatch, capsys):

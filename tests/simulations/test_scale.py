@@ -5,6 +5,8 @@ from __future__ import annotations
 import tracemalloc
 from typing import Any
 
+import pytest
+
 from clients.client_app import app
 from kdfed.config import Experiment, build_experiment
 from kdfed.data.synthetic import Drawn
@@ -36,6 +38,7 @@ def _many(participants: int) -> Experiment:
     )
 
 
+@pytest.mark.slow
 def test_a_hundred_thousand_participants_cost_only_the_twenty_that_are_sampled(tmp_path, monkeypatch):
     rows: list[int] = []
     honest = Drawn.__getitem__

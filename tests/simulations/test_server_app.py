@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -30,6 +31,18 @@ def _run(experiment: Any, out: Path, nodes: int = 2, overwrite: bool = False) ->
     return run_experiment(InProcessGrid(app, nodes), experiment, folder, "inprocess")
 
 
+@pytest.fixture
+def drawn() -> None:
+    """For tests that look at picture and page."""
+
+
+@pytest.fixture(autouse=True)
+def _undrawn(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Elsewhere nothing is drawn: that takes longer than these runs."""
+    if "drawn" not in request.fixturenames:
+        monkeypatch.setattr("simulations.report.build_report", lambda folder: None)
+
+
 def _timeless(folder: Path) -> list[dict[str, Any]]:
     rows = [json.loads(line) for line in (folder / "rounds.jsonl").read_text().splitlines()]
     for row in rows:
@@ -37,7 +50,7 @@ def _timeless(folder: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def test_a_run_leaves_the_records_of_the_design(tiny, tmp_path):
+def test_a_run_leaves_the_records_of_the_design(tiny, tmp_path, drawn):
     experiment = tiny(seeds=[3, 4], targets=[0.2, "50%-of-best"])
     summary = _run(experiment, tmp_path / "run")
     folder = RunFolder(tmp_path / "run")
@@ -145,7 +158,7 @@ def breaks(monkeypatch):
     return let
 
 
-def test_a_failed_run_keeps_what_was_recorded_and_says_why(tiny, tmp_path, monkeypatch):
+def test_a_failed_run_keeps_what_was_recorded_and_says_why(tiny, tmp_path, monkeypatch, drawn):
     honest, calls = clients.client_app.train_cohort, []
 
     def dies_in_round_two(*args: Any, **more: Any) -> Any:
@@ -172,7 +185,9 @@ def test_a_failed_run_keeps_what_was_recorded_and_says_why(tiny, tmp_path, monke
 
 
 @pytest.mark.parametrize("arm", ["cold", "consolidated"])
-def test_an_arm_that_fails_costs_itself_alone_and_its_reason_is_told_everywhere(tiny, tmp_path, breaks, arm):
+def test_an_arm_that_fails_costs_itself_alone_and_its_reason_is_told_everywhere(
+    tiny, tmp_path, breaks, arm, drawn
+):
     breaks(arm, ValueError("nobody expected this"), rounds=2)
     experiment = tiny(seeds=[3, 4], targets=[0.99, "90%-of-best"])
     folder = RunFolder.open_for(tmp_path / "run", experiment)
@@ -181,9 +196,10 @@ def test_an_arm_that_fails_costs_itself_alone_and_its_reason_is_told_everywhere(
         inprocess.run(experiment, folder, nodes=1, on_event=events.append)
     assert error.value.exit_code == 1
     summary = folder.read_summary()
+    reason = summary["failures"][0]["reason"]
+    assert re.fullmatch(r"ValueError: nobody expected this \(test_server_app\.py, line \d+\)", reason)
     assert summary["failures"] == [
-        {"arm": arm, "seed": seed, "phase": "rounds", "reason": "ValueError: nobody expected this"}
-        for seed in (3, 4)
+        {"arm": arm, "seed": seed, "phase": "rounds", "reason": reason} for seed in (3, 4)
     ]
     (other,) = set(experiment.arms) - {arm}
     stopped = {(run["arm"], run["seed"]): run["stopped"] for run in summary["runs"]}
@@ -194,13 +210,13 @@ def test_an_arm_that_fails_costs_itself_alone_and_its_reason_is_told_everywhere(
     for comparison in summary["comparisons"]:
         assert (comparison["pairs"], comparison["failed"]) == (0, 2)
         assert set(comparison["censored"].values()) == {0}
-    assert [e.message for e in events if e.phase == "failed"] == ["ValueError: nobody expected this"] * 2
+    assert [e.message for e in events if e.phase == "failed"] == [reason] * 2
     assert "nobody expected this" in (tmp_path / "run" / "report.html").read_text()
     assert "in on_record" in folder.log_path.read_text()
 
 
 @pytest.mark.parametrize("stop", [KeyboardInterrupt(), SystemExit(143)])
-def test_a_run_that_is_interrupted_leaves_a_summary(tiny, tmp_path, breaks, stop):
+def test_a_run_that_is_interrupted_leaves_a_summary(tiny, tmp_path, breaks, stop, drawn):
     breaks("consolidated", stop, rounds=2)
     experiment = tiny()
     folder = RunFolder.open_for(tmp_path / "run", experiment)

@@ -448,6 +448,7 @@ def test_a_long_reason_of_an_absence_is_shortened(tmp_path):
     assert "y" * 301 not in source
 
 
+@pytest.mark.slow
 def test_pictures_do_not_depend_on_the_users_matplotlib(tmp_path, run):
     """A backend that is not there, no folder to write to, and settings that need LaTeX."""
     (tmp_path / "matplotlibrc").write_text("text.usetex: True\naxes.facecolor: black\n")

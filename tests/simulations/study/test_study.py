@@ -43,6 +43,8 @@ from simulations.study.work import (
     trial_file,
 )
 
+pytestmark = pytest.mark.xdist_group("study")  # a study that is shared is run once
+
 TINY: dict[str, Any] = {
     "name": "tiny",
     "seeds": [0, 1],
@@ -79,6 +81,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[StudySettings, P
     return study, folder / "out", summary
 
 
+@pytest.mark.slow
 def test_the_summary_has_a_row_for_every_point_and_method(finished):
     study, out, summary = finished
     assert json.loads((out / "study.json").read_text()) == summary
@@ -104,6 +107,7 @@ def test_the_summary_has_a_row_for_every_point_and_method(finished):
     assert {row["trials"] for row in centre if row["method"] == "tuned"} == {4}
 
 
+@pytest.mark.slow
 def test_methods_of_a_point_share_teacher_and_student(finished):
     _, _, summary = finished
     shared: dict[Any, set[Any]] = {}
@@ -113,6 +117,7 @@ def test_methods_of_a_point_share_teacher_and_student(finished):
     assert {len(values) for values in shared.values()} == {1}
 
 
+@pytest.mark.slow
 def test_a_second_run_computes_nothing(finished):
     study, out, summary = finished
     before = {file: file.stat().st_mtime_ns for file in (out / "cache").iterdir()}
@@ -121,6 +126,7 @@ def test_a_second_run_computes_nothing(finished):
     assert {file: file.stat().st_mtime_ns for file in (out / "cache").iterdir()} == before
 
 
+@pytest.mark.slow
 def test_results_do_not_depend_on_the_number_of_workers(finished, tmp_path):
     study, _, summary = finished
     small = study.model_copy(update={"seeds": (0,), "vary": Vary()})
@@ -128,6 +134,7 @@ def test_results_do_not_depend_on_the_number_of_workers(finished, tmp_path):
     assert again["cells"] == [row for row in summary["cells"] if row["seed"] == 0 and not row["factor"]]
 
 
+@pytest.mark.slow
 def test_the_page_answers_the_questions_and_needs_no_other_file(finished):
     _, out, _ = finished
     page = (out / "study.html").read_text()
@@ -240,6 +247,7 @@ GENERATED: dict[str, Any] = {
 }
 
 
+@pytest.mark.slow
 def test_a_generated_transfer_set_is_made_once_from_the_teachers_and_kept(tmp_path):
     study, out = load_study(write(tmp_path, **GENERATED)), tmp_path / "out"
     point = next(p for p in points(study) if p.transfer == "generated")
@@ -267,6 +275,7 @@ def test_teachers_that_the_generator_cannot_read_are_refused_before_anything_run
         run_study(study, tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_a_study_that_is_killed_goes_on_where_it_stopped(tmp_path):
     slower = {"epochs": 8, "batch-size": 16}  # or it might be done before it is killed
     file, out = write(tmp_path, seeds=[0], vary={}, distillation=slower), tmp_path / "out"
@@ -538,6 +547,7 @@ NUMBERS: dict[str, Any] = {
 }
 
 
+@pytest.mark.slow
 def test_a_study_of_a_regression_holds_r2(tmp_path):
     study = load_study(write(tmp_path, **NUMBERS))
     summary = run_study(study, tmp_path / "out", workers=1)
