@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from kdfed.data.dataset import Inputs, one_line
-from kdfed.errors import DataError
+from kdfed.data.dataset import Inputs
+from kdfed.errors import DataError, one_line
 
 _CHUNK = 2**22  # numbers that are looked at together
 _FEW = 16  # rows that nearly always differ

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from kdfed.config import DataSettings
-from kdfed.errors import DataError
+from kdfed.errors import DataError, one_line
 
 
 class Inputs(Protocol):
@@ -261,12 +261,6 @@ def labels_from_names(values: list[str], names: tuple[str, ...], source: str) ->
             "data.classes",
         )
     return np.array([index[value] for value in values], dtype=np.int64)
-
-
-def one_line(error: object, limit: int = 500) -> str:
-    """Return an error's message, or a value, in one short line to stand in a message of ours."""
-    text = " ".join(str(error).split())
-    return text if len(text) <= limit else f"{text[:limit]}… ({len(text)} characters)"
 
 
 def require(module: str, extra: str = "sim") -> Any:

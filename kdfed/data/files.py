@@ -17,13 +17,12 @@ from kdfed.data.dataset import (
     class_names,
     labels_from_names,
     one_form,
-    one_line,
     repeated,
     require,
 )
 from kdfed.data.folders import existing, is_hidden, visible_files
 from kdfed.data.images import SUFFIXES, opener, read_images
-from kdfed.errors import DataError
+from kdfed.errors import DataError, one_line
 
 TORCHVISION_ROOT = Path("~/.cache/kdfed/torchvision")
 """Where torchvision's data sets are looked for, and downloaded to, when no root is given."""

@@ -6,8 +6,7 @@ import os
 from collections.abc import Collection
 from pathlib import Path
 
-from kdfed.data.dataset import one_line
-from kdfed.errors import DataError
+from kdfed.errors import DataError, one_line
 from kdfed.paths import user_path
 
 _NOT_THEIRS = frozenset({"__MACOSX", "@eaDir", "$RECYCLE.BIN"})

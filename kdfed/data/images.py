@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from kdfed.data.checks import check_memory
-from kdfed.data.dataset import Inputs, one_line, require
-from kdfed.errors import DataError
+from kdfed.data.dataset import Inputs, require
+from kdfed.errors import DataError, one_line
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
 """Files of a folder that count as images."""

@@ -22,7 +22,6 @@ from kdfed.data.dataset import (
     check_labels,
     check_numbers,
     class_names,
-    one_line,
     require,
 )
 from kdfed.data.files import folder, torchvision
@@ -30,7 +29,7 @@ from kdfed.data.images import check_shape, convert_images
 from kdfed.data.splits import strata_of, stratified_order
 from kdfed.data.synthetic import synthetic
 from kdfed.data.tables import hub, parquet
-from kdfed.errors import DataError
+from kdfed.errors import DataError, one_line
 from kdfed.named import NamedError, blamed, load_named
 from kdfed.seeding import numpy_generator
 

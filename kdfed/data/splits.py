@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from kdfed.config import DataSettings
-from kdfed.data.dataset import Dataset, one_line
-from kdfed.errors import DataError
+from kdfed.data.dataset import Dataset
+from kdfed.errors import DataError, one_line
 from kdfed.seeding import numpy_generator
 
 BINS = 10

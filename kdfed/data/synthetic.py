@@ -12,8 +12,8 @@ import numpy as np
 
 from kdfed.config import DataSettings
 from kdfed.data.checks import check_memory
-from kdfed.data.dataset import Listing, class_names, one_line
-from kdfed.errors import DataError
+from kdfed.data.dataset import Listing, class_names
+from kdfed.errors import DataError, one_line
 from kdfed.seeding import derive, numpy_generator
 
 _ALL_AT_ONCE = 4096  # rows whose float noise exists at the same time ...

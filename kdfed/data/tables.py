@@ -25,13 +25,12 @@ from kdfed.data.dataset import (
     class_names,
     labels_from_names,
     one_form,
-    one_line,
     repeated,
     require,
 )
 from kdfed.data.folders import existing, visible_files
 from kdfed.data.images import opener, read_images
-from kdfed.errors import DataError
+from kdfed.errors import DataError, one_line
 
 Features = dict[str, dict[str, Any]]
 """Hugging Face features by column: ``_type`` and, for ClassLabel, ``names``."""
