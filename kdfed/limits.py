@@ -6,8 +6,9 @@ Whoever says more than this is left out and named, before anything is summed. We
 .. math:: \lVert x - x_0 \rVert \le b \max(1, \lVert x_0 \rVert)
 
 in float64, over all parameters together, with b of ``server.update-bound``. Floating-point buffers must keep
-to the same with :math:`b^2`: a running variance is a square, and of layers whose inputs are large it is far
-above the 1 that it starts from. Integers (BatchNorm's counters) are not bounded.
+to the same with :math:`b^2`, but at least with :data:`BUFFER_BOUND`: a running variance is a square, and of
+layers whose inputs are large it is far above the 1 that it starts from. Integers (BatchNorm's counters) are
+not bounded.
 """
 
 from __future__ import annotations
@@ -27,8 +28,14 @@ LARGEST = 1e30
 MOST_NUMBERS = 100_000
 """The most numbers in all metrics of a result."""
 
+MOST_OF_A_KEY = 200
+"""Characters of a metric's name."""
+
 UPDATE_BOUND = 100.0
 """The default of ``server.update-bound``."""
+
+BUFFER_BOUND = 1e8
+"""The least bound of buffers: inputs with a standard deviation of 10,000 are nobody's lie."""
 
 _SAFE = 0.99  # a quick norm in float32 is off by less
 
@@ -136,7 +143,7 @@ class Reach:
         inexact = [key for key, array in sent.items() if array.dtype.kind in "fc"]
         kinds = (
             ([key for key in inexact if key not in limits.buffers], limits.update_bound),
-            ([key for key in inexact if key in limits.buffers], limits.update_bound * limits.update_bound),
+            ([key for key in inexact if key in limits.buffers], max(limits.update_bound**2, BUFFER_BOUND)),
         )
         self._groups = []
         for keys, bound in kinds:

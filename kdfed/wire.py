@@ -53,7 +53,7 @@ import torch
 
 from kdfed.config import Arm
 from kdfed.errors import WireError
-from kdfed.limits import LARGEST, MOST_NUMBERS, LabelCounts, Limits
+from kdfed.limits import LARGEST, MOST_NUMBERS, MOST_OF_A_KEY, LabelCounts, Limits
 from kdfed.task import WORST
 
 HELLO = "query.hello"
@@ -375,17 +375,28 @@ def problem_with_metrics(
     numbers = 0
     for key, value in metrics.items():
         values = value if isinstance(value, list) else (value,)
+        if len(key) > MOST_OF_A_KEY:
+            return f"expected metrics whose names have at most {MOST_OF_A_KEY} characters, got {len(key)}"
+        if (key in _SINGLE and isinstance(value, list)) or not values:
+            return f"expected a number as {key}, got {value!r:.40}"
         numbers += len(values)
         if numbers > MOST_NUMBERS:
             return f"expected at most {MOST_NUMBERS} numbers in all metrics, got more"
+        if not all(isinstance(each, int | float) for each in values):
+            return f"expected numbers as {key}, got {value!r:.40}"
         if not all(map(math.isfinite, values)):
             return f"not finite: {key:.40}"
         if any(abs(each) > LARGEST for each in values):
             return f"expected {key:.40} at most {LARGEST:g} in size, got {value!r:.40}"
+    if SERVER_STEPS in metrics:
+        return f"expected no {SERVER_STEPS}, which only the server makes"
     score = metrics.get(EVAL_ACCURACY, 0)
-    if isinstance(score, list) or not WORST <= score <= 1:
+    if not WORST <= score <= 1:
         return f"expected {EVAL_ACCURACY} from {WORST:g} to 1, got {score!r:.40}"
     return None if label_counts is None else label_counts.problem_with(metrics.get(LABEL_COUNTS), count)
+
+
+_SINGLE = (NUM_EXAMPLES, LOCAL_STEPS, TRAIN_LOSS, EVAL_LOSS, EVAL_ACCURACY)
 
 
 def _is_whole(value: object) -> TypeGuard[int]:

@@ -186,12 +186,12 @@ def run(
     for option, given in (("--address", address is not None), ("--pin", pin)):
         if given and engine != "ray":
             raise ConfigError("the command line", [Mistake(option, f"needs --engine ray, got {engine!r}")])
-    console = Console()
+    console, here = Console(), Path.cwd()  # what it is before any code of the user's runs
     checked = _load(experiment, assignments, seeds)
     from kdfed.records import RunFolder
     from simulations.progress import Progress
 
-    path = (out if out is not None else Path("runs") / checked.name).absolute()
+    path = here / (out if out is not None else Path("runs") / checked.name)
     module = import_module(f"simulations.engines.{engine}")
     workers = nodes if nodes is not None else _default_nodes(checked)
     module.check(checked, nodes=workers, address=address)

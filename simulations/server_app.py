@@ -100,18 +100,18 @@ def run_experiment(
         data = prepare(experiment.data)
         folder.begin()
         failures: list[Failure] = []
-        try:
-            with _logging_to(folder.log_path):
+        with _logging_to(folder.log_path):
+            try:
                 for seed in experiment.seeds:
                     _run_seed(grid, experiment, data, seed, folder, failures, on_event)
-        except BaseException as error:
-            unfinished: Stopped = "failed" if isinstance(error, Exception) else "interrupted"
-            try:
-                conclude(experiment, folder, engine, failures, unfinished)
-            except Exception as other:
-                log.error("%s", other)
-            raise
-        summary, problem = conclude(experiment, folder, engine, failures)
+            except BaseException as error:
+                unfinished: Stopped = "failed" if isinstance(error, Exception) else "interrupted"
+                try:
+                    conclude(experiment, folder, engine, failures, unfinished)
+                except Exception as other:
+                    log.error("%s", other)
+                raise
+            summary, problem = conclude(experiment, folder, engine, failures)
     problems = [*map(str, failures), *([problem] if problem else [])]
     if problems:
         raise RunError("\n".join(problems))
@@ -218,7 +218,7 @@ def _is_kept(folder: RunFolder, arm: str, seed: int, targets: tuple[float, ...])
     """Tell whether a run is finished; one that had other targets (its baseline failed) is run again."""
     outcome = folder.finished.get((arm, seed))
     if outcome is not None and outcome.targets != targets:
-        folder.keep([key for key in folder.finished if key != (arm, seed)])
+        folder.drop(arm, seed)
         return False
     return outcome is not None
 
@@ -279,10 +279,17 @@ def _streamed() -> Iterator[None]:
         logger.handlers[:] = before
 
 
+class _LogFile(logging.FileHandler):
+    """A log that is given up where the disk is full: the run's own error says so."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
+        """Say nothing."""
+
+
 @contextmanager
 def _logging_to(path: Path) -> Iterator[None]:
     """Keep kdfed's warnings and tracebacks in a file, which is made with the first of them."""
-    handler = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace", delay=True)
+    handler = _LogFile(path, encoding="utf-8", errors="backslashreplace", delay=True)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logger = logging.getLogger("kdfed")
     logger.addHandler(handler)

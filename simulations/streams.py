@@ -37,6 +37,8 @@ class Patient:
                 self.stream.write(text)
             except OSError as error:
                 self._give_up(error)
+            except ValueError:
+                self._closed()
         return len(text)
 
     def flush(self) -> None:
@@ -46,10 +48,18 @@ class Patient:
                 self.stream.flush()
             except OSError as error:
                 self._give_up(error)
+            except ValueError:
+                self._closed()
 
     def isatty(self) -> bool:
         """Whether people see it as it is written."""
         return not self._gone and self.stream is not None and self.stream.isatty()
+
+    def _closed(self) -> None:
+        """Write no more to a stream that somebody, such as a user's model, has closed."""
+        if self.stream is None or not self.stream.closed:
+            raise
+        self._gone = True
 
     def _give_up(self, error: OSError) -> None:
         self._gone = True

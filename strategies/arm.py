@@ -280,10 +280,17 @@ class ArmRunner:
             spec_of=lambda participant: spec,
             reach_of=lambda participant: owed,
             steps_of=self._most_steps,
+            weight_key=self._weight_key,
         )
         least = max([self.arm.server.minimum, *minima(self.strategy, "train").values()])
         self._require(len(list(self.grid.get_node_ids())), least, f"round {server_round}", "can be sampled")
         return sampled
+
+    @property
+    def _weight_key(self) -> str:
+        """The metric by which the strategy, or the one inside it, weighs replies."""
+        weighing = [layer for layer in layers(self.strategy) if isinstance(layer, FedAvg)]
+        return weighing[0].weighted_by_key if weighing else wire.NUM_EXAMPLES
 
     def _most_steps(self, examples: int) -> int:
         """Return the most optimiser steps of a participant with so many examples in a round."""
@@ -299,10 +306,10 @@ class ArmRunner:
     ) -> State:
         """Undo what Flower's arithmetic does to a model: float64 counters, server steps on buffers."""
         state = dict(arrays.to_torch_state_dict())
-        if isinstance(self.strategy, SERVER_OPTIMISERS) and (buffers := buffer_keys(model)):
+        steps = any(isinstance(layer, SERVER_OPTIMISERS) for layer in layers(self.strategy))
+        if steps and (buffers := buffer_keys(model)):
             states = [dict(_arrays(reply).to_torch_state_dict()) for reply in replies]
-            key = self.strategy.weighted_by_key if isinstance(self.strategy, FedAvg) else wire.NUM_EXAMPLES
-            weights = [_number(_metrics(reply), key) for reply in replies]
+            weights = [_number(_metrics(reply), self._weight_key) for reply in replies]
             mean = average_states(states, weights)
             state.update({key: mean[key] for key in buffers})
         repaired: State = {}
@@ -448,6 +455,7 @@ class ArmRunner:
             round_number=server_round,
             spec_of=lambda participant: {},
             steps_of=self._most_steps,
+            weight_key=self._weight_key,
         )
         reachable, least = len(list(self.grid.get_node_ids())), minima(self.strategy, "evaluate")
         option = max(least, key=least.__getitem__, default="")

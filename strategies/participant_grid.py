@@ -57,12 +57,15 @@ class Terms:
         The most optimiser steps. Default: no limit.
     label_counts
         What label counts must be like. Default: nobody asks for them.
+    weight_key
+        The metric by which the strategy weighs what is sent.
     """
 
     spec_of: SpecOf
     reach_of: ReachOf = lambda participant: None
     steps_of: StepsOf | None = None
     label_counts: LabelCounts | None = None
+    weight_key: str = wire.NUM_EXAMPLES
 
 
 @dataclass
@@ -209,6 +212,7 @@ class ParticipantGrid(Grid):
         reach_of: ReachOf = lambda participant: None,
         steps_of: StepsOf | None = None,
         label_counts: LabelCounts | None = None,
+        weight_key: str = wire.NUM_EXAMPLES,
     ) -> None:
         """Begin an exchange.
 
@@ -222,13 +226,13 @@ class ParticipantGrid(Grid):
             The federated round; 0 before the first.
         spec_of
             Says what a participant's arrays must look like to be summed.
-        reach_of, steps_of, label_counts
+        reach_of, steps_of, label_counts, weight_key
             See :class:`Terms`.
         """
         self.report = Report()
         self._asks = []
         self._phase, self._round = phase, round_number
-        self._terms = Terms(spec_of, reach_of, steps_of, label_counts)
+        self._terms = Terms(spec_of, reach_of, steps_of, label_counts, weight_key)
         if self._open:
             self._pull()
         busy = {p: bundle.round for bundle in self._open.values() for p in bundle.plan.participants}
@@ -569,6 +573,13 @@ class ParticipantGrid(Grid):
         metrics = record_of(result.content, wire.METRICS, MetricRecord)
         held = self._held[who].tolist() if len(self._held) else [self.limits.examples] * len(who)
         problem = wire.problem_with_metrics(metrics, sum(held), label_counts=bundle.terms.label_counts)
+        weight = metrics.get(bundle.terms.weight_key)
+        most = self.limits.examples * len(who)
+        if problem is None and not (isinstance(weight, int | float) and 0 < weight <= most):
+            problem = (
+                f"expected {bundle.terms.weight_key}, by which the strategy weighs, above 0 and at most "
+                f"{self.limits.examples} (server.max-examples), got {weight!r:.40}"
+            )
         if problem is not None:
             return problem
         if not len(self._held):  # nobody told before how many there are
@@ -706,9 +717,9 @@ def _result(content: RecordDict, index: int, count: int) -> RecordDict:
 
 
 def _shape_of(metrics: MetricRecord) -> tuple[tuple[str, int], ...]:
-    """Return the metrics' keys with their lengths: 0 for a number, else that of the list."""
+    """Return the metrics' keys with their lengths: -1 for a number, else that of the list."""
     return tuple(
-        sorted((key, len(value) if isinstance(value, list) else 0) for key, value in metrics.items())
+        sorted((key, len(value) if isinstance(value, list) else -1) for key, value in metrics.items())
     )
 
 

@@ -26,7 +26,7 @@ from kdfed import wire
 from kdfed.config import ModelSettings
 from kdfed.config.checks import several
 from kdfed.consolidate import ConsolidationResult, average_states, consolidate
-from kdfed.limits import LabelCounts, Reach, most_steps, numpy_of
+from kdfed.limits import UPDATE_BOUND, LabelCounts, Reach, most_steps, numpy_of
 from kdfed.models import State, buffer_keys, load_state, state_of
 from kdfed.records import Absent
 from kdfed.seeding import derive, sample_participants
@@ -153,6 +153,8 @@ class TeacherPhase:
         )
         if settings.upload == "weights":
             limits = replace(self.grid.limits, buffers=buffer_keys(template))
+            if settings.init == "own":  # two draws may lie further apart than a training leads
+                limits = replace(limits, update_bound=max(limits.update_bound, UPDATE_BOUND))
             return _Content(content, wire.spec_of(state), Reach(numpy_of(state), limits))
         inputs = self.config.data.transfer_inputs
         content[wire.TRANSFER] = ArrayRecord({wire.INPUTS: torch.from_numpy(inputs)})

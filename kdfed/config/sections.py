@@ -463,7 +463,7 @@ class ServerBase(Settings):
     update_bound: Annotated[float, Field(gt=0, le=1e60)] = 100.0
     """A participant is left out whose weights differ from those that it was sent by a norm of more than this,
     times the norm of those sent or 1, whichever is larger. Its buffers (BatchNorm's statistics) may differ by
-    the square of it."""
+    the square of it, and by 1e8 times their norm in any case."""
     deadlines: DeadlineSettings = DeadlineSettings()
     """When a missing reply counts as late."""
 

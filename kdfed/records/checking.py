@@ -165,6 +165,10 @@ def check_summary(summary: Mapping[str, Any], experiment: Experiment, records: S
                     f"runs.{number}.{name}.round: expected at most {rounds}, the last round in rounds.jsonl, "
                     f"got {costs['round']}"
                 )
+    for number, failure in enumerate(summary.get("failures", ())):
+        if failure["arm"] not in experiment.arms:
+            known = _listed(experiment.arms)
+            raise ValueError(f"failures.{number}.arm: expected one of {known}, got {short(failure['arm'])}")
     compared = {(entry["arm"], entry["target"]) for entry in summary["comparisons"]}
     pairs = {(arm, target) for arm in experiment.arm_order[1:] for target in wanted["targets"]}
     if compared != pairs or any(e["baseline"] != experiment.baseline_arm for e in summary["comparisons"]):
@@ -299,7 +303,7 @@ class _Partition(_Part):
 class _Failure(_Part):
     arm: _Name
     seed: Count
-    phase: str
+    phase: Literal["start", "hello", "teachers", "consolidate", "rounds"]
     reason: str
 
 

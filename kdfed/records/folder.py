@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -26,6 +27,8 @@ EXPERIMENT, ROUNDS, OUTCOMES, PARTIAL = (
     *("outcomes.jsonl", "rounds.partial.jsonl"),
 )
 SUMMARY, CURVES, REPORT, MODELS = "summary.json", "curves.png", "report.html", "models"
+_RECORDS = (EXPERIMENT, ROUNDS, OUTCOMES, PARTIAL, SUMMARY, CURVES, REPORT)
+_MODEL = re.compile(rf"{MODELS}/[A-Za-z0-9_-]+-[0-9]+\.safetensors")
 PRIVATE = ".kdfed"
 """Lock, log, store, and the list of what kdfed wrote: nothing that a reader needs."""
 
@@ -132,12 +135,15 @@ class RunFolder:
         self._made = []
         self._lock.take()
         names = [*self.written(), *self.files_of(experiment)]
-        write_atomically(self.path / PRIVATE / "written", "\n".join(dict.fromkeys(names)).encode())
+        try:
+            self.models.mkdir(exist_ok=True)
+        except OSError as error:
+            raise RunFolderError(f"{self.models}: expected a folder: {error.strerror or error}") from error
+        write_atomically(self.path / PRIVATE / "written", "\n".join(dict.fromkeys(names)).encode(), sync=True)
         with self._recording():
             for file in self._opening.obsolete:
                 file.unlink(missing_ok=True)
             self.keep(self.finished)
-            (self.path / MODELS).mkdir(exist_ok=True)
             write_atomically(self.experiment_file, experiment.to_yaml().encode())
             (self.path / OUTCOMES).touch()
         return self
@@ -177,13 +183,23 @@ class RunFolder:
         """Where warnings and tracebacks of a run go."""
         return self.path / PRIVATE / "log"
 
+    @property
+    def models(self) -> Path:
+        """Where the final models lie."""
+        return self.path / MODELS
+
+    @property
+    def stores(self) -> Path:
+        """Where participants keep what lasts between rounds."""
+        return self.path / PRIVATE / "store"
+
     def model_path(self, arm: str, seed: int) -> Path:
         """Return where the final model of a run lies."""
-        return self.path / MODELS / f"{arm}-{seed}.safetensors"
+        return self.models / f"{arm}-{seed}.safetensors"
 
     def store_path(self, arm: str, seed: int) -> Path:
         """Return where the participants of a run keep what lasts between rounds."""
-        return self.path.absolute() / PRIVATE / "store" / f"{arm}-{seed}"
+        return self.stores.absolute() / f"{arm}-{seed}"
 
     def derived(self) -> tuple[Path, ...]:
         """Return what is made from the records, and made again."""
@@ -193,16 +209,20 @@ class RunFolder:
         """Return the files that a run of an experiment writes, relative to the folder."""
         models = [self.model_path(arm, seed) for arm in experiment.arms for seed in experiment.seeds]
         return [
-            *(EXPERIMENT, ROUNDS, OUTCOMES, PARTIAL, SUMMARY, CURVES, REPORT),
+            *_RECORDS,
             *(str(model.relative_to(self.path)) for model in models),
         ]
 
     def written(self) -> list[str]:
-        """Return the files that kdfed wrote here, or was about to, relative to the folder."""
-        try:
-            return (self.path / PRIVATE / "written").read_text(encoding="utf-8").split("\n")
-        except (OSError, UnicodeDecodeError):
-            pass
+        """Return the files that kdfed wrote here, or was about to, relative to the folder.
+
+        Of what the list says only names that a run can write are believed.
+        """
+        with suppress(OSError, UnicodeDecodeError):
+            lines = (self.path / PRIVATE / "written").read_text(encoding="utf-8").split("\n")
+            names = [line for line in lines if line in _RECORDS or _MODEL.fullmatch(line)]
+            if names:
+                return names
         try:  # an earlier release kept no list: its records are those of its experiment
             experiment = load_experiment(self.experiment_file)
             self.read_rounds()
@@ -247,6 +267,11 @@ class RunFolder:
         self._append(OUTCOMES, outcome.to_json(), sync=True)
         self.finished[outcome.arm, outcome.seed] = outcome
 
+    def drop(self, arm: str, seed: int) -> None:
+        """Move the lines of a run to ``rounds.partial.jsonl``, so that it can be run again."""
+        recorded = {(record.arm, record.seed) for record in self.read_rounds()} | set(self.finished)
+        self.keep(recorded - {(arm, seed)})
+
     def keep(self, runs: Collection[tuple[str, int]]) -> None:
         """Keep the records of these runs; move the lines of others to ``rounds.partial.jsonl``.
 
@@ -264,9 +289,8 @@ class RunFolder:
             kept, others = _sorted_lines(outcomes, Outcome.from_json, runs)
             if others:
                 write_atomically(outcomes, "".join(f"{line}\n" for line in kept).encode(), sync=True)
-        stores = self.path / PRIVATE / "store"
         names = {f"{arm}-{seed}" for arm, seed in runs}
-        for store in stores.iterdir() if stores.is_dir() else ():
+        for store in self.stores.iterdir() if self.stores.is_dir() else ():
             if store.name not in names:
                 shutil.rmtree(store, ignore_errors=True)
         self.finished = {key: outcome for key, outcome in self.finished.items() if key in runs}

@@ -80,6 +80,7 @@ def examine(
     _refuse_source(file, resolved, source)
     written = folder.written()
     wanted = folder.files_of(experiment)
+    _refuse_obstacles(folder)
     _refuse_starts(folder, experiment, {*wanted, *written})
     foreign = [name for name in wanted if os.path.lexists(folder.path / name) and name not in written]
     if foreign and not (foreign == [file.name] and file.is_file() and file.read_bytes() == resolved):
@@ -96,6 +97,13 @@ def examine(
     return _go_on(folder, experiment)
 
 
+def _refuse_obstacles(folder: RunFolder) -> None:
+    """Refuse what stands where a run needs a folder of its own."""
+    for path, wanted in ((folder.models, "a folder"), (folder.stores, "a folder, and no link to one")):
+        if os.path.lexists(path) and (not path.is_dir() or (path == folder.stores and path.is_symlink())):
+            raise RunFolderError(f"{path}: expected {wanted}, or nothing; {ELSEWHERE}, or move it away")
+
+
 def _refuse_source(file: Path, resolved: bytes, source: Path | None) -> None:
     own = source is not None and source.exists() and file.exists() and file.samefile(source)
     if own and file.read_bytes() != resolved:
@@ -106,10 +114,10 @@ def _refuse_source(file: Path, resolved: bytes, source: Path | None) -> None:
 
 
 def _refuse_starts(folder: RunFolder, experiment: Experiment, names: Iterable[str]) -> None:
-    ours = {(folder.path / name).absolute() for name in names}
+    ours = {(folder.path / name).resolve() for name in names}
     for arm in experiment.arms:
         start = experiment.arm(arm).start.removeprefix("file:")
-        if Path(start).absolute() in ours:
+        if Path(start).resolve() in ours:
             raise RunFolderError(
                 f"{folder.path}: arm {arm!r} starts from {start}, which this run would replace; {ELSEWHERE}"
             )
@@ -143,7 +151,10 @@ def _go_on(folder: RunFolder, experiment: Experiment) -> Opening:
             f"{folder.path} holds records of an earlier release of kdfed, which cannot be gone on with; "
             f"{_OVERWRITE}"
         )
-    counts = Counter((record.arm, record.seed) for record in folder.read_rounds())
+    try:
+        counts = Counter((record.arm, record.seed) for record in folder.read_rounds())
+    except RunFolderError as error:
+        raise RunFolderError(f"{error}; or {_OVERWRITE}") from error
     finished = {
         (outcome.arm, outcome.seed): outcome
         for outcome in folder.read_outcomes()
@@ -152,7 +163,8 @@ def _go_on(folder: RunFolder, experiment: Experiment) -> Opening:
     }
     if len(finished) == len(experiment.arms) * len(experiment.seeds) and folder.has_summary:
         raise RunFolderError(
-            f"{folder.path} holds a complete run of this experiment, which is left as it is; {_OVERWRITE}"
+            f"{folder.path} holds a complete run of this experiment, which is left as it is (`kdfed report` "
+            f"draws it anew); {_OVERWRITE}"
         )
     now = versions()
     for outcome in finished.values():

@@ -29,12 +29,15 @@ def test_weights_may_move_by_the_bound_times_their_norm(length, near):
     assert (_reach(2.0).problem_with(moved) is None) == near
 
 
-@pytest.mark.parametrize(("value", "near"), [(4.9, True), (5.1, False)])
-def test_buffers_may_move_by_the_square_of_the_bound(value, near):
-    """From 1, by 2 squared times 1."""
-    problem = _reach(2.0).problem_with({**START, "running_var": np.array([value], np.float32)})
+@pytest.mark.parametrize(
+    ("bound", "value", "near"),
+    [(1e5, 0.9e10, True), (1e5, 1.1e10, False), (2.0, 0.9e8, True), (0.5, 1.1e8, False)],
+)
+def test_buffers_may_move_by_the_square_of_the_bound_and_by_a_hundred_million(bound, value, near):
+    """From 1: by 100,000 squared, and by 1e8 where the square is less."""
+    problem = _reach(bound).problem_with({**START, "running_var": np.array([value], np.float32)})
     assert (problem is None) == near
-    assert near or "buffers too far from where they started: the difference has norm 4.1" in str(problem)
+    assert near or "buffers too far from where they started" in str(problem)
 
 
 def test_counters_are_not_bounded():

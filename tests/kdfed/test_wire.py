@@ -130,14 +130,14 @@ def test_steps_are_a_whole_number(steps):
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), [1.0, float("nan")]])
 def test_a_metric_that_is_not_finite_is_named(value):
-    assert problem_with_metrics({"num-examples": 5, "train-loss": value}) == "not finite: train-loss"
+    assert problem_with_metrics({"num-examples": 5, "more": value}) == "not finite: more"
 
 
 @pytest.mark.parametrize("value", [1e31, -1e31, [1.0, 1e300], 2**200])
 def test_a_metric_that_is_absurd_is_named(value):
-    found = problem_with_metrics({"num-examples": 5, "train-loss": value})
+    found = problem_with_metrics({"num-examples": 5, "more": value})
     assert found is not None
-    assert "expected train-loss at most 1e+30 in size, got" in found
+    assert "expected more at most 1e+30 in size, got" in found
     assert len(found) < 150
 
 

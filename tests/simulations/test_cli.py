@@ -238,6 +238,19 @@ def test_warnings_of_participants_are_told_where_they_are(experiment, tmp_path, 
     assert log.read_text().count("this model is old (users_warning_net.py, line 11)") == 2, "once an arm"
 
 
+def test_records_lie_where_the_command_was_started_whatever_a_users_model_does(experiment, monkeypatch):
+    (experiment.parent / "users_moving_net.py").write_text(
+        "import os, torch\n\n\n"
+        "def net(input_shape, classes):\n"
+        "    os.chdir('/')\n"
+        "    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, classes))\n"
+    )
+    monkeypatch.syspath_prepend(str(experiment.parent))
+    words = ["--set", "model={name: users_moving_net:net}", "--engine", "inprocess", "--out", "mine"]
+    assert main(["run", str(experiment), *words]) == 0
+    assert (experiment.parent / "mine" / "summary.json").exists()
+
+
 def test_an_interrupted_run_exits_with_130(experiment, monkeypatch, capsys):
     from simulations.engines import inprocess
 

@@ -276,6 +276,7 @@ def test_a_report_that_cannot_be_made_leaves_the_records_and_the_runs_own_error(
     with pytest.raises(RunError, match=r"the records are complete, but the report .*RuntimeError: no fonts"):
         _run(experiment, tmp_path / "a")
     assert len(RunFolder(tmp_path / "a").read_summary()["runs"]) == 2
+    assert "RuntimeError: no fonts" in RunFolder(tmp_path / "a").log_path.read_text()
     breaks("cold", ValueError("the cause"))
     with pytest.raises(RunError, match=r"(?s)the cause.*no fonts"):
         _run(experiment, tmp_path / "b")

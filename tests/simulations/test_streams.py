@@ -14,6 +14,7 @@ import pytest
 
 from simulations.cli import main
 from simulations.savings import main as savings
+from simulations.streams import Patient
 
 
 @pytest.fixture
@@ -113,3 +114,12 @@ def test_a_process_ends_quietly_however_its_output_is_taken(redirection, code):
         text=True,
     )
     assert (ended.returncode, ended.stderr) == (code, "")
+
+
+def test_a_stream_that_somebody_closed_is_not_missed():
+    closed = io.StringIO()
+    closed.close()
+    stream = Patient(closed)
+    assert stream.write("gone") == 4
+    stream.flush()
+    assert stream.failure is None

@@ -150,6 +150,11 @@ def _weights(change: Callable[[np.ndarray], Any]) -> Lie:
     return lie
 
 
+def _padded(content: RecordDict) -> None:
+    for array in content[wire.ARRAYS].values():
+        array.data += bytes(100_000)
+
+
 def _many_records(content: RecordDict) -> None:
     for index in range(200):
         content[f"more-{index}"] = MetricRecord({"x": 1})
@@ -176,6 +181,12 @@ LIES: dict[str, tuple[Lie, str]] = {
     "a loss beyond measure": (_says(wire.TRAIN_LOSS, 1e300), "expected train-loss at most 1e+30 in size"),
     "a loss that is none": (_says(wire.TRAIN_LOSS, float("nan")), "not finite: train-loss"),
     "endless metrics": (_says("more", [0.0] * 100_001), "expected at most 100000 numbers"),
+    "no number at all": (_says(wire.TRAIN_LOSS, []), "expected a number as train-loss, got []"),
+    "two losses": (_says(wire.TRAIN_LOSS, [0.1, 0.2]), "expected a number as train-loss"),
+    "an empty list": (_says("more", []), "expected a number as more, got []"),
+    "what only the server does": (_says(wire.SERVER_STEPS, 10**15), "expected no server-steps"),
+    "a name without end": (_says("x" * 1000, 1.0), "at most 200 characters, got 1000"),
+    "bytes behind the numbers": (_padded, "bytes for"),
     "endless records": (_many_records, "expected at most 102 records"),
     "huge weights": (_weights(lambda w: w * 0 + 1e30), "weights too far from where they started"),
     "large weights": (_weights(lambda w: w * 1000 + 100), "weights too far from where they started"),
@@ -233,6 +244,28 @@ def test_a_liar_alone_is_left_out_and_the_run_is_the_one_without_it(without, kin
     assert absent.reason.isprintable()
     assert _same(result, without[kind])
     assert _costs(result) == _costs(without[kind])
+
+
+@pytest.mark.parametrize("weight", [-1.0, 0.0, 1e30, None])
+def test_a_weight_of_ones_own_that_cannot_be_costs_only_who_says_it(weight):
+    class Grid(Lying):
+        def _handle(self, message: Message) -> Message:
+            reply = super()._handle(message)
+            if message.metadata.message_type == wire.TRAIN:
+                reply.content[wire.METRICS].setdefault("trust", 2.0)
+                if wire.Plan.from_lists(message.content[wire.COHORTS]).participants == (LIAR,):
+                    reply.content[wire.METRICS]["trust"] = 2.0 if weight is None else weight
+                    if weight is None:
+                        del reply.content[wire.METRICS]["trust"]
+            return reply
+
+    strategy = FedAvg(
+        fraction_evaluate=0.0, min_train_nodes=1, min_available_nodes=1, weighted_by_key="trust"
+    )
+    result = _run("mean", Grid(lambda content: None), strategy=strategy)
+    ((absent),) = result.records[1].absent
+    assert (absent.participant, result.records[1].answered) == (LIAR, PEOPLE - 1)
+    assert "expected trust, by which the strategy weighs, above 0" in absent.reason
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -373,8 +373,9 @@ def test_everybody_diverges_and_is_named(tiny, run_arm):
         run_arm(tiny(**{"local.lr": 1000.0}))
 
 
+@pytest.mark.parametrize("bound", [100.0, 0.5])
 @pytest.mark.parametrize("strategy", ["fedavg", "fedmedian"])
-def test_large_hidden_variances_of_batch_norm_are_no_lie(tiny, run_arm, monkeypatch, strategy):
+def test_large_hidden_variances_of_batch_norm_are_no_lie(tiny, run_arm, monkeypatch, strategy, bound):
     """Inputs of the first layer a thousand times too large: its running variance is far above that of others.
 
     The buffers then lie further from where they started than weights may.
@@ -383,12 +384,13 @@ def test_large_hidden_variances_of_batch_norm_are_no_lie(tiny, run_arm, monkeypa
 
     def gather(self: Any, chosen: Any) -> Any:
         examples, sizes = gathers(self, chosen)
-        return type(examples)(examples.inputs * 100, examples.labels), sizes
+        return type(examples)(examples.inputs * 1000, examples.labels), sizes
 
     monkeypatch.setattr(SimulatedParticipants, "gather", gather)
     experiment = tiny(
         **{
-            "server.strategy": strategy,
+            "server": {"strategy": strategy, "update-bound": bound},
+            "local.lr": 1e-3,
             "model": {"name": "cnn", "options": {"width": 4, "norm": "batch"}},
             "rounds.max": 2,
         }
@@ -398,6 +400,11 @@ def test_large_hidden_variances_of_batch_norm_are_no_lie(tiny, run_arm, monkeypa
     state = result.arrays.to_torch_state_dict()
     buffers = [v for k, v in state.items() if "running" in k]
     assert torch.cat(buffers).norm() > 100 * torch.ones(sum(map(len, buffers)) // 2).norm()
+
+
+def test_teachers_with_weights_of_their_own_may_lie_further_apart_than_a_tight_bound(tiny, run_arm):
+    tight = {"teachers.init": "own", "server.update-bound": 0.5, "rounds.max": 0}
+    assert run_arm(tiny(**tight), "consolidated").records[0].answered == 5
 
 
 def test_a_student_that_diverged_stops_the_run(tiny, run_arm):

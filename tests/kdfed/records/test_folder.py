@@ -99,6 +99,40 @@ def test_files_that_kdfed_did_not_write_are_never_replaced(tmp_path, name, overw
     assert everything(tmp_path) == {tmp_path / name: b"mine"}
 
 
+def test_the_list_of_what_was_written_is_not_believed_beyond_the_folder(tmp_path):
+    filled(tmp_path / "run")
+    (tmp_path / "precious").write_text("keep")
+    (tmp_path / "run" / "notes").mkdir()
+    with open(tmp_path / "run" / ".kdfed" / "written", "a") as file:
+        file.write(f"\n\n../precious\n{tmp_path / 'precious'}\nmodels/../../precious\nnotes\nnotes.txt\n")
+    opened(tmp_path / "run", overwrite=True)
+    assert (tmp_path / "precious").read_text() == "keep"
+    assert (tmp_path / "run" / "notes.txt").exists()
+
+
+def test_an_empty_list_of_what_was_written_is_none(tmp_path):
+    filled(tmp_path)
+    (tmp_path / ".kdfed" / "written").write_text("")
+    with pytest.raises(RunFolderError, match="holds a complete run"):
+        RunFolder.open_for(tmp_path, EXPERIMENT)
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_file_or_a_link_where_a_folder_must_be_is_refused_before_anything_is_touched(tmp_path, overwrite):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "models").write_text("mine")
+    with pytest.raises(RunFolderError, match="models: expected a folder"):
+        RunFolder.open_for(tmp_path / "run", EXPERIMENT, overwrite=overwrite)
+    assert everything(tmp_path) == {tmp_path / "run" / "models": b"mine"}
+    (tmp_path / "mine" / "other").mkdir(parents=True)
+    (tmp_path / "run" / "models").unlink()
+    (tmp_path / "run" / ".kdfed").mkdir()
+    (tmp_path / "run" / ".kdfed" / "store").symlink_to(tmp_path / "mine")
+    with pytest.raises(RunFolderError, match="store: expected a folder, and no link"):
+        RunFolder.open_for(tmp_path / "run", EXPERIMENT, overwrite=overwrite)
+    assert (tmp_path / "mine" / "other").exists()
+
+
 def test_a_model_of_somebody_else_is_not_replaced_by_another_experiment(tmp_path):
     filled(tmp_path)
     (tmp_path / "models" / "hot-0.safetensors").write_text("mine")
@@ -141,6 +175,14 @@ def test_an_incomplete_run_keeps_what_is_finished_and_moves_the_rest_aside(tmp_p
     assert [path.name for path in (tmp_path / ".kdfed" / "store").iterdir()] == ["cold-0"]
     assert not [name for name in ("summary.json", "curves.png", "report.html") if (tmp_path / name).exists()]
     assert (tmp_path / "notes.txt").exists()
+
+
+def test_one_run_can_be_dropped_and_all_others_stay(tmp_path):
+    folder = filled(tmp_path, arms=("cold",))
+    folder.append(replace(RECORD, arm="warm"))
+    folder.drop("cold", 1)
+    assert set(folder.finished) == {("cold", 0)}
+    assert {(r.arm, r.seed) for r in folder.read_rounds()} == {("cold", 0), ("warm", 0)}
 
 
 @pytest.mark.parametrize("damage", ["model", "other model", "rounds", "outcome"])
@@ -250,9 +292,11 @@ def test_a_file_is_no_folder(tmp_path):
             RunFolder.open_for(path, EXPERIMENT)
 
 
-def test_a_start_that_the_run_would_remove_is_refused(tmp_path):
+@pytest.mark.parametrize("way", ["models", "models/../models", "link"])
+def test_a_start_that_the_run_would_remove_is_refused(tmp_path, way):
     filled(tmp_path)
-    start = f"file:{tmp_path / 'models' / 'cold-0.safetensors'}"
+    (tmp_path / "link").symlink_to(tmp_path / "models")
+    start = f"file:{tmp_path / way / 'cold-0.safetensors'}"
     follower = build_experiment(merge(VALUES, {"arms.warm.start": start}))
     with pytest.raises(RunFolderError, match="arm 'warm' starts from"):
         RunFolder.open_for(tmp_path, follower, overwrite=True)
