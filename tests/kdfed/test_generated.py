@@ -68,6 +68,7 @@ def test_sure_teachers_and_balanced_classes_cost_minus_the_entropy_of_the_classe
     assert float(generator_loss(logits, [], settings)) == pytest.approx(-5 * math.log(3))
 
 
+@pytest.mark.slow
 def test_generated_examples_are_surer_than_noise_and_more_balanced() -> None:
     """Teachers of digits, to whom noise looks like some classes more than like others."""
     data = prepare(DataSettings(source="digits", limit=600))

@@ -97,6 +97,7 @@ def test_the_baseline_sets_relative_targets_of_its_own_seed(tiny, tmp_path):
         assert run["target_accuracy"] == pytest.approx(0.9 * best[run["seed"]])
 
 
+@pytest.mark.slow
 def test_a_repeated_run_is_identical_for_any_number_of_nodes(tiny, tmp_path):
     experiment = tiny()
     summaries = [_run(experiment, tmp_path / str(nodes), nodes) for nodes in (1, 2, 4)]
@@ -111,6 +112,7 @@ def _personal_models(folder: Path) -> dict[str, bytes]:
     return {str(file.relative_to(store)): file.read_bytes() for file in store.rglob("*.safetensors")}
 
 
+@pytest.mark.slow
 def test_personal_models_are_identical_for_any_number_of_nodes_and_begin_afresh_in_a_repeated_run(
     tiny, tmp_path
 ):
@@ -229,6 +231,7 @@ def test_a_run_that_is_interrupted_leaves_a_summary(tiny, tmp_path, breaks, stop
     assert (tmp_path / "run" / "report.html").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arm", ["cold", "consolidated"])
 def test_an_incomplete_run_goes_on_and_ends_as_if_it_had_never_stopped(
     tiny, tmp_path, breaks, monkeypatch, arm
@@ -346,6 +349,7 @@ def test_logits_instead_of_weights(tiny, tmp_path):
     assert start["accuracy"] > 0.3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [
@@ -372,6 +376,7 @@ def test_every_option_of_the_teacher_phase_runs_and_beats_the_cold_start(tiny, t
     assert accuracy["consolidated"] > accuracy["cold"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("choice", sorted(c for c, refused in COMBINATIONS.items() if refused is None))
 def test_every_valid_combination_consolidates(tiny, tmp_path, choice):
     method, transfer, upload, labels, augmentation = choice

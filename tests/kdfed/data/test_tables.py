@@ -341,6 +341,7 @@ def test_a_name_that_is_nowhere_is_refused_without_the_network() -> None:
         load_source(DataSettings(source="hf:someone/missing"))
 
 
+@pytest.mark.slow
 def test_the_environment_variable_alone_keeps_a_process_offline(hub_folder: Path, tmp_path: Path) -> None:
     cached(tmp_path / "home/hub", hub_folder)
     code = (

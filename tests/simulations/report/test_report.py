@@ -379,6 +379,7 @@ def _leaves(values: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any
         yield from _leaves(value, (*path, key))
 
 
+@pytest.mark.slow
 def test_whatever_summary_is_read_can_be_shown(whole, reported, monkeypatch):
     """Leaves of a summary swap places; what passes the checks must make a page, without an exception."""
     monkeypatch.setattr(page, "to_svg", lambda figure, name: "")
