@@ -71,12 +71,22 @@ def blamed(name: str, expected: str) -> Iterator[None]:
     """
     try:
         yield
-    except (KdfedError, KeyboardInterrupt, GeneratorExit):
+    except KdfedError:
         raise
     except BaseException as error:
-        if isinstance(error, SystemExit) and error.code in SIGNALLED:
+        if ends_program(error):
             raise
         raise NamedError(f"{expected}; it raised {told(error, name)}") from error
+
+
+def ends_program(error: BaseException) -> bool:
+    """Tell whether an exception ends the program on purpose: Ctrl-C, or an exit that a signal asked for.
+
+    Any other ``SystemExit`` is a mistake in whoever's code was called.
+    """
+    if isinstance(error, SystemExit):
+        return error.code in SIGNALLED or hasattr(error, "ray_terminate_msg")  # Ray ends its workers so
+    return isinstance(error, KeyboardInterrupt | GeneratorExit)
 
 
 def told(error: BaseException, name: str) -> str:
