@@ -17,6 +17,7 @@ from kdfed.cohort.folded import Stack
 from kdfed.errors import ParticipantError, one_line
 from kdfed.limits import Limits, Reach, numpy_of
 from kdfed.models import State
+from kdfed.named import ends_program
 from kdfed.reasons import reason_of
 
 log = logging.getLogger("kdfed.clients")
@@ -135,9 +136,11 @@ def _whole_once(answers: Sequence[tuple[int, int, int, str]]) -> list[tuple[int,
     told: set[str] = set()
     shorter = []
     for participant, result, steps, reason in answers:
-        line = one_line(reason)
-        shorter.append((participant, result, steps, line if line in told else reason))
-        told.add(line)
+        if reason:
+            line = one_line(reason)
+            reason = line if line in told else reason
+            told.add(line)
+        shorter.append((participant, result, steps, reason))
     return shorter
 
 
@@ -253,7 +256,9 @@ class _Kind:
                 self._owed = _Expected.of(self._task, self._expected(self._task))
                 self._work = self._begin(self._task)
             return [self._keep(work, self._owed) for work in self._work(members)]
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # whatever a foreign model raises
+            if ends_program(error):
+                raise
             reason = reason_of(error)
         if len(members) == 1:
             return [_Part({}, {members[0]: reason})]

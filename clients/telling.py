@@ -18,6 +18,7 @@ from flwr.common.constant import ErrorCode
 from clients.actors import is_simulated
 from kdfed import wire
 from kdfed.errors import MOST_OF_A_LINE, one_line
+from kdfed.named import ends_program
 from kdfed.reasons import reason_of
 
 MOST_WARNINGS = 20
@@ -30,15 +31,17 @@ log = logging.getLogger("kdfed.clients")
 def tell(message: Message, context: Context, handle: Callable[[Message, Context], Message]) -> Message:
     """Handle a message: a Flower mod around every handler.
 
-    An exception becomes an error reply that says where it came from (see
-    :func:`kdfed.reasons.reason_of`), the same on every engine; Flower would send whatever text its processes
-    make of it. Warnings of Python and of the logger ``kdfed`` become a record of the reply.
+    An exception, or an exit that no signal asked for, becomes an error reply that says where it came from
+    (see :func:`kdfed.reasons.reason_of`), the same on every engine; Flower would send whatever text its
+    processes make of it. Warnings of Python and of the logger ``kdfed`` become a record of the reply.
     """
     simulated = is_simulated(context)
     with _collected() as texts:
         try:
             reply = handle(message, context)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
+            if ends_program(error):
+                raise
             reply = Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason_of(error)), reply_to=message)
     if simulated and texts and reply.has_content():
         reply.content[wire.WARNINGS] = ConfigRecord({"texts": list(texts)})

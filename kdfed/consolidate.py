@@ -150,7 +150,7 @@ def consolidate(
         draw = torch_generator(seed, "augmentation")
         transfer = views_of(transfer, settings.augmentation, settings.views, draw)
     for model in (student, *(() if isinstance(teachers, torch.Tensor) else teachers)):
-        spare_inputs(model, tuple(transfer.inputs.shape[1:]))
+        spare_inputs(model)
     work = _Work(student, transfer, validation, settings, seed, on_epoch, task)
     return RUNS[type(settings)](work, teachers, label_counts)
 

@@ -165,7 +165,7 @@ def generate(
         problem = teacher_problem(teacher, settings)
         if problem is not None:
             raise KdfedError(f"activation-weight of the generator: {problem}")
-        spare_inputs(teacher, input_shape)
+        spare_inputs(teacher)
     frozen = _Frozen(teachers)
     device = device_of(teachers[0])
     with torch_seed(derive(seed, "generator")):

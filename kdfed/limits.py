@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     import torch
 
 LARGEST = 1e30
-"""The largest size of a number among metrics: sums of products of such numbers stay finite."""
+"""The largest size of a number among metrics and initial weights: sums of such numbers, times numbers of
+examples, stay finite in float32."""
 
 MOST_NUMBERS = 100_000
 """The most numbers in all metrics of a result."""

@@ -27,7 +27,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from kdfed.config import ModelSettings, PositiveInt
 from kdfed.errors import ConfigError, KdfedError, Mistake, shortened, shown
-from kdfed.named import blamed, load_named, signature_of, told
+from kdfed.limits import LARGEST
+from kdfed.named import NamedError, blamed, ends_program, load_named, signature_of, told
 from kdfed.seeding import torch_seed
 
 State: TypeAlias = dict[str, torch.Tensor]
@@ -231,7 +232,8 @@ def build_model(settings: ModelSettings, input_shape: tuple[int, ...], classes: 
         try:
             with torch_seed(seed):
                 model = _build(settings, shape, classes)
-            found = _found(_identity(settings.name), settings.model_dump_json(), shape, classes)
+            identity = _Identity(_named(settings.name))
+            found = _found(identity, settings.model_dump_json(), shape, classes)
             return found.apply(model)
         except _MisfitError as misfit:
             message, cause = str(misfit), misfit
@@ -261,6 +263,7 @@ def _build(settings: ModelSettings, input_shape: tuple[int, ...], classes: int) 
                 model = _builder(name)(input_shape, classes, **settings.options)
             if not isinstance(model, nn.Module):
                 raise TypeError(f"expected a torch.nn.Module, got {shown(model)}")
+            _check_unscripted(name, model)
             model.eval()
             with torch.no_grad():
                 logits = model(torch.zeros(1, *input_shape))
@@ -270,6 +273,17 @@ def _build(settings: ModelSettings, input_shape: tuple[int, ...], classes: int) 
     if shape != (1, classes):
         raise _MisfitError(f"{name!r} must map one input to logits of shape (1, {classes}), got {shape}")
     return model.train()
+
+
+def _check_unscripted(name: str, model: nn.Module) -> None:
+    """Refuse what TorchScript made: the parameters of its copies are no leaves, and cannot be trained."""
+    for path, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule) and (module is model or list(module.parameters())):
+            raise KdfedError(
+                f"expected {shown(name)} to return plain PyTorch layers, got a model of torch.jit"
+                f"{f' as its layer {shown(path)}' if path else ''}: copies of it cannot be trained; return "
+                "the torch.nn.Module itself, without torch.jit.script or torch.jit.trace"
+            )
 
 
 def _torchvision_model(name: str, channels: int, classes: int, options: Mapping[str, Any]) -> nn.Module:
@@ -378,9 +392,6 @@ def _near(word: str, known: Iterable[str]) -> str:
 
 # ----------------------------------------------------------------------------- trying foreign models
 
-LARGEST = 1e30
-"""Numbers beyond it, either way, cannot be averaged: their weighted sums overflow in float32."""
-
 _WHOLE = 2**53  # whole numbers up to here are exact in float64, in which they are summed
 
 
@@ -391,12 +402,9 @@ class _Found(NamedTuple):
     ----------
     constants
         Buffers that stay where they are.
-    writes
-        Whether the forward pass writes into its inputs.
     """
 
     constants: tuple[str, ...]
-    writes: bool
 
     def apply(self, model: nn.Module) -> nn.Module:
         """Prepare a model of the architecture, in place; return it."""
@@ -404,17 +412,30 @@ class _Found(NamedTuple):
             owner, _, name = key.rpartition(".")
             module = model.get_submodule(owner)
             module.register_buffer(name, module.get_buffer(name), persistent=False)
-        _mark(model, self.writes)
+        spare_inputs(model)
         return model
 
 
-def _identity(name: str) -> object:
+def _named(name: str) -> object:
     """Return what a name stands for now, so that what was found is forgotten with it."""
-    return name if name.startswith("torchvision:") else _builder(name)
+    return "torchvision" if name.startswith("torchvision:") else _builder(name)
+
+
+class _Identity:
+    """A key that is equal to another of the very same thing, which need not be hashable, and holds it."""
+
+    def __init__(self, thing: object) -> None:
+        self.thing = thing
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Identity) and self.thing is other.thing
+
+    def __hash__(self) -> int:
+        return id(self.thing)
 
 
 @lru_cache(maxsize=64)
-def _found(identity: object, settings: str, input_shape: tuple[int, ...], classes: int) -> _Found:
+def _found(identity: _Identity, settings: str, input_shape: tuple[int, ...], classes: int) -> _Found:
     """Try an architecture: train it a little, and build it from two seeds.
 
     Raises
@@ -427,18 +448,22 @@ def _found(identity: object, settings: str, input_shape: tuple[int, ...], classe
         model = _build(read, input_shape, classes)
     with torch_seed(1):
         other = _build(read, input_shape, classes)
-    problem = _problem_with_parameters(model)
-    if problem is None:
-        constants = tuple(key for key, values in _buffers(model).items() if not _has_mean(values))
-        with torch_seed(0):
-            problem = (
-                _problem_with_training(read.name, model, constants, input_shape, classes)
-                or _problem_with_constants(model, other, constants)
-                or _problem_with_state(model, other, constants, input_shape)
-            )
+    constants: tuple[str, ...] = ()
+    try:
+        with torch_seed(0), blamed(read.name, "expected a model whose state can be read and copied"):
+            problem = _problem_with_parameters(model) or _problem_with_entries(model)
+            if problem is None:
+                constants = tuple(key for key, values in _buffers(model).items() if not _has_mean(values))
+                problem = (
+                    _problem_with_training(read.name, model, constants, input_shape, classes)
+                    or _problem_with_constants(model, other, constants)
+                    or _problem_with_state(model, other, constants, input_shape)
+                )
+    except NamedError as error:
+        problem = str(error)
     if problem is not None:
         raise _MisfitError(f"{read.name!r} cannot be trained here: {problem}")
-    return _Found(constants, _writes(model, input_shape))
+    return _Found(constants)
 
 
 def _buffers(model: nn.Module) -> State:
@@ -473,6 +498,24 @@ def _problem_with_parameters(model: nn.Module) -> str | None:
     return None
 
 
+def _problem_with_entries(model: nn.Module) -> str | None:
+    """Say which entries of a state can neither be averaged nor stay where they are."""
+    state, buffers = model.state_dict(), dict(model.named_buffers(remove_duplicate=False))
+    for key, values in state.items():
+        if not isinstance(values, torch.Tensor):
+            return (
+                f"expected tensors in its state_dict, {key} is {shown(type(values).__name__)}; leave it out "
+                "(get_extra_state), or hold its numbers in a buffer"
+            )
+    for key, values in _buffers(model).items():
+        if key not in buffers and not _has_mean(values):
+            return (
+                f"no mean can be taken of {key} of its state_dict ({_what(values)}), which is no buffer; "
+                "register it as one, or leave it out (get_extra_state)"
+            )
+    return None
+
+
 def _problem_with_training(
     name: str, model: nn.Module, constants: tuple[str, ...], input_shape: tuple[int, ...], classes: int
 ) -> str | None:
@@ -490,7 +533,9 @@ def _problem_with_training(
                 return f"{where} it must return float logits of shape ({count}, {classes}), got {got}"
             outputs.square().sum().backward()
             trial.zero_grad()
-        except Exception as error:  # whatever a foreign forward or backward pass raises
+        except BaseException as error:  # whatever a foreign forward or backward pass raises
+            if ends_program(error):
+                raise
             advice = (
                 "; kdfed joins such a batch to the one before for layers of torch.nn.BatchNorm: use those, "
                 "or layers without batch statistics"
@@ -523,8 +568,8 @@ def _problem_with_state(
     model: nn.Module, other: nn.Module, constants: tuple[str, ...], input_shape: tuple[int, ...]
 ) -> str | None:
     """Say whether two models with one state give different logits: something is not in it."""
-    _Found(constants, False).apply(model)
-    _Found(constants, False).apply(other)
+    _Found(constants).apply(model)
+    _Found(constants).apply(other)
     try:
         load_state(other, state_of(model))
     except KdfedError as error:
@@ -574,52 +619,33 @@ def _in_one_line(error: Exception) -> str:
 # ----------------------------------------------------------------------------- inputs
 
 
-_SPARES = "_kdfed_spares_inputs"  # an attribute, so that copies of a model have it too
+SPARING: set[type[nn.Module]] = {CNN, MLP, ResNet}
+"""Models that are known to leave their inputs as they are."""
 
 
-def spare_inputs(model: nn.Module, input_shape: tuple[int, ...]) -> None:
+def spare_inputs(model: nn.Module) -> None:
     """See to it that a model leaves its inputs as they are.
 
-    Others read them afterwards: a model that writes into them (``x.mul_(2)``, or ``ReLU(inplace=True)`` as
-    its first layer) is given copies from now on. It is tried for it once; so are all that
-    :func:`build_model` returns.
+    Others read them afterwards: participants of all arms share a validation set. So a model is given copies
+    from now on, whatever it does with them (``x.mul_(2)``, ``ReLU(inplace=True)`` as its first layer): what a
+    foreign model writes may depend on the values. So are all that :func:`build_model` returns, but for ours.
 
     Parameters
     ----------
     model
-        On any device. It may get a hook.
-    input_shape
-        Shape of one input.
+        On any device. It may get a hook, of which its copies have one, too.
     """
-    if not hasattr(model, _SPARES):
-        _mark(model, _writes(model, input_shape))
+    if type(model) not in SPARING and not has_copies(model):
+        model.register_forward_pre_hook(_copied, prepend=True)  # before hooks that write
 
 
-def _mark(model: nn.Module, writes: bool) -> None:
-    setattr(model, _SPARES, True)
-    if writes:
-        model.register_forward_pre_hook(_copied)
+def has_copies(model: nn.Module) -> bool:
+    """Tell whether a model is given copies of its inputs: see :func:`spare_inputs`."""
+    return _copied in model._forward_pre_hooks.values()
 
 
 def _copied(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple(value.clone() if isinstance(value, torch.Tensor) else value for value in inputs)
-
-
-def _writes(model: nn.Module, input_shape: tuple[int, ...]) -> bool:
-    """Tell whether a model's forward pass writes into its inputs, in evaluation or in training mode."""
-    where = next((values.device for values in model.parameters()), torch.device("cpu"))
-    trial = copy.deepcopy(model)
-    for training, fill in ((False, 0.0), (True, 0.0), (False, 1.0), (True, 1.0)):
-        inputs = torch.full((2, *input_shape), fill, device=where)
-        version = inputs._version
-        try:
-            with torch.no_grad(), torch_seed(0):
-                trial.train(training)(inputs)
-        except Exception:  # noqa: S112 - what it cannot take shows, with its reason, where it must
-            continue
-        if inputs._version != version or not bool((inputs == fill).all()):
-            return True
-    return False
 
 
 # ----------------------------------------------------------------------------- weights

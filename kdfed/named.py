@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import sysconfig
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from kdfed.errors import KdfedError, shortened, shown
+from kdfed.reasons import users_frame
 
 SIGNALLED = frozenset(128 + number for number in (1, 2, 15))
 """Exit codes of a process that was told to end: such an exit is nobody's mistake."""
@@ -71,12 +70,22 @@ def blamed(name: str, expected: str) -> Iterator[None]:
     """
     try:
         yield
-    except (KdfedError, KeyboardInterrupt, GeneratorExit):
+    except KdfedError:
         raise
     except BaseException as error:
-        if isinstance(error, SystemExit) and error.code in SIGNALLED:
+        if ends_program(error):
             raise
         raise NamedError(f"{expected}; it raised {told(error, name)}") from error
+
+
+def ends_program(error: BaseException) -> bool:
+    """Tell whether an exception ends the program on purpose: Ctrl-C, or an exit that a signal asked for.
+
+    Any other ``SystemExit`` is a mistake in whoever's code was called.
+    """
+    if isinstance(error, SystemExit):
+        return error.code in SIGNALLED or hasattr(error, "ray_terminate_msg")  # Ray ends its workers so
+    return isinstance(error, KeyboardInterrupt | GeneratorExit)
 
 
 def told(error: BaseException, name: str) -> str:
@@ -105,19 +114,12 @@ def told(error: BaseException, name: str) -> str:
     return f"{reason} ({place})" if place else reason
 
 
-_INSTALLED = tuple({sysconfig.get_path(kind) for kind in ("stdlib", "platstdlib", "purelib", "platlib")})
-_OURS = ("kdfed", "strategies", "clients", "simulations")
-
-
 def _place(error: BaseException, package: str) -> str:
     """Return file and line of a mistake; empty where no code of the user's was running."""
     if isinstance(error, SyntaxError) and error.filename and Path(error.filename).exists():
         return f"{error.filename}, line {error.lineno}"
-    for frame, line in reversed(list(traceback.walk_tb(error.__traceback__))):
-        file, top = frame.f_code.co_filename, str(frame.f_globals.get("__name__")).partition(".")[0]
-        if top == package or not (top in _OURS or file.startswith(("<", *_INSTALLED))):
-            return f"{file}, line {line}"
-    return ""
+    found = users_frame(error, package)
+    return "" if found is None else f"{found[0]}, line {found[1]}"
 
 
 def _a(word: str) -> str:

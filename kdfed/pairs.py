@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from kdfed.models import State
+from kdfed.models import SPARING, State, spare_inputs
 
 RECEIVED, PERSONAL = "received", "personal"
 
@@ -31,11 +31,16 @@ class Pair(nn.Module):
 
     def __init__(self, received: nn.Module, personal: nn.Module) -> None:
         super().__init__()
+        for half in (received, personal):
+            spare_inputs(half)
         self.received, self.personal = received, personal
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """Return logits [N, 2C] of inputs [N, ...]."""
         return torch.cat([self.received(inputs), self.personal(inputs)], dim=1)
+
+
+SPARING.add(Pair)
 
 
 def pair_state(received: Mapping[str, torch.Tensor], personal: Mapping[str, torch.Tensor]) -> State:

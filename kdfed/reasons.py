@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import logging
-import sys
+import sysconfig
 import traceback
 from collections.abc import Iterator
 from pathlib import PurePath
-from types import TracebackType
 
 from kdfed.errors import MOST_OF_A_LINE, KdfedError, one_line, plain
 
@@ -17,10 +16,26 @@ MOST_OF_A_TEXT = 8_000
 MOST_TEXTS = 500
 """Distinct texts that are logged: somebody who invents a new one every time must not fill a disk."""
 
-_NOT_THE_USERS = frozenset(
-    {"kdfed", "clients", "strategies", "simulations"}
-    | {"torch", "torchvision", "flwr", "ray", "numpy", "pydantic", "safetensors"}
-) | frozenset(sys.stdlib_module_names)
+_OURS = frozenset({"kdfed", "clients", "strategies", "simulations"})
+_INSTALLED = tuple({sysconfig.get_path(kind) for kind in ("stdlib", "platstdlib", "purelib", "platlib")})
+
+
+def users_frame(error: BaseException, package: str = "") -> tuple[str, int] | None:
+    """Return file and line of the innermost frame that is the user's; None where there is none.
+
+    Parameters
+    ----------
+    error
+        What was raised.
+    package
+        Top package of what the user named, whose code is the user's wherever it lies. Besides it all code is
+        that is neither installed, nor part of Python, nor ours.
+    """
+    for frame, line in reversed(list(traceback.walk_tb(error.__traceback__))):
+        file, top = frame.f_code.co_filename, str(frame.f_globals.get("__name__")).partition(".")[0]
+        if top == package or not (top in _OURS or file.startswith(("<", *_INSTALLED))):
+            return file, line
+    return None
 
 
 def reason_of(error: BaseException) -> str:
@@ -45,14 +60,10 @@ def reason_of(error: BaseException) -> str:
 def _place(error: BaseException) -> tuple[BaseException, str]:
     """Return the first error with a frame that is the user's, and file and line of the innermost."""
     for one in reversed(list(_chain(error))):
-        users = [
-            (PurePath(frame.tb_frame.f_code.co_filename).name, frame.tb_lineno)
-            for frame in _frames(one.__traceback__)
-            if str(frame.tb_frame.f_globals.get("__name__")).partition(".")[0] not in _NOT_THE_USERS
-        ]
-        if users:
-            name, line = users[-1]
-            return one, f" ({name[-60:]}, line {line})"
+        found = users_frame(one)
+        if found is not None:
+            file, line = found
+            return one, f" ({PurePath(file).name[-60:]}, line {line})"
     return error, ""
 
 
@@ -63,12 +74,6 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
         seen.append(error)
         yield error
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
-
-
-def _frames(frame: TracebackType | None) -> Iterator[TracebackType]:
-    while frame is not None:
-        yield frame
-        frame = frame.tb_next
 
 
 def _capped(text: str) -> str:

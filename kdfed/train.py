@@ -151,7 +151,7 @@ def kd_local_loss(received: nn.Module, settings: KDLocal, task: Task = CLASSIFIC
     """
     if settings.weight == 0:
         return plain_loss(task)
-    teacher = copy.deepcopy(received).eval().requires_grad_(False)
+    teacher = _frozen(received)
     temperature, weight = settings.temperature, settings.weight
 
     def losses(inputs: torch.Tensor, logits_NC: torch.Tensor, labels_N: torch.Tensor) -> torch.Tensor:
@@ -186,7 +186,7 @@ def ntd_local_loss(received: nn.Module, settings: NTDLocal, task: Task = CLASSIF
         raise KdfedError(f"local mode 'ntd' needs classes, got task {task.name!r}; use plain, proximal or kd")
     if settings.beta == 0:
         return PLAIN
-    teacher = copy.deepcopy(received).eval().requires_grad_(False)
+    teacher = _frozen(received)
     temperature = settings.temperature
 
     def losses(inputs: torch.Tensor, logits_NC: torch.Tensor, labels_N: torch.Tensor) -> torch.Tensor:
@@ -200,6 +200,12 @@ def ntd_local_loss(received: nn.Module, settings: NTDLocal, task: Task = CLASSIF
         return cross_entropies(inputs, logits_NC, labels_N) + settings.beta * temperature**2 * divergence_N
 
     return LocalLoss(losses)
+
+
+def _frozen(received: nn.Module) -> nn.Module:
+    teacher = copy.deepcopy(received).eval().requires_grad_(False)
+    spare_inputs(teacher)
+    return teacher
 
 
 def _not_true(logits_NC: torch.Tensor, labels_N: torch.Tensor) -> torch.Tensor:
@@ -308,7 +314,7 @@ def fit(
         If there is no example.
     """
     examples = examples.to(device_of(model))
-    spare_inputs(model, tuple(examples.inputs.shape[1:]))
+    spare_inputs(model)
 
     def batch_loss(index: torch.Tensor) -> torch.Tensor:
         return loss.mean(model, examples.inputs[index], examples.labels[index])
@@ -441,7 +447,7 @@ def predict(model: nn.Module, inputs: torch.Tensor, batch_size: int = 256) -> to
         Logits [N, C] on the CPU, without gradient.
     """
     device, was_training = device_of(model), model.training
-    spare_inputs(model, tuple(inputs.shape[1:]))
+    spare_inputs(model)
     model.eval()
     try:
         with torch.no_grad():

@@ -26,6 +26,8 @@ import torch
 from torch import fx, nn
 from torch.nn import functional
 
+from kdfed.models import has_copies
+
 Stack: TypeAlias = dict[str, torch.Tensor]
 """The states of B models of one architecture: each entry [B, *shape]."""
 
@@ -243,10 +245,12 @@ class FoldedModel:
         except Exception as error:
             raise NotFoldableError(f"it cannot be traced: {error}") from error
         self.modules = dict(traced.named_modules())
-        if any(module._forward_pre_hooks or module._forward_hooks for module in model.modules()):
-            raise NotFoldableError("it has hooks on its forward pass")
+        for module in model.modules():
+            if module._forward_hooks or len(module._forward_pre_hooks) > has_copies(module):
+                raise NotFoldableError("it has hooks on its forward pass")
         for node in self.graph.nodes:
             self._check(node)
+        self._writes = any(map(_in_place, [*self.modules.values(), *self.graph.nodes]))
         traced.to("meta")  # no weights are held: they come with every call
 
     def _check(self, node: fx.Node) -> None:
@@ -297,7 +301,16 @@ class FoldedModel:
         torch.Tensor
             Logits [B, N, C].
         """
+        if self._writes:  # others read the inputs afterwards
+            value = Folded(value.data.clone(), value.layout)
         return _Run(self, state, participants, norm_training).forward(value)
+
+
+def _in_place(part: nn.Module | fx.Node) -> bool:
+    """Tell whether a registered layer or function is told to write into its input."""
+    if isinstance(part, nn.Module):
+        return bool(getattr(part, "inplace", False))
+    return part.op == "call_function" and any(value is True for value in (*part.args, *part.kwargs.values()))
 
 
 class _Run:

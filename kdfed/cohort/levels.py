@@ -228,7 +228,7 @@ def plan_for(model: nn.Module, input_shape: tuple[int, ...], batch_size: int = 1
         The same for the same arguments. Its level and reason are logged once.
     """
     device = next(model.parameters()).device
-    spare_inputs(model, input_shape)
+    spare_inputs(model)
     plans = _PLANS.setdefault(model, {})
     key = (input_shape, batch_size, device)
     if key not in plans:

@@ -15,7 +15,10 @@ from typing import Any, Protocol
 import numpy as np
 
 from kdfed.config import DataSettings
-from kdfed.errors import DataError, one_line
+from kdfed.errors import DataError, one_line, shown
+
+MOST_OF_A_NAME = 200
+"""Characters of the name of a class."""
 
 
 class Inputs(Protocol):
@@ -120,7 +123,11 @@ def repeated(names: Iterable[str]) -> list[str]:
 
 
 def class_names(
-    settings: DataSettings, declared: tuple[str, ...] | None, needs_names: bool = False
+    settings: DataSettings,
+    declared: tuple[str, ...] | None,
+    needs_names: bool = False,
+    *,
+    strict: bool = False,
 ) -> tuple[str, ...]:
     """Return the names of the classes, in label order and :func:`one_form`.
 
@@ -132,11 +139,15 @@ def class_names(
         What the source itself declares; None when it declares nothing.
     needs_names
         The source holds names, not indices, so that a mere number of classes is not enough.
+    strict
+        What is declared must be distinct and short, as ``data.classes`` must be. Known data sets are taken
+        as they are: ImageNet has two classes of cranes.
 
     Raises
     ------
     DataError
-        If neither names the classes, or both do and differ.
+        If neither names the classes, or both do and differ, or a name cannot be written down, is longer than
+        :data:`MOST_OF_A_NAME`, or stands for two classes.
     """
     asked = settings.classes if isinstance(settings.classes, int | None) else one_form(settings.classes)
     if declared is None:
@@ -154,12 +165,10 @@ def class_names(
                     "data.classes",
                 )
             return tuple(str(index) for index in range(asked))
-        if repeated(asked):
-            raise DataError(
-                f"expected distinct names of classes, got {repeated(asked)} more than once", "data.classes"
-            )
+        _check_names(asked, "data.classes", "data.classes", strict=True)
         return asked
     declared = one_form(declared)
+    _check_names(declared, settings.source, "data.source", strict=strict)
     if isinstance(asked, int) and asked != len(declared):
         raise DataError(
             f"{settings.source} declares {len(declared)} classes, data.classes says {asked}: remove it",
@@ -172,6 +181,35 @@ def class_names(
             "data.classes",
         )
     return declared
+
+
+def _check_names(names: tuple[str, ...], where: str, key: str, *, strict: bool) -> None:
+    """Refuse names, in :func:`one_form`, that no record can hold, or that readers cannot tell apart.
+
+    Raises
+    ------
+    DataError
+        If there is one.
+    """
+    for name in names:
+        if any("\ud800" <= character <= "\udfff" for character in name):
+            raise DataError(
+                f"expected names of classes that can be written as UTF-8 in {where}, got {shown(name)} with "
+                "half a surrogate pair; rename the class",
+                key,
+            )
+        if strict and len(name) > MOST_OF_A_NAME:
+            raise DataError(
+                f"expected names of classes of at most {MOST_OF_A_NAME} characters in {where}, got "
+                f"{shown(name, 40)}; shorten it",
+                key,
+            )
+    if strict and repeated(names):
+        raise DataError(
+            f"expected distinct names of classes in {where} (in Unicode's form NFC), got "
+            f"{shown(repeated(names))} more than once",
+            key,
+        )
 
 
 def check_labels(

@@ -140,7 +140,7 @@ def _listed(dataset: Dataset, settings: DataSettings, name: str) -> Listing:
     if settings.task == "regression":
         labels, names = check_numbers(labels, name), ()
     else:
-        names = class_names(settings, names or None)
+        names = class_names(settings, names or None, strict=True)
         labels = check_labels(labels, len(names), name)
     if len(labels) != len(inputs):
         raise DataError(f"expected as many labels as inputs from {name}, got {len(labels)} and {len(inputs)}")

@@ -310,7 +310,7 @@ class RunFolder:
         """
         text = json.dumps(summary, indent=1, allow_nan=False, ensure_ascii=False)
         with self._recording():
-            write_atomically(self.path / SUMMARY, f"{text}\n".encode())
+            write_atomically(self.path / SUMMARY, f"{text}\n".encode(errors="backslashreplace"))
 
     def _append(self, name: str, line: str, *, sync: bool = False) -> None:
         with self._recording(), (self.path / name).open("ab", buffering=0) as file:

@@ -48,7 +48,7 @@ def build_report(folder: Path) -> None:
     picture = to_png(curves_figure(experiment, records, summary))
     page = render_page(experiment, records, summary, finished)
     write_atomically(run.path / "curves.png", picture)
-    write_atomically(run.path / "report.html", page.encode())
+    write_atomically(run.path / "report.html", page.encode(errors="backslashreplace"))
 
 
 def save_partition_picture(entry: dict[str, Any], path: Path) -> None:

@@ -129,7 +129,7 @@ def run_study(
         results = {key: _result(cache, key) for key in todo.keys}
         summary = rows_of(study, results)
         write_atomically(out / "study.json", (json.dumps(summary, indent=1, allow_nan=False) + "\n").encode())
-        write_atomically(out / "study.html", render(study, summary).encode())
+        write_atomically(out / "study.html", render(study, summary).encode(errors="backslashreplace"))
     except RunFolderError as error:  # it could be written to when the study began
         raise RunError(str(error)) from error
     return summary

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -79,6 +80,23 @@ def test_a_device_logs_its_own(caplog):
 def test_a_warning_that_is_an_error_elsewhere_is_one_here():
     reply = _told(lambda: warnings.warn("hot", UserWarning, stacklevel=1), **{IN_PROCESS: True})
     assert reply.error.reason.startswith("UserWarning: hot (test_telling.py, line ")
+
+
+def test_an_exit_is_a_failure_like_any_other():
+    def handle() -> None:
+        sys.exit(0)
+
+    reply = _told(handle, **{IN_PROCESS: True})
+    assert reply.error.reason.startswith("SystemExit: 0 (test_telling.py")
+
+
+@pytest.mark.parametrize("error", [SystemExit(143), SystemExit(130), KeyboardInterrupt()])
+def test_what_a_signal_asked_for_ends_the_process(error: BaseException):
+    def handle() -> None:
+        raise error
+
+    with pytest.raises(type(error)):
+        _told(handle, **{IN_PROCESS: True})
 
 
 def test_logging_is_as_before_whatever_happens():

@@ -56,6 +56,12 @@ def test_the_innermost_line_that_is_the_users_is_named_and_the_traceback_follows
     assert one_line(reason) == first
 
 
+def test_a_library_that_raises_is_not_the_users_whichever_it_is():
+    packaging = importlib.import_module("packaging.version")
+    reason = _reason(lambda: packaging.Version("no version"))
+    assert "(test_reasons.py, line " in reason.splitlines()[0]
+
+
 def test_what_an_error_of_ours_came_from_is_named(module):
     settings = ModelSettings(name="users_net:Net", options={"early": True})
     with pytest.raises(ConfigError) as raised:

@@ -6,6 +6,7 @@ import gc
 import sys
 import types
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -14,9 +15,11 @@ from torch import nn
 from torch.nn import functional
 
 from kdfed.config import Experiment, ModelSettings
-from kdfed.errors import ConfigError
+from kdfed.data import prepare
+from kdfed.errors import ConfigError, RunError
 from kdfed.models import State, build_model, load_state, state_of
 from kdfed.preflight import check_data
+from simulations.server_app import server_data
 
 Build = Callable[..., Experiment]
 Run = Callable[..., Any]
@@ -166,6 +169,15 @@ class Halved(Net):
         return super().forward(inputs.mul_(0.5))
 
 
+class Shifted(Net):
+    """Writes into its inputs where their values ask for it."""
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        if inputs.min() < 0:
+            inputs -= inputs.min()
+        return super().forward(inputs)
+
+
 class Permuting(Net):
     """Whole numbers drawn at random, which are used."""
 
@@ -311,6 +323,26 @@ class Growing(Net):
         return super().forward(inputs)
 
 
+class Exiting(Net):
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            raise SystemExit(3)
+        return super().forward(inputs)
+
+
+def extra_state(state: Any) -> type[Net]:
+    class Extra(Net):
+        def get_extra_state(self) -> Any:
+            if isinstance(state, BaseException):
+                raise state
+            return state
+
+        def set_extra_state(self, state: Any) -> None:
+            pass
+
+    return Extra
+
+
 REFUSED: dict[str, tuple[type[nn.Module], str]] = {
     "NoParameters": (NoParameters, "no parameter that is trained"),
     "AllFrozen": (type("AllFrozen", (Net,), {"more": lambda self: self.requires_grad_(False)}),
@@ -332,6 +364,10 @@ REFUSED: dict[str, tuple[type[nn.Module], str]] = {
     "RandomTensor": (RandomTensor, "no tensor as an attribute"),
     "PlainList": (PlainList, "no layer in a plain list"),
 
+    "ExtraDict": (extra_state({"seen": 3}), "_extra_state is 'dict'"),
+    "ExtraBool": (extra_state(torch.tensor(True)), "no mean can be taken of _extra_state"),
+    "ExtraRaises": (extra_state(RuntimeError("no state")), "RuntimeError: no state"),
+    "Exiting": (Exiting, "on a batch of 2, it fails: SystemExit: 3"),
     "OwnBatchNorm": (OwnBatchNorm, "on a batch of 1, it fails"),
     "Growing": (Growing, "its state_dict changes"),
 }  # fmt: skip
@@ -347,6 +383,77 @@ def test_a_model_that_cannot_be_trained_or_averaged_is_refused_before_anything_r
     assert "\n" not in mistake.message
     with pytest.raises(ConfigError, match="cannot be trained here"):
         built(name)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit")
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda model: torch.jit.script(model),
+        lambda model: torch.jit.trace(model, torch.zeros(2, FEATURES)),
+        lambda model: nn.Sequential(torch.jit.script(model)),
+    ],
+)
+def test_a_model_of_torchscript_is_refused_with_advice(
+    tiny: Build, monkeypatch: pytest.MonkeyPatch, make: Callable[[nn.Module], nn.Module]
+) -> None:
+    def scripted(input_shape: tuple[int, ...], classes: int) -> nn.Module:
+        return make(nn.Linear(*input_shape, classes))
+
+    monkeypatch.setattr(sys.modules["foreign_zoo"], "scripted", scripted, raising=False)
+    (mistake,) = check_data(experiment(tiny, "scripted"))
+    assert mistake.key == "model"
+    assert "without torch.jit.script" in mistake.message
+
+
+def test_a_builder_that_cannot_be_hashed_is_as_good_as_any_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    @dataclass
+    class Maker:
+        width: int = 8
+
+        def __call__(self, input_shape: tuple[int, ...], classes: int) -> nn.Module:
+            return nn.Sequential(nn.Linear(*input_shape, self.width), nn.Linear(self.width, classes))
+
+    monkeypatch.setattr(sys.modules["foreign_zoo"], "maker", Maker(), raising=False)
+    assert built("maker")(torch.ones(2, FEATURES)).shape == (2, CLASSES)
+
+
+def test_an_architecture_is_tried_once_and_anew_when_its_name_stands_for_another(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made: list[int] = []
+
+    def maker(number: int) -> Callable[..., nn.Module]:
+        def make(input_shape: tuple[int, ...], classes: int) -> nn.Module:
+            made.append(number)
+            return nn.Linear(*input_shape, classes)
+
+        return make
+
+    for number in (1, 2):
+        monkeypatch.setattr(sys.modules["foreign_zoo"], "maker", maker(number), raising=False)
+        for seed in range(3):
+            built("maker", seed)
+    assert [made.count(number) for number in (1, 2)] == [5, 5]
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_a_participant_whose_model_exits_costs_only_that_participant(
+    tiny: Build, run_arm: Run, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    class Unlucky(Net):
+        """Fails once it has learned something."""
+
+        def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+            if self.training and len(inputs) > 2:
+                raise SystemExit(0)
+            return super().forward(inputs)
+
+    monkeypatch.setattr(sys.modules["foreign_zoo"], "Unlucky", Unlucky, raising=False)
+    with pytest.raises(RunError, match="SystemExit"):
+        run_arm(experiment(tiny, "Unlucky", **{"server.cohort-size": size}))
 
 
 @pytest.mark.parametrize("mode", ["kd", "ntd", "proximal", "mutual"])
@@ -399,6 +506,19 @@ def test_a_model_that_writes_into_its_inputs_learns_like_its_twin(
         for name in ("Halved", "Twin")
     ]
     assert curves[0] == curves[1]
+
+
+@pytest.mark.parametrize("strategy", ["fedavg", "feddf", "fedmd"])
+def test_no_model_changes_the_data_that_all_arms_share(
+    tiny: Build, run_arm: Run, monkeypatch: pytest.MonkeyPatch, strategy: str
+) -> None:
+    monkeypatch.setattr(sys.modules["foreign_zoo"], "Shifted", Shifted, raising=False)
+    chosen = experiment(tiny, "Shifted", **server(strategy))
+    data = server_data(prepare(chosen.data))
+    parts = [data.validation, data.test, data.transfer]
+    before = [part.inputs.clone() for part in parts]
+    run_arm(chosen, data=data)
+    assert all(torch.equal(part.inputs, kept) for part, kept in zip(parts, before, strict=True))
 
 
 def live_modules() -> int:

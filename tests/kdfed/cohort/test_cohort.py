@@ -828,7 +828,24 @@ class Scale(nn.Module):
         return inputs.mul_(0.5)
 
 
-@pytest.mark.parametrize("layer", [nn.ReLU(inplace=True), Scale(), nn.Dropout(0.5, inplace=True)])
+class Shift(nn.Module):
+    """Writes only where the values ask for it."""
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        if inputs.min() < 0:
+            inputs -= inputs.min()
+        return inputs
+
+
+class Activation(nn.Module):
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return functional.leaky_relu(inputs, 0.2, True)
+
+
+WRITING = [nn.ReLU(inplace=True), Scale(), nn.Dropout(0.5, inplace=True), Shift(), Activation()]
+
+
+@pytest.mark.parametrize("layer", WRITING)
 @pytest.mark.parametrize("mode", ["plain", "kd"])
 def test_inputs_stay_as_they_are_whatever_a_model_does_with_them(layer: nn.Module, mode: str) -> None:
     model = Scaling(copy.deepcopy(layer))
@@ -843,3 +860,23 @@ def test_inputs_stay_as_they_are_whatever_a_model_does_with_them(layer: nn.Modul
         one = OptimiserSettings(epochs=1, batch_size=9, lr=0.1)
         list(train_in_parts(model, state_of(model), examples, [4, 3, 2], one, loss, [1, 2, 3], sums=sums))
     assert torch.equal(inputs, before)
+
+
+@pytest.mark.parametrize("layer", WRITING)
+def test_halves_of_a_pair_read_the_inputs_as_they_are_whatever_the_other_does(layer: nn.Module) -> None:
+    halves = [Scaling(copy.deepcopy(layer)).eval() for _ in range(2)]
+    inputs = torch.randn(9, 10)
+    before = inputs.clone()
+    expected = torch.cat([half(inputs.clone()) for half in halves], dim=1)
+    pair = Pair(*halves)
+    torch.testing.assert_close(predict(pair, inputs), expected)
+    stack = stack_states([state_of(pair)] * 3)
+    torch.testing.assert_close(predict_stack(pair, stack, inputs), expected.expand(3, -1, -1))
+    assert torch.equal(inputs, before)
+
+
+def test_a_foreign_model_of_registered_layers_is_folded_although_it_is_given_copies() -> None:
+    model = Scaling(nn.ReLU())
+    assert plan_for(model, (10,)).level == "folded"
+    model.layer.register_forward_pre_hook(lambda module, inputs: None)
+    assert plan_for(copy.deepcopy(model), (10,)).level != "folded"

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from kdfed.config import DataSettings, build_experiment
 from kdfed.data import SOURCES, Dataset, load_source
+from kdfed.data.dataset import class_names
 from kdfed.errors import DataError
 
 
@@ -282,3 +283,26 @@ def test_a_users_function_can_give_numbers(user_source: types.ModuleType) -> Non
     user_source.make = lambda settings: (np.zeros((4, 3)), np.arange(4) / 2, ())  # type: ignore[attr-defined]
     data = load_source(DataSettings(task="regression", source="my_sources:make"))
     assert data.labels.tolist() == [0, 0.5, 1, 1.5]
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["a\ud800", "b"], r"UTF-8 in my_sources:make, got 'a\\ud800' with half a surrogate"),
+        (["a", "a"], "distinct names"),
+        (["\u00e9", "e\u0301"], "distinct names"),
+        (["a" * 201, "b"], "at most 200 characters"),
+    ],
+)
+def test_names_of_classes_that_nobody_can_record_or_tell_apart_are_refused(
+    user_source: types.ModuleType, names: list[str], message: str
+) -> None:
+    made = (np.zeros((4, 2), np.float32), np.array([0, 1, 0, 1]), names)
+    user_source.make = lambda settings: made  # type: ignore[attr-defined]
+    with pytest.raises(DataError, match=message) as caught:
+        load_source(DataSettings(source="my_sources:make"))
+    assert len(str(caught.value)) < 500
+
+
+def test_a_known_source_may_have_two_classes_of_one_name() -> None:
+    assert class_names(DataSettings(source="torchvision:ImageNet"), ("crane", "crane")) == ("crane", "crane")

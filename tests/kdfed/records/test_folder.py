@@ -374,6 +374,12 @@ def test_a_broken_summary_is_refused(tmp_path, text, complaint):
         RunFolder(tmp_path).read_summary()
 
 
+def test_a_summary_is_written_whatever_text_it_holds(tmp_path):
+    folder = opened(tmp_path)
+    folder.write_summary(SUMMARY | {"engine": "a\ud800"})
+    assert json.loads((tmp_path / "summary.json").read_bytes())["engine"] == "a\ud800"
+
+
 def test_a_summary_reads_back_and_leaves_no_half_file(tmp_path):
     folder = opened(tmp_path)
     folder.write_summary(SUMMARY)
