@@ -192,6 +192,14 @@ def plain(text: str) -> str:
     return "".join(kept)
 
 
+def text_of(value: object) -> str:
+    """Return a value as text, also where the code that makes it, perhaps a user's, fails."""
+    try:
+        return str(value)
+    except Exception as error:
+        return f"its text cannot be made, which raises {type(error).__name__}"
+
+
 def one_line(text: object, most: int = MOST_OF_A_LINE) -> str:
     """Return one short line that stands for a text of any length and from anywhere.
 
@@ -208,7 +216,7 @@ def one_line(text: object, most: int = MOST_OF_A_LINE) -> str:
         All of a short text, its lines joined; of a long one the first line. A traceback is left out, and
         where there is nothing else its last line ``Type: message`` stands for it. Empty for an empty text.
     """
-    whole = str(text)
+    whole = text_of(text)
     if len(whole) > 2 * _MOST_READ:
         whole = f"{whole[:_MOST_READ]}\n{whole[-_MOST_READ:]}"
     lines = [line for line in map(plain, whole.expandtabs().splitlines()) if line.strip()]

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from kdfed.errors import KdfedError, shortened, shown
+from kdfed.errors import KdfedError, shortened, shown, text_of
 from kdfed.reasons import users_frame
 
 SIGNALLED = frozenset(128 + number for number in (1, 2, 15))
@@ -85,7 +85,7 @@ def ends_program(error: BaseException) -> bool:
     """
     if isinstance(error, SystemExit):
         return error.code in SIGNALLED or hasattr(error, "ray_terminate_msg")  # Ray ends its workers so
-    return isinstance(error, KeyboardInterrupt | GeneratorExit)
+    return isinstance(error, KeyboardInterrupt)
 
 
 def told(error: BaseException, name: str) -> str:
@@ -105,7 +105,7 @@ def told(error: BaseException, name: str) -> str:
         For example ``ValueError: no width (my_models.py, line 12)``.
     """
     place = _place(error, name.partition(":")[0].partition(".")[0])
-    text = error.msg if isinstance(error, SyntaxError) else str(error)
+    text = error.msg if isinstance(error, SyntaxError) else text_of(error)
     if isinstance(error, SystemExit):
         text = f"{text}; code that is imported or called must not end the program"
     reason = shortened(

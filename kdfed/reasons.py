@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Iterator
 from pathlib import PurePath
 
-from kdfed.errors import MOST_OF_A_LINE, KdfedError, one_line, plain
+from kdfed.errors import MOST_OF_A_LINE, KdfedError, one_line, plain, text_of
 
 MOST_OF_A_TEXT = 8_000
 """Characters of a reason, traceback included, in a message and in a log."""
@@ -53,7 +53,7 @@ def reason_of(error: BaseException) -> str:
         return _capped(f"{type(error).__name__}: {error}")
     if isinstance(source, SyntaxError):  # its message has file and line
         place = ""
-    said = one_line(f"{type(source).__name__}: {source}", MOST_OF_A_LINE - len(place))
+    said = one_line(f"{type(source).__name__}: {text_of(source)}", MOST_OF_A_LINE - len(place))
     return _capped(f"{said}{place}\n{''.join(traceback.format_exception(error))}")
 
 

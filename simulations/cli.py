@@ -211,8 +211,8 @@ def run(
     except RunError as error:
         if folder.has_summary:
             _show_results(console, folder)
-        more = f"\nWarnings and tracebacks: {folder.log_path}" if _size(folder.log_path) > logged else ""
-        raise RunError(f"{error}\nRecorded so far: {folder.path}{more}") from error
+        logs = f"\nWarnings and tracebacks: {folder.log_path}" if _size(folder.log_path) > logged else ""
+        raise RunError(f"{error}\nRecorded so far: {folder.path}{logs}") from error
     _show_results(console, folder)
     if _size(folder.log_path) > logged:
         console.print(f"warnings: {escape(str(folder.log_path))}", soft_wrap=True)

@@ -66,6 +66,19 @@ def test_a_mistake_in_a_module_beside_it_is_told_where_it_is(write) -> None:
         load_named(f"{write('beside_user', 'import beside_helper')}:make")
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("class E(Exception):\n    def __str__(self): return 1 / 0\nraise E", "raises ZeroDivisionError"),
+        ("raise GeneratorExit", "GeneratorExit"),
+    ],
+)
+def test_whatever_a_module_raises_can_be_told(write, text: str, message: str) -> None:
+    name = f"telling_user_{len(text)}"
+    with pytest.raises(NamedError, match=rf"{message}.*{name}\.py, line"):
+        load_named(f"{write(name, text)}:make")
+
+
 def test_ctrl_c_while_a_module_is_imported_stays_ctrl_c(write) -> None:
     with pytest.raises(KeyboardInterrupt):
         load_named(f"{write('interrupted_user', 'raise KeyboardInterrupt')}:make")
