@@ -282,7 +282,7 @@ def test_a_study_that_is_killed_goes_on_where_it_stopped(tmp_path):
     words = ["study", str(file), "--workers", "1", "--out", str(out)]
     command = [sys.executable, "-c", "from simulations.cli import main; main()", *words]
     started = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL)
-    end = time.monotonic() + 60
+    end = time.monotonic() + 200
     while len(list(out.glob("cache/*.json"))) < 5 and time.monotonic() < end:
         time.sleep(0.02)
     os.killpg(started.pid, signal.SIGKILL)
