@@ -26,7 +26,7 @@ from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from kdfed.config import ModelSettings, PositiveInt
-from kdfed.errors import ConfigError, KdfedError, Mistake, shortened, shown
+from kdfed.errors import ConfigError, KdfedError, Mistake, one_line, shortened, shown
 from kdfed.limits import LARGEST
 from kdfed.named import NamedError, blamed, ends_program, load_named, signature_of, told
 from kdfed.seeding import torch_seed
@@ -573,7 +573,7 @@ def _problem_with_state(
     try:
         load_state(other, state_of(model))
     except KdfedError as error:
-        return f"built twice, it has two architectures: {_in_one_line(error)}"
+        return f"built twice, it has two architectures: {one_line(error, 300)}"
     try:
         first, again, second = (_logits_of_ones(one, input_shape) for one in (model, model, other))
     except Exception:
@@ -610,10 +610,6 @@ def _what(values: torch.Tensor) -> str:
         return f"NaN, infinity or numbers above {LARGEST:g}"
     kind = str(values.dtype).removeprefix("torch.")
     return kind if values.is_floating_point() or values.is_complex() or kind == "bool" else "above 2^53"
-
-
-def _in_one_line(error: Exception) -> str:
-    return (" ".join(str(error).split()) or type(error).__name__)[:300]
 
 
 # ----------------------------------------------------------------------------- inputs

@@ -10,7 +10,7 @@ Reading order: :mod:`kdfed.config.sections`, :mod:`kdfed.config.experiment`, :mo
 
 from kdfed.config.checks import COMBINATIONS, REGRESSION, cross_checks, task_problem
 from kdfed.config.experiment import Arm, ArmSettings, Experiment, Target, sampled_count
-from kdfed.config.merging import merge, variants
+from kdfed.config.merging import dotted, merge, variants
 from kdfed.config.reading import (
     build_experiment,
     examine_experiment,
@@ -136,6 +136,7 @@ __all__ = [
     "VanillaConsolidation",
     "build_experiment",
     "cross_checks",
+    "dotted",
     "examine_experiment",
     "load_experiment",
     "merge",

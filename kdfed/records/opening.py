@@ -17,13 +17,13 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from kdfed.config import Experiment, load_experiment
+from kdfed.config import Experiment, dotted, load_experiment
 from kdfed.errors import ConfigError, KdfedError, RunFolderError
 from kdfed.records.rounds import Outcome
 from kdfed.records.weights import load_model, weights_sha256
@@ -189,7 +189,7 @@ def _has_model(folder: RunFolder, outcome: Outcome) -> bool:
 
 
 def _differences(old: Experiment, new: Experiment) -> list[str]:
-    before, after = (dict(_flat(e.model_dump(mode="json"))) for e in (old, new))
+    before, after = (dict(dotted(e.model_dump(mode="json"))) for e in (old, new))
     keys = [key for key in {**before, **after} if before.get(key, "nothing") != after.get(key, "nothing")]
     lines = [
         f"  {key}: {before.get(key, 'nothing')!r} there, {after.get(key, 'nothing')!r} here" for key in keys
@@ -197,11 +197,3 @@ def _differences(old: Experiment, new: Experiment) -> list[str]:
     if not lines and list(old.arms) != list(new.arms):
         lines.append(f"  arms: in the order {', '.join(old.arms)} there, {', '.join(new.arms)} here")
     return lines
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, Mapping) and value:
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from kdfed.config import Experiment
+from kdfed.config import Experiment, dotted
 from kdfed.records import RoundRecord
 from simulations.report.figures import (
     ARM_COLOURS,
@@ -245,7 +245,7 @@ def _partitions(summary: Mapping[str, Any]) -> str:
 
 def _settings(experiment: Experiment) -> str:
     order = experiment.arm_order
-    flat = {name: dict(_flatten(experiment.arm(name).model_dump(mode="json"))) for name in order}
+    flat = {name: dict(dotted(experiment.arm(name).model_dump(mode="json"))) for name in order}
     keys = list(dict.fromkeys(key for values in flat.values() for key in values))
     differing = [key for key in keys if len({_write(flat[name].get(key, "–")) for name in order}) > 1]
     rows = [[_code(key), *(_code(_write(flat[name].get(key, "–"))) for name in order)] for key in differing]
@@ -253,7 +253,7 @@ def _settings(experiment: Experiment) -> str:
     table = html_table(heads, rows) if rows else "<p>The arms have the same settings.</p>"
     everything = [
         [_code(key), _code(_write(value))]
-        for key, value in _flatten(experiment.model_dump(mode="json"))
+        for key, value in dotted(experiment.model_dump(mode="json"))
         if not key.startswith("arms.")
     ]
     first = (
@@ -412,11 +412,3 @@ def _code(text: str) -> str:
 
 def _write(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-
-
-def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, Mapping) and value:
-            yield from _flatten(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value

@@ -18,16 +18,6 @@ from kdfed import __version__
 from simulations.cli import catalogue, expand, main
 from simulations.engines.home import MARK
 
-
-@pytest.fixture
-def experiment(tmp_path, monkeypatch, tiny):
-    """The tiny experiment as ``tiny.yaml`` in the current directory."""
-    monkeypatch.chdir(tmp_path)
-    path = tmp_path / "tiny.yaml"
-    path.write_text(tiny(rounds__max=1).to_yaml())
-    return path
-
-
 # ----------------------------------------------------------------------------- several values after a flag
 
 

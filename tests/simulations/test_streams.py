@@ -17,15 +17,6 @@ from simulations.savings import main as savings
 from simulations.streams import Patient
 
 
-@pytest.fixture
-def experiment(tmp_path, monkeypatch, tiny):
-    """The tiny experiment as ``tiny.yaml`` in the current directory."""
-    monkeypatch.chdir(tmp_path)
-    path = tmp_path / "tiny.yaml"
-    path.write_text(tiny(rounds__max=1).to_yaml())
-    return path
-
-
 @contextmanager
 def printing_to(stream: io.TextIOWrapper | None, name: str = "stdout") -> Iterator[None]:
     """Replace a standard stream (a fixture cannot: pytest replaces it again before the test)."""
