@@ -182,9 +182,12 @@ def started(workers: int, address: str | None = None) -> Iterator[None]:
 
 
 def _shut_down() -> None:
+    """Shut Ray down with signals ignored; its driver lays SIGTERM back to "end the process" behind Python."""
     import ray
 
     with held():
+        if (node := ray._private.worker._global_node) is not None:  # what is stopped after the driver
+            node.kill_all_processes = held()(node.kill_all_processes)
         ray.shutdown()
 
 

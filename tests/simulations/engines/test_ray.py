@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -282,6 +284,29 @@ def test_ray_that_runs_already_is_not_taken_over(grid, tiny, tmp_path):
     experiment = tiny()
     with pytest.raises(RunError, match="already running in this process"):
         engine.run(experiment, RunFolder.open_for(tmp_path, experiment), nodes=1, on_event=ignore)
+
+
+_SIGNALLED = """
+import os, signal, ray
+from simulations.engines.ray import started
+
+with started(1):
+    node = ray._private.worker._global_node
+    kill = node.kill_all_processes
+
+    def signalled(*arguments, **options):
+        os.kill(os.getpid(), signal.SIGTERM)
+        kill(*arguments, **options)
+
+    node.kill_all_processes = signalled
+print("whole")
+"""
+
+
+def test_a_signal_that_comes_while_ray_stops_its_processes_does_not_leave_them():
+    """Ray's driver, when it ends, takes SIGTERM's handler away behind Python."""
+    done = subprocess.run([sys.executable, "-c", _SIGNALLED], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (0, "whole\n"), done.stderr
 
 
 @pytest.mark.parametrize(
