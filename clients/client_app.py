@@ -14,7 +14,6 @@ from functools import lru_cache, partial
 import torch
 from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
-from pydantic import TypeAdapter
 from torch import nn
 
 from clients.envelope import CohortWork, Metrics, Task, Work, answer
@@ -26,18 +25,17 @@ from clients.telling import tell
 from clients.trainees import PairedModels, ReceivedModel
 from kdfed import wire
 from kdfed.cohort import predict_stack, train_cohort
-from kdfed.config import LocalSettings, ModelSettings, MutualLocal, TeacherSettings
-from kdfed.ensemble import add_laplace_noise
+from kdfed.local import LOCAL_MODES, plain_loss
+from kdfed.local.pairs import Pair
 from kdfed.models import State, build_model, load_state, state_of
-from kdfed.pairs import Pair
+from kdfed.privacy import add_laplace_noise
 from kdfed.seeding import derive, derive_many, numpy_generator
+from kdfed.settings import ModelSettings, TeacherSettings
 from kdfed.task import Task as LearningTask
-from kdfed.train import TrainResult, local_loss, plain_loss, predict
+from kdfed.train import TrainResult, predict
 from kdfed.wire import versions
 
 app = ClientApp(mods=[tell, gate])
-
-_LOCAL: TypeAdapter[LocalSettings] = TypeAdapter(LocalSettings)
 
 
 @app.query("hello")
@@ -115,12 +113,15 @@ def train(message: Message, context: Context) -> Message:
     participants = _participants(message, context)
 
     def begin(task: Task) -> CohortWork:
-        settings = _LOCAL.validate_json(str(task.config["local"]))
+        settings = LOCAL_MODES.parse(str(task.config["local"]))
         seed, server_round = int(task.config["seed"]), int(task.config["server-round"])
-        loss = local_loss(lambda: _received(task, participants), settings, participants.data.task)
+        loss = settings.loss(lambda: _received(task, participants), participants.data.task)
         trainees: ReceivedModel | PairedModels
-        if isinstance(settings, MutualLocal):
-            trainees = _pairs(task, settings, participants, store_of(_simulation(message), context))
+        federated = ModelSettings.model_validate_json(str(task.config["model"]))
+        personal = settings.personal_model(federated)
+        if personal is not None:
+            store = store_of(_simulation(message), context)
+            trainees = _pairs(task, federated, personal, participants, store)
         else:
             data, name = participants.data, str(task.config["model"])
             model = _template(name, data.input_shape, data.classes, participants.device)
@@ -247,16 +248,20 @@ def _received(task: Task, participants: SimulatedParticipants) -> nn.Module:
 
 
 def _pairs(
-    task: Task, settings: MutualLocal, participants: SimulatedParticipants, store: Store
+    task: Task,
+    federated: ModelSettings,
+    personal: ModelSettings,
+    participants: SimulatedParticipants,
+    store: Store,
 ) -> PairedModels:
     """Return the received model beside the personal ones of a simulation's participants."""
-    data, name, seed = participants.data, str(task.config["model"]), int(task.config["seed"])
-    personal = name if settings.model is None else settings.model.model_dump_json()
+    data, seed = participants.data, int(task.config["seed"])
+    name, own = federated.model_dump_json(), personal.model_dump_json()
 
     return PairedModels(
-        _pair_template(name, personal, data.input_shape, data.classes, participants.device),
+        _pair_template(name, own, data.input_shape, data.classes, participants.device),
         task.arrays,
-        partial(_personal, personal, data.input_shape, data.classes, seed),
+        partial(_personal, own, data.input_shape, data.classes, seed),
         store,
         int(task.config["server-round"]),
     )

@@ -13,13 +13,14 @@ from clients.participant import SimulatedParticipants
 from clients.store import Store
 from kdfed import wire
 from kdfed.cohort import Trained, predict_stack, state_at, train_cohort
-from kdfed.config import OptimiserSettings, PlainLocal
-from kdfed.consensus import DIGESTS, public_places
+from kdfed.consensus import digest_loss, public_places
 from kdfed.data import Examples
 from kdfed.errors import ParticipantError
+from kdfed.local import PLAIN, PlainLocal
 from kdfed.models import State
 from kdfed.seeding import derive_many
-from kdfed.train import PLAIN, TrainResult
+from kdfed.settings import OptimiserSettings
+from kdfed.train import TrainResult
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class LogitsExchange:
     seed, server_round
         The run's seed and the round.
     strategy
-        Which loss digests the consensus: a key of :data:`kdfed.consensus.DIGESTS`.
+        Which loss digests the consensus: see :func:`kdfed.consensus.digest_loss`.
     digest, local
         How participants are trained towards the consensus, and on their own examples.
     agreed
@@ -165,7 +166,7 @@ class LogitsExchange:
             agreed.to(device),
             [len(agreed)] * len(members),
             self.digest,
-            DIGESTS[self.strategy],
+            digest_loss(self.strategy),
             derive_many(self.seed, "digest", self.server_round, members),
             shared=True,
             bfloat16=self.participants.bfloat16,

@@ -17,17 +17,15 @@ from typing import Any
 import numpy as np
 import torch
 from flwr.app import Context
-from pydantic import TypeAdapter
 
 from clients.actors import is_simulated
 from clients.store import Store
-from kdfed.config import DataSettings, PartitionSettings
 from kdfed.data import Examples, PreparedData, prepare
 from kdfed.device import resolve_device
 from kdfed.errors import ParticipantError, one_line
 from kdfed.partition import Partition, partition_of
-
-_PARTITION: TypeAdapter[PartitionSettings] = TypeAdapter(PartitionSettings)
+from kdfed.partitions import PARTITIONS
+from kdfed.settings import DataSettings
 
 
 @dataclass(frozen=True)
@@ -130,5 +128,5 @@ def _simulated(
     data: str, partition: str, seed: int, device: str, threads: int, bfloat16: bool
 ) -> SimulatedParticipants:
     prepared = prepare(DataSettings.model_validate_json(data))
-    made = partition_of(prepared, _PARTITION.validate_json(partition), seed)
+    made = partition_of(prepared, PARTITIONS.parse(partition), seed)
     return SimulatedParticipants(prepared, made, resolve_device(device), threads, bfloat16)

@@ -11,8 +11,8 @@ from torch import nn
 from clients.store import Store
 from kdfed.cohort import state_at
 from kdfed.cohort.folded import Stack
+from kdfed.local.pairs import Pair, halves, pair_state
 from kdfed.models import State
-from kdfed.pairs import Pair, halves, pair_state
 
 log = logging.getLogger("kdfed.clients")
 

@@ -14,7 +14,8 @@ import annotated_types
 from pydantic.fields import FieldInfo
 
 from kdfed import config
-from kdfed.config import COMBINATIONS, Experiment, Settings
+from kdfed.config import COMBINATIONS, Experiment
+from kdfed.settings import Settings
 
 PAGE = Path(__file__).parent / "reference.md"
 

@@ -23,14 +23,13 @@ Collaborative Training with Non-IID Private Data", arXiv 2008.06180, section 3.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import torch
 from torch.nn import functional
 
+from kdfed.local import LocalLoss
+from kdfed.named import load_named
 from kdfed.seeding import numpy_generator
-from kdfed.train import LocalLoss
 
 
 def mean_logits(logits_KNC: torch.Tensor) -> torch.Tensor:
@@ -75,8 +74,16 @@ DIGESTS: dict[str, LocalLoss] = {
 }
 """Strategy -> the loss of digesting its consensus [N, C], which stands where labels do."""
 
-Combine = Callable[[torch.Tensor], torch.Tensor]
-"""Logits [K, N, C] -> consensus [N, C]."""
+
+def digest_loss(name: str) -> LocalLoss:
+    """Return the loss of digesting a consensus: of :data:`DIGESTS`, or a user's ``package.module:name``.
+
+    Raises
+    ------
+    NamedError
+        If the name stands for no function (inputs [N, ...], logits [N, C], consensus [N, C]) -> losses [N].
+    """
+    return DIGESTS[name] if name in DIGESTS else LocalLoss(load_named(name))
 
 
 def public_places(seed: int, server_round: int, held: int, images: int | None) -> np.ndarray:

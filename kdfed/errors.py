@@ -17,6 +17,7 @@ Every message says what was expected, what arrived and what to change.
 
 from __future__ import annotations
 
+import difflib
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
@@ -45,6 +46,15 @@ def shortened(text: str, most: int = MOST_CHARACTERS) -> str:
     count = len(text)
     text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text[:most])
     return text if count <= most else f"{text}... ({count} characters)"
+
+
+def near(word: object, known: Iterable[str]) -> str:
+    """Return the end of a message: the nearest known name, else all of them."""
+    names = sorted(str(name) for name in known)
+    match = difflib.get_close_matches(str(word), names, n=1, cutoff=0.6)
+    if match:
+        return f"; did you mean {shown(match[0])}?"
+    return f"; known: {shortened(', '.join(names), 1000)}" if names else ""
 
 
 def unknown(what: str, name: object, known: Iterable[str], add: str) -> KdfedError:

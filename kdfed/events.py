@@ -56,6 +56,9 @@ PROGRESS = "KDFED_PROGRESS"
 OVERWRITE = "KDFED_OVERWRITE"
 """Environment variable: set where a ServerApp may replace the records in its run folder."""
 
+FOLDER = "KDFED_FOLDER"
+"""Environment variable: the folder of the experiment file, where a ServerApp is given a copy of it."""
+
 OnEvent = Callable[[Event], None]
 
 

@@ -25,11 +25,11 @@ from torch import nn
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from kdfed.config import ModelSettings, PositiveInt
 from kdfed.errors import ConfigError, KdfedError, Mistake, one_line, shortened, shown
 from kdfed.limits import LARGEST
 from kdfed.named import NamedError, blamed, ends_program, load_named, signature_of, told
 from kdfed.seeding import torch_seed
+from kdfed.settings import ModelSettings, PositiveInt
 
 State: TypeAlias = dict[str, torch.Tensor]
 Builder: TypeAlias = Callable[..., nn.Module]
@@ -635,6 +635,13 @@ def spare_inputs(model: nn.Module) -> None:
         model.register_forward_pre_hook(_copied, prepend=True)  # before hooks that write
 
 
+def frozen(model: nn.Module) -> nn.Module:
+    """Return a copy of a model in evaluation mode, without gradient, that leaves its inputs as they are."""
+    copied = copy.deepcopy(model).eval().requires_grad_(False)
+    spare_inputs(copied)
+    return copied
+
+
 def has_copies(model: nn.Module) -> bool:
     """Tell whether a model is given copies of its inputs: see :func:`spare_inputs`."""
     return _copied in model._forward_pre_hooks.values()
@@ -650,6 +657,11 @@ def _copied(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
 def batch_norms(model: nn.Module) -> list[nn.Module]:
     """Return the layers that need two examples in training: see :mod:`kdfed.train` for the rule."""
     return [module for module in model.modules() if isinstance(module, _BatchNorm)]
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Return the device of a model's parameters."""
+    return next(model.parameters()).device
 
 
 def state_of(model: nn.Module) -> State:

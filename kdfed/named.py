@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import inspect
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +22,49 @@ class NamedError(KdfedError):
     """A name stands for nothing that can be called, or what it stands for failed."""
 
 
+def is_named(name: str) -> bool:
+    """Tell whether a name has the form of a user's, ``package.module:name``."""
+    module, _, attribute = name.partition(":")
+    return attribute.isidentifier() and all(part.isidentifier() for part in module.split("."))
+
+
+_FOLDERS: list[Path] = []
+
+
+def search_in(folder: Path) -> None:
+    """Let names be found in the modules of a folder too: behind everything that is installed.
+
+    Parameters
+    ----------
+    folder
+        That of an experiment file.
+    """
+    folder = folder.absolute()
+    if folder not in _FOLDERS:
+        _FOLDERS.append(folder)
+    if str(folder) not in sys.path:
+        sys.path.append(str(folder))
+        importlib.invalidate_caches()
+
+
+def _refuse_hidden(name: str) -> None:
+    """Refuse a module beside the experiment of whose name there is another, which would be found first."""
+    top = name.partition(":")[0].partition(".")[0]
+    beside = [
+        file for folder in _FOLDERS for file in (folder / f"{top}.py", folder / top / "__init__.py")
+        if file.exists()
+    ]  # fmt: skip
+    if not beside:
+        return
+    spec = importlib.util.find_spec(top)
+    found = None if spec is None or spec.origin is None else Path(spec.origin)
+    if found is None or not any(found.exists() and found.samefile(file) for file in beside):
+        raise NamedError(
+            f"expected {shown(name)} to be that of {beside[-1]}, but the name {top!r} stands for "
+            f"{found or 'a module of Python itself'}, which is found first; rename the file"
+        )
+
+
 def load_named(name: str) -> Callable[..., Any]:
     """Return the callable that ``package.module:name`` stands for; its module is imported.
 
@@ -30,9 +75,10 @@ def load_named(name: str) -> Callable[..., Any]:
         missing or cannot be called. Tells file and line of the mistake.
     """
     module_name, _, attribute = name.partition(":")
-    if not attribute.isidentifier() or not all(part.isidentifier() for part in module_name.split(".")):
+    if not is_named(name):
         raise NamedError(f"expected an importable package.module:name, got {shown(name)}")
     with blamed(name, f"expected an importable package.module:name, got {shown(name)}"):
+        _refuse_hidden(name)
         found = getattr(importlib.import_module(module_name), attribute)
     if not callable(found):
         raise NamedError(f"expected {shown(name)} to be callable, got {_a(type(found).__name__)}")

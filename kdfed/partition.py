@@ -1,9 +1,4 @@
-"""Who holds what: the data distributions of federated learning.
-
-Dirichlet and quantity skew draw through flwr-datasets' ``DirichletPartitioner``, k-classes cuts its shards
-with its ``PathologicalPartitioner``. The rest is ours, because flwr-datasets has no such distribution
-(overlap), or deals classes so that participants overlap where they need not (k-classes). Its
-``IidPartitioner`` cuts an already shuffled set into equal slices, as it is done here.
+"""Who holds what: a data set dealt to participants by a scheme of :mod:`kdfed.partitions`.
 
 Every draw comes from (seed, "partition").
 
@@ -13,35 +8,18 @@ Legend: N examples, P participants, K classes.
 from __future__ import annotations
 
 import heapq
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, overload
+from typing import overload
 
 import numpy as np
 
-from kdfed.config import (
-    DirichletPartition,
-    KClassesPartition,
-    LabelOverlapPartition,
-    PartitionBase,
-    PartitionSettings,
-    QuantitySkewPartition,
-    UniformPartition,
-)
 from kdfed.data import PreparedData
-from kdfed.errors import DataError, unknown
+from kdfed.errors import DataError
+from kdfed.named import NamedError, blamed
+from kdfed.partitions.scheme import PartitionBase
 from kdfed.seeding import numpy_generator
-
-PARTITIONS: dict[str, str] = {
-    "uniform": "IID: shuffled, equal sizes",
-    "quantity-skew": "IID labels, sizes drawn from Dirichlet(alpha)",
-    "label-overlap": "own group of classes, plus a share of everybody's",
-    "k-classes": "pathological: exactly k classes each, disjoint at the extreme",
-    "dirichlet": "label skew: each class is dealt by a draw from Dirichlet(alpha)",
-}
-"""Data distributions by kind, one line each."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,7 +82,7 @@ class _Parts(Sequence[np.ndarray]):
 
 
 def make_partition(
-    settings: PartitionSettings, labels: np.ndarray, pool: np.ndarray, classes: int, seed: int
+    settings: PartitionBase, labels: np.ndarray, pool: np.ndarray, classes: int, seed: int
 ) -> Partition:
     """Deal the examples of a pool to participants.
 
@@ -129,12 +107,19 @@ def make_partition(
     _check(settings, labels[pool], classes)
     generator = numpy_generator(seed, "partition")
     order = generator.permutation(np.sort(pool))
-    dealt, sizes = _deal(settings, labels[order], classes, generator)
+    kind = type(settings)
+    try:
+        with blamed(f"{kind.__module__}:{kind.__name__}", f"partition {settings.kind!r}: expected a deal"):
+            dealt, sizes = settings.deal_flat(labels[order], classes, generator)
+    except NamedError as error:
+        raise DataError(str(error), "partition.kind") from error
+    _check_dealt(settings, dealt, sizes, len(order))
     owner = np.repeat(np.arange(len(sizes)), sizes)
     moved = 0
     if sizes.min() < settings.min_examples:
-        kept = isinstance(settings, KClassesPartition)
-        moved = _meet_minimum(owner, sizes, labels[order[dealt]], classes, settings.min_examples, kept)
+        moved = _meet_minimum(
+            owner, sizes, labels[order[dealt]], classes, settings.min_examples, settings.keeps_classes
+        )
     # One sort by (owner, example) instead of one a participant.
     examples = owner
     examples *= len(labels)
@@ -146,7 +131,7 @@ def make_partition(
 
 
 @lru_cache(maxsize=4)
-def partition_of(data: PreparedData, settings: PartitionSettings, seed: int) -> Partition:
+def partition_of(data: PreparedData, settings: PartitionBase, seed: int) -> Partition:
     """Deal a data set's train split to participants; once per process for the same arguments.
 
     A regression has no classes: it is dealt by ten equally filled bins of its label.
@@ -190,7 +175,7 @@ def _counts(owner: np.ndarray, labels: np.ndarray, participants: int, classes: i
     return counts.reshape(participants, classes).astype(np.int64, copy=False)
 
 
-def _check(settings: PartitionSettings, labels: np.ndarray, classes: int) -> None:
+def _check(settings: PartitionBase, labels: np.ndarray, classes: int) -> None:
     participants, minimum = settings.participants, settings.min_examples
     if participants > len(labels):
         raise DataError(
@@ -204,136 +189,24 @@ def _check(settings: PartitionSettings, labels: np.ndarray, classes: int) -> Non
             f"there are {len(labels)} after the held-out splits: lower one of the two",
             "partition.min-examples",
         )
-    if isinstance(settings, KClassesPartition | LabelOverlapPartition):
-        present = classes if isinstance(settings, LabelOverlapPartition) else len(np.unique(labels))
-        if settings.classes > present:
-            raise DataError(
-                f"expected at most the {present} classes of the data, got {settings.classes}",
-                "partition.classes",
-            )
+    problem = settings.problem_with(labels, classes)
+    if problem is not None:
+        key, message = problem
+        raise DataError(message, key)
 
 
-def _deal(
-    settings: PartitionSettings, labels: np.ndarray, classes: int, generator: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return places in the shuffled pool, participant after participant in random order, and sizes."""
-    if type(settings) is UniformPartition:
-        each, larger = divmod(len(labels), settings.participants)
-        sizes = each + (np.arange(settings.participants) < larger)
-        return np.arange(len(labels)), sizes
-    deal = DEALERS.get(type(settings))
-    if deal is None:
-        raise DataError(
-            str(unknown("partition.kind", settings.kind, PARTITIONS, "kdfed.partition.DEALERS")),
-            "partition.kind",
-        )
-    parts = deal(settings, labels, classes, generator)
-    return np.concatenate(parts), np.array([len(part) for part in parts])
-
-
-def _dirichlet(
-    labels: np.ndarray, participants: int, alpha: float, generator: np.random.Generator
-) -> list[np.ndarray]:
-    """Deal each class by proportions from Dirichlet(alpha) (Hsu et al. 2019, arXiv 1909.06335)."""
-    return _flower(
-        lambda partitioners: partitioners.DirichletPartitioner(
-            num_partitions=participants,
-            partition_by="label",
-            alpha=alpha,
-            min_partition_size=0,
-            self_balancing=False,
-            seed=int(generator.integers(2**32)),
-        ),
-        labels,
+def _check_dealt(settings: PartitionBase, dealt: np.ndarray, sizes: np.ndarray, count: int) -> None:
+    """Refuse what somebody's partition may deal by mistake."""
+    expected = (
+        f"partition {settings.kind!r}: expected places from 0 to {count - 1}, each dealt once at most, to "
+        f"{settings.participants} participants"
     )
-
-
-def _k_classes(
-    labels: np.ndarray, participants: int, k: int, generator: np.random.Generator
-) -> list[np.ndarray]:
-    """Cut P x k shards of one class each, and deal k of different classes to everyone.
-
-    Shards are spread evenly over the classes. A participant takes the k classes with the most shards
-    left, ties at random: so the shards always suffice, and nobody shares a class while P x k is at
-    most K.
-    """
-    present, places = np.unique(labels, return_inverse=True)
-    rank = generator.permutation(len(present))  # which classes get one shard more, or any, is random
-    shards = _flower(
-        lambda partitioners: partitioners.PathologicalPartitioner(
-            num_partitions=participants * k,
-            partition_by="label",
-            num_classes_per_partition=1,
-            class_assignment_mode="deterministic",
-            seed=int(generator.integers(2**32)),
-        ),
-        rank[places],
-    )
-    stacks = [shards[first :: len(present)] for first in range(len(present))]
-    left = np.array([len(stack) for stack in stacks])
-    parts = []
-    for _ in range(participants):
-        chosen = np.lexsort((generator.random(len(left)), -left))[:k]
-        left[chosen] -= 1
-        parts.append(generator.permutation(np.concatenate([stacks[c][left[c]] for c in chosen])))
-    return parts
-
-
-def _label_overlap(
-    labels: np.ndarray,
-    participants: int,
-    classes: int,
-    settings: LabelOverlapPartition,
-    generator: np.random.Generator,
-) -> list[np.ndarray]:
-    """Deal a share of every class to everybody alike, the rest to the participants of the class's own group.
-
-    Classes are shuffled and cut into groups of ``settings.classes`` (the last may be smaller); participant p
-    belongs to group p modulo the number of groups. The own examples of a group
-    without a participant are unused.
-    """
-    size = settings.classes
-    group_of = np.empty(classes, dtype=np.int64)
-    group_of[generator.permutation(classes)] = np.arange(classes) // size
-    common: list[np.ndarray] = []
-    own: list[list[np.ndarray]] = [[] for _ in range(-(-classes // size))]
-    for label in range(classes):
-        places = np.flatnonzero(labels == label)
-        cut = round(settings.overlap * len(places))
-        common.append(places[:cut])
-        own[group_of[label]].append(places[cut:])
-    parts = [[part] for part in _cut(common, participants, generator)]
-    for group, places_of_group in enumerate(own):
-        members = range(group, participants, len(own))
-        if members:
-            for member, part in zip(members, _cut(places_of_group, len(members), generator), strict=True):
-                parts[member].append(part)
-    return [generator.permutation(np.concatenate(part)) for part in parts]
-
-
-DEALERS: dict[type[PartitionBase], Callable[..., list[np.ndarray]]] = {
-    DirichletPartition: lambda settings, labels, classes, generator: _dirichlet(
-        labels, settings.participants, settings.alpha, generator
-    ),
-    # With one class for all, the draw over participants is a draw of their sizes.
-    QuantitySkewPartition: lambda settings, labels, classes, generator: _dirichlet(
-        np.zeros_like(labels), settings.participants, settings.alpha, generator
-    ),
-    KClassesPartition: lambda settings, labels, classes, generator: _k_classes(
-        labels, settings.participants, settings.classes, generator
-    ),
-    LabelOverlapPartition: lambda settings, labels, classes, generator: _label_overlap(
-        labels, settings.participants, classes, settings, generator
-    ),
-}
-"""Settings -> (settings, labels [N], classes, generator) -> one array of places a participant.
-
-By their very class: a derived one, which would have another meaning, is not taken for its base.
-"""
-
-
-def _cut(places: list[np.ndarray], parts: int, generator: np.random.Generator) -> list[np.ndarray]:
-    return np.array_split(generator.permutation(np.concatenate(places)), parts)
+    if len(sizes) != settings.participants or dealt.dtype.kind not in "iu":
+        raise DataError(f"{expected}, got {dealt.dtype} for {len(sizes)} participants", "partition.kind")
+    if len(dealt) and (dealt.min() < 0 or dealt.max() >= count):
+        raise DataError(f"{expected}, got {dealt.min()} to {dealt.max()}", "partition.kind")
+    if len(dealt) and np.bincount(dealt).max() > 1:
+        raise DataError(f"{expected}, got {np.bincount(dealt).argmax()} twice", "partition.kind")
 
 
 def _meet_minimum(
@@ -424,36 +297,3 @@ def _giver(
     if -size - 1 > minimum:
         heapq.heappush(largest, (size + 1, giver))
     return giver
-
-
-def _flower(make: Callable[[Any], Any], labels: np.ndarray) -> list[np.ndarray]:
-    """Run one of flwr-datasets' partitioners on labels; returns places in random order."""
-    try:
-        import datasets
-        import flwr_datasets.partitioner as partitioners
-        import pyarrow
-    except ImportError as error:
-        raise DataError(
-            f"this partition needs the package flwr-datasets: pip install 'kdfed[sim]' ({error})",
-            "partition.kind",
-        ) from error
-
-    class Labels(datasets.Dataset):  # type: ignore[misc]
-        """A table of labels that answers in arrays; Hugging Face's own takes seconds for the same."""
-
-        def __getitem__(self, key: str) -> np.ndarray:
-            return labels
-
-        def select(self, indices: Any) -> np.ndarray:
-            return np.asarray(indices, dtype=np.int64)
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # on classes that nobody holds
-        partitioner = make(partitioners)
-        partitioner.dataset = Labels(pyarrow.table({"label": labels}))
-        try:
-            return [partitioner.load_partition(part) for part in range(partitioner.num_partitions)]
-        except ValueError as error:
-            raise DataError(
-                f"cannot deal {len(labels)} examples: {error}", "partition.participants"
-            ) from error

@@ -7,7 +7,7 @@ outputs        logits [N, C]                       standardised values [N, 1]
 labels         classes, int64 [N]                  standardised numbers, float32 [N]
 loss           cross entropy, in nats              squared error
 score          accuracy                            R^2, the coefficient of determination
-soft target    an ensemble of :mod:`.ensemble`     the mean of the teachers' outputs
+soft target    an ensemble of :mod:`.ensembles`    the mean of the teachers' outputs
 soft loss      :math:`(1 - w)` CE + :math:`w T^2`  :math:`(1 - w)(s - y)^2 +
                KL                                  w (s - \bar t)^2`
 peers (DML)    CE + mean KL from each peer         :math:`(s - y)^2` + mean squared
@@ -39,10 +39,9 @@ from typing import ClassVar, Literal, final
 import torch
 from torch.nn import functional
 
-from kdfed.distill import mutual
-from kdfed.distill.vanilla import kd_losses
-from kdfed.ensemble import combine
+from kdfed.ensembles.ensemble import Ensemble
 from kdfed.errors import KdfedError
+from kdfed.losses import kd_losses, peer_losses
 
 WORST = -1e6
 """The least score of an example, also of outputs that are not finite, so that every score is a number."""
@@ -68,7 +67,11 @@ class Task(ABC):
 
     @abstractmethod
     def target(
-        self, ensemble: str, outputs_KNC: torch.Tensor, temperature: float, scores_KC: torch.Tensor | None
+        self,
+        ensemble: Ensemble,
+        outputs_KNC: torch.Tensor,
+        temperature: float,
+        scores_KC: torch.Tensor | None,
     ) -> torch.Tensor:
         """Return what several teachers teach together, [N, C].
 
@@ -140,10 +143,14 @@ class Classification(Task):
         return (outputs_NC.argmax(1) == labels_N).double()
 
     def target(
-        self, ensemble: str, outputs_KNC: torch.Tensor, temperature: float, scores_KC: torch.Tensor | None
+        self,
+        ensemble: Ensemble,
+        outputs_KNC: torch.Tensor,
+        temperature: float,
+        scores_KC: torch.Tensor | None,
     ) -> torch.Tensor:
-        """Return the probabilities [N, C] of :func:`kdfed.ensemble.combine`."""
-        return combine(ensemble, outputs_KNC, temperature, scores_KC)
+        """Return the probabilities [N, C] of the ensemble."""
+        return ensemble.target(outputs_KNC, temperature, scores_KC)
 
     def soft_losses(
         self,
@@ -153,14 +160,14 @@ class Classification(Task):
         temperature: float,
         weight: float,
     ) -> torch.Tensor:
-        """Return :func:`kdfed.distill.vanilla.kd_losses`, [N], in nats."""
+        """Return :func:`kdfed.losses.kd_losses`, [N], in nats."""
         return kd_losses(outputs_NC, target_NC, labels_N, temperature, weight)
 
     def peer_losses(
         self, outputs_NC: Sequence[torch.Tensor], labels_N: torch.Tensor | None
     ) -> list[torch.Tensor]:
-        """Return :func:`kdfed.distill.mutual.losses`, in nats."""
-        return mutual.losses(outputs_NC, labels_N)
+        """Return :func:`kdfed.losses.peer_losses`, in nats."""
+        return peer_losses(outputs_NC, labels_N)
 
 
 @final
@@ -197,12 +204,17 @@ class Regression(Task):
         return torch.nan_to_num(1 - errors_N / variance, nan=WORST, neginf=WORST).clamp_min(WORST)
 
     def target(
-        self, ensemble: str, outputs_KNC: torch.Tensor, temperature: float, scores_KC: torch.Tensor | None
+        self,
+        ensemble: Ensemble,
+        outputs_KNC: torch.Tensor,
+        temperature: float,
+        scores_KC: torch.Tensor | None,
     ) -> torch.Tensor:
         """Return the mean of the teachers' outputs, [N, 1]."""
-        if ensemble != "mean-logits":
+        if ensemble.needs_classes:
             raise KdfedError(
-                f"ensemble {ensemble!r} needs classes, which a regression does not have; use mean-logits"
+                f"ensemble {ensemble.ensemble!r} needs classes, which a regression does not have; use "
+                "mean-logits"
             )
         _require_one(temperature)
         return outputs_KNC.mean(0)
@@ -234,6 +246,16 @@ class Regression(Task):
 
 def _squared(outputs_NC: torch.Tensor, wanted_NC: torch.Tensor) -> torch.Tensor:
     return (outputs_NC - wanted_NC).square().sum(1)
+
+
+def temperature_problem(task: str, *temperatures: float) -> str | None:
+    """Say what is wrong with temperatures; a regression has the temperature 1 only."""
+    if task == "classification" or temperatures == (1.0,):
+        return None
+    wanted, got = "1.0", f"{temperatures[0]:g}"
+    if len(temperatures) > 1:
+        wanted, got = "[1.0]", str(list(temperatures))
+    return f"expected {wanted} with data.task 'regression', whose outputs have no softmax, got {got}; set it"
 
 
 def _require_one(temperature: float) -> None:

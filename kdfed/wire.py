@@ -40,6 +40,7 @@ This module knows no Flower: it turns plans and answers into the plain lists tha
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -54,6 +55,8 @@ import torch
 from kdfed.config import Arm
 from kdfed.errors import WireError
 from kdfed.limits import LARGEST, MOST_NUMBERS, MOST_OF_A_KEY, LabelCounts, Limits
+from kdfed.named import is_named
+from kdfed.outside import outside_names
 from kdfed.task import WORST
 
 HELLO = "query.hello"
@@ -98,12 +101,23 @@ def versions() -> dict[str, str]:
     return {name: version(name) for name in ("kdfed", "torch", "numpy")}
 
 
-def simulation_record(arm: Arm, seed: int, store: Path | None = None) -> dict[str, str | int]:
+def simulation_record(
+    arm: Arm, seed: int, store: Path | None = None, folder: Path | None = None
+) -> dict[str, str | int]:
     """Return the ``simulation`` record: whose data a node of a simulation uses, and how it computes.
 
-    ``store`` is the folder where this arm's and seed's participants keep what lasts between rounds; without
-    one they can keep nothing.
+    Parameters
+    ----------
+    arm, seed
+        What is run.
+    store
+        Where this arm's and seed's participants keep what lasts between rounds; without one they can keep
+        nothing.
+    folder
+        That of the experiment file: the modules of the user's that it names are looked for there too.
     """
+    names = {name for _, name in outside_names(arm.model_dump(mode="json"))}
+    names |= {str(name) for name in (getattr(arm.server, "digest_loss", ""),) if is_named(name)}
     return {
         "data": arm.data.model_dump_json(),
         "partition": arm.partition.model_dump_json(),
@@ -112,6 +126,8 @@ def simulation_record(arm: Arm, seed: int, store: Path | None = None) -> dict[st
         "device": arm.device,
         "precision": arm.precision,
         **({} if store is None else {"store": str(store)}),
+        **({"names": json.dumps(sorted(names))} if names else {}),
+        **({"folder": str(folder)} if names and folder is not None else {}),
     }
 
 

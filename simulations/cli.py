@@ -318,26 +318,23 @@ def list_() -> None:
 
 def catalogue() -> dict[str, dict[str, str]]:
     """Return what an experiment can name, by kind: name -> one line, read from where it is defined."""
-    from kdfed.config import variants
     from kdfed.data import SOURCES
-    from kdfed.distill import METHODS
-    from kdfed.ensemble import ENSEMBLES
     from kdfed.models import MODELS
-    from kdfed.partition import PARTITIONS
     from kdfed.task import TASKS
-    from kdfed.train import LOCAL_MODES
-    from kdfed.transfer_sets import TRANSFER_SETS
+    from simulations.experiments import FAMILIES
 
     return {
         "tasks (data.task)": _lines(TASKS),
-        "KD methods (consolidation.method)": _lines(METHODS),
-        "ensembles (consolidation.ensemble)": _lines(ENSEMBLES),
-        "transfer sets (consolidation.transfer; transfer in a study)": TRANSFER_SETS,
-        "partitions (partition.kind)": _lines(PARTITIONS),
+        **{
+            f"{family.noun}s ({family.key})": {
+                **_lines(family.members),
+                "package.module:name": f"a class of yours, derived from {family.base.__module__}."
+                f"{family.base.__name__}",
+            }
+            for family in FAMILIES
+        },
         "data sources (data.source)": _lines(SOURCES),
         "models (model.name)": _lines(MODELS),
-        "local training (local.mode)": _lines(LOCAL_MODES),
-        "strategies (server.strategy)": _lines(variants("server")),
         "engines (--engine)": ENGINES,
         "experiments that come with kdfed (kdfed run)": _shipped_files("*.yaml", but="study-*.yaml"),
         "studies that come with kdfed (kdfed study)": _shipped_files("study-*.yaml"),
@@ -367,7 +364,8 @@ def _first_comment(path: Path) -> str:
 
 def _load(path: Path, assignments: list[str] | None, seeds: list[str] | None) -> Experiment:
     """Read an experiment and check it, its data included; every mistake is reported before anything runs."""
-    from kdfed.config import examine_experiment, unrelated
+    from kdfed.config import unrelated
+    from simulations.experiments import examine_experiment
 
     path = _shipped(path)
     experiment, mistakes = examine_experiment(path, assignments or (), seeds)

@@ -20,15 +20,18 @@ from flwr.app import ArrayRecord, Context
 from flwr.serverapp import Grid, ServerApp
 
 from kdfed import convergence, wire
-from kdfed.config import Experiment, load_experiment, split_set
+from kdfed.config import Experiment, split_set
 from kdfed.data import PreparedData, prepare
 from kdfed.errors import ConfigError, KdfedError, Mistake, RecordError, RunError, one_line
-from kdfed.events import OVERWRITE, PROGRESS, Event, OnEvent, ignore
+from kdfed.events import FOLDER, OVERWRITE, PROGRESS, Event, OnEvent, ignore
+from kdfed.named import search_in
 from kdfed.partition import Partition, class_counts, partition_of
 from kdfed.preflight import check_data
 from kdfed.reasons import reason_of
 from kdfed.records import Failure, Outcome, RunFolder, Stopped, summarise, versions, weights_sha256
-from strategies.arm import ArmConfig, ServerData, initial_state
+from simulations.experiments import load_experiment
+from strategies.arm import initial_state
+from strategies.arm_config import ArmConfig, ServerData
 from strategies.catalogue import make_strategy
 from strategies.pre_consolidation import PreConsolidation
 
@@ -190,7 +193,9 @@ def _run_seed(
                 name=name,
                 targets=targets,
                 never_stop=sets_targets,
-                simulation=wire.simulation_record(arm, seed, folder.store_path(name, seed)),
+                simulation=wire.simulation_record(
+                    arm, seed, folder.store_path(name, seed), experiment.folder
+                ),
                 on_record=folder.append,
             )
             failure = _run_arm(grid, config, folder, on_event)
@@ -343,7 +348,9 @@ def _from_run_config(run_config: Any) -> tuple[Experiment, Path]:
     shipped = Path(__file__).parent / named
     path = shipped if not named.is_absolute() and not named.exists() and shipped.exists() else named
     seeds = str(run_config["seeds"]).split()
-    experiment = load_experiment(path, split_set(str(run_config["set"])), seeds or None)
+    folder = Path(os.environ.get(FOLDER, path.absolute().parent))
+    search_in(folder)
+    experiment = load_experiment(path, split_set(str(run_config["set"])), seeds or None).found_in(folder)
     out = str(run_config["out"])
     if not Path(out).is_absolute():
         wanted = "expected an absolute path, because Flower's working directory is not yours"

@@ -19,7 +19,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol, runtime_checkable
 
-import numpy as np
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
@@ -27,20 +26,20 @@ from flwr.serverapp.strategy import FedAvg, Result, Strategy
 from torch import nn
 
 from kdfed import convergence, wire
-from kdfed.config import Arm, LogitsServer, ModelSettings, sampled_count
-from kdfed.consolidate import ConsolidationResult, average_states
-from kdfed.data import Examples
+from kdfed.averaging import average_states
+from kdfed.config import Arm, sampled_count
 from kdfed.device import resolve_device
+from kdfed.distill import ConsolidationResult
 from kdfed.errors import RunError
-from kdfed.events import Event, OnEvent, ignore
+from kdfed.events import Event
 from kdfed.ledger import Costs, Ledger
-from kdfed.limits import UPDATE_BOUND, Limits, Reach, most_steps, numpy_of
+from kdfed.limits import UPDATE_BOUND, Limits, Reach, numpy_of
 from kdfed.models import State, buffer_keys, build_model, load_state, state_of
 from kdfed.records import Absent, RoundRecord, load_start
 from kdfed.seeding import derive, python_seed, sample_participants
-from kdfed.task import CLASSIFICATION, Task
 from kdfed.train import evaluate
-from strategies.catalogue import SERVER_OPTIMISERS, takes_means
+from strategies.arm_config import ArmConfig, ServerData
+from strategies.means import SERVER_OPTIMISERS, takes_means
 from strategies.participant_grid import ParticipantGrid
 from strategies.teachers import TeacherPhase, average
 
@@ -55,76 +54,6 @@ class OwnReplies(Protocol):
 
     def reply_spec(self, server_round: int) -> wire.Spec:
         """Return shapes and dtypes of what a participant sends back in a round."""
-
-
-@dataclass(frozen=True)
-class ServerData:
-    """What the server holds: no participant's example among it.
-
-    Parameters
-    ----------
-    transfer, validation, test
-        The held-out splits, float32 [N, ...] and int64 [N]; ``test`` may be None, then its accuracy is
-        not reported.
-    transfer_inputs
-        The transfer set's inputs as stored, [N, ...]: what participants are sent when they upload logits.
-    classes
-        Number of classes; 1, the number of outputs, in a regression.
-    task
-        What is learnt.
-    """
-
-    transfer: Examples
-    validation: Examples
-    test: Examples | None
-    transfer_inputs: np.ndarray
-    classes: int
-    task: Task = CLASSIFICATION
-
-    @property
-    def input_shape(self) -> tuple[int, ...]:
-        """Shape of one input."""
-        return tuple(self.validation.inputs.shape[1:])
-
-
-@dataclass(frozen=True, kw_only=True)
-class ArmConfig:
-    """Everything that one run of one arm needs.
-
-    Parameters
-    ----------
-    arm
-        The resolved settings.
-    data
-        The server's data.
-    seed
-        The run's seed.
-    name
-        The arm's name in records.
-    targets
-        Accuracies in (0, 1]; the arm stops when all are reached, if ``arm.rounds.stop_at_target``.
-    never_stop
-        Run all rounds: for a baseline whose best accuracy sets the targets.
-    simulation
-        The ``simulation`` record of :mod:`kdfed.wire`. Default: every node of the grid is one participant.
-    on_record, on_event
-        Told every evaluation, and every step.
-    """
-
-    arm: Arm
-    data: ServerData
-    seed: int = 0
-    name: str = "arm"
-    targets: tuple[float, ...] = ()
-    never_stop: bool = False
-    simulation: dict[str, str | int] | None = None
-    on_record: Callable[[RoundRecord], None] = lambda record: None
-    on_event: OnEvent = ignore
-
-    def build(self, model: ModelSettings, phase: str) -> nn.Module:
-        """Build a model for the arm's data; its initial weights are drawn for this seed and phase."""
-        seed = derive(self.seed, phase)
-        return build_model(model, self.data.input_shape, self.data.classes, seed)
 
 
 @dataclass
@@ -294,12 +223,8 @@ class ArmRunner:
 
     def _most_steps(self, examples: int) -> int:
         """Return the most optimiser steps of a participant with so many examples in a round."""
-        local, server = self.arm.local, self.arm.server
-        steps = most_steps(local.epochs, local.batch_size, examples)
-        if isinstance(server, LogitsServer):
-            held = len(self.config.data.transfer_inputs)
-            steps += most_steps(server.digest.epochs, server.digest.batch_size, server.images or held)
-        return steps
+        held = len(self.config.data.transfer_inputs)
+        return self.arm.server.most_steps(self.arm.local, examples, held)
 
     def _repair(
         self, arrays: ArrayRecord, replies: Sequence[Message], model: nn.Module, spec: wire.Spec

@@ -15,11 +15,30 @@ Collaborative Training with Non-IID Private Data", arXiv 2008.06180, algorithm 1
 
 from __future__ import annotations
 
-import torch
+from typing import ClassVar, Literal
 
-from kdfed.config import DSFLServer
+import torch
+from flwr.serverapp.strategy import Strategy
+
 from kdfed.consensus import entropy_reduction
-from strategies.logits import LogitsStrategy
+from kdfed.settings import Temperature
+from strategies.arm_config import ArmConfig
+from strategies.logits import LogitsServer, LogitsStrategy
+
+
+class DSFLServer(LogitsServer):
+    """The mean of the probabilities, with its entropy reduced, is the consensus (Itahara et al. 2021)."""
+
+    strategy: Literal["ds_fl"] = "ds_fl"
+    """The strategy."""
+    temperature: Temperature = 0.1
+    """Temperature T of the entropy reduction, above 0; it divides probabilities."""
+
+    digest_loss: ClassVar[str] = "ds_fl"
+
+    def build(self, config: ArmConfig) -> Strategy:
+        """Return DS-FL."""
+        return DSFL(config, **config.flower)
 
 
 class DSFL(LogitsStrategy):

@@ -12,22 +12,70 @@ algorithm 1.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Iterator
+from typing import Any, Literal
 
 from flwr.app import ArrayRecord, Message, MetricRecord
-from flwr.serverapp.strategy import FedAvg
+from flwr.serverapp.strategy import FedAvg, Strategy
 
 from kdfed import wire
-from kdfed.config import FedDFServer, VanillaConsolidation
 from kdfed.consolidate import consolidate
 from kdfed.device import resolve_device
+from kdfed.distill import VanillaConsolidation
+from kdfed.distill.method import soft_refusals
+from kdfed.ensembles import AnyEnsemble, MeanLogits
 from kdfed.errors import LogitsError, RunError
+from kdfed.family import Choosing, Refusal, within
 from kdfed.models import State, load_state, state_of
 from kdfed.seeding import derive
+from kdfed.server import ServerBase
+from kdfed.settings import DistillationSettings, Passes, Rate, Share, Temperature
+from strategies.arm_config import ArmConfig
 
-if TYPE_CHECKING:
-    from strategies.arm import ArmConfig
+
+class FedDFDistillation(DistillationSettings, Choosing):
+    """How FedDF distils a round's models into their average."""
+
+    ensemble: AnyEnsemble = MeanLogits()
+    """How the models' outputs become one target."""
+    temperature: Temperature = 1.0
+    """Temperature T of the distillation term, above 0."""
+    weight: Share = 1.0
+    """Weight w of the distillation term; 1 - w goes to cross entropy. Below 1 only with ``labels``."""
+    epochs: Passes = 5
+    """Passes over the transfer set."""
+    optimizer: Literal["sgd", "adam", "adamw"] = "adam"
+    """torch.optim optimiser; its state starts afresh each time."""
+    lr: Rate = 0.001
+    """Learning rate, above 0."""
+
+
+class FedDFServer(ServerBase):
+    """FedAvg, whose average is distilled from the round's models on the transfer set (Lin et al. 2020)."""
+
+    strategy: Literal["feddf"] = "feddf"
+    """The strategy."""
+    when: Literal["every", "first"] = "every"
+    """Distil after every round, or after the first only."""
+    distillation: FedDFDistillation = FedDFDistillation()
+    """How."""
+
+    def refusals(self, arm: Any) -> Iterator[Refusal]:
+        """Refuse what teachers alone tell, and what does not go together in a distillation."""
+        yield from super().refusals(arm)
+        distillation = self.distillation
+        for refusal in soft_refusals(distillation, arm.data.task):
+            yield within(refusal, ".distillation")
+        if distillation.ensemble.needs_label_counts:
+            yield Refusal(
+                ".distillation.ensemble",
+                f"expected an ensemble that needs no label counts, which only teachers send, got "
+                f"{distillation.ensemble.ensemble!r}",
+            )
+
+    def build(self, config: ArmConfig) -> Strategy:
+        """Return FedDF."""
+        return FedDF(config, **config.flower)
 
 
 class FedDF(FedAvg):

@@ -16,10 +16,27 @@ algorithm 1.
 
 from __future__ import annotations
 
+from typing import ClassVar, Literal
+
 import torch
+from flwr.serverapp.strategy import Strategy
 
 from kdfed.consensus import mean_logits
-from strategies.logits import LogitsStrategy
+from strategies.arm_config import ArmConfig
+from strategies.logits import LogitsServer, LogitsStrategy
+
+
+class FedMDServer(LogitsServer):
+    """The mean of the logits is the consensus (Li and Wang 2019)."""
+
+    strategy: Literal["fedmd"] = "fedmd"
+    """The strategy."""
+
+    digest_loss: ClassVar[str] = "fedmd"
+
+    def build(self, config: ArmConfig) -> Strategy:
+        """Return FedMD."""
+        return FedMD(config, **config.flower)
 
 
 class FedMD(LogitsStrategy):

@@ -20,26 +20,80 @@ from __future__ import annotations
 
 import hashlib
 from abc import abstractmethod
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Iterator
+from typing import Annotated, Any, ClassVar
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
+from pydantic import Field
 
 from kdfed import wire
-from kdfed.config import LogitsServer, ModelSettings
-from kdfed.config.checks import several
-from kdfed.consensus import DIGESTS, public_places
-from kdfed.data import Examples
+from kdfed.consensus import digest_loss, public_places
+from kdfed.data import Examples, PreparedData
 from kdfed.device import resolve_device
+from kdfed.family import Refusal
+from kdfed.limits import most_steps
 from kdfed.models import load_state, state_of
 from kdfed.seeding import derive
+from kdfed.server import ServerBase
+from kdfed.settings import ModelSettings, OptimiserSettings, PositiveInt, several
 from kdfed.train import fit
+from strategies.arm_config import ArmConfig
 
-if TYPE_CHECKING:
-    from strategies.arm import ArmConfig
+
+class DigestSettings(OptimiserSettings):
+    """How a consensus is distilled into a model on the public examples."""
+
+    batch_size: PositiveInt = 32
+    """Examples a step."""
+
+
+class LogitsServer(ServerBase):
+    """Participants exchange logits on the transfer set in every round, and keep their models."""
+
+    images: PositiveInt | None = None
+    """Public examples of a round, drawn anew each time. Default: the whole transfer set."""
+    models: ModelSettings | Annotated[tuple[ModelSettings, ...], Field(min_length=1)] | None = None
+    """The participants' architecture; a list is dealt to participants in turn. Default: the federated
+    model."""
+    digest: DigestSettings = DigestSettings()
+    """How participants distil the consensus of the round before."""
+    distillation: DigestSettings = DigestSettings()
+    """How the server distils it into the model that is evaluated."""
+
+    digest_loss: ClassVar[str]
+    """The loss of digesting the consensus: a key of :data:`kdfed.consensus.DIGESTS`, or
+    ``package.module:name``."""
+
+    needs_classes: ClassVar[str] = "it needs classes"
+
+    def refusals(self, arm: Any) -> Iterator[Refusal]:
+        """Ask for plain local training."""
+        yield from super().refusals(arm)
+        if arm.local.mode != "plain":
+            yield Refusal(
+                "local.mode",
+                f"expected 'plain' with strategy {self.strategy!r}, whose participants receive no model, got "
+                f"{arm.local.mode!r}",
+                (".strategy",),
+            )
+
+    def misfits(self, arm: Any, data: PreparedData) -> Iterator[Refusal]:
+        """Refuse more public examples than there are."""
+        held = len(data.splits.transfer)
+        if self.images is not None and self.images > held:
+            yield Refusal(
+                ".images",
+                f"expected at most the {held} examples of the transfer split, got {self.images}; lower it or "
+                "hold out more (data.splits.transfer)",
+            )
+
+    def most_steps(self, local: OptimiserSettings, examples: int, public: int) -> int:
+        """Return the most optimiser steps of training and digesting."""
+        digest = most_steps(self.digest.epochs, self.digest.batch_size, self.images or public)
+        return super().most_steps(local, examples, public) + digest
 
 
 class LogitsStrategy(FedAvg):
@@ -108,7 +162,7 @@ class LogitsStrategy(FedAvg):
             model,
             Examples(public, consensus.float()),
             self.settings.distillation,
-            DIGESTS[self.settings.strategy],
+            digest_loss(self.settings.digest_loss),
             derive(self.config.seed, "logits", server_round),
         )
         metrics = self.train_metrics_aggr_fn([reply.content for reply in replies], self.weighted_by_key)
@@ -135,7 +189,7 @@ class LogitsStrategy(FedAvg):
         settings = {
             **config,
             "model": model.model_dump_json(),
-            "strategy": self.settings.strategy,
+            "strategy": self.settings.digest_loss,
             "digest": self.settings.digest.model_dump_json(),
             "images": self.settings.images or 0,
             "count": len(self._places(server_round)),

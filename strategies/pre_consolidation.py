@@ -17,9 +17,11 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg, FedProx, Strategy
 
-from kdfed.config import ProximalLocal, sampled_count
+from kdfed.config import sampled_count
 from kdfed.errors import ConfigError, Mistake
-from strategies.arm import ArmConfig, ArmResult, ArmRunner, layers, minima
+from kdfed.local import ProximalLocal
+from strategies.arm import ArmResult, ArmRunner, layers, minima
+from strategies.arm_config import ArmConfig
 
 
 class PreConsolidation(Strategy):

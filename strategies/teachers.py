@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -23,19 +23,18 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from torch import nn
 
 from kdfed import wire
-from kdfed.config import ModelSettings
-from kdfed.config.checks import several
-from kdfed.consolidate import ConsolidationResult, average_states, consolidate
+from kdfed.averaging import average_states
+from kdfed.consolidate import consolidate
+from kdfed.distill import ConsolidationResult
+from kdfed.errors import KdfedError
 from kdfed.limits import UPDATE_BOUND, LabelCounts, Reach, most_steps, numpy_of
 from kdfed.models import State, buffer_keys, load_state, state_of
 from kdfed.records import Absent
 from kdfed.seeding import derive, sample_participants
+from kdfed.settings import ModelSettings, several
 from kdfed.train import predict
-from kdfed.transfer_sets import transfer_set
+from strategies.arm_config import ArmConfig
 from strategies.participant_grid import ParticipantGrid
-
-if TYPE_CHECKING:
-    from strategies.arm import ArmConfig
 
 _PROBED = 32
 """Validation examples on which a teacher is tried before it joins the ensemble."""
@@ -184,7 +183,12 @@ class TeacherPhase:
             sources = torch.stack([teacher.arrays[wire.LOGITS] for teacher in teachers])
         else:
             modules += [self._module(teacher) for teacher in teachers]
-        transfer = transfer_set(settings, data.transfer, modules, derive(self.config.seed, "transfer"))
+        if settings.transfer.needs_teachers and not modules:
+            raise KdfedError(
+                f"transfer {settings.transfer.transfer!r} needs the teachers' weights; set teachers.upload: "
+                "weights"
+            )
+        transfer = settings.transfer.examples(data.transfer, modules, derive(self.config.seed, "transfer"))
         counts = None
         if self.arm.teachers.label_counts.send:
             counts = np.array([teacher.label_counts for teacher in teachers], dtype=np.float64)

@@ -16,7 +16,8 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
 from kdfed import wire
-from kdfed.config import Experiment, build_experiment, merge
+from kdfed.config import Experiment
+from simulations.experiments import build_experiment, merge
 
 os.environ["RAY_ADDRESS"] = "local"  # a cluster of one's own, never one that is found
 
@@ -68,7 +69,8 @@ def run_arm(tmp_path: Path) -> Callable[..., Any]:
     from kdfed.data import prepare
     from simulations.engines.inprocess import InProcessGrid
     from simulations.server_app import server_data
-    from strategies.arm import ArmConfig, initial_state
+    from strategies.arm import initial_state
+    from strategies.arm_config import ArmConfig
     from strategies.catalogue import make_strategy
     from strategies.pre_consolidation import PreConsolidation
 

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import pytest
 import yaml
 
-from kdfed.config import build_experiment, merge
+from simulations.experiments import build_experiment, merge
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(
@@ -191,9 +191,11 @@ def test_the_method_of_contributing_trains_by_its_own_loss(monkeypatch: pytest.M
     import torch
 
     from kdfed import consolidate as module
-    from kdfed.config import ModelSettings, VanillaConsolidation, sections
+    from kdfed.config import sections
     from kdfed.data import Examples
+    from kdfed.distill import VanillaConsolidation
     from kdfed.models import build_model, state_of
+    from kdfed.settings import ModelSettings
 
     _, (loss, settings, run) = contributing("Add a distillation method")
     method = ModuleType("kdfed.distill.reverse")
@@ -226,7 +228,7 @@ def test_the_partition_of_contributing_is_dealt(monkeypatch: pytest.MonkeyPatch)
     import numpy as np
 
     from kdfed import partition
-    from kdfed.config import PartitionBase
+    from kdfed.partitions import PartitionBase
 
     class Striped(PartitionBase):
         kind: Literal["striped"]

@@ -21,9 +21,10 @@ import torch
 from torch import nn
 
 from kdfed.cohort.levels import Plan, functional_call, kind_of
-from kdfed.config import OptimiserSettings
+from kdfed.local import LocalLoss
 from kdfed.models import State
-from kdfed.train import LocalLoss, TrainResult
+from kdfed.settings import OptimiserSettings
+from kdfed.train import TrainResult
 
 if TYPE_CHECKING:
     from kdfed.data import Examples

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 
 import torch
 
-from kdfed.config import OptimiserSettings
 from kdfed.errors import unknown
+from kdfed.settings import OptimiserSettings
 
 _BETA_1, _BETA_2, _EPSILON = 0.9, 0.999, 1e-8  # torch.optim's defaults, which kdfed.train uses too
 

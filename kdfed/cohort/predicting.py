@@ -10,8 +10,8 @@ from torch import nn
 
 from kdfed.cohort.folded import Stack
 from kdfed.cohort.levels import plan_for
-from kdfed.models import State, load_state
-from kdfed.train import device_of, predict
+from kdfed.models import State, device_of, load_state
+from kdfed.train import predict
 
 PREDICT_BYTES = 64 * 2**20
 """Memory budget of the activations of one pass: models and inputs are cut to fit."""

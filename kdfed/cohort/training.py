@@ -17,11 +17,12 @@ from kdfed.cohort.levels import Plan, plan_for
 from kdfed.cohort.one_step import sum_of_steps, who_makes_one_step
 from kdfed.cohort.optimisers import StackedOptimiser
 from kdfed.cohort.predicting import stack_states, state_at
-from kdfed.config import OptimiserSettings
 from kdfed.errors import KdfedError
-from kdfed.models import State, load_state, state_of
+from kdfed.local import LocalLoss
+from kdfed.models import State, device_of, load_state, state_of
 from kdfed.seeding import shuffled
-from kdfed.train import LocalLoss, TrainResult, device_of, fit
+from kdfed.settings import OptimiserSettings
+from kdfed.train import TrainResult, fit
 
 if TYPE_CHECKING:
     from kdfed.data import Examples

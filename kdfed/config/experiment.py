@@ -1,52 +1,49 @@
-"""Arms and experiments: the sections put together."""
+"""Arms and experiments: the sections put together, and the schema that families make of them."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, TypeVar
+from functools import lru_cache
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, cast
 
-from pydantic import AfterValidator, BaseModel, Field
+from pydantic import AfterValidator, BaseModel, Field, PrivateAttr, create_model
 
 from kdfed.config.document import dump
 from kdfed.config.merging import merge
-from kdfed.config.sections import (
-    ConsolidationSettings,
+from kdfed.distill import KDMethod, VanillaConsolidation
+from kdfed.family import Families, gathered
+from kdfed.local import LocalMode, PlainLocal
+from kdfed.partitions import DirichletPartition, PartitionBase
+from kdfed.server import ServerBase
+from kdfed.settings import (
     DataSettings,
-    DirichletPartition,
     Distinct,
-    FedAvgServer,
-    LocalSettings,
     ModelSettings,
-    PartitionSettings,
-    PlainLocal,
     RoundSettings,
-    ServerSettings,
     Settings,
     TeacherSettings,
     Text,
-    VanillaConsolidation,
     kebab,
 )
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
 
-def validate(model: type[ModelT], values: Mapping[str, Any]) -> ModelT:
+def validate(model: type[ModelT], values: Mapping[str, Any], families: Families) -> ModelT:
     """Validate as JSON: strict, so that no word becomes a number, while lists still become tuples.
 
-    ``local`` without ``mode`` is plain, ``server`` without ``strategy`` is fedavg, ``consolidation`` without
-    ``method`` is vanilla.
+    A section that does not say which thing it is about is about the family's default: ``local`` without
+    ``mode`` is plain.
     """
     values = dict(values)
-    defaults = {
-        "local": {"mode": "plain"},
-        "server": {"strategy": "fedavg"},
-        "consolidation": {"method": "vanilla"},
-    }
-    for section, default in defaults.items():
+    for section, family in families.sections.items():
         if isinstance(values.get(section), Mapping):
-            values[section] = {**default, **values[section]}
+            default = {family.tag: family.default} if family.default else {}
+            given = {**default, **values[section]}
+            kind = family.members.get(str(given.get(family.tag)))
+            values[section] = given if kind is None else gathered(kind, given)
     text = json.dumps(values, default=str)
     return model.model_validate_json(text, strict=True, by_alias=True, by_name=False)
 
@@ -64,18 +61,21 @@ class ArmSettings(Settings):
     averaged) or ``file:PATH`` (a .safetensors file)."""
     model: ModelSettings = ModelSettings()
     """The federated model, also the student."""
-    local: LocalSettings = PlainLocal()
+    local: LocalMode = PlainLocal()
     """Local training in a federated round."""
     teachers: TeacherSettings = TeacherSettings()
     """Local training before the first round; only arms that start from teachers use it."""
-    consolidation: ConsolidationSettings = VanillaConsolidation()
+    consolidation: KDMethod = VanillaConsolidation()
     """Teachers into one student; only arms with ``start: consolidated`` use it."""
-    server: ServerSettings = FedAvgServer()
+    server: ServerBase
     """Strategy, sampling, cohorts, deadlines."""
 
 
 class Arm(ArmSettings):
     """One way of running an experiment: everything that one arm needs, all keys resolved."""
+
+    families: ClassVar[Families]
+    """What its sections were chosen from."""
 
     threads: Annotated[int, Field(ge=1, le=256)] = 1
     """Intra-op threads of every process that trains, distils, aggregates or evaluates. Part of the
@@ -87,7 +87,7 @@ class Arm(ArmSettings):
     on GPUs), while weights, losses and everything on the server stay float32."""
     data: DataSettings = DataSettings()
     """Where the examples come from."""
-    partition: PartitionSettings = DirichletPartition(kind="dirichlet", alpha=0.1)
+    partition: PartitionBase = DirichletPartition(alpha=0.1)
     """Who holds what."""
     rounds: RoundSettings = RoundSettings()
     """How long an arm runs and how its curve is read."""
@@ -110,7 +110,11 @@ def _distinct_targets(targets: tuple[Target, ...]) -> tuple[Target, ...]:
 
 
 class Experiment(Arm):
-    """A whole experiment file."""
+    """A whole experiment file; :func:`experiment_type` makes what reads one."""
+
+    arm_type: ClassVar[type[Arm]]
+    """What an arm of it is."""
+    _folder: Path | None = PrivateAttr(default=None)
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)
     """Letters, digits, dot, hyphen, underscore. The default output folder is ``runs/<name>``."""
@@ -125,6 +129,17 @@ class Experiment(Arm):
     arms: Annotated[dict[str, dict[str, Any]], Field(min_length=1)]
     """The arms by name (at most 64 letters, digits, hyphens, underscores); each replaces some keys of the
     experiment."""
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder of its file, whose modules it can name; None of one that was read from nowhere."""
+        return self._folder
+
+    def found_in(self, folder: Path) -> Experiment:
+        """Return the same experiment, of a file in this folder."""
+        copy = self.model_copy()
+        copy._folder = folder
+        return copy
 
     @property
     def baseline_arm(self) -> str:
@@ -150,11 +165,11 @@ class Experiment(Arm):
         KeyError
             If there is no such arm.
         """
-        return validate(Arm, self._arm_values(name))
+        return validate(self.arm_type, self._arm_values(name), self.families)
 
     def _arm_values(self, name: str) -> dict[str, Any]:
         shared = {key: value for key, value in self.model_dump(mode="json").items() if key in ARM_KEYS}
-        return merge(shared, self.arms[name])
+        return merge(shared, self.arms[name], self.families)
 
     def to_yaml(self) -> str:
         """Return the resolved experiment as YAML that reads back to an equal experiment."""
@@ -167,9 +182,25 @@ REPLACEABLE_KEYS = {kebab(name) for name in ArmSettings.model_fields}
 
 def sampled_count(arm: Arm) -> int:
     """Return how many participants a round samples, at least one."""
-    sampled = arm.server.sampled
-    if sampled == "all":
-        return arm.partition.participants
-    if isinstance(sampled, int):
-        return sampled
-    return max(1, round(sampled * arm.partition.participants))
+    return arm.server.drawn(arm.partition.participants)
+
+
+@lru_cache(maxsize=32)
+def experiment_type(families: Families) -> type[Experiment]:
+    """Return the schema of experiments that can choose from these families."""
+    kinds: list[Any] = []
+    make: Any = create_model
+    for model in (Arm, Experiment):
+        fields: dict[str, Any] = {}
+        for section, family in families.sections.items():
+            field = model.model_fields[section]
+            default = field.default
+            if field.is_required():
+                default = family.members[family.default]() if family.default in family.members else ...
+            fields[section] = (family.union, Field(default=default, description=field.description))
+        kind = make(model.__name__, __base__=model, __module__=__name__, __doc__=model.__doc__, **fields)
+        kind.families = families
+        kinds.append(kind)
+    arm, experiment = kinds
+    experiment.arm_type = arm
+    return cast("type[Experiment]", experiment)

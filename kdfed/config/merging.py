@@ -3,31 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, get_args
+from typing import Any
 
-from kdfed.config.sections import (
-    ConsolidationSettings,
-    LocalSettings,
-    PartitionSettings,
-    ServerSettings,
-    Settings,
-    kebab,
-)
-
-DISCRIMINATORS = ("kind", "mode", "strategy", "method")
-"""Keys whose value says which other keys there are."""
+from kdfed.family import Families, keys_of, own_keys
 
 
-def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+def merge(
+    base: Mapping[str, Any], changes: Mapping[str, Any], families: Families | None = None
+) -> dict[str, Any]:
     """Replace some keys of nested mappings.
 
-    Dotted keys reach into nested mappings. Where ``kind``, ``mode``, ``strategy``, ``method`` or a model's
-    ``name`` changes, the other keys of that mapping that belonged to the old one are dropped.
+    Dotted keys reach into nested mappings. Where another thing is chosen (another ``kind``, ``mode``,
+    ``strategy``, ``method``, ``transfer`` or ``ensemble``, or another ``name`` of a model), the other keys of
+    that mapping that belonged to the old one are dropped.
 
     Parameters
     ----------
     base, changes
         Mappings as read from YAML; neither is changed.
+    families
+        What is chosen from. Default: nothing is dropped.
 
     Returns
     -------
@@ -38,14 +33,35 @@ def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]
     for key, value in undotted(changes).items():
         old = result.get(key)
         if isinstance(value, Mapping) and isinstance(old, Mapping):
-            for tag in (*DISCRIMINATORS, *(("name",) if key == "model" else ())):
-                if tag in value and tag in old and value[tag] != old[tag]:
-                    known = _keys_of_variant(key, tag, value[tag])
-                    old = {k: v for k, v in old.items() if k in known}
-            result[key] = merge(old, value)
+            result[key] = merge(_without_what_went(key, old, value, families), value, families)
         else:
             result[key] = value
     return result
+
+
+def _without_what_went(
+    key: str, old: Mapping[str, Any], new: Mapping[str, Any], families: Families | None
+) -> Mapping[str, Any]:
+    """Return the old keys of a mapping, less those of a thing that is no longer chosen."""
+
+    def changes(tag: str) -> bool:
+        return tag in new and tag in old and bool(new[tag] != old[tag])
+
+    if key == "model" and changes("name"):
+        return {"name": old["name"]}
+    for family in families or ():
+        if not changes(family.tag):
+            continue
+        if family.inner:
+            gone, come = (family.members.get(str(values[family.tag])) for values in (old, new))
+            lost = set() if gone is None else own_keys(gone, family.tag)
+            lost -= set() if come is None else own_keys(come, family.tag)
+            old = {name: value for name, value in old.items() if name not in lost}
+        elif families is not None and family.section == key:
+            kind = families.sections[key].members.get(str(new[family.tag]))
+            known = {family.tag} if kind is None else keys_of(kind, {**old, **new})
+            old = {name: value for name, value in old.items() if name in known}
+    return old
 
 
 def undotted(changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -70,26 +86,3 @@ def dotted(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
             yield from dotted(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
-
-
-def variants(section: str) -> dict[str, type[Settings]]:
-    """Return the variants of ``partition``, ``local``, ``server`` or ``consolidation`` by name."""
-    unions = {
-        "partition": PartitionSettings,
-        "local": LocalSettings,
-        "server": ServerSettings,
-        "consolidation": ConsolidationSettings,
-    }
-    found: dict[str, type[Settings]] = {}
-    for variant in get_args(get_args(unions[section])[0]):
-        for tag in DISCRIMINATORS:
-            if tag in variant.model_fields:
-                found[get_args(variant.model_fields[tag].annotation)[0]] = variant
-    return found
-
-
-def _keys_of_variant(section: str, tag: str, value: object) -> set[str]:
-    if section not in ("partition", "local", "server", "consolidation"):
-        return set()
-    variant = variants(section).get(str(value))
-    return {kebab(name) for name in variant.model_fields} if variant else {tag}

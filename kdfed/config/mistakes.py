@@ -4,35 +4,28 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, get_args
 
 from pydantic import BaseModel
 
-from kdfed.config.experiment import Experiment
-from kdfed.config.merging import DISCRIMINATORS, variants
-from kdfed.config.sections import ConsolidationBase, OptimiserSettings, PartitionBase, ServerBase, kebab
-from kdfed.errors import Mistake, shortened, shown
-
-
-def near(word: object, known: Iterable[str]) -> str:
-    """Return the end of a message: the nearest known name, else all of them."""
-    names = sorted(str(name) for name in known)
-    match = difflib.get_close_matches(str(word), names, n=1, cutoff=0.6)
-    if match:
-        return f"; did you mean {shown(match[0])}?"
-    return f"; known: {shortened(', '.join(names), 1000)}" if names else ""
+from kdfed.errors import Mistake, near, shown
+from kdfed.family import Families, choices, own_keys
+from kdfed.settings import kebab
 
 
 def _raw_path(location: Sequence[int | str], values: Any) -> list[int | str]:
     """Return the part of a pydantic location that exists in the file: no union tags, no types."""
     path: list[int | str] = []
-    holder = values
+    holder, above = values, None
     for part in location:
+        if not isinstance(holder, dict | list) and isinstance(above, dict) and part in above:
+            path.pop()  # of what is chosen by name, the keys stand beside the name
+            holder = above
         inside = isinstance(holder, dict) and part in holder
         if inside or (isinstance(holder, list) and isinstance(part, int) and part < len(holder)):
             path.append(part)
-            holder = holder[part]
+            holder, above = holder[part], holder
     return path
 
 
@@ -41,16 +34,16 @@ def related(key: str, other: str) -> bool:
     return f"{key}.".startswith(f"{other}.") or f"{other}.".startswith(f"{key}.")
 
 
-_SHARED: dict[str, tuple[type[BaseModel], dict[str, Any]]] = {
-    "partition": (PartitionBase, {"kind": "uniform"}),
-    "local": (OptimiserSettings, {"mode": "plain"}),
-    "server": (ServerBase, {"strategy": "fedavg"}),
-    "consolidation": (ConsolidationBase, {"method": "vanilla"}),
-}
-"""What every variant of a section has, and a variant that needs nothing else."""
+def _harmless(families: Families, section: str) -> dict[str, Any]:
+    """Return a thing that needs no keys."""
+    family = families.sections[section]
+    for name, kind in family.members.items():
+        if not any(field.is_required() for field in kind.model_fields.values()):
+            return {family.tag: name}
+    return {}
 
 
-def remove_all(values: dict[str, Any], problems: Sequence[Mapping[str, Any]]) -> None:
+def remove_all(values: dict[str, Any], problems: Sequence[Mapping[str, Any]], families: Families) -> None:
     """Remove or replace what is wrong, so that the mistakes it hides show, and none that it alone makes."""
     for path, missing in [(_raw_path(problem["loc"], values), _missing(problem)) for problem in problems]:
         if missing and (not path or path[0] in ("partition", "local")):
@@ -62,18 +55,18 @@ def remove_all(values: dict[str, Any], problems: Sequence[Mapping[str, Any]]) ->
             values["arms"] = {"arm": {}}
         elif len(path) == 2 and path[0] == "arms":
             _put(values, path, {})
-        elif path and path[0] in _SHARED and len(path) == 1:
-            model, variant = _SHARED[str(path[0])]
-            shared = {kebab(name) for name in model.model_fields}
-            old = values.get(path[0])
-            belongs = {kebab(name) for one in variants(str(path[0])).values() for name in one.model_fields}
+        elif path and path[0] in families.sections and len(path) == 1:
+            section = str(path[0])
+            family, old = families.sections[section], values.get(section)
+            shared = {kebab(name) for name in family.base.model_fields}
+            belongs = {kebab(name) for one in family.members.values() for name in one.model_fields}
             # What belongs to no variant is a mistake of its own, and still to be found.
             kept = (
                 {k: v for k, v in old.items() if k in shared or k not in belongs}
                 if isinstance(old, dict)
                 else {}
             )
-            values[str(path[0])] = {**kept, **variant}
+            values[section] = {**kept, **_harmless(families, section)}
         elif path:
             _put(values, path, None)
     if values.get("arms") == {"arm": {}} and values.get("baseline") != "arm":
@@ -97,11 +90,11 @@ def _put(values: Any, path: Sequence[int | str], value: Any) -> None:
         values[path[-1]] = value
 
 
-def _models_at(location: Sequence[int | str]) -> list[type[BaseModel]]:
+def _models_at(location: Sequence[int | str], root: type[BaseModel]) -> list[type[BaseModel]]:
     """Return the settings classes that the last key of a location can belong to."""
-    models: list[type[BaseModel]] = [Experiment]
+    models: list[type[BaseModel]] = [root]
     for part in location[:-1]:
-        chosen = [model for model in models if str(part) in map(str, _tags(model))]
+        chosen = [model for model in models if str(part) in _tags(model)]
         if chosen:
             models = chosen
             continue
@@ -113,11 +106,11 @@ def _models_at(location: Sequence[int | str]) -> list[type[BaseModel]]:
     return models
 
 
-def _tags(model: type[BaseModel]) -> tuple[Any, ...]:
-    for tag in DISCRIMINATORS:
-        if tag in model.model_fields:
-            return get_args(model.model_fields[tag].annotation)
-    return ()
+def _tags(model: type[BaseModel]) -> Iterator[str]:
+    """Yield the names by which a thing is chosen."""
+    for name in ("kind", "mode", "strategy", "method", "transfer", "ensemble"):
+        if name in model.model_fields:
+            yield from (tag for tag in get_args(model.model_fields[name].annotation) if isinstance(tag, str))
 
 
 def _models_in(annotation: Any) -> list[type[BaseModel]]:
@@ -147,7 +140,7 @@ _EXPECTED = {
 }
 
 
-def describe_all(problems: Sequence[Any], values: Any) -> list[Mistake]:
+def describe_all(problems: Sequence[Any], values: Any, root: type[BaseModel]) -> list[Mistake]:
     """Put pydantic's problems into words; the members of a union make one mistake together.
 
     Where a key inside a value is wrong, nothing is said of the value itself.
@@ -158,35 +151,37 @@ def describe_all(problems: Sequence[Any], values: Any) -> list[Mistake]:
         if problem["type"] == "missing":
             path.append(problem["loc"][-1])
         if problem["type"] in ("union_tag_invalid", "union_tag_not_found"):
-            path.append(problem["ctx"]["discriminator"].strip("'"))
+            tag = problem["ctx"]["discriminator"].strip("'")
+            path += [tag] if path[-1:] != [tag] else []
         kind = "value" if problem["type"] in {*_EXPECTED, "string_pattern_mismatch"} else problem["type"]
         grouped.setdefault((".".join(map(str, path)), kind), []).append(problem)
     keys = {key for key, _ in grouped}
     return [
-        Mistake(key, _describe(group))
+        Mistake(key, _describe(group, values, root))
         for (key, _), group in grouped.items()
         if not any(other != key and other.startswith(f"{key}.") for other in keys)
     ]
 
 
-def _describe(group: Sequence[Any]) -> str:
+def _describe(group: Sequence[Any], values: Any, root: type[BaseModel]) -> str:
     problem = group[0]
     kind, location, got = problem["type"], list(problem["loc"]), problem.get("input")
     context = problem.get("ctx", {})
     if kind == "extra_forbidden":
-        known = {kebab(name) for model in _models_at(location) for name in model.model_fields}
-        return f"unknown key{near(location[-1], known)}"
+        models = _models_at(location, root)
+        known = {kebab(name) for model in models for name in model.model_fields}
+        return _without_effect(location, values, models) or f"unknown key{near(location[-1], known)}"
     if kind == "union_tag_invalid":
         tags = re.findall(r"'([^']*)'", context["expected_tags"])
         return f"expected one of {', '.join(tags)}, got {shown(context['tag'])}{near(context['tag'], tags)}"
     if kind == "union_tag_not_found":
-        return f"is required: expected one of {', '.join(_tags_at(location))}"
+        return f"is required: expected one of {', '.join(_tags_at(location, root))}"
     if kind == "missing":
-        return f"is required{_meaning(location)}"
+        return f"is required{_meaning(location, root)}"
     if kind == "value_error":
         return f"{context['error']}, got {shown(got)}"
     if "string_pattern_mismatch" in {p["type"] for p in group}:
-        return f"got {shown(got)}, which is not valid{_meaning(location)}"
+        return f"got {shown(got)}, which is not valid{_meaning(location, root)}"
     if kind in _EXPECTED:
         fitting = [p for p in group if not p["type"].endswith("_type")] or group
         wanted = list(dict.fromkeys(_EXPECTED[p["type"]].format(**p.get("ctx", {})) for p in fitting))
@@ -199,14 +194,34 @@ def _describe(group: Sequence[Any]) -> str:
     return f"{problem['msg']}, got {shown(got)}"
 
 
-def _tags_at(location: Sequence[int | str]) -> list[str]:
-    return [str(tag) for model in _models_at([*location, ""]) for tag in _tags(model)]
+def _without_effect(
+    location: Sequence[int | str], values: Any, models: Sequence[type[BaseModel]]
+) -> str | None:
+    """Say whose key it is, where it belongs to something else than what is chosen; None where to nothing."""
+    holder = values
+    for part in _raw_path(location, values)[:-1]:
+        holder = holder[part]
+    for model in models:
+        for field, kinds in choices(model).items():
+            owners = [name for name, kind in kinds.items() if location[-1] in own_keys(kind, field)]
+            if owners:
+                default = getattr(model.model_fields[field].default, field, None)
+                chosen = holder.get(field, default) if isinstance(holder, dict) else default
+                return (
+                    f"has no effect with {field} {shown(chosen)}; set {field}: {' or '.join(owners)} or "
+                    "remove it"
+                )
+    return None
 
 
-def _meaning(location: Sequence[int | str]) -> str:
+def _tags_at(location: Sequence[int | str], root: type[BaseModel]) -> list[str]:
+    return [tag for model in _models_at([*location, ""], root) for tag in _tags(model)]
+
+
+def _meaning(location: Sequence[int | str], root: type[BaseModel]) -> str:
     """Return the sentence under the field that a location names."""
     for length in range(len(location), 0, -1):
-        for model in _models_at(location[:length]):
+        for model in _models_at(location[:length], root):
             for name, field in model.model_fields.items():
                 if kebab(name) == location[length - 1] and field.description:
                     return f". Expected: {' '.join(field.description.replace('``', '').split())}"

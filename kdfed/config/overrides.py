@@ -39,7 +39,11 @@ def unused(experiment: Experiment, changes: Mapping[str, Any]) -> Iterator[Mista
         if path[0] not in REPLACEABLE_KEYS or not _is_at(shared, path):
             continue
         marked = _with(shared, path, mark)
-        own = [name for name, arm in experiment.arms.items() if _at(merge(marked, arm), path) is not mark]
+        own = [
+            name
+            for name, arm in experiment.arms.items()
+            if _at(merge(marked, arm, experiment.families), path) is not mark
+        ]
         idle = [
             name for name in starts if name not in own and path[0] in sections_without_effect(starts[name])
         ]

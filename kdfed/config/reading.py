@@ -12,13 +12,16 @@ from pydantic import ValidationError
 
 from kdfed.config.checks import cross_checks
 from kdfed.config.document import DocumentError, parse
-from kdfed.config.experiment import ARM_KEYS, REPLACEABLE_KEYS, Arm, Experiment, validate
+from kdfed.config.experiment import ARM_KEYS, REPLACEABLE_KEYS, Experiment, experiment_type, validate
 from kdfed.config.merging import merge, undotted
-from kdfed.config.mistakes import describe_all, near, related, remove_all
+from kdfed.config.mistakes import describe_all, related, remove_all
 from kdfed.config.overrides import sections_without_effect, unused
-from kdfed.config.sections import kebab
-from kdfed.errors import ConfigError, DataError, Mistake, shown
+from kdfed.errors import ConfigError, DataError, Mistake, near, shown
+from kdfed.families import NOBODYS
+from kdfed.family import Families
+from kdfed.named import search_in
 from kdfed.paths import user_path
+from kdfed.settings import kebab
 
 
 def parse_set(assignments: Iterable[str]) -> dict[str, Any]:
@@ -84,14 +87,19 @@ def read_mapping(path: Path) -> dict[str, Any]:
 
 
 def load_experiment(
-    path: str | Path, assignments: Sequence[str] = (), seeds: Sequence[str | int] | None = None
+    path: str | Path,
+    families: Families,
+    assignments: Sequence[str] = (),
+    seeds: Sequence[str | int] | None = None,
 ) -> Experiment:
     """Read an experiment file, replace keys, check everything.
 
     Parameters
     ----------
     path
-        The YAML file.
+        The YAML file. What it names ``package.module:name`` is looked for in its folder too.
+    families
+        What an experiment can choose from.
     assignments
         ``key=value`` strings as given to ``--set``.
     seeds
@@ -108,12 +116,15 @@ def load_experiment(
         Every mistake at once: key, what was expected, what arrived, and a near match. An assignment that no
         arm uses is one.
     """
-    experiment, mistakes = examine_experiment(path, assignments, seeds)
+    experiment, mistakes = examine_experiment(path, families, assignments, seeds)
     return _faultless(experiment, mistakes, str(path))
 
 
 def examine_experiment(
-    path: str | Path, assignments: Sequence[str] = (), seeds: Sequence[str | int] | None = None
+    path: str | Path,
+    families: Families,
+    assignments: Sequence[str] = (),
+    seeds: Sequence[str | int] | None = None,
 ) -> tuple[Experiment | None, list[Mistake]]:
     """Read an experiment like :func:`load_experiment`, and return its mistakes.
 
@@ -129,16 +140,19 @@ def examine_experiment(
         If the file or an assignment is not YAML.
     """
     changes = parse_set(assignments)
-    values = merge(read_mapping(Path(path)), changes)
+    values = merge(read_mapping(Path(path)), changes, families)
+    folder = Path(path).absolute().parent
+    search_in(folder)
     twice = []
     if seeds is not None:
         values["seeds"] = [_number(seed) for seed in seeds]
         if "seeds" in changes:
             twice.append(Mistake("seeds", "is given twice, by set and by seeds; remove one"))
-    experiment, mistakes = _check(_resolve_paths(values))
+    experiment, mistakes = _check(_resolve_paths(values), families)
     mistakes += unrelated(twice, mistakes)
     if experiment is not None:
         mistakes += unrelated(unused(experiment, changes), mistakes)
+        experiment = experiment.found_in(folder)
     return experiment, mistakes
 
 
@@ -146,9 +160,26 @@ def _number(seed: str | int) -> str | int:
     return int(seed) if isinstance(seed, str) and re.fullmatch(r"-?[0-9]{1,20}", seed) else seed
 
 
-def build_experiment(values: Mapping[str, Any], source: str = "experiment") -> Experiment:
+def build_experiment(values: Mapping[str, Any], families: Families, source: str = "experiment") -> Experiment:
     """Check an experiment that was read already; see :func:`load_experiment`."""
-    return _faultless(*_check(_resolve_paths(merge({}, values))), source)
+    return _faultless(*_check(_resolve_paths(merge({}, values)), families), source)
+
+
+def read_recorded(path: Path) -> Experiment:
+    """Read an experiment that was checked before it was recorded: nobody's code is imported for it.
+
+    Raises
+    ------
+    ConfigError
+        If it is none.
+    """
+    values = read_mapping(path)
+    families = NOBODYS.hollow(values)
+    kind = experiment_type(families)
+    try:
+        return validate(kind, values, families)
+    except ValidationError as error:
+        raise ConfigError(str(path), describe_all(error.errors(), values, kind)) from error
 
 
 def _faultless(experiment: Experiment | None, mistakes: Sequence[Mistake], source: str) -> Experiment:
@@ -157,23 +188,32 @@ def _faultless(experiment: Experiment | None, mistakes: Sequence[Mistake], sourc
     return experiment
 
 
-def _check(values: dict[str, Any]) -> tuple[Experiment | None, list[Mistake]]:
+def _check(values: dict[str, Any], families: Families) -> tuple[Experiment | None, list[Mistake]]:
     """Collect every mistake; those that only show once others are gone included."""
-    mistakes: list[Mistake] = []
+    arms = values.get("arms")
+    plain = {**values, "arms": undotted_arms(arms)} if isinstance(arms, Mapping) else values
+    families, unknown = families.open_to(plain)
+    mistakes = [Mistake(key, message) for key, message in unknown]
+    kind = experiment_type(families)
     experiment: Experiment | None = None
     pruned = json.loads(json.dumps(values, default=str))
     for _ in range(10):
         try:
-            experiment = validate(Experiment, pruned)
+            experiment = validate(kind, pruned, families)
             break
         except ValidationError as error:
             problems = error.errors()
-            mistakes += unrelated(describe_all(problems, pruned), mistakes)
-            remove_all(pruned, problems)
+            mistakes += unrelated(describe_all(problems, pruned, kind), mistakes)
+            remove_all(pruned, problems, families)
     if experiment is None:
         return None, mistakes
     experiment, more = _check_arms(experiment, [mistake.key for mistake in mistakes])
     return experiment, mistakes + unrelated(more, mistakes)
+
+
+def undotted_arms(arms: Mapping[str, Any]) -> dict[str, Any]:
+    """Return arms whose dotted keys are nested mappings."""
+    return {name: undotted(arm) if isinstance(arm, Mapping) else arm for name, arm in arms.items()}
 
 
 def unrelated(found: Iterable[Mistake], known: Iterable[Mistake]) -> list[Mistake]:
@@ -192,7 +232,9 @@ def _check_arms(experiment: Experiment, known: Collection[str]) -> tuple[Experim
         mistakes.append(
             Mistake("baseline", f"expected the name of an arm, got {shown(experiment.baseline)}{hint}")
         )
-    base = validate(Arm, {k: v for k, v in experiment.model_dump(mode="json").items() if k in ARM_KEYS})
+    arm_type, families = experiment.arm_type, experiment.families
+    shared = {k: v for k, v in experiment.model_dump(mode="json").items() if k in ARM_KEYS}
+    base = validate(arm_type, shared, families)
     base_mistakes = cross_checks(base)
     for name, changes in experiment.arms.items():
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", name):
@@ -209,7 +251,7 @@ def _check_arms(experiment: Experiment, known: Collection[str]) -> tuple[Experim
                 why = f"unknown key{near(key, REPLACEABLE_KEYS)}"
             mistakes.append(Mistake(f"arms.{name}.{key}", why))
         kept = {key: value for key, value in undotted(changes).items() if key not in fixed}
-        values = merge(base.model_dump(mode="json"), kept)
+        values = merge(base.model_dump(mode="json"), kept, families)
         mistakes += [
             Mistake(f"arms.{name}.{section}", f"has no effect with start: {values['start']}; remove it")
             for section in sections_without_effect(values["start"])
@@ -217,9 +259,9 @@ def _check_arms(experiment: Experiment, known: Collection[str]) -> tuple[Experim
         ]
         good[name] = {}
         try:
-            arm = validate(Arm, values)
+            arm = validate(arm_type, values, families)
         except ValidationError as error:
-            for mistake in describe_all(error.errors(), values):
+            for mistake in describe_all(error.errors(), values, arm_type):
                 mistakes.append(Mistake(f"arms.{name}.{mistake.key}", mistake.message))
             continue
         good[name] = kept

@@ -14,8 +14,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from kdfed.config import DataSettings
 from kdfed.errors import DataError, one_line, shown
+from kdfed.settings import DataSettings
 
 MOST_OF_A_NAME = 200
 """Characters of the name of a class."""

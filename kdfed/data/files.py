@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from kdfed.config import DataSettings
 from kdfed.data.dataset import (
     Listing,
     check_labels,
@@ -23,6 +22,7 @@ from kdfed.data.dataset import (
 from kdfed.data.folders import existing, is_hidden, visible_files
 from kdfed.data.images import SUFFIXES, opener, read_images
 from kdfed.errors import DataError, one_line
+from kdfed.settings import DataSettings
 
 TORCHVISION_ROOT = Path("~/.cache/kdfed/torchvision")
 """Where torchvision's data sets are looked for, and downloaded to, when no root is given."""

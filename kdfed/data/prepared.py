@@ -13,7 +13,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from kdfed.config import DataSettings, NormaliseSettings
 from kdfed.data.checks import check_memory, check_normalised
 from kdfed.data.dataset import Dataset
 from kdfed.data.sources import load_source
@@ -21,6 +20,7 @@ from kdfed.data.splits import Splits, bin_edges, split, strata_of
 from kdfed.data.tables import release_memory
 from kdfed.device import to_device
 from kdfed.errors import DataError
+from kdfed.settings import DataSettings, NormaliseSettings
 from kdfed.task import CLASSIFICATION, REGRESSION, TASKS, Task
 
 

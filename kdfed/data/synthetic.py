@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from kdfed.config import DataSettings
 from kdfed.data.checks import check_memory
 from kdfed.data.dataset import Listing, class_names
 from kdfed.errors import DataError, one_line
 from kdfed.seeding import derive, numpy_generator
+from kdfed.settings import DataSettings
 
 _ALL_AT_ONCE = 4096  # rows whose float noise exists at the same time ...
 _VALUES_AT_ONCE = 2**25  # ... where they are no larger than this together

@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 
-from kdfed.config import ColumnSettings, DataSettings
 from kdfed.data.checks import check_memory
 from kdfed.data.dataset import (
     Listing,
@@ -31,6 +30,7 @@ from kdfed.data.dataset import (
 from kdfed.data.folders import existing, visible_files
 from kdfed.data.images import opener, read_images
 from kdfed.errors import DataError, one_line
+from kdfed.settings import ColumnSettings, DataSettings
 
 Features = dict[str, dict[str, Any]]
 """Hugging Face features by column: ``_type`` and, for ClassLabel, ``names``."""

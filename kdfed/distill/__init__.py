@@ -1,11 +1,34 @@
-"""Knowledge distillation: one file per method, named here."""
+"""Knowledge distillation: one file a method, named here."""
 
-from __future__ import annotations
+from kdfed.distill.distillation import ConsolidationResult, Distillation
+from kdfed.distill.method import KDMethod
+from kdfed.distill.mutual import MutualConsolidation
+from kdfed.distill.partitioned import PartitionedConsolidation
+from kdfed.distill.tuned import TunedConsolidation
+from kdfed.distill.vanilla import VanillaConsolidation
+from kdfed.family import Family
 
-METHODS: dict[str, str] = {
-    "vanilla": "cross entropy plus T^2 times KL from the teachers' target, with fixed T and weight",
-    "tuned": "vanilla, with temperature and weight searched on the validation split",
-    "mutual": "deep mutual learning: teachers and student train each other",
-    "partitioned": "each example from whichever of the teachers and the initial student is surest of it",
-}
+METHODS: Family[KDMethod] = Family(
+    "KD method",
+    "consolidation.method",
+    KDMethod,
+    {
+        "vanilla": VanillaConsolidation,
+        "tuned": TunedConsolidation,
+        "mutual": MutualConsolidation,
+        "partitioned": PartitionedConsolidation,
+    },
+    default="vanilla",
+)
 """What can stand in ``consolidation.method``."""
+
+__all__ = [
+    "METHODS",
+    "ConsolidationResult",
+    "Distillation",
+    "KDMethod",
+    "MutualConsolidation",
+    "PartitionedConsolidation",
+    "TunedConsolidation",
+    "VanillaConsolidation",
+]

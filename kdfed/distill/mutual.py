@@ -19,76 +19,48 @@ Shen et al. 2020, "Federated Mutual Learning", arXiv 2006.16765: a participant's
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import replace
+from typing import ClassVar, Literal
 
 import torch
-from torch.nn import functional
+
+from kdfed.augmentation import augment
+from kdfed.distill.distillation import ConsolidationResult, Distillation
+from kdfed.distill.method import KDMethod
+from kdfed.seeding import torch_generator
+from kdfed.train import make_optimizer
 
 
-def losses(logits_NC: Sequence[torch.Tensor], labels_N: torch.Tensor | None) -> list[torch.Tensor]:
-    """Return what each model minimises on a batch, in nats.
+class MutualConsolidation(KDMethod):
+    """Deep mutual learning (Zhang et al. 2018): teachers and student train each other."""
 
-    Parameters
-    ----------
-    logits_NC
-        One [N, C] a model, two or more. No gradient flows from a model's loss into its peers.
-    labels_N
-        True classes, int64 [N], or None on an unlabelled transfer set.
+    method: Literal["mutual"] = "mutual"
+    """The KD method."""
 
-    Returns
-    -------
-    list of torch.Tensor
-        A scalar a model.
+    needs_classes: ClassVar[str] = ""
+    needs_teachers: ClassVar[str] = "the teachers are trained too, which needs their weights"
+    reads_labels: ClassVar[bool] = True
+    knows: ClassVar[str] = "which trains the teachers too"
 
-    Examples
-    --------
-    >>> one, two = torch.tensor([[0.0, 0.0]]), torch.tensor([[2.0, 0.0]])
-    >>> [round(loss.item(), 3) for loss in losses([one, two], None)]
-    [0.328, 0.434]
-    """
-    logs = [functional.log_softmax(values, dim=1) for values in logits_NC]
-    result = []
-    for own, log_NC in enumerate(logs):
-        others = [
-            functional.kl_div(log_NC, peer.detach(), reduction="batchmean", log_target=True)
-            for place, peer in enumerate(logs)
-            if place != own
-        ]
-        loss = torch.stack(others).mean()
-        if labels_N is not None:
-            loss = loss + functional.nll_loss(log_NC, labels_N)
-        result.append(loss)
-    return result
+    def distil(self, work: Distillation) -> ConsolidationResult:
+        """Train the student and copies of the teachers on each other."""
+        peers = [deepcopy(teacher).to(work.device) for teacher in work.models]
+        optimisers = [make_optimizer(peer, self) for peer in peers]
+        generator = torch_generator(work.seed, "augmentation")
 
+        def batch_loss(index: torch.Tensor) -> torch.Tensor:
+            inputs = work.inputs[index]
+            if work.is_fresh:
+                inputs = augment(inputs, self.augmentation, generator)
+            labels_N = None if work.labels_N is None else work.labels_N[index]
+            outputs = [model(inputs) for model in (work.student, *peers)]
+            own, *others = work.task.peer_losses(outputs, labels_N)
+            for optimiser, loss in zip(optimisers, others, strict=True):
+                optimiser.zero_grad(set_to_none=True)
+                loss.backward()  # type: ignore[no-untyped-call]
+                optimiser.step()
+            return own
 
-def weighted_losses(
-    own_logits_NC: torch.Tensor, peer_logits_NC: torch.Tensor, labels_N: torch.Tensor, weight: float
-) -> torch.Tensor:
-    r"""Return what one of two models minimises on every example, [N], in nats.
-
-    .. math:: w\,\mathrm{CE}(z, y) + (1 - w)\,\mathrm{KL}(p_\mathrm{peer} \,\|\, p)
-
-    Parameters
-    ----------
-    own_logits_NC
-        The model's logits z, [N, C].
-    peer_logits_NC
-        The other's, [N, C]; no gradient flows into them.
-    labels_N
-        True classes, int64 [N].
-    weight
-        w in [0, 1]. At 1 the other model is not asked.
-
-    Examples
-    --------
-    >>> own, peer = torch.tensor([[0.0, 0.0]]), torch.tensor([[2.0, 0.0]])
-    >>> weighted_losses(own, peer, torch.tensor([0]), weight=0.5)  # (ln 2 + 0.328) / 2
-    tensor([0.5105])
-    """
-    log_NC = functional.log_softmax(own_logits_NC, dim=1)
-    hard_N = functional.nll_loss(log_NC, labels_N, reduction="none")
-    if weight == 1:
-        return hard_N
-    peer_NC = functional.log_softmax(peer_logits_NC.detach(), dim=1)
-    divergence_N = functional.kl_div(log_NC, peer_NC, reduction="none", log_target=True).sum(1)
-    return weight * hard_N + (1 - weight) * divergence_N
+        result = work.train(batch_loss, peers=peers, optimisers=optimisers)
+        return replace(result, steps=result.steps * (1 + len(peers)))

@@ -19,7 +19,56 @@ Roth et al. 2024, "Fantastic Gains and Where to Find Them", arXiv 2310.17653, se
 
 from __future__ import annotations
 
+from copy import deepcopy
+from typing import ClassVar, Literal
+
 import torch
+
+from kdfed.distill.distillation import ConsolidationResult, Distillation
+from kdfed.distill.method import KDMethod
+from kdfed.errors import KdfedError
+from kdfed.settings import Share, Temperature
+from kdfed.task import CLASSIFICATION
+from kdfed.train import predict
+
+
+class PartitionedConsolidation(KDMethod):
+    """Data-partitioning KD (Roth et al. 2024): each example from whichever model is surest of it."""
+
+    method: Literal["partitioned"] = "partitioned"
+    """The KD method."""
+    temperature: Temperature = 3.0
+    """Temperature T of the distillation term, above 0."""
+    weight: Share = 1.0
+    """Weight w of the distillation term; 1 - w goes to cross entropy. Below 1 only with ``labels``."""
+
+    needs_classes: ClassVar[str] = (
+        "it asks which model is surest, and a number says nothing of how sure a model is"
+    )
+    reads_labels: ClassVar[bool] = True  # they say who is surest
+    knows: ClassVar[str] = "which chooses example by example who teaches"
+
+    def distil(self, work: Distillation) -> ConsolidationResult:
+        """Minimise the soft loss towards whoever is surest, the student as it was included."""
+        if work.task is not CLASSIFICATION:
+            raise KdfedError(
+                f"method 'partitioned' asks which model is surest, which task {work.task.name!r} does not "
+                "tell; use vanilla, tuned or mutual"
+            )
+        frozen = deepcopy(work.student)
+
+        def target_of(
+            logits_KNC: torch.Tensor, inputs: torch.Tensor, labels_N: torch.Tensor | None
+        ) -> torch.Tensor:
+            labels_N = None if labels_N is None else labels_N.cpu()
+            return target(logits_KNC, predict(frozen, inputs), labels_N, self.temperature)
+
+        def losses_of(
+            outputs_NC: torch.Tensor, target_NC: torch.Tensor, labels_N: torch.Tensor | None
+        ) -> torch.Tensor:
+            return work.task.soft_losses(outputs_NC, target_NC, labels_N, self.temperature, self.weight)
+
+        return work.follow(target_of, losses_of)
 
 
 def assign(

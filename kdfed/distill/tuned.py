@@ -14,30 +14,81 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import replace
+from typing import Annotated, Any, ClassVar, Literal
 
-from kdfed.config import TunedConsolidation
+from pydantic import Field
+
+from kdfed.distill.distillation import ConsolidationResult, Distillation, Trial
+from kdfed.distill.method import KDMethod
+from kdfed.distill.vanilla import VanillaConsolidation
+from kdfed.ensembles import AnyEnsemble, MeanProbabilities
 from kdfed.errors import KdfedError
+from kdfed.family import Refusal
+from kdfed.models import load_state, state_of
+from kdfed.settings import Distinct, PositiveInt, Share, Temperature
 
 
-@dataclass(frozen=True)
-class Trial:
-    """One pair of the search.
+class TunedConsolidation(KDMethod):
+    """Tuned KD: vanilla KD for each temperature and weight of a search; the best on validation stays."""
 
-    Parameters
-    ----------
-    temperature, weight
-        What was tried.
-    accuracy
-        The student's validation accuracy in [0, 1].
-    steps
-        Optimiser steps that it took.
-    """
+    method: Literal["tuned"] = "tuned"
+    """The KD method."""
+    ensemble: AnyEnsemble = MeanProbabilities()
+    """How the teachers' outputs become one target."""
+    temperatures: Annotated[
+        tuple[Temperature, ...], Field(min_length=1), Distinct
+    ] = (1.0, 2.0, 3.0, 5.0, 10.0)  # fmt: skip
+    """Temperatures T to try, above 0."""
+    weights: Annotated[
+        tuple[Share, ...], Field(min_length=1), Distinct
+    ] = (1.0,)  # fmt: skip
+    """Weights w to try. Below 1 only with ``labels``."""
+    sampler: Literal["grid", "random", "tpe"] = "grid"
+    """Every pair of the grid, or pairs of it that Optuna draws: at random, or by its Parzen estimator."""
+    trials: PositiveInt | None = None
+    """Pairs that ``random`` and ``tpe`` try, at most as many as the grid has."""
 
-    temperature: float
-    weight: float
-    accuracy: float
-    steps: int
+    needs_classes: ClassVar[str] = ""
+    searches: ClassVar[str] = "vanilla"
+
+    def refusals(self, arm: Any) -> Iterator[Refusal]:
+        """Ask for trials where a sampler draws them."""
+        yield from super().refusals(arm)
+        if self.trials is not None and self.sampler == "grid":
+            yield Refusal(
+                ".trials",
+                "has no effect with sampler 'grid', which tries every pair; name another or remove it",
+                (".sampler",),
+            )
+        if self.trials is None and self.sampler != "grid":
+            yield Refusal(
+                ".trials", f"expected how many pairs {self.sampler!r} tries, got nothing", (".sampler",)
+            )
+
+    def distil(self, work: Distillation) -> ConsolidationResult:
+        """Distil once for every pair of the search, each time from the same start, and keep the best."""
+        start, kept = state_of(work.student), state_of(work.student)
+        results: list[ConsolidationResult] = []
+        runs = count(self)
+        own = {"method", "temperatures", "weights", "sampler", "trials"}
+        shared = self.model_dump(exclude=own)
+
+        def run(temperature: float, weight: float) -> Trial:
+            nonlocal kept
+            load_state(work.student, start)
+            trial = VanillaConsolidation(**shared, temperature=temperature, weight=weight)
+            work.done, work.runs = len(results), runs
+            result = trial.distil(work)
+            if all(result.accuracy > earlier.accuracy for earlier in results):
+                kept = state_of(work.student)
+            results.append(result)
+            return Trial(temperature, weight, result.accuracy, result.steps)
+
+        trials = search(self, work.seed, run)
+        load_state(work.student, kept)
+        winner = results[trials.index(best(trials))]
+        return replace(winner, steps=sum(result.steps for result in results), trials=tuple(trials))
 
 
 def grid(settings: TunedConsolidation) -> list[tuple[float, float]]:

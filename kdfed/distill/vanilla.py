@@ -5,6 +5,7 @@ r"""Vanilla knowledge distillation.
 with student logits s, labels y, target probabilities p at temperature T (for one teacher with logits t,
 :math:`p = \mathrm{softmax}(t / T)`) and weight w. The factor :math:`T^2` keeps the size of the gradient
 when T changes; it stands in front of KL with and without labels. Without labels only the second term exists.
+The loss of other tasks is theirs (:mod:`kdfed.task`).
 
 Shape suffixes: N examples, C classes.
 
@@ -15,59 +16,43 @@ Hinton et al. 2015, "Distilling the Knowledge in a Neural Network", arXiv 1503.0
 
 from __future__ import annotations
 
+from typing import ClassVar, Literal
+
 import torch
-from torch.nn import functional
+
+from kdfed.distill.distillation import ConsolidationResult, Distillation
+from kdfed.distill.method import KDMethod
+from kdfed.ensembles import AnyEnsemble, MeanProbabilities
+from kdfed.settings import Share, Temperature
 
 
-def kd_loss(
-    student_logits_NC: torch.Tensor,
-    target_NC: torch.Tensor,
-    labels_N: torch.Tensor | None,
-    temperature: float,
-    weight: float,
-) -> torch.Tensor:
-    """Return the distillation loss, the mean over N, in nats.
+class VanillaConsolidation(KDMethod):
+    """Vanilla KD (Hinton et al. 2015): T^2 times KL from the ensemble of teachers, fixed T and weight."""
 
-    Parameters
-    ----------
-    student_logits_NC
-        Student logits, float [N, C].
-    target_NC
-        Target probabilities at this temperature, float [N, C]; no gradient flows into them.
-    labels_N
-        True classes, int64 [N], or None on an unlabelled transfer set.
-    temperature
-        T, above 0.
-    weight
-        w in [0, 1].
+    method: Literal["vanilla"] = "vanilla"
+    """The KD method."""
+    ensemble: AnyEnsemble = MeanProbabilities()
+    """How the teachers' outputs become one target."""
+    temperature: Temperature = 3.0
+    """Temperature T of the distillation term, above 0."""
+    weight: Share = 1.0
+    """Weight w of the distillation term; 1 - w goes to cross entropy. Below 1 only with ``labels``."""
 
-    Returns
-    -------
-    torch.Tensor
-        Scalar; 0 or larger.
+    needs_classes: ClassVar[str] = ""
 
-    Examples
-    --------
-    >>> student, target = torch.tensor([[4.0, 0.0]]), torch.tensor([[0.5, 0.5]])
-    >>> loss = kd_loss(student, target, None, temperature=4.0, weight=1.0)
-    >>> round(loss.item(), 3)  # 16 * KL((1/2, 1/2) || softmax(1, 0))
-    1.922
-    """
-    return kd_losses(student_logits_NC, target_NC, labels_N, temperature, weight).mean()
+    def distil(self, work: Distillation) -> ConsolidationResult:
+        """Minimise the task's soft loss towards the ensemble's target."""
+        counts, labels_N = work.label_counts, work.validation.labels.cpu()
+        scores_KC = self.ensemble.scores(work.validation_KNC, labels_N, counts)
 
+        def target_of(
+            logits_KNC: torch.Tensor, inputs: torch.Tensor, labels_N: torch.Tensor | None
+        ) -> torch.Tensor:
+            return work.task.target(self.ensemble, logits_KNC, self.temperature, scores_KC)
 
-def kd_losses(
-    student_logits_NC: torch.Tensor,
-    target_NC: torch.Tensor,
-    labels_N: torch.Tensor | None,
-    temperature: float,
-    weight: float,
-) -> torch.Tensor:
-    """Return the distillation loss of every example, [N], in nats; :func:`kd_loss` is its mean."""
-    log_student_NC = functional.log_softmax(student_logits_NC / temperature, dim=1)
-    divergence_N = functional.kl_div(log_student_NC, target_NC.detach(), reduction="none").sum(1)
-    distillation_N = weight * temperature**2 * divergence_N
-    if labels_N is None:
-        return distillation_N
-    hard_N = functional.cross_entropy(student_logits_NC, labels_N, reduction="none")
-    return (1 - weight) * hard_N + distillation_N
+        def losses_of(
+            outputs_NC: torch.Tensor, target_NC: torch.Tensor, labels_N: torch.Tensor | None
+        ) -> torch.Tensor:
+            return work.task.soft_losses(outputs_NC, target_NC, labels_N, self.temperature, self.weight)
+
+        return work.follow(target_of, losses_of)

@@ -15,7 +15,7 @@ from uuid import uuid4
 import torch
 from safetensors.torch import save
 
-from kdfed.config import Experiment, load_experiment
+from kdfed.config import Experiment, read_recorded
 from kdfed.errors import KdfedError, RecordError, RunFolderError
 from kdfed.records.checking import check_rounds, check_summary, parse_rounds, parse_summary
 from kdfed.records.lock import FolderLock
@@ -224,7 +224,7 @@ class RunFolder:
             if names:
                 return names
         try:  # an earlier release kept no list: its records are those of its experiment
-            experiment = load_experiment(self.experiment_file)
+            experiment = read_recorded(self.experiment_file)
             self.read_rounds()
         except KdfedError:
             return []
@@ -416,7 +416,7 @@ class RunFolder:
             If it cannot be read.
         """
         self._read(EXPERIMENT)
-        return load_experiment(self.path / EXPERIMENT)
+        return read_recorded(self.path / EXPERIMENT)
 
     def _read(self, name: str) -> bytes:
         try:

@@ -23,7 +23,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kdfed.config import Experiment, dotted, load_experiment
+from kdfed.config import Experiment, dotted, read_recorded
 from kdfed.errors import ConfigError, KdfedError, RunFolderError
 from kdfed.records.rounds import Outcome
 from kdfed.records.weights import load_model, weights_sha256
@@ -132,7 +132,7 @@ def _refuse_other(folder: RunFolder, experiment: Experiment, present: list[str])
             f"experiment; {_OVERWRITE}"
         )
     try:
-        old = load_experiment(file)
+        old = read_recorded(file)
     except ConfigError as error:
         raise RunFolderError(
             f"{folder.path} holds an {file.name} that cannot be read; {_OVERWRITE}\n{error}"

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING
 
 from kdfed.config import Experiment
 from kdfed.errors import KdfedError, Mistake, RunError
-from kdfed.events import OVERWRITE, PROGRESS, Event, OnEvent
+from kdfed.events import FOLDER, OVERWRITE, PROGRESS, Event, OnEvent
 from kdfed.records import Failure
 from simulations.engines.checks import missing_packages, no_place, refuse
 from simulations.engines.home import MARK, temporary_home
@@ -138,6 +138,8 @@ def _run(
     environment = _environment(home, experiment.threads, events.path)
     if folder.overwrites:
         environment[OVERWRITE] = "1"
+    if experiment.folder is not None:
+        environment[FOLDER] = str(experiment.folder)
     # The run folder is the ServerApp's to change: until then it keeps what it holds.
     (home / "experiment.yaml").write_text(experiment.to_yaml(), encoding="utf-8")
     address = f"127.0.0.1:{_free_port()}"

@@ -186,7 +186,8 @@ def _shut_down() -> None:
     import ray
 
     with held():
-        if (node := ray._private.worker._global_node) is not None:  # what is stopped after the driver
+        node: Any = ray._private.worker._global_node
+        if node is not None:  # what is stopped after the driver
             node.kill_all_processes = held()(node.kill_all_processes)
         ray.shutdown()
 

@@ -9,9 +9,9 @@ from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from typing import Any
 
-from kdfed.config import GeneratorSettings, ModelSettings, PartitionSettings
-from kdfed.errors import unknown
-from simulations.study.settings import UNLABELLED, StudySettings, Transfer
+from kdfed.partitions import PartitionBase
+from kdfed.settings import ModelSettings
+from simulations.study.settings import StudySettings
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Point:
     distribution: str
     model: ModelSettings
     teachers: int
-    transfer: Transfer
+    transfer: str
     labels: bool
     images: int | None
     seed: int
@@ -94,7 +94,7 @@ def _around(study: StudySettings, centre: Point) -> Iterator[Point]:
     for teachers in vary.teachers:
         yield replace(centre, teachers=teachers, factor="teachers")
     for transfer in vary.transfer:
-        labels = centre.labels and transfer not in UNLABELLED
+        labels = centre.labels and study.is_labelled(transfer)
         yield replace(centre, transfer=transfer, labels=labels, factor="transfer")
     for labels in vary.labels:
         yield replace(centre, labels=labels, factor="labels")
@@ -109,22 +109,28 @@ def default_weight(study: StudySettings, point: Point) -> float:
     return study.weight if point.labels else 1.0
 
 
+def untuned(study: StudySettings, point: Point, method: str) -> Trial:
+    """Return a method's trial with the settings of those that are not tuned."""
+    keys = study.method(method).model_fields
+    return Trial(
+        method,
+        study.temperature if "temperature" in keys else None,
+        default_weight(study, point) if "weight" in keys else None,
+    )
+
+
 def trials(study: StudySettings, point: Point) -> list[Trial]:
     """Return every trial at a point; vanilla KD is one of those of tuned KD."""
-    weight, search = default_weight(study, point), study.search
-    untuned = {
-        "vanilla": Trial("vanilla", study.temperature, weight),
-        "mutual": Trial("mutual", None, None),
-        "partitioned": Trial("partitioned", study.temperature, weight),
-    }
-    for method in study.methods:
-        if method not in (*untuned, "tuned"):
-            raise unknown("methods", method, (*untuned, "tuned"), "simulations.study.cells.trials")
-    present = [untuned[method] for method in study.methods if method in untuned]
-    found = list(present)  # vanilla's own pair comes first: among equals it wins the search
+    search = study.search
     weights = search.weights if point.labels else (1.0,)
-    if "tuned" in study.methods:
-        found += [Trial("vanilla", t, w) for w in weights for t in search.temperatures]
+    own = {
+        method: untuned(study, point, method) for method in study.methods if not study.method(method).searches
+    }
+    present = list(own.values())
+    found = list(present)  # its own pair comes first: among equals it wins the search
+    for method in study.methods:
+        searched = study.method(method).searches
+        found += [Trial(searched, t, w) for w in weights for t in search.temperatures if searched]
     if search.rates and point.factor == "":
         pairs = [(rate, passes) for passes in search.passes for rate in search.rates]
         pairs = pairs[: len(search.temperatures) * len(weights)]
@@ -146,33 +152,26 @@ def models_key(study: StudySettings, point: Point) -> str:
 
 
 def generated_key(study: StudySettings, point: Point) -> str:
-    """Return the cache key of a point's generated transfer set: of all that it depends on."""
-    generator = generator_of(study).model_dump(mode="json")
-    return _digest("generated", models_key(study, point), generator, point.images)
+    """Return the cache key of a transfer set that is made of a point's teachers."""
+    return _digest("generated", models_key(study, point), _set(study, point))
 
 
-def generator_of(study: StudySettings) -> GeneratorSettings:
-    """Return the settings of the generator."""
-    return study.generator or GeneratorSettings()
+def _set(study: StudySettings, point: Point) -> dict[str, Any]:
+    return study.transfer_set(point.transfer, point.images).model_dump(mode="json")
 
 
 def trial_key(study: StudySettings, point: Point, trial: Trial) -> str:
     """Return the cache key of a trial's result."""
-    source = None
-    if point.transfer == "proxy" and study.proxy:
-        source = study.proxy.model_dump(mode="json")
-    elif point.transfer == "generated":
-        source = generator_of(study).model_dump(mode="json")
     return _digest(
         "trial",
         models_key(study, point),
         study.distillation.model_dump(mode="json"),
-        [point.transfer, point.labels, point.images, source],
+        [_set(study, point), point.labels, point.images],
         asdict(trial),
     )
 
 
-def partition_settings(study: StudySettings, point: Point) -> PartitionSettings:
+def partition_settings(study: StudySettings, point: Point) -> PartitionBase:
     """Return a point's distribution, for its student and teachers."""
     return study.distributions[point.distribution].model_copy(update={"participants": point.teachers + 1})
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from typing import Any
 
-from simulations.study.cells import Point, Trial, default_weight, points, trial_key, trials
+from simulations.study.cells import Point, Trial, default_weight, points, trial_key, trials, untuned
 from simulations.study.settings import StudySettings
 
 Results = Mapping[str, Mapping[str, Any]]
@@ -25,16 +26,16 @@ def rows_of(study: StudySettings, results: Results) -> dict[str, Any]:
     grid: list[dict[str, Any]] = []
     for point in points(study):
         own = {trial: results[trial_key(study, point, trial)] for trial in trials(study, point)}
-        tried = [trial for trial in own if trial.method == "vanilla" and trial.rate == trial.passes == 1]
-        for name, candidates in _searches(study, point, list(own), tried).items():
+        for name, candidates in _searches(study, point, list(own)).items():
             if not candidates:
                 continue
             best = max(candidates, key=lambda trial: own[trial]["validation_accuracy"])
             steps = sum(own[trial]["steps"] for trial in candidates)
             cells.append(_row(study, point, name, best, own[best], len(candidates), steps))
-        if "tuned" in study.methods:
+        for searched in dict.fromkeys(study.method(name).searches for name in study.methods):
             grid += [
-                _row(study, point, "vanilla", trial, own[trial], 1, own[trial]["steps"]) for trial in tried
+                _row(study, point, searched, trial, own[trial], 1, own[trial]["steps"])
+                for trial in _tried(own, searched)
             ]
     versions = {package: version(package) for package in ("kdfed", "torch", "numpy")}
     return {
@@ -47,25 +48,26 @@ def rows_of(study: StudySettings, results: Results) -> dict[str, Any]:
     }
 
 
-def _searches(
-    study: StudySettings, point: Point, every: Sequence[Trial], tried: Sequence[Trial]
-) -> dict[str, list[Trial]]:
+def _tried(every: Iterable[Trial], method: str) -> list[Trial]:
+    """Return the trials of a search."""
+    return [trial for trial in every if trial.method == method and trial.rate == trial.passes == 1]
+
+
+def _searches(study: StudySettings, point: Point, every: Sequence[Trial]) -> dict[str, list[Trial]]:
     """Return what each method chooses from."""
     temperature, weight = study.temperature, default_weight(study, point)
     found: dict[str, list[Trial]] = {}
     for method in study.methods:
-        if method == "tuned":
-            found["tuned"] = list(tried)
+        searched = study.method(method).searches
+        if searched:
+            tried = _tried(every, searched)
+            found[method] = tried
             if point.labels and len(study.search.temperatures) > 1:
-                found["tuned-temperature"] = [trial for trial in tried if trial.weight == weight]
-                found["tuned-weight"] = [trial for trial in tried if trial.temperature == temperature]
+                found[f"{method}-temperature"] = [trial for trial in tried if trial.weight == weight]
+                found[f"{method}-weight"] = [trial for trial in tried if trial.temperature == temperature]
             continue
-        same = [
-            trial
-            for trial in every
-            if trial.method == method
-            and (method == "mutual" or (trial.temperature == temperature and trial.weight == weight))
-        ]
+        own = untuned(study, point, method)
+        same = [trial for trial in every if replace(trial, rate=1.0, passes=1.0) == own]
         found[method] = [trial for trial in same if trial.rate == trial.passes == 1]
         if study.search.rates and point.factor == "":
             found[f"{method}-searched"] = same

@@ -30,7 +30,7 @@ from simulations.signals import withheld
 from simulations.study.cells import Point, Trial, generated_key, models_key, points, trial_key, trials
 from simulations.study.report import render
 from simulations.study.rows import rows_of
-from simulations.study.settings import StudySettings
+from simulations.study.settings import StudySettings, read_study
 from simulations.study.work import (
     check_teachers,
     distil,
@@ -73,7 +73,7 @@ def plan(study: StudySettings, cache: Path) -> Plan:
             if read_trial(cache, key) is None:
                 missing.append((point, trial))
                 models.setdefault(models_key(study, point), point)
-                if point.transfer == "generated":
+                if study.transfer_set(point.transfer).needs_teachers:
                     generated.setdefault(generated_key(study, point), point)
     return Plan(
         keys,
@@ -169,7 +169,7 @@ def _check_data(study: StudySettings, cache: Path) -> None:
         raise ConfigError(study.name, [Mistake(error.key, str(error))]) from error
     for point in points(study):
         try:
-            if point.transfer == "generated":
+            if study.transfer_set(point.transfer).needs_teachers:
                 partition_at(study, point)
                 check_teachers(study, point)
             else:
@@ -235,7 +235,7 @@ def _estimate(
 
 def _effort(study: StudySettings, point: Point, trial: Trial) -> float:
     """Return how much a trial costs against others: passes times examples times models trained."""
-    models = point.teachers + 1 if trial.method == "mutual" else 1
+    models = point.teachers + 1 if study.method(trial.method).needs_teachers else 1
     return trial.passes * models * (point.images or len(prepare(study.data).splits.transfer))
 
 
@@ -247,7 +247,7 @@ _STUDY: list[Any] = []
 def _begin(text: str, cache: str, end: Connection) -> None:
     threading.Thread(target=_end_with, args=(end,), daemon=True).start()
     torch.set_num_threads(1)
-    _STUDY[:] = [StudySettings.model_validate_json(text), Path(cache)]
+    _STUDY[:] = [read_study(text), Path(cache)]
 
 
 def _end_with(leash: Connection) -> None:

@@ -1,42 +1,41 @@
-"""The study file, as frozen pydantic models."""
+"""The study file, as frozen pydantic models, and the schema that families make of them."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from types import SimpleNamespace
+from typing import Annotated, Any, ClassVar, Literal, cast
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, create_model
 
-from kdfed.config import (
+from kdfed.config import merge, parse_set, read_mapping
+from kdfed.config.checks import data_problems, momentum_problem, regression_problem, said_by
+from kdfed.config.mistakes import describe_all
+from kdfed.distill import KDMethod
+from kdfed.ensembles import AnyEnsemble, MeanProbabilities
+from kdfed.errors import ConfigError, Mistake, shown
+from kdfed.family import Choosing, Families, gathered, parts, within
+from kdfed.models import check_model
+from kdfed.named import search_in
+from kdfed.partitions import PartitionBase
+from kdfed.settings import (
     DataSettings,
-    GeneratorSettings,
+    Distinct,
     ModelSettings,
     OptimiserSettings,
-    PartitionSettings,
+    Passes,
     PositiveInt,
+    Rate,
     Settings,
-    merge,
-    parse_set,
-    read_mapping,
+    TeacherSettings,
+    Temperature,
 )
-from kdfed.config.checks import (
-    data_problems,
-    generator_problem,
-    momentum_problem,
-    proxy_problems,
-    regression_problem,
-    temperature_problem,
-)
-from kdfed.config.mistakes import describe_all
-from kdfed.config.sections import Distinct, Passes, Rate, Temperature
-from kdfed.errors import ConfigError, Mistake, shown
-
-Method = Literal["vanilla", "tuned", "mutual", "partitioned"]
-Transfer = Literal["public", "own", "teacher", "union", "proxy", "noise", "generated"]
-
-UNLABELLED: tuple[Transfer, ...] = ("proxy", "noise", "generated")
-"""Transfer sets that have no labels of the task."""
+from kdfed.task import temperature_problem
+from kdfed.transfer_sets import DrawnSet, TransferSet
+from simulations.experiments import FAMILIES
 
 
 class Pretraining(OptimiserSettings):
@@ -46,7 +45,7 @@ class Pretraining(OptimiserSettings):
     """Passes over a model's own examples."""
 
 
-class Distillation(OptimiserSettings):
+class Distillation(OptimiserSettings, Choosing):
     """How a student is trained on the transfer set, whatever the method."""
 
     epochs: Passes = 20
@@ -55,7 +54,7 @@ class Distillation(OptimiserSettings):
     """Examples a step."""
     schedule: Literal["constant", "cosine"] = "constant"
     """Learning rate over the epochs; ``cosine`` decays to 0."""
-    ensemble: Literal["mean-logits", "mean-probabilities", "confidence"] = "mean-probabilities"
+    ensemble: AnyEnsemble = MeanProbabilities()
     """How several teachers' outputs become one target (vanilla and tuned)."""
 
 
@@ -82,7 +81,7 @@ class Centre(Settings):
 
     teachers: PositiveInt = 1
     """Teachers of the student; with one, a pair of models."""
-    transfer: Transfer = "public"
+    transfer: str = "public"
     """The transfer set."""
     labels: bool = True
     """Whether its labels are used."""
@@ -95,7 +94,7 @@ class Vary(Settings):
 
     teachers: Annotated[tuple[PositiveInt, ...], Distinct] = ()
     """Numbers of teachers."""
-    transfer: Annotated[tuple[Transfer, ...], Distinct] = ()
+    transfer: Annotated[tuple[str, ...], Distinct] = ()
     """Transfer sets."""
     labels: Annotated[tuple[bool, ...], Distinct] = ()
     """With or without labels."""
@@ -108,7 +107,13 @@ class Vary(Settings):
 
 
 class StudySettings(Settings):
-    """A whole study file."""
+    """A whole study file; :func:`study_type` makes what reads one.
+
+    Beside these keys it has those of the transfer sets, such as ``proxy`` and ``generator``.
+    """
+
+    families: ClassVar[Families]
+    """What is compared was chosen from."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)
     """Letters, digits, dot, hyphen, underscore."""
@@ -118,10 +123,6 @@ class StudySettings(Settings):
     """One of each cell; a seed varies partition, initial weights and orders together."""
     data: DataSettings = DataSettings()
     """Where the examples come from."""
-    proxy: DataSettings | None = None
-    """The other data set of the transfer set ``proxy``: its images are resized, its labels never used."""
-    generator: GeneratorSettings | None = None
-    """The generator of the transfer set ``generated``. Default: the defaults of its keys."""
     model: ModelSettings = ModelSettings()
     """Architecture of teachers and student."""
     pretraining: Pretraining = Pretraining()
@@ -134,16 +135,81 @@ class StudySettings(Settings):
     """Temperature of the methods that are not tuned."""
     weight: Annotated[float, Field(gt=0, le=1)] = 0.5
     """Weight of the methods that are not tuned, on labelled transfer sets."""
-    methods: Annotated[tuple[Method, ...], Field(min_length=1), Distinct] = (
+    methods: Annotated[tuple[str, ...], Field(min_length=1), Distinct] = (
         "vanilla", "tuned", "mutual", "partitioned",
     )  # fmt: skip
     """What is compared."""
-    distributions: Annotated[dict[str, PartitionSettings], Field(min_length=1)]
+    distributions: Annotated[dict[str, PartitionBase], Field(min_length=1)]
     """Who holds what, by name; the number of participants is that of the models."""
     centre: Centre = Centre()
     """Where the other factors stand."""
     vary: Vary = Vary()
     """Where else they are put."""
+
+    def method(self, name: str) -> type[KDMethod]:
+        """Return what a KD method's name stands for."""
+        return cast("type[KDMethod]", self.families["consolidation.method"].find(name))
+
+    def transfer_set(self, name: str, images: int | None = None) -> TransferSet:
+        """Return a transfer set with the keys that the study gives it.
+
+        Parameters
+        ----------
+        name
+            Its name.
+        images
+            How many examples, where it is drawn. Default: as many as the transfer split has.
+        """
+        kind = self._set(name)
+        own = {
+            key: getattr(self, key, None) for key in kind.model_fields if key not in ("transfer", "images")
+        }
+        if issubclass(kind, DrawnSet):
+            own["images"] = images
+        return kind(transfer=name, **{key: value for key, value in own.items() if value is not None})
+
+    def is_labelled(self, name: str) -> bool:
+        """Tell whether a transfer set has labels of the task."""
+        return self._set(name).labelled
+
+    def _set(self, name: str) -> type[TransferSet]:
+        return cast("type[TransferSet]", self.families["consolidation.transfer"].find(name))
+
+
+@lru_cache(maxsize=8)
+def study_type(families: Families) -> type[StudySettings]:
+    """Return the schema of studies that can choose from these families."""
+    methods, sets = families["consolidation.method"].members, families["consolidation.transfer"].members
+    method: Any = Literal[tuple(methods)]
+    transfer: Any = Literal[tuple(sets)]
+    partition: Any = families["partition.kind"].union
+    centre = _narrowed(Centre, transfer=transfer)
+    vary = _narrowed(Vary, transfer=tuple[transfer, ...])
+    fields: dict[str, Any] = {
+        "methods": _field(StudySettings, "methods", tuple[method, ...]),
+        "distributions": _field(StudySettings, "distributions", dict[str, partition]),
+        "centre": (centre, centre()),
+        "vary": (vary, vary()),
+    }
+    for kind in sets.values():
+        for name, field in kind.model_fields.items():
+            if name not in ("transfer", "images"):
+                fields[name] = (field.annotation | None, Field(default=None, description=field.description))
+    study: Any = create_model("StudySettings", __base__=StudySettings, __module__=__name__, **fields)
+    study.families = families
+    return cast("type[StudySettings]", study)
+
+
+def _narrowed(model: type[Settings], **types: Any) -> Any:
+    fields = {name: _field(model, name, kind) for name, kind in types.items()}
+    return create_model(model.__name__, __base__=model, __module__=__name__, **fields)
+
+
+def _field(model: type[Settings], name: str, kind: Any) -> Any:
+    field = model.model_fields[name]
+    kind = Annotated[(kind, *field.metadata)] if field.metadata else kind
+    default = ... if field.is_required() else field.default
+    return kind, Field(default=default, description=field.description)
 
 
 def load_study(path: Path, assignments: list[str] | None = None) -> StudySettings:
@@ -154,22 +220,40 @@ def load_study(path: Path, assignments: list[str] | None = None) -> StudySetting
     ConfigError
         Every mistake at once.
     """
+    search_in(path.absolute().parent)
     values = merge(read_mapping(path), parse_set(assignments or []))
+    families, unknown = families_of(values)
+    kind = study_type(families)
     try:
-        study = StudySettings.model_validate_json(
-            json.dumps(values, default=str), strict=True, by_alias=True, by_name=False
+        study = kind.model_validate_json(
+            json.dumps(gathered(kind, values), default=str), strict=True, by_alias=True, by_name=False
         )
     except ValidationError as error:
-        raise ConfigError(str(path), describe_all(error.errors(), values)) from error
-    mistakes = _check(study)
+        mistakes = [Mistake(*problem) for problem in unknown] + describe_all(error.errors(), values, kind)
+        raise ConfigError(str(path), mistakes) from error
+    mistakes = [Mistake(*problem) for problem in unknown] or _check(study)
     if mistakes:
         raise ConfigError(str(path), mistakes)
     return study
 
 
-def _check(study: StudySettings) -> list[Mistake]:
-    from kdfed.models import check_model
+def families_of(values: Mapping[str, Any]) -> tuple[Families, list[tuple[str, str]]]:
+    """Return the families with whatever a study names of a user's; see :meth:`Families.open_to`."""
+    named = [{"method": name} for name in values.get("methods", ()) if isinstance(name, str)]
+    vary = values.get("vary")
+    sets = vary.get("transfer", ()) if isinstance(vary, Mapping) else ()
+    named += [{"transfer": name} for name in sets if isinstance(name, str)]
+    return FAMILIES.open_to({**values, "methods": named})
 
+
+def read_study(text: str) -> StudySettings:
+    """Read a checked study that was written as JSON."""
+    values = json.loads(text)
+    kind = study_type(families_of(values)[0])
+    return kind.model_validate_json(json.dumps(gathered(kind, values)))
+
+
+def _check(study: StudySettings) -> list[Mistake]:
     mistakes: list[Mistake] = []
 
     def wrong(key: str, message: str) -> None:
@@ -187,6 +271,13 @@ def _check(study: StudySettings) -> list[Mistake]:
         if problem is not None:
             wrong(f"{section}.momentum", problem)
     mistakes += [Mistake(f"data.{key}", message) for key, message, *_ in data_problems(study.data)]
+    ensemble = study.distillation.ensemble
+    if ensemble.needs_label_counts or ensemble.needs_validation:
+        wrong(
+            "distillation.ensemble",
+            f"expected an ensemble of logits alone, got {ensemble.ensemble!r}: a study's teachers tell no "
+            "label counts, and answer for the transfer set only",
+        )
     if study.data.task == "regression":
         mistakes += _check_regression(study)
     search = study.search
@@ -216,46 +307,88 @@ def _check(study: StudySettings) -> list[Mistake]:
                 )
         if search.rates and 1.0 not in factors:
             wrong(f"search.{key}", f"expected 1 among them, got {list(factors)}; add it")
-    if study.centre.transfer in UNLABELLED and study.centre.labels:
+    unlabelled = not study.is_labelled(study.centre.transfer)
+    if unlabelled and study.centre.labels:
         wrong("centre.labels", f"expected false with transfer {study.centre.transfer!r}, which has no labels")
-    if study.centre.transfer in UNLABELLED and True in study.vary.labels:
+    if unlabelled and True in study.vary.labels:
         wrong(
             "vary.labels",
             f"expected false alone with transfer {study.centre.transfer!r}, which has no labels",
         )
-    used = {study.centre.transfer, *study.vary.transfer}
-    if "proxy" in used and study.proxy is None:
-        wrong("proxy", "is required by the transfer set 'proxy': name its data source")
-    if "proxy" not in used and study.proxy is not None:
-        wrong("proxy", "has no effect without the transfer set 'proxy'; remove it")
-    if "generated" not in used and study.generator is not None:
-        wrong("generator", "has no effect without the transfer set 'generated'; remove it")
-    if study.proxy is not None:
-        mistakes += [Mistake(key, text) for key, text in proxy_problems(study.proxy, study.data)]
-    problem = generator_problem(study.generator) if study.generator is not None else None
-    if problem is not None:
-        wrong("generator", problem)
+    mistakes += _check_transfer_sets(study)
     for name in study.vary.distributions:
         if name not in study.distributions:
             wrong("vary.distributions", f"expected names of distributions, got {shown(name)}")
-    if "tuned" in study.methods and "vanilla" not in study.methods:
-        wrong("methods", "expected 'vanilla' beside 'tuned', which is one of its trials; add it")
+    for name in study.methods:
+        searched = study.method(name).searches
+        if searched and searched not in study.methods:
+            wrong("methods", f"expected {searched!r} beside {name!r}, which is one of its trials; add it")
     return mistakes
+
+
+def _check_transfer_sets(study: StudySettings) -> Iterator[Mistake]:
+    """Yield what is wrong with the keys of transfer sets, and with keys of those that the study has not."""
+    used = {study.centre.transfer, *study.vary.transfer}
+    sets = study.families["consolidation.transfer"].members
+    owners: dict[str, list[str]] = {}
+    for name, kind in sets.items():
+        for key, field in kind.model_fields.items():
+            if key in ("transfer", "images"):
+                continue
+            owners.setdefault(key, []).append(name)
+            if name in used and field.is_required() and getattr(study, key) is None:
+                yield Mistake(key, f"is required by the transfer set {name!r}: {field.description}")
+    for key, names in owners.items():
+        if getattr(study, key) is not None and not used & set(names):
+            words = " or ".join(map(repr, names))
+            yield Mistake(key, f"has no effect without the transfer set {words}; remove it")
+    for name in sorted(used):
+        kind = sets[name]
+        if any(
+            field.is_required() and getattr(study, key, None) is None
+            for key, field in kind.model_fields.items()
+        ):
+            continue
+        chosen = study.transfer_set(name)
+        for key, part in parts(chosen, ""):
+            if isinstance(part, DataSettings):
+                for inner, message, *_ in data_problems(part):
+                    yield Mistake(f"{key}.{inner}".lstrip("."), message)
+        for refusal in said_by(chosen, lambda thing: thing.refusals(as_arm(study))):
+            yield Mistake(within(refusal, "").key.lstrip("."), refusal.message)
+
+
+def as_arm(study: StudySettings, model: ModelSettings | None = None) -> Any:
+    """Return what a thing is asked about, as of an arm: the parts that a study has too."""
+    model = model or study.model
+    return SimpleNamespace(
+        data=study.data,
+        model=model,
+        teachers=TeacherSettings(),
+        start="consolidated",
+        local=study.pretraining,
+    )
 
 
 def _check_regression(study: StudySettings) -> list[Mistake]:
     """Return what a study of a regression cannot be asked for."""
-    found = [("methods", regression_problem("method", method)) for method in study.methods]
+    methods, sets, ensembles = (
+        study.families[f"consolidation.{k}"] for k in ("method", "transfer", "ensemble")
+    )
+    transfers = [("centre.transfer", study.centre.transfer)]
+    transfers += [("vary.transfer", name) for name in study.vary.transfer]
+    chosen = study.distillation.ensemble
+    found = [("methods", regression_problem(methods, study.method(name), name)) for name in study.methods]
+    found += [(key, regression_problem(sets, sets.find(name), name)) for key, name in transfers]
     found += [
-        ("centre.transfer", regression_problem("transfer", study.centre.transfer)),
-        *(("vary.transfer", regression_problem("transfer", other)) for other in study.vary.transfer),
-        ("distillation.ensemble", regression_problem("ensemble", study.distillation.ensemble)),
-        ("temperature", temperature_problem("temperature", study.temperature)),
-        ("search.temperatures", temperature_problem("temperatures", *study.search.temperatures)),
+        ("distillation.ensemble", regression_problem(ensembles, type(chosen), chosen.ensemble)),
+        ("temperature", temperature_problem("regression", study.temperature)),
+        ("search.temperatures", temperature_problem("regression", *study.search.temperatures)),
     ]
     return [Mistake(key, message) for key, message in found if message is not None]
 
 
 def _has_unlabelled(study: StudySettings) -> bool:
-    transfers: set[Any] = {study.centre.transfer, *study.vary.transfer}
-    return not study.centre.labels or False in study.vary.labels or bool(transfers & set(UNLABELLED))
+    transfers = {study.centre.transfer, *study.vary.transfer}
+    unlabelled = not all(study.is_labelled(name) for name in transfers)
+    return not study.centre.labels or False in study.vary.labels or unlabelled

@@ -19,35 +19,29 @@ from torch import nn
 
 from kdfed import wire
 from kdfed.cohort import train_cohort
-from kdfed.config import (
-    ConsolidationSettings,
-    MutualConsolidation,
-    PartitionedConsolidation,
-    VanillaConsolidation,
-)
-from kdfed.consolidate import consolidate, teacher_logits
+from kdfed.consolidate import consolidate
 from kdfed.data import Examples, PreparedData, prepare
-from kdfed.distill import METHODS
-from kdfed.errors import DataError, unknown
-from kdfed.generated import generate, teacher_problem
+from kdfed.distill import KDMethod
+from kdfed.distill.stacks import teacher_logits
+from kdfed.errors import DataError
+from kdfed.local import plain_loss
 from kdfed.models import State, build_model, load_state, state_of
 from kdfed.partition import Partition, partition_of
 from kdfed.records import write_atomically
 from kdfed.records.parsing import parse_json
 from kdfed.records.rounds import Count, Score
 from kdfed.seeding import derive, derive_many, numpy_generator
-from kdfed.train import plain_loss, predict
-from kdfed.transfer_sets import noise, proxy, without_labels
+from kdfed.train import predict
+from kdfed.transfer_sets.transfer_set import HeldSet, without_labels
 from simulations.study.cells import (
     Point,
     Trial,
     generated_key,
-    generator_of,
     models_key,
     partition_settings,
     trial_key,
 )
-from simulations.study.settings import UNLABELLED, StudySettings
+from simulations.study.settings import StudySettings, as_arm
 
 
 def trial_file(cache: Path, key: str) -> Path:
@@ -140,7 +134,7 @@ def distil(study: StudySettings, point: Point, trial: Trial, cache: Path) -> Non
     before = predict(student, test.inputs)
     settings = _settings(study, point, trial)
     sources: list[nn.Module] | torch.Tensor = (
-        teachers if trial.method == "mutual" else teacher_logits(teachers, transfer.inputs)
+        teachers if study.method(trial.method).needs_teachers else teacher_logits(teachers, transfer.inputs)
     )
     seed = derive(point.seed, "distil")
     result = consolidate(student, sources, transfer, validation, settings, seed, task=data.task)
@@ -175,24 +169,14 @@ def transfer_of(study: StudySettings, point: Point, cache: Path) -> Examples:
         If there are fewer examples than asked for, or the proxy's inputs do not fit.
     """
     data, partition = prepare(study.data), partition_at(study, point)
-    if point.transfer in UNLABELLED:
-        shape, wanted = data.input_shape, point.images or len(data.splits.transfer)
-        seed = derive(point.seed, "transfer")
-        if point.transfer == "noise":
-            return noise(shape, wanted, seed)
-        if point.transfer == "proxy":
-            assert study.proxy is not None, "the study was checked"
-            return proxy(study.proxy, shape, wanted, seed)
-        if point.transfer != "generated":
-            raise unknown("transfer", point.transfer, UNLABELLED, "simulations.study.work.transfer_of")
-        generate_at(study, point, cache)
-        return without_labels(_tensors(generated_file(cache, study, point))["inputs"])
-    places = {
-        "public": lambda: data.splits.transfer,
-        "own": lambda: partition.indices[0],
-        "teacher": lambda: np.concatenate([partition.indices[k + 1] for k in range(point.teachers)]),
-        "union": lambda: np.concatenate([partition.indices[k] for k in range(point.teachers + 1)]),
-    }[point.transfer]()
+    chosen = study.transfer_set(point.transfer, point.images)
+    if not isinstance(chosen, HeldSet):
+        if chosen.needs_teachers:
+            generate_at(study, point, cache)
+            return without_labels(_tensors(generated_file(cache, study, point))["inputs"])
+        return chosen.examples(data.examples(data.splits.transfer), (), derive(point.seed, "transfer"))
+    student, *teachers = (partition.indices[member] for member in range(point.teachers + 1))
+    places = chosen.places(data.splits.transfer, student, teachers)
     places = numpy_generator(point.seed, "transfer").permutation(places)
     if point.images is not None and point.images > len(places):
         raise DataError(
@@ -204,10 +188,10 @@ def transfer_of(study: StudySettings, point: Point, cache: Path) -> Examples:
 
 
 def check_teachers(study: StudySettings, point: Point) -> None:
-    """Refuse teachers that the loss of the generator cannot read."""
-    problem = teacher_problem(_build(prepare(study.data), point, 0), generator_of(study))
-    if problem is not None:
-        raise DataError(problem, "generator.activation-weight")
+    """Refuse teachers that a transfer set cannot be made of."""
+    data = prepare(study.data)
+    for refusal in study.transfer_set(point.transfer).misfits(as_arm(study, point.model), data):
+        raise DataError(refusal.message, refusal.key.lstrip("."))
 
 
 def generate_at(study: StudySettings, point: Point, cache: Path) -> None:
@@ -217,26 +201,21 @@ def generate_at(study: StudySettings, point: Point, cache: Path) -> None:
         return
     data = prepare(study.data)
     _, *teachers = _models(study, point, cache)
-    count, seed = point.images or len(data.splits.transfer), derive(point.seed, "transfer")
-    inputs = generate(teachers, data.input_shape, count, generator_of(study), seed)
-    write_atomically(file, save({"inputs": inputs}))
+    public, seed = data.examples(data.splits.transfer), derive(point.seed, "transfer")
+    made = study.transfer_set(point.transfer, point.images).examples(public, teachers, seed)
+    write_atomically(file, save({"inputs": made.inputs}))
 
 
-def _settings(study: StudySettings, point: Point, trial: Trial) -> ConsolidationSettings:
-    chosen = study.distillation
-    shared: dict[str, Any] = chosen.model_dump(exclude={"ensemble"}) | {
+def _settings(study: StudySettings, point: Point, trial: Trial) -> KDMethod:
+    chosen, kind = study.distillation, study.method(trial.method)
+    values: dict[str, Any] = dict(chosen) | {
         "labels": point.labels,
         "lr": chosen.lr * trial.rate,
         "epochs": max(1, round(chosen.epochs * trial.passes)),
+        "temperature": trial.temperature,
+        "weight": trial.weight,
     }
-    if trial.method == "mutual":
-        return MutualConsolidation(method="mutual", **shared)
-    shared |= {"temperature": trial.temperature, "weight": trial.weight}
-    if trial.method == "partitioned":
-        return PartitionedConsolidation(method="partitioned", **shared)
-    if trial.method == "vanilla":  # tuned KD is a search over its trials
-        return VanillaConsolidation(ensemble=chosen.ensemble, **shared)
-    raise unknown("methods", trial.method, METHODS, "simulations.study.work")
+    return kind(**{key: value for key, value in values.items() if key in kind.model_fields})
 
 
 def _build(data: PreparedData, point: Point, seed: int) -> nn.Module:

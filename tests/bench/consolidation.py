@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from work import SEED, Work
 
-from kdfed.consolidate import teacher_logits
+from kdfed.distill.stacks import teacher_logits
 from kdfed.models import build_model
 from kdfed.seeding import derive
 

@@ -15,10 +15,10 @@ from collections.abc import Callable
 import torch
 
 from kdfed.cohort import levels, one_step, train_cohort
-from kdfed.config import ModelSettings, OptimiserSettings
 from kdfed.data import Examples
+from kdfed.local import PLAIN
 from kdfed.models import build_model, state_of
-from kdfed.train import PLAIN
+from kdfed.settings import ModelSettings, OptimiserSettings
 
 PARTICIPANTS = 8
 GROUPS = "--groups" in sys.argv

@@ -10,11 +10,12 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from kdfed.config import Experiment, build_experiment
+from kdfed.config import Experiment
 from kdfed.data import Examples, PreparedData, prepare
 from kdfed.models import State, build_model, load_state, state_of
 from kdfed.partition import make_partition
 from kdfed.seeding import derive, numpy_generator
+from simulations.experiments import build_experiment
 
 SEED, BATCH, RATE, MOMENTUM = 0, 10, 0.05, 0.9
 

@@ -14,9 +14,10 @@ from clients.actors import IN_PROCESS
 from clients.client_app import app
 from clients.names import check_names, is_shipped_model, is_shipped_source
 from kdfed import wire
-from kdfed.config import LocalSettings, ModelSettings, MutualLocal, PlainLocal, TeacherSettings
 from kdfed.errors import ParticipantError
+from kdfed.local import LocalMode, MutualLocal, PlainLocal
 from kdfed.models import BUILDERS
+from kdfed.settings import ModelSettings, TeacherSettings
 
 THEIRS = "payload_of_a_message:run"
 
@@ -117,7 +118,7 @@ def test_a_device_allows_exactly_what_it_lists(tiny):
 
 
 def test_what_kdfed_ships_needs_nobodys_leave(tiny):
-    local: LocalSettings = PlainLocal()
+    local: LocalMode = PlainLocal()
     check_names(_content("local", local.model_dump_json()), _context())
     for name in (*BUILDERS, "torchvision:resnet18"):
         assert is_shipped_model(name)

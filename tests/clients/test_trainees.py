@@ -11,8 +11,8 @@ from torch import nn
 from clients.store import Store
 from clients.trainees import PairedModels, ReceivedModel
 from kdfed.cohort import stack_states
+from kdfed.local.pairs import Pair, halves, pair_state
 from kdfed.models import State
-from kdfed.pairs import Pair, halves, pair_state
 
 RECEIVED = {"weight": torch.full((3, 2), 7.0), "bias": torch.zeros(3)}
 

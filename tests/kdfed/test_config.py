@@ -7,17 +7,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from kdfed.config import (
-    COMBINATIONS,
-    Experiment,
-    build_experiment,
-    load_experiment,
-    merge,
-    parse_set,
-    sampled_count,
-    split_set,
-)
+from kdfed.config import COMBINATIONS, Experiment, parse_set, sampled_count, split_set
 from kdfed.errors import ConfigError
+from simulations.experiments import build_experiment, load_experiment, merge
 
 DESIGN = """
 name: quickstart

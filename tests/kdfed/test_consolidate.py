@@ -7,27 +7,33 @@ from typing import Literal
 import numpy as np
 import pytest
 import torch
+from kdfed.ensemble import combine
 from pydantic import TypeAdapter
 from torch import nn
 
-from kdfed.config import (
-    ConsolidationSettings,
-    ModelSettings,
-    PartitionedConsolidation,
-    TeacherSettings,
-    VanillaConsolidation,
-    variants,
-)
-from kdfed.consolidate import RUNS, TeacherStacks, average_states, consolidate, cosine, teacher_logits
+from kdfed.augmentation import views_of
+from kdfed.averaging import average_states
+from kdfed.config import variants
+from kdfed.consolidate import RUNS, consolidate
 from kdfed.data import Examples
-from kdfed.distill import METHODS, mutual, partitioned
-from kdfed.distill.vanilla import kd_loss
-from kdfed.ensemble import combine, validated_scores
+from kdfed.distill import (
+    METHODS,
+    KDMethod,
+    PartitionedConsolidation,
+    VanillaConsolidation,
+    mutual,
+    partitioned,
+)
+from kdfed.distill.schedule import cosine
+from kdfed.distill.stacks import TeacherStacks, teacher_logits
+from kdfed.ensembles.validated import validated_scores
 from kdfed.errors import KdfedError
+from kdfed.local import PLAIN
+from kdfed.losses import kd_loss
 from kdfed.models import State, build_model, state_of
 from kdfed.seeding import shuffled, torch_generator
-from kdfed.train import PLAIN, evaluate, fit, predict
-from kdfed.transfer import views_of
+from kdfed.settings import ModelSettings, TeacherSettings
+from kdfed.train import evaluate, fit, predict
 
 CLASSES = 3
 
@@ -126,9 +132,9 @@ def test_consolidation_agrees_with_the_slow_twin(
     assert result.ensemble_accuracy == pytest.approx(float((guess == VALIDATION.labels).float().mean()))
 
 
-def other(method: str, **changes: object) -> ConsolidationSettings:
+def other(method: str, **changes: object) -> KDMethod:
     values = {"method": method, "epochs": 4, "batch_size": 8, **changes}
-    return TypeAdapter(ConsolidationSettings).validate_python(values)
+    return TypeAdapter(KDMethod).validate_python(values)
 
 
 def test_every_method_has_a_description() -> None:

@@ -5,10 +5,13 @@ import math
 import numpy as np
 import pytest
 import torch
+from kdfed.ensemble import UNWEIGHTED, combine
 
 from kdfed.config import Ensemble
-from kdfed.ensemble import ENSEMBLES, UNWEIGHTED, add_laplace_noise, combine, validated_scores
+from kdfed.ensembles import ENSEMBLES
+from kdfed.ensembles.validated import validated_scores
 from kdfed.errors import KdfedError
+from kdfed.privacy import add_laplace_noise
 
 LN3 = math.log(3)
 ALL = sorted(ENSEMBLES)

@@ -9,12 +9,19 @@ import pytest
 import torch
 from torch import nn
 
-from kdfed.config import DataSettings, GeneratorSettings, ModelSettings, OptimiserSettings
 from kdfed.data import Examples, prepare
 from kdfed.errors import KdfedError
-from kdfed.generated import generate, generator_loss, last_linear, make_generator
+from kdfed.local import PLAIN
 from kdfed.models import build_model, state_of
-from kdfed.train import PLAIN, fit, predict
+from kdfed.settings import DataSettings, ModelSettings, OptimiserSettings
+from kdfed.train import fit, predict
+from kdfed.transfer_sets.generated import (
+    GeneratorSettings,
+    generate,
+    generator_loss,
+    last_linear,
+    make_generator,
+)
 
 SHAPE, CLASSES = (6,), 3
 QUICK = GeneratorSettings(steps=60, batch_size=32, lr=0.01, latent=8, width=8)

@@ -8,8 +8,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from kdfed.ensemble import add_laplace_noise
 from kdfed.limits import LabelCounts, Limits, Reach, most_steps
+from kdfed.privacy import add_laplace_noise
 
 START = {
     "w": np.array([3.0, 4.0], np.float32),

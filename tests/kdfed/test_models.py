@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch import nn
 
-from kdfed.config import ModelSettings
 from kdfed.errors import ConfigError, KdfedError
 from kdfed.models import (
     BUILDERS,
@@ -18,6 +17,7 @@ from kdfed.models import (
     load_state,
     state_of,
 )
+from kdfed.settings import ModelSettings
 
 IMAGES = (1, 28, 28)
 

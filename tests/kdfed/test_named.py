@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from kdfed.config import DataSettings, ModelSettings
 from kdfed.data import load_source
 from kdfed.errors import ConfigError, DataError
 from kdfed.models import build_model, check_model
 from kdfed.named import NamedError, blamed, load_named, signature_of
+from kdfed.settings import DataSettings, ModelSettings
 
 Write = object
 

@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from kdfed.cohort import stack_states
+from kdfed.local.pairs import Pair, halves, pair_state
 from kdfed.models import load_state, state_of
-from kdfed.pairs import Pair, halves, pair_state
 
 
 def some_pair() -> Pair:

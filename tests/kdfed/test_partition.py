@@ -11,10 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
-from kdfed.config import DataSettings, PartitionSettings
 from kdfed.data import prepare
 from kdfed.errors import DataError
-from kdfed.partition import PARTITIONS, Partition, class_counts, make_partition, partition_of
+from kdfed.partition import Partition, class_counts, make_partition, partition_of
+from kdfed.partitions import PARTITIONS, PartitionBase
+from kdfed.settings import DataSettings
 
 KINDS = {
     "uniform": {},
@@ -27,9 +28,9 @@ LABELS = np.random.default_rng(0).permutation(np.arange(3000) % 10)
 POOL = np.arange(500, 3000)
 
 
-def asked(kind: str, participants: int = 20, minimum: int = 1, **keys: float) -> PartitionSettings:
+def asked(kind: str, participants: int = 20, minimum: int = 1, **keys: float) -> PartitionBase:
     values = {"kind": kind, "participants": participants, "min-examples": minimum, **KINDS[kind], **keys}
-    adapter: TypeAdapter[PartitionSettings] = TypeAdapter(PartitionSettings)
+    adapter: TypeAdapter[PartitionBase] = TypeAdapter(PartitionBase)
     return adapter.validate_python(values, by_alias=True)
 
 

@@ -11,9 +11,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from kdfed.config import Experiment, ModelSettings
+from kdfed.config import Experiment
 from kdfed.models import build_model, state_of
 from kdfed.preflight import check_data
+from kdfed.settings import ModelSettings
 
 Build = Callable[..., Experiment]
 FEATURES = "synthetic:examples=400,classes=4,shape=5"
@@ -219,8 +220,8 @@ def test_weights_to_start_from_that_an_arm_would_refuse_are_found_before_anythin
 def test_what_nothing_carries_out_is_refused_before_anything_starts(
     tiny: Build, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from kdfed.config import VanillaConsolidation
     from kdfed.consolidate import RUNS
+    from kdfed.distill import VanillaConsolidation
     from kdfed.train import LOCAL_LOSSES
 
     runs = {kind: run for kind, run in RUNS.items() if kind is not VanillaConsolidation}

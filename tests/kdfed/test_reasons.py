@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import nn
 
-from kdfed.config import ModelSettings
 from kdfed.errors import ConfigError, one_line
 from kdfed.models import build_model
 from kdfed.reasons import MOST_OF_A_TEXT, MOST_TEXTS, Once, reason_of
+from kdfed.settings import ModelSettings
 
 MODULE = """
 import torch

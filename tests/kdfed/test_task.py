@@ -11,30 +11,23 @@ import pytest
 import torch
 from torch.nn import functional
 
-from kdfed.config import (
-    REGRESSION as ALLOWED,
-)
-from kdfed.config import (
-    KDLocal,
-    MutualConsolidation,
-    MutualLocal,
-    NTDLocal,
-    OptimiserSettings,
-    PartitionedConsolidation,
-    PlainLocal,
-    ProximalLocal,
-    TunedConsolidation,
-    VanillaConsolidation,
-    build_experiment,
-    merge,
-    variants,
-)
+from kdfed.config import REGRESSION as ALLOWED
+from kdfed.config import variants
 from kdfed.consolidate import consolidate
 from kdfed.data import Examples
+from kdfed.distill import (
+    MutualConsolidation,
+    PartitionedConsolidation,
+    TunedConsolidation,
+    VanillaConsolidation,
+)
 from kdfed.errors import ConfigError, KdfedError
+from kdfed.local import PLAIN, KDLocal, MutualLocal, NTDLocal, PlainLocal, ProximalLocal, plain_loss
 from kdfed.models import MLP, state_of
+from kdfed.settings import OptimiserSettings
 from kdfed.task import CLASSIFICATION, REGRESSION, WORST
-from kdfed.train import PLAIN, evaluate, fit, local_loss, mutual_local_loss, plain_loss
+from kdfed.train import evaluate, fit, local_loss, mutual_local_loss
+from simulations.experiments import build_experiment, merge
 
 FILE: dict[str, Any] = {
     "name": "numbers",

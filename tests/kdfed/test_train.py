@@ -8,27 +8,25 @@ import pytest
 import torch
 from torch import nn
 
-from kdfed.config import (
-    KDLocal,
-    LocalSettings,
-    ModelSettings,
-    MutualLocal,
-    NTDLocal,
-    OptimiserSettings,
-    PlainLocal,
-    ProximalLocal,
-    TeacherSettings,
-)
 from kdfed.data import Examples
-from kdfed.distill.vanilla import kd_loss
 from kdfed.errors import KdfedError
-from kdfed.models import build_model, state_of
-from kdfed.pairs import Pair
-from kdfed.seeding import shuffled
-from kdfed.train import (
-    LOCAL_LOSSES,
+from kdfed.local import (
     LOCAL_MODES,
     PLAIN,
+    KDLocal,
+    LocalMode,
+    MutualLocal,
+    NTDLocal,
+    PlainLocal,
+    ProximalLocal,
+)
+from kdfed.local.pairs import Pair
+from kdfed.losses import kd_loss
+from kdfed.models import build_model, state_of
+from kdfed.seeding import shuffled
+from kdfed.settings import ModelSettings, OptimiserSettings, TeacherSettings
+from kdfed.train import (
+    LOCAL_LOSSES,
     TrainResult,
     batch_sizes,
     evaluate,
@@ -80,7 +78,7 @@ def slow_fit(model: nn.Module, examples: Examples, settings: OptimiserSettings, 
     return total / len(examples)
 
 
-def train_local(model: nn.Module, examples: Examples, settings: LocalSettings, seed: int) -> TrainResult:
+def train_local(model: nn.Module, examples: Examples, settings: LocalMode, seed: int) -> TrainResult:
     return fit(model, examples, settings, local_loss(lambda: model, settings), seed)
 
 
@@ -150,7 +148,7 @@ def test_a_participant_without_examples_is_refused() -> None:
 
 
 def test_the_lists_of_local_modes_agree_with_the_experiment() -> None:
-    modes = {variant.model_fields["mode"].annotation for variant in get_args(get_args(LocalSettings)[0])}
+    modes = {variant.model_fields["mode"].annotation for variant in get_args(get_args(LocalMode)[0])}
     assert {get_args(mode)[0] for mode in modes} == set(LOCAL_LOSSES) == set(LOCAL_MODES)
 
 
@@ -169,7 +167,7 @@ def test_a_teacher_is_trained_like_a_plain_participant() -> None:
         NTDLocal(mode="ntd", beta=0.0),
     ],
 )
-def test_mu_0_and_weight_0_are_plain_training_to_the_bit(settings: LocalSettings) -> None:
+def test_mu_0_and_weight_0_are_plain_training_to_the_bit(settings: LocalMode) -> None:
     other, plain = some_model(), some_model()
     train_local(other, some_examples(), settings, seed=3)
     train_local(plain, some_examples(), PlainLocal(), seed=3)

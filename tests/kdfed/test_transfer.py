@@ -5,10 +5,10 @@ from typing import get_args
 import pytest
 import torch
 
-from kdfed.config import Augmentation
+from kdfed.augmentation import AUGMENTATIONS, augment, crop, flip, views_of
 from kdfed.data import Examples
 from kdfed.errors import KdfedError
-from kdfed.transfer import AUGMENTATIONS, augment, crop, flip, views_of
+from kdfed.settings import Augmentation
 
 
 def generator(seed: int = 0) -> torch.Generator:

@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from kdfed.config import ConsolidationBase, DataSettings, GeneratorSettings, ModelSettings
 from kdfed.data import Examples, prepare
+from kdfed.distill import KDMethod
 from kdfed.errors import DataError, KdfedError
-from kdfed.generated import generate
 from kdfed.models import build_model
+from kdfed.settings import DataSettings, ModelSettings
 from kdfed.transfer_sets import TRANSFER_SETS, noise, proxy, transfer_set
+from kdfed.transfer_sets.generated import GeneratorSettings, generate
 
 PUBLIC = Examples(torch.zeros(30, 1, 8, 8), torch.arange(30))
 PROXY = DataSettings(source="mnist5k", limit=100)
@@ -21,19 +22,19 @@ PROXY = DataSettings(source="mnist5k", limit=100)
 def test_the_registry_names_what_experiments_and_studies_can_name() -> None:
     from simulations.study.settings import Transfer
 
-    federated = ConsolidationBase.model_fields["transfer"].annotation
+    federated = KDMethod.model_fields["transfer"].annotation
     assert set(get_args(federated)) < set(TRANSFER_SETS) == set(get_args(Transfer))
 
 
 def test_the_public_one_is_the_transfer_split() -> None:
-    assert transfer_set(ConsolidationBase(), PUBLIC, [], 0) is PUBLIC
+    assert transfer_set(KDMethod(), PUBLIC, [], 0) is PUBLIC
 
 
 @pytest.mark.parametrize("images", [None, 12])
 @pytest.mark.parametrize("transfer", ["noise", "proxy", "generated"])
 def test_every_other_one_has_the_shape_and_size_that_is_asked_for(transfer: str, images: int | None) -> None:
     teacher = build_model(ModelSettings(name="mlp"), (1, 8, 8), 10, 0)
-    settings = ConsolidationBase.model_validate(
+    settings = KDMethod.model_validate(
         {
             "transfer": transfer,
             "images": images,
@@ -64,7 +65,7 @@ def test_what_an_unchecked_arm_could_ask_for_is_refused(
 ) -> None:
     modules = [build_model(ModelSettings(name="mlp"), (1, 8, 8), 10, 0)] * teachers
     with pytest.raises(KdfedError, match=message):
-        transfer_set(ConsolidationBase.model_validate(settings), PUBLIC, modules, 0)
+        transfer_set(KDMethod.model_validate(settings), PUBLIC, modules, 0)
 
 
 def test_noise_is_standard_normal() -> None:
@@ -129,6 +130,6 @@ def test_a_proxy_that_does_not_fit_in_memory_says_so() -> None:
 
 def test_an_unknown_transfer_set_is_refused_and_never_generated() -> None:
     teacher = build_model(ModelSettings(name="mlp"), (1, 8, 8), 10, 0)
-    settings = ConsolidationBase().model_copy(update={"transfer": "own-kind"})
+    settings = KDMethod().model_copy(update={"transfer": "own-kind"})
     with pytest.raises(KdfedError, match=r"expected one of public, .*, got 'own-kind'"):
         transfer_set(settings, PUBLIC, [teacher], 0)

@@ -5,8 +5,8 @@ import io
 import pytest
 from rich.console import Console
 
-from kdfed.config import build_experiment
 from kdfed.events import Event
+from simulations.experiments import build_experiment
 from simulations.progress import Progress, format_bytes, format_seconds
 
 EXPERIMENT = build_experiment({"name": "tiny", "seeds": [0, 1], "arms": {"cold": {}, "warm": {}}})

@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 
 from clients.client_app import app
-from kdfed.config import Experiment, build_experiment
+from kdfed.config import Experiment
 from kdfed.data.synthetic import Drawn
 from kdfed.records import RunFolder
 from simulations.engines.inprocess import InProcessGrid
+from simulations.experiments import build_experiment
 from simulations.server_app import run_experiment
 
 HELD_OUT = {"test": 0.0005, "validation": 0.0005, "transfer": 0.0005}

@@ -14,11 +14,12 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from kdfed.config import Experiment, ModelSettings
+from kdfed.config import Experiment
 from kdfed.data import prepare
 from kdfed.errors import ConfigError, RunError
 from kdfed.models import State, build_model, load_state, state_of
 from kdfed.preflight import check_data
+from kdfed.settings import ModelSettings
 from simulations.server_app import server_data
 
 Build = Callable[..., Experiment]

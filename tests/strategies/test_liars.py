@@ -14,22 +14,19 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedAvg, FedAvgM, FedMedian, Strategy
 
 from kdfed import wire
-from kdfed.config import (
-    Arm,
-    FedAvgServer,
-    ModelSettings,
-    TeacherSettings,
-    UniformPartition,
-    VanillaConsolidation,
-)
-from kdfed.config.sections import LabelCountSettings
+from kdfed.config import Arm
 from kdfed.data import Examples
+from kdfed.distill import VanillaConsolidation
 from kdfed.errors import RunError
 from kdfed.models import build_model, state_of
+from kdfed.partitions import UniformPartition
 from kdfed.seeding import sample_participants
+from kdfed.settings import LabelCountSettings, ModelSettings, TeacherSettings
 from simulations.engines.inprocess import InProcessGrid
 from simulations.engines.local_grid import error_reply
-from strategies.arm import ArmConfig, ArmResult, ServerData
+from strategies.arm import ArmResult
+from strategies.arm_config import ArmConfig, ServerData
+from strategies.fedavg import FedAvgServer
 from strategies.pre_consolidation import PreConsolidation
 
 MODEL = ModelSettings(name="mlp", options={"hidden": (4,)})

@@ -10,16 +10,17 @@ import torch
 
 from clients.client_app import app
 from kdfed import wire
-from kdfed.config import build_experiment
 from kdfed.consensus import DIGESTS, entropy_reduction, mean_logits
 from kdfed.data import Examples, prepare
 from kdfed.errors import ConfigError
+from kdfed.local import PLAIN
 from kdfed.models import build_model, state_of
 from kdfed.partition import partition_of
 from kdfed.preflight import check_data
 from kdfed.seeding import derive
-from kdfed.train import PLAIN, fit, predict
+from kdfed.train import fit, predict
 from simulations.engines.inprocess import InProcessGrid
+from simulations.experiments import build_experiment
 from tests.conftest import TINY
 
 STRONG = {"lr": 0.1, "momentum": 0.9, "epochs": 5}

@@ -15,9 +15,10 @@ from kdfed import wire
 from kdfed.config import variants
 from kdfed.data import prepare
 from kdfed.errors import ConfigError, KdfedError
+from kdfed.local import LOCAL_MODES
 from kdfed.models import build_model, load_state, state_of
 from kdfed.seeding import derive
-from kdfed.train import LOCAL_MODES, fit, local_loss
+from kdfed.train import fit, local_loss
 from simulations.engines.inprocess import InProcessGrid
 from strategies.catalogue import STRATEGIES
 
@@ -178,15 +179,18 @@ def _their_app(calls: list[str]) -> ClientApp:
 
 
 def _linear() -> torch.nn.Module:
-    from kdfed.config import ModelSettings
+    from kdfed.settings import ModelSettings
 
     return build_model(ModelSettings(name="mlp", options={"hidden": (4,)}), (2,), 2, seed=1)
 
 
 def test_it_works_in_a_stock_server_app_with_somebody_elses_client_app():
-    from kdfed.config import Arm, ModelSettings, UniformPartition, VanillaConsolidation
+    from kdfed.config import Arm
     from kdfed.data import Examples
-    from strategies.arm import ArmConfig, ServerData
+    from kdfed.distill import VanillaConsolidation
+    from kdfed.partitions import UniformPartition
+    from kdfed.settings import ModelSettings
+    from strategies.arm_config import ArmConfig, ServerData
     from strategies.pre_consolidation import PreConsolidation
 
     labels = torch.arange(60) % 2

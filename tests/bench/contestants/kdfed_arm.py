@@ -14,7 +14,8 @@ from work import SEED, Work
 
 from contestants.gate import Gate
 from kdfed import wire
-from strategies.arm import ArmConfig, ArmRunner, ServerData
+from strategies.arm import ArmRunner
+from strategies.arm_config import ArmConfig, ServerData
 from strategies.catalogue import make_strategy
 
 

@@ -20,21 +20,14 @@ from kdfed.cohort import train_cohort as train_in_parts
 from kdfed.cohort import training as cohort_training
 from kdfed.cohort.folded import Stack
 from kdfed.cohort.optimisers import StackedOptimiser
-from kdfed.config import (
-    KDLocal,
-    ModelSettings,
-    MutualLocal,
-    NTDLocal,
-    OptimiserSettings,
-    PlainLocal,
-    ProximalLocal,
-)
 from kdfed.data import Examples
 from kdfed.errors import KdfedError
+from kdfed.local import PLAIN, KDLocal, LocalLoss, MutualLocal, NTDLocal, PlainLocal, ProximalLocal
+from kdfed.local.pairs import Pair
 from kdfed.models import State, build_model, load_state, state_of
-from kdfed.pairs import Pair
+from kdfed.settings import ModelSettings, OptimiserSettings
 from kdfed.task import REGRESSION
-from kdfed.train import PLAIN, LocalLoss, TrainResult, fit, local_loss, mutual_local_loss, predict
+from kdfed.train import TrainResult, fit, local_loss, mutual_local_loss, predict
 
 IMAGES, FEATURES = (1, 12, 12), (10,)
 SIZES = [7, 1, 23, 12, 2, 10, 1, 31]

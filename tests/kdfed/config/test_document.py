@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from kdfed.config import load_experiment
 from kdfed.config.document import MOST_LEVELS, MOST_VALUES, DocumentError, dump, parse
 from kdfed.errors import ConfigError
+from simulations.experiments import load_experiment
 from simulations.study import load_study
 
 TAGS = [

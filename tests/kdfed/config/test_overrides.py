@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from kdfed.config import load_experiment
 from kdfed.errors import ConfigError
+from simulations.experiments import load_experiment
 
 TEXT = """
 name: x

@@ -8,8 +8,9 @@ import pytest
 from pydantic.fields import FieldInfo
 
 from kdfed import config
-from kdfed.config import Settings, load_experiment
 from kdfed.errors import ConfigError
+from kdfed.settings import Settings
+from simulations.experiments import load_experiment
 
 
 def bounded(annotation: Any, metadata: list[Any]) -> bool:

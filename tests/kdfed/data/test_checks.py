@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from kdfed.config import DataSettings
 from kdfed.data import Dataset, load_source, prepare
 from kdfed.data import checks as checks_of_sources
 from kdfed.errors import DataError
+from kdfed.settings import DataSettings
 
 INPUTS = np.random.default_rng(0).normal(size=(40, 3))
 LABELS = np.arange(40) % 2

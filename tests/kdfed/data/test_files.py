@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kdfed.config import DataSettings, SplitSettings
 from kdfed.data import load_source, prepare
 from kdfed.errors import DataError
+from kdfed.settings import DataSettings, SplitSettings
 
 RNG = np.random.default_rng(0)
 

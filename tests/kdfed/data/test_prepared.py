@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from kdfed.config import DataSettings, NormaliseSettings
 from kdfed.data import Normalisation, prepare
 from kdfed.errors import DataError
+from kdfed.settings import DataSettings, NormaliseSettings
 
 FEATURES = "synthetic:examples=400,classes=4,shape=5"
 IMAGES = "synthetic:examples=400,classes=4,shape=3x6x6"

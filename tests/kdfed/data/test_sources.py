@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kdfed.config import DataSettings, build_experiment
 from kdfed.data import SOURCES, Dataset, load_source
 from kdfed.data.dataset import class_names
 from kdfed.errors import DataError
+from kdfed.settings import DataSettings
+from simulations.experiments import build_experiment
 
 
 @pytest.fixture

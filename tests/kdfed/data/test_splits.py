@@ -5,11 +5,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdfed.config import DataSettings, PartitionSettings, SplitSettings, UniformPartition
 from kdfed.data import Dataset, split
 from kdfed.data.splits import bin_edges, strata_of, stratified_order
 from kdfed.errors import DataError
 from kdfed.partition import make_partition
+from kdfed.partitions import PartitionBase, UniformPartition
+from kdfed.settings import DataSettings, SplitSettings
 
 
 def dataset(labels: np.ndarray, test: np.ndarray | None = None) -> Dataset:
@@ -90,7 +91,7 @@ def test_the_transfer_set_never_overlaps_a_participant_or_another_split(
 ) -> None:
     data = dataset(np.array(labels, dtype=np.int64))
     parts = split(data, asked(test=test, validation=validation, transfer=transfer, seed=seed))
-    spread: PartitionSettings = UniformPartition(kind="uniform", participants=3)
+    spread: PartitionBase = UniformPartition(kind="uniform", participants=3)
     held = make_partition(spread, data.labels, parts.train, 10, seed).indices
     for other in (parts.test, parts.validation, *held):
         assert not set(parts.transfer) & set(other)

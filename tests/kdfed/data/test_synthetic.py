@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kdfed.config import DataSettings
 from kdfed.data import Dataset, load_source, prepare
 from kdfed.data.synthetic import Drawn
+from kdfed.settings import DataSettings
 
 IMAGES = "synthetic:examples=6000,classes=10,shape=1x4x4"
 FEATURES = "synthetic:examples=6000,classes=3,shape=7,noise=0.5"

@@ -17,9 +17,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from kdfed.config import ColumnSettings, DataSettings, SplitSettings
 from kdfed.data import Dataset, load_source, prepare
 from kdfed.errors import DataError
+from kdfed.settings import ColumnSettings, DataSettings, SplitSettings
 
 CIFAR10 = Path(__file__).parents[3] / "../shared/data/cifar10"
 NAMES = ["cat", "dog", "owl"]

@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from kdfed.distill.mutual import losses, weighted_losses
+from kdfed.distill.mutual import losses
+from kdfed.losses import weighted_losses
 
 N, C = 5, 3
 

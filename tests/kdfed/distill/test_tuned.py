@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from kdfed.config import TunedConsolidation
+from kdfed.distill import TunedConsolidation
 from kdfed.distill.tuned import Trial, best, grid, search
 
 ASKED = {"temperatures": (1.0, 3.0, 9.0), "weights": (0.0, 0.5, 1.0), "labels": True}

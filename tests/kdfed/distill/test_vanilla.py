@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from kdfed.distill.vanilla import kd_loss
+from kdfed.losses import kd_loss
 
 
 def slow_kd_loss(

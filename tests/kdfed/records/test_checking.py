@@ -12,9 +12,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kdfed.config import Experiment, build_experiment
+from kdfed.config import Experiment
 from kdfed.errors import KdfedError, RunFolderError
 from kdfed.records import Absent, Outcome, RoundRecord, RunFolder, summarise
+from simulations.experiments import build_experiment
 
 EXPERIMENT = build_experiment(
     {

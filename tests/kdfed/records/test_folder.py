@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from kdfed.config import build_experiment, merge
 from kdfed.errors import RecordError, RunFolderError
 from kdfed.records import (
     Outcome,
@@ -20,6 +19,7 @@ from kdfed.records import (
     weights_sha256,
     write_atomically,
 )
+from simulations.experiments import build_experiment, merge
 
 VALUES = {
     "name": "small",

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from kdfed.config import build_experiment
 from kdfed.records import Failure, Outcome, RoundRecord, summarise
+from simulations.experiments import build_experiment
 
 UPLOADS, UP, DOWN, STEPS = 10, 1000, 2000, 50
 """What one exchange costs in these make-believe runs."""

@@ -17,11 +17,11 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from kdfed.config import build_experiment
 from kdfed.errors import RunError, RunFolderError
 from kdfed.records import Absent, Failure, Outcome, RoundRecord, RunFolder, summarise
 from simulations import report
 from simulations.cli import main
+from simulations.experiments import build_experiment
 from simulations.report import build_report, page, partition_figure, save_partition_picture
 from simulations.report.figures import curves_figure, to_svg
 from simulations.savings import main as savings

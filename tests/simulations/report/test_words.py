@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from kdfed.config import build_experiment
 from kdfed.savings import Pair, compare
+from simulations.experiments import build_experiment
 from simulations.report.words import headline, number, saving, size
 
 EXPERIMENT = build_experiment(

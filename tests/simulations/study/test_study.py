@@ -19,13 +19,14 @@ import torch
 import yaml
 from safetensors.torch import load, save
 
-from kdfed.config import VanillaConsolidation
 from kdfed.consolidate import consolidate
 from kdfed.data import prepare
+from kdfed.distill import VanillaConsolidation
 from kdfed.errors import ConfigError, KdfedError, RunError, RunFolderError
+from kdfed.local import PLAIN
 from kdfed.models import build_model
 from kdfed.seeding import derive
-from kdfed.train import PLAIN, fit, predict
+from kdfed.train import fit, predict
 from simulations.cli import SHIPPED, main
 from simulations.study import load_study, run_study
 from simulations.study.cells import models_key, points, trial_key, trials

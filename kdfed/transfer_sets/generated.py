@@ -31,17 +31,82 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
+from pydantic import Field
 from torch import nn
 from torch.nn import functional
 
-from kdfed.config import GeneratorSettings
-from kdfed.errors import KdfedError
-from kdfed.models import spare_inputs
+from kdfed.data import PreparedData
+from kdfed.errors import ConfigError, KdfedError
+from kdfed.family import Refusal
+from kdfed.models import build_model, device_of, spare_inputs
 from kdfed.seeding import derive, torch_generator, torch_seed
-from kdfed.train import device_of
+from kdfed.settings import Passes, PositiveInt, Rate, Settings, Weight, several
+from kdfed.transfer_sets.transfer_set import DrawnSet
+
+
+class GeneratorSettings(Settings):
+    """The generator of the transfer set ``generated``, trained against the teachers (Chen et al. 2019)."""
+
+    steps: Passes = 200
+    """Optimiser steps (Adam)."""
+    batch_size: Annotated[int, Field(ge=2, le=10**6)] = 128
+    """Examples a step, 2 or more: each class should be among them."""
+    lr: Rate = 0.001
+    """Learning rate, above 0."""
+    latent: PositiveInt = 100
+    """Standard normal values that an example is drawn from."""
+    width: PositiveInt = 16
+    """Channels of the last hidden layer, twice as many before; for feature vectors, a quarter of the hidden
+    units."""
+    one_hot_weight: Weight = 1.0
+    """Weight of the one-hot loss: the teachers should be sure of each example. 0 turns it off."""
+    entropy_weight: Weight = 5.0
+    """Weight of the information entropy: a batch should hold all classes alike. 0 turns it off."""
+    activation_weight: Weight = 0.1
+    """Weight of the activation loss: what enters the teachers' last linear layer should be large. 0 turns it
+    off."""
+
+
+class GeneratedSet(DrawnSet):
+    """Drawn from a generator that is trained against the teachers (DAFL); no data, no labels."""
+
+    transfer: Literal["generated"] = "generated"
+    """The transfer set."""
+    generator: GeneratorSettings = GeneratorSettings()
+    """The generator."""
+
+    needs_classes: ClassVar[str] = "its generator asks for examples of every class"
+    needs_teachers: ClassVar[bool] = True
+
+    def refusals(self, arm: Any) -> Iterator[Refusal]:
+        """Ask for a loss."""
+        chosen = self.generator
+        if not (chosen.one_hot_weight or chosen.entropy_weight or chosen.activation_weight):
+            yield Refusal(
+                ".generator",
+                "expected one weight above 0, got 0 for all terms: there is nothing to train it on",
+            )
+
+    def misfits(self, arm: Any, data: PreparedData) -> Iterator[Refusal]:
+        """Look for what the loss reads of the teachers."""
+        for model in several(arm.teachers.model) or (arm.model,):
+            try:
+                teacher = build_model(model, data.input_shape, data.classes, seed=0)
+            except ConfigError:  # told of the model
+                continue
+            problem = teacher_problem(teacher, self.generator)
+            if problem:
+                yield Refusal(".generator.activation-weight", problem)
+
+    def draw(
+        self, input_shape: tuple[int, ...], count: int, teachers: Sequence[nn.Module], seed: int
+    ) -> torch.Tensor:
+        """Train the generator, and draw from it; see :func:`generate`."""
+        return generate(teachers, input_shape, count, self.generator, seed)
 
 
 def generator_loss(

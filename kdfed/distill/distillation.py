@@ -1,0 +1,265 @@
+r"""A student on its transfer set: what every KD method works with.
+
+The teachers' logits are computed once, unless the transfer images change from step to step (augmentation
+without fixed views). Labels of the transfer set are touched only where the settings say so; the validation
+split serves selection and ensembles.
+
+Shape suffixes: K teachers, N examples, C classes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, TypeAlias
+
+import numpy as np
+import torch
+from torch import nn
+
+from kdfed.augmentation import augment
+from kdfed.distill.schedule import cosine
+from kdfed.distill.stacks import TeacherStacks, uploaded_logits
+from kdfed.errors import KdfedError
+from kdfed.models import device_of, load_state, state_of
+from kdfed.seeding import torch_generator, torch_seed
+from kdfed.settings import DistillationSettings
+from kdfed.task import CLASSIFICATION, Task
+from kdfed.train import epochs, evaluate
+
+if TYPE_CHECKING:
+    from kdfed.data import Examples
+
+OnEpoch: TypeAlias = Callable[[int, int, float | None], None]
+"""(epoch from 1, epochs of all trainings, validation accuracy or None)."""
+
+TargetOf: TypeAlias = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
+"""(teachers' logits [K, N, C], inputs [N, ...], labels [N] or None) -> what the student follows, [N, C]."""
+
+LossesOf: TypeAlias = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
+"""(the student's outputs [N, C], what it follows [N, C], labels [N] or None) -> losses [N]."""
+
+
+@dataclass(frozen=True)
+class ConsolidationResult:
+    """What a consolidation left beside the student.
+
+    Parameters
+    ----------
+    steps
+        Optimiser steps of all models and trials.
+    epochs
+        Passes over the transfer set that the student was trained for.
+    best_epoch
+        The epoch whose student was kept, from 1; the last one with ``select: last``.
+    accuracy
+        The kept student's validation accuracy in [0, 1], or the task's score.
+    ensemble_accuracy
+        The ensemble's validation accuracy in [0, 1]; None when only logits on the transfer set are known, and
+        where the method has no ensemble.
+    trials
+        Of a search; empty without one.
+    """
+
+    steps: int
+    epochs: int
+    best_epoch: int
+    accuracy: float
+    ensemble_accuracy: float | None
+    trials: tuple[Trial, ...] = ()
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One pair of a search.
+
+    Parameters
+    ----------
+    temperature, weight
+        What was tried.
+    accuracy
+        The student's validation accuracy in [0, 1].
+    steps
+        Optimiser steps that it took.
+    """
+
+    temperature: float
+    weight: float
+    accuracy: float
+    steps: int
+
+
+@dataclass(eq=False)
+class Distillation:
+    """A student, its teachers and its transfer set.
+
+    Parameters
+    ----------
+    student
+        Trained in place, on its device.
+    teachers
+        Models, or their logits on the transfer set, [K, N, C] of any float type. They are not changed.
+    transfer, validation
+        Examples.
+    settings
+        Optimiser, epochs, augmentation, selection.
+    seed
+        Derived seed of order, dropout, augmentation and search.
+    label_counts
+        Examples of each class that each teacher was trained on, [K, C], possibly noisy; None if not asked.
+    on_epoch
+        Told after each epoch.
+    task
+        What is learnt.
+    done, runs
+        How many trainings of how many were before, where there are several.
+    """
+
+    student: nn.Module
+    teachers: Sequence[nn.Module] | torch.Tensor
+    transfer: Examples
+    validation: Examples
+    settings: DistillationSettings
+    seed: int
+    label_counts: np.ndarray | None = None
+    on_epoch: OnEpoch = lambda epoch, epochs, accuracy: None
+    task: Task = CLASSIFICATION
+    done: int = 0
+    runs: int = 1
+
+    def __post_init__(self) -> None:
+        self.device = device_of(self.student)
+        self.inputs = self.transfer.inputs.to(self.device)
+        """Of the transfer set, on the student's device."""
+        self.labels_N = self.transfer.labels.to(self.device) if self.settings.labels else None
+        """Of the transfer set, on the student's device; None unless the settings ask for labels."""
+
+    @property
+    def is_fresh(self) -> bool:
+        """Whether the transfer images change from step to step."""
+        return bool(self.settings.augmentation) and self.settings.views is None
+
+    @property
+    def models(self) -> Sequence[nn.Module]:
+        """The teachers.
+
+        Raises
+        ------
+        KdfedError
+            If only their logits were uploaded, or there is none.
+        """
+        if isinstance(self.teachers, torch.Tensor):
+            raise KdfedError("expected the teachers' weights, got their logits; set teachers.upload: weights")
+        if not self.teachers:
+            raise KdfedError("expected at least one teacher to learn with, got none")
+        return self.teachers
+
+    @cached_property
+    def stacks(self) -> TeacherStacks | None:
+        """The teachers, stacked by architecture; None where only their logits were uploaded."""
+        return None if isinstance(self.teachers, torch.Tensor) else TeacherStacks(self.teachers)
+
+    @cached_property
+    def validation_KNC(self) -> torch.Tensor | None:  # noqa: N802 - shape suffix
+        """The teachers' logits on the validation split; None where only logits were uploaded."""
+        return None if self.stacks is None else self.stacks.logits(self.validation.inputs)
+
+    @cached_property
+    def transfer_KNC(self) -> torch.Tensor:  # noqa: N802 - shape suffix
+        """The teachers' logits on the transfer set."""
+        if isinstance(self.teachers, torch.Tensor):
+            return uploaded_logits(self.teachers, len(self.transfer))
+        assert self.stacks is not None
+        return self.stacks.logits(self.transfer.inputs)
+
+    def follow(self, target_of: TargetOf, losses_of: LossesOf) -> ConsolidationResult:
+        """Train the student towards a target that is made of the teachers' logits.
+
+        Parameters
+        ----------
+        target_of
+            Returns what the student follows. Called for the whole transfer set, or for each batch where its
+            images change from step to step; and for the validation split, without labels.
+        losses_of
+            Returns the loss of every example.
+
+        Returns
+        -------
+        ConsolidationResult
+            Steps, and the accuracies of student and target.
+        """
+        ensemble_accuracy = None
+        if self.validation_KNC is not None:
+            combined = target_of(self.validation_KNC, self.validation.inputs, None)
+            ensemble_accuracy = self.task.score(combined.cpu(), self.validation.labels.cpu())
+        batch_of = self._batches(target_of)
+
+        def batch_loss(index: torch.Tensor) -> torch.Tensor:
+            inputs, target_NC = batch_of(index)
+            labels_N = None if self.labels_N is None else self.labels_N[index]
+            return losses_of(self.student(inputs), target_NC, labels_N).mean()
+
+        return self.train(batch_loss, ensemble_accuracy=ensemble_accuracy)
+
+    def _batches(self, target_of: TargetOf) -> Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]:
+        stacks = self.stacks
+        if stacks is None or not self.is_fresh:
+            target_NC = target_of(self.transfer_KNC, self.inputs, self.labels_N).to(self.device)
+            return lambda index: (self.inputs[index], target_NC[index])
+        generator = torch_generator(self.seed, "augmentation")
+
+        def batch_of(index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            changed = augment(self.inputs[index], self.settings.augmentation, generator)
+            labels_N = None if self.labels_N is None else self.labels_N[index]
+            return changed, target_of(stacks.logits(changed), changed, labels_N).to(self.device)
+
+        return batch_of
+
+    def train(
+        self,
+        batch_loss: Callable[[torch.Tensor], torch.Tensor],
+        peers: Sequence[nn.Module] = (),
+        optimisers: Sequence[torch.optim.Optimizer] = (),
+        ensemble_accuracy: float | None = None,
+    ) -> ConsolidationResult:
+        """Minimise a loss over the transfer set.
+
+        Parameters
+        ----------
+        batch_loss
+            Places in the transfer set, int64 [B] on the student's device -> a scalar.
+        peers
+            Other models that ``batch_loss`` trains.
+        optimisers
+            Of the peers; they follow the student's schedule.
+        ensemble_accuracy
+            For the result.
+        """
+        settings, student = self.settings, self.student
+
+        def schedule(share: float) -> float:
+            factor = cosine(share) if settings.schedule == "cosine" else 1.0
+            for optimiser in optimisers:
+                for group in optimiser.param_groups:
+                    group["lr"] = settings.lr * factor
+            return factor
+
+        steps, best_epoch, best_accuracy, best_state = 0, settings.epochs, -math.inf, None
+        with torch_seed(self.seed):
+            training = epochs(student, len(self.transfer), settings, batch_loss, self.seed, schedule, peers)
+            for epoch, (_, sizes) in enumerate(training, start=1):
+                steps += len(sizes)
+                measured = None
+                if settings.select == "best" or epoch == settings.epochs:
+                    measured, _ = evaluate(student, self.validation, self.task)
+                    if settings.select == "last":
+                        best_accuracy = measured
+                    elif measured > best_accuracy:
+                        best_epoch, best_accuracy, best_state = epoch, measured, state_of(student)
+                done = self.done * settings.epochs + epoch
+                self.on_epoch(done, self.runs * settings.epochs, measured)
+        if best_state is not None:
+            load_state(student, best_state)
+        return ConsolidationResult(steps, settings.epochs, best_epoch, best_accuracy, ensemble_accuracy)

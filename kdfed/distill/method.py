@@ -1,0 +1,127 @@
+"""What a KD method owes: a student from its teachers, on the transfer set."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator
+from typing import Any, ClassVar, Literal
+
+from kdfed.distill.distillation import ConsolidationResult, Distillation
+from kdfed.family import Choosing, Refusal, Thing
+from kdfed.settings import DistillationSettings
+from kdfed.task import temperature_problem
+from kdfed.transfer_sets import AnyTransferSet, PublicSet
+
+
+class KDMethod(DistillationSettings, Choosing, Thing):
+    """What every KD method has."""
+
+    transfer: AnyTransferSet = PublicSet()
+    """On what teachers and student are compared: ``public`` (the transfer split), ``noise``, ``proxy``
+    (images of another data set) or ``generated`` (from the teachers). Only ``public`` has labels, and only
+    there ``teachers.upload`` can be ``logits``."""
+    init: Literal["random", "common", "averaged"] = "common"
+    """The student starts from a draw of its own, from the common initial weights (those of a cold
+    start), or from the average of the teachers' weights."""
+    method: str
+    """The KD method."""
+
+    needs_teachers: ClassVar[str] = ""
+    """Why it needs the teachers' weights; empty where their logits are enough."""
+    reads_labels: ClassVar[bool] = False
+    """Whether labels serve it whatever its weights are."""
+    searches: ClassVar[str] = ""
+    """The method whose temperatures and weights it searches; empty where it is no search."""
+    knows: ClassVar[str] = ""
+    """What it has that a search over temperatures and weights has not: the end of a study's sentence."""
+
+    @abstractmethod
+    def distil(self, work: Distillation) -> ConsolidationResult:
+        """Distil the teachers into the student, in place.
+
+        Parameters
+        ----------
+        work
+            Student, teachers, transfer set, and the loop that trains.
+
+        Raises
+        ------
+        KdfedError
+            If it cannot be carried out.
+        """
+
+    @classmethod
+    def refuses(cls, upload: str, augmented: bool) -> str | None:
+        """Say why it cannot be had with such uploads; None where it can: its rows of the valid combinations.
+
+        Parameters
+        ----------
+        upload
+            ``weights`` or ``logits``.
+        augmented
+            Whether the transfer images are changed.
+        """
+        if upload == "weights":
+            return None
+        if cls.needs_teachers:
+            return cls.needs_teachers
+        return "uploaded logits belong to the images as they are" if augmented else None
+
+    def refusals(self, arm: Any) -> Iterator[Refusal]:
+        """Refuse what no KD method has; a method that has more to refuse yields from this first."""
+        chosen = self.transfer
+        if chosen.in_studies_only:
+            yield Refusal(
+                ".transfer",
+                "expected a transfer set that the server of a federated run has, got "
+                f"{chosen.transfer!r}: it has no participant's data (a study has)",
+            )
+        yield from soft_refusals(self, arm.data.task, self.reads_labels)
+        upload, augmented = arm.teachers.upload, bool(self.augmentation)
+        refused = chosen.refuses(upload, self.labels) or self.refuses(upload, augmented)
+        if refused is not None:
+            yield Refusal(
+                "consolidation",
+                f"method {self.method!r} with transfer {chosen.transfer!r}, upload {upload!r}, labels "
+                f"{self.labels} and augmentation {list(self.augmentation)} is not possible: {refused}",
+                ("teachers.upload",),
+            )
+
+
+def soft_refusals(settings: DistillationSettings, task: str, labels_serve: bool = False) -> Iterator[Refusal]:
+    """Yield what does not go together in a distillation: temperatures, weights, labels, views.
+
+    Parameters
+    ----------
+    settings
+        With or without ``temperature`` or ``temperatures``, ``weight`` or ``weights``.
+    task
+        ``classification`` or ``regression``.
+    labels_serve
+        Whether labels have an effect whatever the weights are.
+    """
+    for key in ("temperature", "temperatures"):
+        value = getattr(settings, key, None)
+        problem = None
+        if value is not None:
+            problem = temperature_problem(task, *(value if isinstance(value, tuple) else (value,)))
+        if problem is not None:
+            yield Refusal(f".{key}", problem, ("data.task",))
+    key = "weights" if hasattr(settings, "weights") else "weight"
+    weights = getattr(settings, key, ())
+    weights = weights if isinstance(weights, tuple) else (weights,)
+    if weights and min(weights) < 1 and not settings.labels:
+        yield Refusal(
+            f".{key}",
+            f"expected 1 on a transfer set without labels, got {min(weights):g}; set labels: true or "
+            "remove it",
+            (".labels",),
+        )
+    if settings.labels and not labels_serve and not weights:
+        yield Refusal(".labels", "has no effect with this method; set labels: false", (".method",))
+    if settings.labels and not labels_serve and weights and min(weights) == 1:
+        yield Refusal(".labels", f"has no effect with {key} 1; lower it or set labels: false", (f".{key}",))
+    if settings.views is not None and not settings.augmentation:
+        yield Refusal(
+            ".views", "has no effect without augmentation; name one or remove it", (".augmentation",)
+        )

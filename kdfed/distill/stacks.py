@@ -1,0 +1,114 @@
+"""Teachers' logits: one pass for all teachers of an architecture.
+
+Shape suffixes: K teachers, N examples, C classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from kdfed.cohort import plan_for, predict_stack, stack_states
+from kdfed.cohort.predicting import BATCH
+from kdfed.errors import KdfedError, LogitsError
+from kdfed.models import device_of, state_of
+from kdfed.train import predict
+
+
+class TeacherStacks:
+    """Teachers, stacked by architecture, so that one pass serves all of them.
+
+    Parameters
+    ----------
+    teachers
+        At least one.
+
+    Raises
+    ------
+    KdfedError
+        If there is no teacher.
+    """
+
+    def __init__(self, teachers: Sequence[nn.Module]) -> None:
+        if not teachers:
+            raise KdfedError("expected at least one teacher to consolidate, got none")
+        self._teachers = teachers
+        groups: dict[str, list[int]] = {}
+        for place, teacher in enumerate(teachers):
+            shapes = [(key, tuple(value.shape)) for key, value in teacher.state_dict().items()]
+            groups.setdefault(f"{teacher!r} {shapes} {device_of(teacher)}", []).append(place)
+        self._groups = [
+            (places, stack_states([state_of(teachers[place]) for place in places]))
+            for places in groups.values()
+        ]
+        self._checked = False
+
+    def logits(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Return the logits of every teacher, float32 [K, N, C] on the CPU; inputs [N, ...] are never copied.
+
+        Raises
+        ------
+        KdfedError
+            If teachers differ in their number of classes, or logits are not finite.
+        """
+        if not self._checked:
+            self._check(inputs[:2])
+        logits: list[torch.Tensor] = [torch.empty(0)] * len(self._teachers)
+        batch = min(BATCH, len(inputs))
+        for places, stack in self._groups:
+            if plan_for(self._teachers[places[0]], tuple(inputs.shape[1:]), batch).level == "loop":
+                for place in places:
+                    logits[place] = predict(self._teachers[place], inputs, batch).float()
+                continue
+            values_KNC = predict_stack(self._teachers[places[0]], stack, inputs).float()
+            for place, values_NC in zip(places, values_KNC, strict=True):
+                logits[place] = values_NC
+        classes = sorted({values.shape[1] for values in logits})
+        if len(classes) > 1:
+            raise KdfedError(f"expected teachers with the same classes, got {classes} logits per example")
+        return _finite(torch.stack(logits))
+
+    def _check(self, probe: torch.Tensor) -> None:
+        """Give a pass of its own to every teacher that only looks like the others of its group."""
+        kept = []
+        for places, stack in self._groups:
+            together = predict_stack(self._teachers[places[0]], stack, probe)
+            alone = torch.stack([predict(self._teachers[place], probe) for place in places])
+            same = torch.isclose(together, alone, rtol=1e-3, atol=1e-4, equal_nan=True).flatten(1).all(1)
+            alike = [row for row in range(len(places)) if same[row]]
+            kept += [
+                ([places[row]], {k: v[[row]] for k, v in stack.items()})
+                for row in range(len(places))
+                if not same[row]
+            ]
+            if alike:
+                kept.append(([places[row] for row in alike], {k: v[alike] for k, v in stack.items()}))
+        self._groups, self._checked = kept, True
+
+
+def teacher_logits(teachers: Sequence[nn.Module], inputs: torch.Tensor) -> torch.Tensor:
+    """Return the logits of every teacher, float32 [K, N, C] on the CPU; see :class:`TeacherStacks`."""
+    return TeacherStacks(teachers).logits(inputs)
+
+
+def uploaded_logits(logits_KNC: torch.Tensor, count: int) -> torch.Tensor:
+    """Return uploaded logits [K, N, C] as float32 on the CPU.
+
+    Raises
+    ------
+    KdfedError
+        If they are not those of ``count`` examples, or not finite.
+    """
+    shape = tuple(logits_KNC.shape)
+    if len(shape) != 3 or shape[0] == 0 or shape[1] != count:
+        raise KdfedError(f"expected teachers' logits of shape (teachers, {count}, classes), got {shape}")
+    return _finite(logits_KNC.detach().cpu().float())
+
+
+def _finite(logits_KNC: torch.Tensor) -> torch.Tensor:
+    broken = [k for k, logits_NC in enumerate(logits_KNC) if not torch.isfinite(logits_NC).all()]
+    if broken:
+        raise LogitsError(broken, len(logits_KNC))
+    return logits_KNC

@@ -1,0 +1,68 @@
+"""What a partition owes: dealing examples to participants.
+
+Legend: N examples, P participants, K classes.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import ClassVar
+
+import numpy as np
+
+from kdfed.family import Thing
+from kdfed.settings import PositiveInt
+
+
+class PartitionBase(Thing):
+    """What every data distribution has."""
+
+    participants: PositiveInt = 20
+    """Number of participants."""
+    min_examples: PositiveInt = 1
+    """Every participant holds at least this many: single examples move from the largest participants,
+    and the record says how many."""
+    kind: str
+    """The data distribution."""
+
+    needs_classes: ClassVar[str] = ""
+    keeps_classes: ClassVar[bool] = False
+    """Whether ``min-examples`` gives nobody a class, and takes none from anybody."""
+
+    @abstractmethod
+    def deal(self, labels: np.ndarray, classes: int, generator: np.random.Generator) -> Sequence[np.ndarray]:
+        """Deal examples.
+
+        Parameters
+        ----------
+        labels
+            Their classes, int64 [N], in random order; of a regression the bins of its label.
+        classes
+            Number of classes K.
+        generator
+            Of every draw.
+
+        Returns
+        -------
+        sequence of numpy.ndarray
+            For each of the P participants, places in ``labels``, int64, in random order. Nobody shares an
+            example; what is left out is nobody's.
+        """
+
+    def deal_flat(
+        self, labels: np.ndarray, classes: int, generator: np.random.Generator
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Deal as :meth:`deal` does: all places, one participant's after the other's, and sizes [P]."""
+        parts = self.deal(labels, classes, generator)
+        return np.concatenate(parts), np.array([len(part) for part in parts])
+
+    def problem_with(self, labels: np.ndarray, classes: int) -> tuple[str, str] | None:
+        """Say why examples cannot be dealt: the key that has to change, and why; None when they can.
+
+        Parameters
+        ----------
+        labels, classes
+            As for :meth:`deal`.
+        """
+        return None

@@ -1,0 +1,100 @@
+"""What a strategy's settings owe; strategies are on the server side, which kdfed never imports."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from kdfed.family import Refusal, Thing
+from kdfed.limits import most_steps
+from kdfed.settings import Fraction, OptimiserSettings, PositiveInt, Seconds, Settings
+
+
+class DeadlineSettings(Settings):
+    """Seconds until a missing reply counts as late."""
+
+    hello: Seconds = 120.0
+    """For the first contact."""
+    teachers: Seconds = 3600.0
+    """For the teacher exchange."""
+    train: Seconds = 3600.0
+    """For one federated round."""
+
+
+class ServerBase(Thing):
+    """What every strategy has."""
+
+    sampled: PositiveInt | Fraction | Literal["all"] = "all"
+    """Participants sampled a round: a number, a share in (0, 1), or all."""
+    minimum: PositiveInt = 1
+    """A round goes on while at least this many participants answered."""
+    cohort_size: PositiveInt = 8
+    """At most this many participants are trained together in one call. Part of the experiment: another
+    value agrees to float tolerance, not to the bit."""
+    max_examples: PositiveInt = 10_000_000
+    """A participant that says it has more examples is left out; so is one that says more than at hello."""
+    update_bound: Annotated[float, Field(gt=0, le=1e60)] = 100.0
+    """A participant is left out whose weights differ from those that it was sent by a norm of more than this,
+    times the norm of those sent or 1, whichever is larger. Its buffers (BatchNorm's statistics) may differ by
+    the square of it, and by 1e8 times their norm in any case."""
+    deadlines: DeadlineSettings = DeadlineSettings()
+    """When a missing reply counts as late."""
+    strategy: str
+    """The strategy."""
+
+    needs_classes: ClassVar[str] = ""
+
+    def drawn(self, participants: int) -> int:
+        """Return how many of so many participants a round samples, at least one."""
+        if self.sampled == "all":
+            return participants
+        return self.sampled if isinstance(self.sampled, int) else max(1, round(self.sampled * participants))
+
+    def refusals(self, arm: Any) -> Iterator[Refusal]:
+        """Refuse more participants than there are; who has more to refuse yields from this first."""
+        participants, drawn = arm.partition.participants, self.drawn(arm.partition.participants)
+        if isinstance(self.sampled, int) and self.sampled > participants:
+            yield Refusal(
+                ".sampled",
+                f"expected at most the {participants} participants, got {self.sampled}",
+                ("partition.participants",),
+            )
+        if self.minimum > drawn:
+            yield Refusal(
+                ".minimum",
+                f"expected at most the {drawn} participants sampled, got {self.minimum}",
+                (".sampled", "partition.participants"),
+            )
+
+    @abstractmethod
+    def build(self, config: Any) -> Any:
+        """Return the Flower strategy.
+
+        Parameters
+        ----------
+        config
+            The ``strategies.arm_config.ArmConfig`` of the arm. Its ``flower`` are the options that every
+            strategy of Flower's gets: kdfed samples participants, and evaluates on the server.
+
+        Returns
+        -------
+        flwr.serverapp.strategy.Strategy
+            Of Flower's message API.
+        """
+
+    def most_steps(self, local: OptimiserSettings, examples: int, public: int) -> int:
+        """Return the most optimiser steps of a participant in a round.
+
+        Parameters
+        ----------
+        local
+            Local training.
+        examples
+            How many examples the participant has.
+        public
+            How many examples the transfer split has.
+        """
+        return most_steps(local.epochs, local.batch_size, examples)

@@ -1,0 +1,242 @@
+"""Sections of an experiment that no family owns, and the types of their numbers."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, TypeVar
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+Items = TypeVar("Items", bound=tuple[object, ...])
+
+
+def kebab(name: str) -> str:
+    """Return a field's key in the file: ``batch_size`` is ``batch-size``."""
+    return name.replace("_", "-")
+
+
+class Settings(BaseModel):
+    """Base of every part of an experiment: frozen, kebab-case, unknown keys forbidden."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        alias_generator=kebab,
+        validate_by_name=True,
+        validate_by_alias=True,
+        serialize_by_alias=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+    )
+
+
+def _distinct(items: Items) -> Items:
+    if len(set(items)) != len(items):
+        raise ValueError("expected distinct entries; remove the repeated ones")
+    return items
+
+
+Distinct = AfterValidator(_distinct)
+
+# Ranges end where nobody's experiment is: beyond them float32 overflows, or nothing ever ends.
+PositiveInt = Annotated[int, Field(ge=1, le=10**9)]
+Passes = Annotated[int, Field(ge=1, le=10**6)]
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Momentum = Annotated[float, Field(ge=0, lt=1)]
+Rate = Annotated[float, Field(gt=0, le=1000)]
+Temperature = Annotated[float, Field(ge=1e-3, le=1e4)]
+Weight = Annotated[float, Field(ge=0, le=1e6)]
+Concentration = Annotated[float, Field(gt=0, le=1e9)]
+Seconds = Annotated[float, Field(gt=0, le=1e7)]
+Text = Annotated[str, Field(max_length=4096)]
+
+
+# ----------------------------------------------------------------------------- data
+
+
+class SplitSettings(Settings):
+    """Which share of the data is held out before it is partitioned; the rest goes to participants."""
+
+    test: Fraction | Literal["official"] = 0.15
+    """Share of all examples, or ``official`` for the test part that the source itself has.
+    Reported only: nothing is ever selected, stopped or tuned on it."""
+    validation: Fraction = 0.10
+    """Share of all examples (with ``test: official``, of those outside the test part). Targets, stopping
+    and every selection use it."""
+    transfer: Fraction = 0.15
+    """Share, counted like ``validation``, on which teachers and student are compared. Never overlaps
+    another split or any participant."""
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    """Seed of the split. It is not the run's seed, so the test set stays the same for every run."""
+
+
+class ColumnSettings(Settings):
+    """Which columns of a table (``parquet:``, ``hf:``) hold what."""
+
+    inputs: Text | tuple[Text, ...] | None = None
+    """The image column, or the feature columns. Default: the only image column, else every numeric
+    column that is not the label."""
+    label: Text | None = None
+    """The label column. Default: the only column of Hugging Face type ``ClassLabel``, else ``label``."""
+
+
+class NormaliseSettings(Settings):
+    """Fixed normalisation ``(x - mean) / std``, per channel or per feature."""
+
+    mean: tuple[Annotated[float, Field(ge=-1e30, le=1e30)], ...]
+    """One number per channel (images, after scaling to [0, 1]) or per feature."""
+    std: tuple[Annotated[float, Field(ge=1e-30, le=1e30)], ...]
+    """One number above 0 per channel or feature."""
+
+
+class DataSettings(Settings):
+    """Where the examples come from.
+
+    Class indices, shape and normalisation are fixed by these keys (or by what the source declares), never by
+    the files that happen to be present.
+    """
+
+    task: Literal["classification", "regression"] = "classification"
+    """What is learnt: one of several classes, or a number. Numbers are standardised by mean and std of the
+    transfer split's labels, and their score is R^2 wherever an accuracy is named: in targets and records."""
+    source: Text = "mnist5k"
+    """``mnist5k``, ``digits``, ``diabetes`` (regression), ``parquet:PATH``, ``hf:NAME``,
+    ``torchvision:NAME``, ``folder:PATH``, ``synthetic:KEY=VALUE,...`` or ``package.module:name``."""
+    splits: SplitSettings = SplitSettings()
+    """The held-out shares."""
+    limit: PositiveInt | None = None
+    """Use only this many examples, drawn with the split's seed. Default: all."""
+    columns: ColumnSettings | None = None
+    """For ``parquet:`` and ``hf:`` only. Default: found by the rules of each key."""
+    classes: PositiveInt | tuple[Text, ...] | None = None
+    """Number or names of the classes, in label order. Required where the source does not declare them; a
+    regression has none."""
+    shape: Annotated[tuple[PositiveInt, ...], Field(min_length=3, max_length=3)] | None = None
+    """``[channels, height, width]``: images are converted and resized to it. Default: as stored."""
+    normalise: NormaliseSettings | Literal["auto"] = "auto"
+    """``auto``: known constants for known sources, mean 0.5 and std 0.5 for other images, statistics of
+    the transfer split for feature tables."""
+
+
+# ----------------------------------------------------------------------------- models and training
+
+
+class ModelSettings(Settings):
+    """A model, fitted to the data's input shape and number of classes."""
+
+    name: Text = "cnn"
+    """``cnn``, ``mlp``, ``resnet8``, ``resnet18``, ``torchvision:NAME`` or ``package.module:name``."""
+    options: dict[Text, bool | int | float | Text | tuple[int, ...]] = {}
+    """Keyword arguments of the model, e.g. ``{width: 32}``; checked against its signature."""
+
+
+def several(models: ModelSettings | tuple[ModelSettings, ...] | None) -> tuple[ModelSettings, ...]:
+    """Return the architectures that a key names: one, a list, or none."""
+    return () if models is None else models if isinstance(models, tuple) else (models,)
+
+
+class OptimiserSettings(Settings):
+    """Mini-batch training."""
+
+    epochs: Passes = 1
+    """Passes over the examples."""
+    batch_size: PositiveInt = 10
+    """Examples a step; the last batch of an epoch may be smaller."""
+    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
+    """torch.optim optimiser; its state starts afresh each time."""
+    lr: Rate = 0.05
+    """Learning rate, above 0."""
+    momentum: Momentum = 0.0
+    """Momentum in [0, 1), for sgd only; 0 turns it off."""
+    weight_decay: Annotated[float, Field(ge=0, le=1000)] = 0.0
+    """L2 penalty (decoupled for adamw); 0 turns it off."""
+
+
+class LabelCountSettings(Settings):
+    """Whether teachers tell how many examples of each class they were trained on."""
+
+    send: bool = False
+    """Send the counts with the teacher's reply."""
+    epsilon: Annotated[float, Field(ge=1e-3, le=1e6)] | None = None
+    """Add Laplace noise of scale 1 / epsilon to each count (one example changes one count by one, so the
+    counts are epsilon-differentially private). Default: exact counts. The total is not protected: the reply
+    says in ``num-examples`` how many examples there are."""
+
+
+class TeacherSettings(OptimiserSettings):
+    """The participants' own training before the first round."""
+
+    epochs: Passes = 10
+    """Passes over the participant's examples."""
+    momentum: Momentum = 0.0
+    """Momentum in [0, 1), for sgd only; 0 turns it off."""
+    count: PositiveInt | Literal["all"] = "all"
+    """How many participants train a teacher, drawn with the run's seed."""
+    init: Literal["common", "own"] = "common"
+    """Start from the same initial weights, or each from its own."""
+    upload: Literal["weights", "logits"] = "weights"
+    """What a teacher uploads: its weights, or only its logits on the transfer set, as float16."""
+    model: ModelSettings | Annotated[tuple[ModelSettings, ...], Field(min_length=1)] | None = None
+    """The teachers' architecture; a list is dealt to participants in turn. Default: the federated model."""
+    label_counts: LabelCountSettings = LabelCountSettings()
+    """Label counts, sent for the ensemble ``label-counts`` only."""
+
+
+Augmentation = Literal["flip", "crop"]
+
+
+class DistillationSettings(OptimiserSettings):
+    """Training a student on the transfer set."""
+
+    labels: bool = False
+    """Use the labels of the transfer set."""
+    epochs: Passes = 60
+    """Passes over the transfer set."""
+    batch_size: PositiveInt = 64
+    """Examples a step."""
+    lr: Rate = 0.05
+    """Learning rate, above 0."""
+    momentum: Momentum = 0.0
+    """Momentum in [0, 1), for sgd only; 0 turns it off."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    """Learning rate over the epochs; ``cosine`` decays to 0."""
+    augmentation: Annotated[tuple[Augmentation, ...], Distinct] = ()
+    """Random changes of the transfer images while distilling: ``flip`` (left-right), ``crop`` (pad by an
+    eighth, crop back)."""
+    views: PositiveInt | None = None
+    """Changed copies of each transfer image, drawn once: teachers answer for each once, and an epoch passes
+    over all. Default: fresh changes in every step, each of which every teacher answers. Only with
+    ``augmentation``."""
+    select: Literal["last", "best"] = "last"
+    """Keep the last student, or the best of all epochs on the validation split."""
+
+
+# ----------------------------------------------------------------------------- rounds
+
+
+class PlateauSettings(Settings):
+    """When a curve counts as flat."""
+
+    rounds: PositiveInt = 10
+    """Flat when the best accuracy did not rise for this many rounds..."""
+    min_delta: Annotated[float, Field(ge=0, lt=1)] = 0.002
+    """...by more than this accuracy in [0, 1)."""
+    stop: bool = False
+    """Stop an arm there. A baseline that sets relative targets never stops early."""
+
+
+class RoundSettings(Settings):
+    """How long an arm runs and how its curve is read."""
+
+    max: Annotated[int, Field(ge=0, le=10**6)] = 40
+    """Federated rounds at most; 0 evaluates the start only."""
+    evaluate_on: Literal["validation"] = "validation"
+    """The split that targets and stops use. The test split is reported beside it, never used."""
+    rule: Literal["sustained", "first"] = "sustained"
+    """``sustained``: the first round from which the mean of three evaluations reaches the target (never,
+    with ``max`` below 2); ``first``: the first evaluation that does."""
+    stop_at_target: bool = True
+    """Stop an arm when it has reached every target. A baseline that sets relative targets never stops
+    early."""
+    plateau: PlateauSettings = PlateauSettings()
+    """When a curve counts as flat."""

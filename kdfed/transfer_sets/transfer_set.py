@@ -1,0 +1,138 @@
+"""What a transfer set owes: the examples on which teachers and student are compared while distilling.
+
+Those that need no participant's data are drawn, for studies and for the server of a federated run
+(:class:`DrawnSet`); the rest are examples that somebody holds (:class:`HeldSet`).
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import ClassVar, final
+
+import numpy as np
+import torch
+from torch import nn
+
+from kdfed.data import Examples
+from kdfed.errors import KdfedError
+from kdfed.family import Thing
+from kdfed.settings import PositiveInt
+
+
+class TransferSet(Thing):
+    """On what teachers and student are compared."""
+
+    transfer: str
+    """The transfer set."""
+
+    needs_classes: ClassVar[str] = ""
+    labelled: ClassVar[bool] = False
+    """Whether it has labels of the task."""
+    is_public: ClassVar[bool] = False
+    """Whether it is the transfer split, on which teachers can be asked for their logits."""
+    in_studies_only: ClassVar[bool] = False
+    """Whether it holds participants' examples, which the server of a federated run has not."""
+    needs_teachers: ClassVar[bool] = False
+    """Whether it reads the teachers."""
+
+    @classmethod
+    def refuses(cls, upload: str, labels: bool) -> str | None:
+        """Say why it cannot be had with such uploads; None where it can: its rows of the valid combinations.
+
+        Parameters
+        ----------
+        upload
+            ``weights`` or ``logits``.
+        labels
+            Whether its labels are used.
+        """
+        if labels and not cls.labelled:
+            return "only the public transfer set has labels; set labels: false"
+        if upload == "logits" and not cls.is_public:
+            return "uploaded logits belong to the public transfer set; set teachers.upload: weights"
+        return None
+
+    @abstractmethod
+    def examples(self, public: Examples, teachers: Sequence[nn.Module], seed: int) -> Examples:
+        """Return the transfer set of a federated run.
+
+        Parameters
+        ----------
+        public
+            The transfer split.
+        teachers
+            Models, where :attr:`needs_teachers` is set; else there may be none.
+        seed
+            Derived seed of every draw.
+
+        Raises
+        ------
+        KdfedError
+            If it cannot be made.
+        """
+
+
+class DrawnSet(TransferSet):
+    """Examples without labels that need no participant's data."""
+
+    images: PositiveInt | None = None
+    """How many examples the transfer set has. Default: as many as the transfer split."""
+
+    @final
+    def examples(self, public: Examples, teachers: Sequence[nn.Module], seed: int) -> Examples:
+        """Draw as many as are wanted."""
+        shape = tuple(public.inputs.shape[1:])
+        return without_labels(self.draw(shape, self.images or len(public), teachers, seed))
+
+    @abstractmethod
+    def draw(
+        self, input_shape: tuple[int, ...], count: int, teachers: Sequence[nn.Module], seed: int
+    ) -> torch.Tensor:
+        """Return normalised inputs, float32 [count, *input_shape].
+
+        Parameters
+        ----------
+        input_shape
+            Shape of one input: (channels, height, width) or (features,).
+        count
+            How many.
+        teachers
+            As for :meth:`examples`.
+        seed
+            Derived seed of every draw.
+        """
+
+
+class HeldSet(TransferSet):
+    """Examples that somebody holds, with their labels."""
+
+    labelled: ClassVar[bool] = True
+
+    @abstractmethod
+    def places(self, public: np.ndarray, student: np.ndarray, teachers: Sequence[np.ndarray]) -> np.ndarray:
+        """Return which examples of the data set it consists of, int64.
+
+        Parameters
+        ----------
+        public
+            Those of the transfer split.
+        student
+            Those of the student.
+        teachers
+            Those of each of its teachers.
+        """
+
+    def examples(self, public: Examples, teachers: Sequence[nn.Module], seed: int) -> Examples:
+        """Return the transfer split; no other examples are the server's."""
+        if self.in_studies_only:
+            raise KdfedError(
+                f"transfer {self.transfer!r} holds participants' examples, which the server of a federated "
+                "run has not; use another, or a study"
+            )
+        return public
+
+
+def without_labels(inputs: torch.Tensor) -> Examples:
+    """Return unlabelled examples; the zeros in place of their labels are never read."""
+    return Examples(inputs, torch.zeros(len(inputs), dtype=torch.int64))

@@ -1,0 +1,100 @@
+"""What one run of one arm needs on the server side."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from kdfed.config import Arm
+from kdfed.data import Examples
+from kdfed.events import OnEvent, ignore
+from kdfed.models import build_model
+from kdfed.records import RoundRecord
+from kdfed.seeding import derive
+from kdfed.settings import ModelSettings
+from kdfed.task import CLASSIFICATION, Task
+
+
+@dataclass(frozen=True)
+class ServerData:
+    """What the server holds: no participant's example among it.
+
+    Parameters
+    ----------
+    transfer, validation, test
+        The held-out splits, float32 [N, ...] and int64 [N]; ``test`` may be None, then its accuracy is
+        not reported.
+    transfer_inputs
+        The transfer set's inputs as stored, [N, ...]: what participants are sent when they upload logits.
+    classes
+        Number of classes; 1, the number of outputs, in a regression.
+    task
+        What is learnt.
+    """
+
+    transfer: Examples
+    validation: Examples
+    test: Examples | None
+    transfer_inputs: np.ndarray
+    classes: int
+    task: Task = CLASSIFICATION
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one input."""
+        return tuple(self.validation.inputs.shape[1:])
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArmConfig:
+    """Everything that one run of one arm needs.
+
+    Parameters
+    ----------
+    arm
+        The resolved settings.
+    data
+        The server's data.
+    seed
+        The run's seed.
+    name
+        The arm's name in records.
+    targets
+        Accuracies in (0, 1]; the arm stops when all are reached, if ``arm.rounds.stop_at_target``.
+    never_stop
+        Run all rounds: for a baseline whose best accuracy sets the targets.
+    simulation
+        The ``simulation`` record of :mod:`kdfed.wire`. Default: every node of the grid is one participant.
+    on_record, on_event
+        Told every evaluation, and every step.
+    """
+
+    arm: Arm
+    data: ServerData
+    seed: int = 0
+    name: str = "arm"
+    targets: tuple[float, ...] = ()
+    never_stop: bool = False
+    simulation: dict[str, str | int] | None = None
+    on_record: Callable[[RoundRecord], None] = lambda record: None
+    on_event: OnEvent = ignore
+
+    def build(self, model: ModelSettings, phase: str) -> nn.Module:
+        """Build a model for the arm's data; its initial weights are drawn for this seed and phase."""
+        seed = derive(self.seed, phase)
+        return build_model(model, self.data.input_shape, self.data.classes, seed)
+
+    @property
+    def flower(self) -> dict[str, Any]:
+        """What strategies of Flower's are given: kdfed samples participants, and evaluates on the server."""
+        return {
+            "fraction_train": 1.0,
+            "fraction_evaluate": 0.0,
+            "min_train_nodes": 1,
+            "min_evaluate_nodes": 0,
+            "min_available_nodes": 1,
+        }
