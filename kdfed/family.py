@@ -342,8 +342,10 @@ def _opened(model: type[S], inner: Mapping[str, Family[Any]]) -> type[S]:
             and issubclass(kind, Settings)
             and (new := _opened(kind, inner)) is not kind
         ):
-            default = field.get_default(call_default_factory=True)
-            changed[name] = (new, _copied(field, new.model_validate(default.model_dump())))
+            default = None if field.is_required() else field.get_default(call_default_factory=True)
+            if default is not None:  # what it chose by name has its keys beside the name again
+                default = new.model_validate(gathered(new, default.model_dump()))
+            changed[name] = (new, _copied(field, default))
     if not changed:
         return model
     return create_model(
