@@ -298,6 +298,8 @@ def gathered(model: type[Settings], values: Mapping[str, Any]) -> dict[str, Any]
                 continue  # put together already
             chosen = kinds.get(given) if isinstance(given, str) else None
             own = set() if chosen is None else set(chosen.model_fields) - set(model.model_fields)
+            if chosen is not None and _takes_any(chosen) and not _takes_any(model):
+                own |= set(result) - keys_of(model, values) - set(model.model_fields)
             moved = {key: result.pop(key) for f in own for key in {f, kebab(f)} if key in result}
             result[name] = {name: given, **moved}
         elif isinstance(kind, type) and issubclass(kind, Settings):
@@ -305,6 +307,11 @@ def gathered(model: type[Settings], values: Mapping[str, Any]) -> dict[str, Any]
                 if isinstance(result.get(key), Mapping):
                     result[key] = gathered(kind, result[key])
     return result
+
+
+def _takes_any(kind: type[Settings]) -> bool:
+    """Tell whether something stands for what could not be looked up: see :meth:`Family.placeholder`."""
+    return kind.model_config.get("extra") == "allow"
 
 
 class Choosing(Settings):

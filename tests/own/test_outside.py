@@ -1,0 +1,90 @@
+"""Where a name of one's own is looked for, and what is refused there."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from flwr.app import ConfigRecord, Context, RecordDict
+
+from clients.actors import IN_PROCESS
+from clients.names import check_names
+from kdfed import wire
+from kdfed.errors import ParticipantError
+from tests.own.pages import PAGES, Page, imports_undone, in_a_process, kdfed
+
+
+def _named(page: Page, folder: Path, module: str, name: str) -> list[str]:
+    """Write the page's files with its module under another name; return the command."""
+    text = page.files["experiment.yaml"].replace(f"{page.module}:", f"{module}:")
+    (folder / "experiment.yaml").write_text(text)
+    (folder / name).write_text(page.files[f"{page.module}.py"])
+    return ["kdfed", "run", "experiment.yaml", "--engine", "inprocess"]
+
+
+@pytest.mark.parametrize(
+    ("name", "module"),
+    [*((name, "yaml") for name in PAGES), ("model", "torch"), ("model", "statistics"), ("model", "sys")],
+)
+def test_a_file_of_the_name_of_an_installed_module_is_refused(
+    pages: dict[str, Page], tmp_path: Path, name: str, module: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = pages[name]
+    words = _named(page, tmp_path, module, f"{module}.py")
+    assert kdfed(tmp_path, words) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: experiment.yaml: 1 mistake\n")
+    assert error.count("which is found first; rename the file") == 1
+    assert f"{tmp_path / f'{module}.py'}" in error
+
+
+def test_a_package_beside_the_experiment_is_found(pages: dict[str, Page], tmp_path: Path) -> None:
+    (tmp_path / "my_parts").mkdir()
+    words = _named(pages["ensemble"], tmp_path, "my_parts.mine", "my_parts/mine.py")
+    assert kdfed(tmp_path, [*words, "--set", "rounds.max=0"]) == 0
+
+
+@pytest.mark.slow
+def test_an_installed_package_is_found(pages: dict[str, Page], tmp_path: Path) -> None:
+    site, here = tmp_path / "site", tmp_path / "here"
+    (site / "installed_parts").mkdir(parents=True)
+    here.mkdir()
+    (site / "installed_parts" / "__init__.py").touch()
+    words = _named(pages["ensemble"], here, "installed_parts.mine", "unused.py")
+    (here / "unused.py").rename(site / "installed_parts" / "mine.py")
+    done = in_a_process(here, words, path=[site])
+    assert done.returncode == 0, done.stderr
+    assert in_a_process(here, [*words, "--out", "again"]).returncode == 2
+
+
+@pytest.mark.parametrize("record", ["local", "teachers", "model", "data", "partition"])
+def test_a_message_names_nothing_but_what_its_experiment_names(record: str, tmp_path: Path) -> None:
+    mark = tmp_path / "imported"
+    (tmp_path / "my_payload.py").write_text(f"open({str(mark)!r}, 'w').close()\n")
+    settings = {
+        "local": {"mode": "my_payload:Mode"},
+        "teachers": {"model": {"name": "my_payload:net"}},
+        "model": {"name": "my_payload:net"},
+        "data": {"source": "my_payload:read"},
+        "partition": {"kind": "my_payload:Kind"},
+    }[record]
+    (name,) = (value for value in json.dumps(settings).split('"') if value.startswith("my_payload:"))
+    context = Context(1, 1001, {IN_PROCESS: True}, RecordDict(), {})
+
+    def content(*names: str) -> RecordDict:
+        simulation = {"names": json.dumps(names), "folder": str(tmp_path)}
+        return RecordDict(
+            {
+                wire.SIMULATION: ConfigRecord(dict(simulation)),
+                wire.CONFIG: ConfigRecord({record: json.dumps(settings)}),
+            }
+        )
+
+    with imports_undone():
+        with pytest.raises(ParticipantError, match="or one that the experiment names, got 'my_payload:"):
+            check_names(content("my_payload:other"), context)
+        check_names(content(name), context)
+    assert not mark.exists()
+    assert "my_payload" not in sys.modules
