@@ -1,4 +1,4 @@
-"""Write ``docs/reference.md``, the experiment-file reference, from the models of ``kdfed.config``.
+"""Write ``docs/reference.md``, the experiment-file reference, from the families of things and the settings.
 
 Run by ``make docs``; a test fails when the page is out of date.
 """
@@ -6,21 +6,37 @@ Run by ``make docs``; a test fails when the page is out of date.
 from __future__ import annotations
 
 import types
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import annotated_types
 from pydantic.fields import FieldInfo
 
-from kdfed import config
-from kdfed.config import COMBINATIONS, Experiment
-from kdfed.settings import Settings
+from kdfed.config import combinations, experiment_type
+from kdfed.family import Family, Thing
+from kdfed.settings import DataSettings, ModelSettings, RoundSettings, Settings, TeacherSettings
+from simulations.experiments import FAMILIES
 
 PAGE = Path(__file__).parent / "reference.md"
 
+INNER = {family.tag: family for family in FAMILIES if family.inner}
+"""The families whose things are chosen inside the section of another, by the key that names one."""
+
+SECTIONS: dict[str, type[Settings] | None] = {
+    "data": DataSettings,
+    "partition": None,
+    "model": ModelSettings,
+    "local": None,
+    "teachers": TeacherSettings,
+    "consolidation": None,
+    "server": None,
+    "rounds": RoundSettings,
+}
+"""The sections in their order; None where a family's things are whole sections."""
+
 HEAD = """\
-<!-- Written by docs/generate_reference.py from kdfed/config. Change that, then run `make docs`. -->
+<!-- Written by docs/generate_reference.py from the code. Change that, then run `make docs`. -->
 
 # Experiment file
 
@@ -35,8 +51,10 @@ before anything starts.
   `020` (16), `1:30` (90), `yes`, `no`, `on`, `off`, and tags (`!!int`). `1_000`, `0x1F`, `1e-3` are numbers,
   dates are words. Anchors and merge keys work; in `{<<: *base, max: 4}` the explicit key wins.
 - An **arm** is the experiment with some keys replaced. Dotted names work there too.
-- Where `kind`, `mode`, `strategy` or `method` is replaced, keys that belonged only to the old one are
-  dropped.
+- Where `kind`, `mode`, `strategy`, `method`, `transfer` or `ensemble` is replaced, keys that belonged only to
+  the old one are dropped.
+- What `transfer` and `ensemble` choose has its keys beside the name, in the section that chooses it.
+- `package.module:name` is [a thing of yours](own/index.md), in one file beside the experiment.
 - Relative paths are resolved against the directory in which the command is started.
 """
 
@@ -55,62 +73,73 @@ arms:
 
 def page() -> str:
     """Return the whole page."""
-    top = _fields(Experiment)
+    top = _fields(experiment_type(FAMILIES))
     first = ("name", "seeds", "targets", "baseline", "arms")  # the others are keys of single arms too
     top = {key: top[key] for key in (*first, *(key for key in top if key not in first))}
     parts = [HEAD, "## Top level", _table(top), "### Arms", ARM_KEYS]
-    for section, base in (
-        ("data", config.DataSettings),
-        ("partition", config.PartitionBase),
-        ("model", config.ModelSettings),
-        ("local", config.OptimiserSettings),
-        ("teachers", config.TeacherSettings),
-        ("consolidation", config.ConsolidationBase),
-        ("server", config.ServerBase),
-        ("rounds", config.RoundSettings),
-    ):
-        parts += _section(section, base)
+    for section, model in SECTIONS.items():
+        parts += _section(section, model)
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
 
-def _section(section: str, base: type[Settings]) -> Iterator[str]:
+def _section(section: str, model: type[Settings] | None) -> Iterator[str]:
+    """Yield a section: a model's keys, or those that all things of a family have, and those of each."""
     yield f"## `{section}`"
-    variants = (
-        config.variants(section) if section in ("partition", "local", "server", "consolidation") else {}
+    if model is not None:
+        yield _prose(model.__doc__)
+        yield _table(_fields(model), section)
+        yield from _nested(section, _fields(model))
+        return
+    family = FAMILIES.sections[section]
+    shared = {key: field for key, field in _fields(family.base).items() if key != family.tag}
+    yield _prose(family.base.__doc__)
+    default = f"`{family.default}` where it is left out" if family.default else ""
+    yield (
+        f"`{family.tag}` chooses one of those below, or {_own(family)}; it is "
+        f"{default or f'required where `{section}` is given'}."
     )
-    yield _prose(base.__doc__)
-    if variants:
-        tag = _tag(next(iter(variants.values())))
-        default = next((n for n, v in variants.items() if not v.model_fields[tag].is_required()), None)
-        rule = f"`{default}` where it is left out" if default else f"required where `{section}` is given"
-        yield f"`{tag}` chooses a variant below; it is {rule}."
-    yield _table(_fields(base), section)
-    for name, variant in variants.items():
-        tag = _tag(variant)
-        yield f"### `{tag}: {name}`"
-        yield _prose(variant.__doc__)
-        shared = _fields(base)
-        own = {key: field for key, field in _fields(variant).items() if key != tag and key not in shared}
-        yield _table(own, section) if own else "It has no other keys."
-        yield from _nested(section, own)
-    if section == "consolidation":
+    yield _table(shared, section)
+    for name, kind in family.members.items():
+        yield from _thing(family, name, kind, shared)
+    inner = [one for one in INNER.values() if one.section == section]
+    for one in inner:
+        for name, kind in _of_a_run(one).items():
+            yield from _thing(one, name, kind, {})
+    if inner:
         yield from _combinations()
-    yield from _nested(section, _fields(base))
+    yield from _nested(section, shared)
+
+
+def _thing(family: Family[Thing], name: str, kind: type[Settings], shared: Collection[str]) -> Iterator[str]:
+    """Yield the keys that one thing of a family has of its own."""
+    yield f"### `{family.tag}: {name}`"
+    yield _prose(kind.__doc__)
+    own = {key: field for key, field in _fields(kind).items() if key != family.tag and key not in shared}
+    if own or not family.inner:
+        yield _table(own, family.section) if own else "It has no other keys."
+    yield from _nested(family.section, own)
+
+
+def _of_a_run(family: Family[Thing]) -> dict[str, type[Thing]]:
+    """Return what a federated run can choose: some transfer sets are for studies only."""
+    return {
+        name: kind for name, kind in family.members.items() if not getattr(kind, "in_studies_only", False)
+    }
+
+
+def _own(family: Family[Thing]) -> str:
+    """Say that a family takes a user's things too."""
+    return f"`package.module:name`, [a class of yours](own/{family.noun.lower().replace(' ', '-')}.md)"
 
 
 def _nested(section: str, fields: dict[str, FieldInfo]) -> Iterator[str]:
     """Yield the sections inside a section."""
     for key, field in fields.items():
-        for model in _settings_in(field.annotation):
-            if model not in (config.ModelSettings, config.DataSettings):  # they have sections of their own
+        for model in [] if _chosen(key, field) else _settings_in(field.annotation):
+            if model not in (ModelSettings, DataSettings):  # they have sections of their own
                 yield f"### `{section}.{key}`"
                 yield _prose(model.__doc__)
                 yield _table(_fields(model))
-
-
-def _tag(model: type[Settings]) -> str:
-    """Return the key that tells the variants of a section apart; empty where there is none."""
-    return next((key for key in ("kind", "mode", "strategy", "method") if key in model.model_fields), "")
 
 
 def _combinations() -> Iterator[str]:
@@ -128,7 +157,7 @@ def _combinations() -> Iterator[str]:
             _yes(augmented),
             f"refused: {refused}" if refused else "valid",
         )
-        for (method, transfer, upload, labels, augmented), refused in COMBINATIONS.items()
+        for (method, transfer, upload, labels, augmented), refused in combinations(FAMILIES).items()
     ]
     yield _markdown(("method", "`transfer`", "`teachers.upload`", "`labels`", "`augmentation`", ""), rows)
 
@@ -145,13 +174,21 @@ def _table(fields: dict[str, FieldInfo], section: str = "") -> str:
     rows = [
         (
             f"`{key}`",
-            _type(field.annotation, field.metadata),
+            _chosen(key, field) or _type(field.annotation, field.metadata),
             _default(field, f"{section}{key}"),
             _prose(field.description),
         )
         for key, field in fields.items()
     ]
     return _markdown(("key", "value", "default", "meaning"), rows)
+
+
+def _chosen(key: str, field: FieldInfo) -> str:
+    """Return the names that a key takes where it chooses a thing inside a section; else an empty text."""
+    family = INNER.get(key)
+    if family is None or not any(issubclass(kind, family.base) for kind in _settings_in(field.annotation)):
+        return ""  # `data.splits.transfer` is a share
+    return f"{', '.join(f'`{name}`' for name in _of_a_run(family))} or {_own(family)}"
 
 
 def _markdown(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
@@ -205,12 +242,19 @@ def _limits(metadata: Iterable[Any]) -> str:
     return f" {', '.join(found)}" if found else ""
 
 
+def _tag(model: type[Settings]) -> str:
+    """Return the key that tells the things of a family apart; empty where a model is no such thing."""
+    return next((family.tag for family in FAMILIES if issubclass(model, family.base)), "")
+
+
 def _default(field: FieldInfo, anchor: str) -> str:
     if field.is_required():
         return "required"
     value = field.get_default(call_default_factory=True)
     if isinstance(value, Settings):
         tag = _tag(type(value))
+        if tag in INNER:
+            return f"`{getattr(value, tag)}`"
         words = f"`{tag}: {getattr(value, tag)}`" if tag else "its own defaults"
         return f"[{words}](#{anchor})"
     if value is None:

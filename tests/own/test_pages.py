@@ -103,10 +103,10 @@ def test_a_report_is_made_though_the_file_would_raise(page: Page, folder_of: Fol
 
 
 def test_forward_one_of_the_page_on_methods_is_vanilla_kd(pages: dict[str, Page], tmp_path: Path) -> None:
-    pages["method"].write(tmp_path)
-    words = [*pages["method"].commands[0], "--set", "arms.blend.consolidation.forward=1.0", "rounds.max=0"]
+    pages["kd-method"].write(tmp_path)
+    words = [*pages["kd-method"].commands[0], "--set", "arms.blend.consolidation.forward=1.0", "rounds.max=0"]
     assert kdfed(tmp_path, words) == 0
-    models = tmp_path / "runs" / "own-method" / "models"
+    models = tmp_path / "runs" / "own-kd-method" / "models"
     vanilla, blend = (load_file(models / f"{arm}-0.safetensors") for arm in ("vanilla", "blend"))
     for key, value in vanilla.items():
         assert abs(value - blend[key]).max() < 1e-3
@@ -130,8 +130,8 @@ def _alone(page: Page, folder: Path, run: Path) -> None:
 def test_the_command_of_a_page_runs_from_an_empty_folder(
     pages: dict[str, Page], ran: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    pages["method"].write(tmp_path)
-    _alone(pages["method"], tmp_path, ran("method"))
+    pages["kd-method"].write(tmp_path)
+    _alone(pages["kd-method"], tmp_path, ran("kd-method"))
 
 
 @pytest.mark.slow
