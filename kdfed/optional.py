@@ -1,4 +1,4 @@
-"""Packages that only an extra installs: imported where they are used, with one error where they are missing."""
+"""Packages that only an extra installs: imported where they are used; one error where they are missing."""
 
 from __future__ import annotations
 

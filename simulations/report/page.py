@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
+from rich.filesize import decimal
+
 from kdfed.config import Experiment, dotted
 from kdfed.records import RoundRecord
 from simulations.report.figures import (
@@ -21,7 +23,7 @@ from simulations.report.figures import (
     to_svg,
 )
 from simulations.report.frame import html_page, html_table
-from simulations.report.words import comparison_of, headline, number, percent, plural, saving, size
+from simulations.report.words import comparison_of, headline, number, percent, plural, saving
 
 _ABSENT_SHOWN, _PARTITIONS_SHOWN, _REASON_SHOWN = 50, 3, 300
 
@@ -145,7 +147,7 @@ _TILES = {
     "rounds": ("Federated rounds", "fewer", number),
     "exchanges": ("Exchanges, teachers included", "fewer", number),
     "participant_uploads": ("Participant uploads", "fewer", number),
-    "bytes": ("Bytes up and down", "less", size),
+    "bytes": ("Bytes up and down", "less", lambda count: decimal(round(count))),
 }
 
 
@@ -307,7 +309,14 @@ def _mean_costs(rows: Sequence[Sequence[float]]) -> list[float]:
 
 def _cost_cells(row: Sequence[float]) -> list[str]:
     exchanges, uploads, up, down, steps, seconds = row
-    return [number(exchanges), number(uploads), size(up), size(down), number(steps), f"{seconds:,.1f}"]
+    return [
+        number(exchanges),
+        number(uploads),
+        decimal(round(up)),
+        decimal(round(down)),
+        number(steps),
+        f"{seconds:,.1f}",
+    ]
 
 
 def _runs(experiment: Experiment, summary: Mapping[str, Any]) -> str:
@@ -328,7 +337,7 @@ def _runs(experiment: Experiment, summary: Mapping[str, Any]) -> str:
                 str(hit["exchanges"]) if hit else "–",
                 f"round {first['round']}" if first else "–",
                 number(hit["participant_uploads"]) if hit else "–",
-                size(hit["bytes_up"] + hit["bytes_down"]) if hit else "–",
+                decimal(hit["bytes_up"] + hit["bytes_down"]) if hit else "–",
                 percent(test) if test is not None else "–",
                 f"round {run['rounds_to_plateau']}" if run["rounds_to_plateau"] is not None else "–",
                 escape(run["stopped"]),
