@@ -6,11 +6,14 @@ import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
-from importlib.metadata import version
 from typing import Any
 
+import torch
+
 from kdfed.config import GeneratorSettings, ModelSettings, PartitionSettings
+from kdfed.data import prepare
 from kdfed.errors import unknown
+from simulations.study.code import code_digest, data_digest
 from simulations.study.settings import UNLABELLED, StudySettings, Transfer
 
 
@@ -136,6 +139,8 @@ def models_key(study: StudySettings, point: Point) -> str:
     """Return the cache key of a point's pre-trained models: of all that they depend on."""
     return _digest(
         "models",
+        code_digest([point.model.name, study.data.source]),
+        data_digest(study.data),
         study.data.model_dump(mode="json"),
         partition_settings(study, point).model_dump(mode="json"),
         point.model.model_dump(mode="json"),
@@ -157,10 +162,12 @@ def generator_of(study: StudySettings) -> GeneratorSettings:
 
 
 def trial_key(study: StudySettings, point: Point, trial: Trial) -> str:
-    """Return the cache key of a trial's result."""
-    source = None
+    """Return the cache key of a trial's result: of all that it depends on."""
+    source: Any = None
     if point.transfer == "proxy" and study.proxy:
-        source = study.proxy.model_dump(mode="json")
+        resized = study.proxy.model_copy(update={"shape": prepare(study.data).input_shape})
+        settings = study.proxy.model_dump(mode="json")
+        source = [settings, code_digest([study.proxy.source]), data_digest(resized)]
     elif point.transfer == "generated":
         source = generator_of(study).model_dump(mode="json")
     return _digest(
@@ -178,5 +185,5 @@ def partition_settings(study: StudySettings, point: Point) -> PartitionSettings:
 
 
 def _digest(*parts: Any) -> str:
-    text = json.dumps([version("kdfed"), *parts], sort_keys=True)
+    text = json.dumps([torch.__version__, *parts], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
