@@ -116,5 +116,5 @@ class GivenStrategy(ServerBase):
             Always.
         """
         raise KdfedError(
-            "expected server settings that name a strategy, or a strategy given to PreConsolidation, got neither"
+            "expected server settings that name a strategy, or one given to PreConsolidation, got neither"
         )

@@ -56,7 +56,8 @@ def test_a_run_leaves_the_records_of_the_design(tiny, tmp_path, drawn):
     summary = _run(experiment, tmp_path / "run")
     folder = RunFolder(tmp_path / "run")
     assert folder.read_summary() == json.loads(json.dumps(summary))
-    assert folder.read_experiment().to_yaml() == experiment.to_yaml()
+    recorded = folder.read_experiment()
+    assert recorded.model_dump() == experiment.model_dump()
     assert {p.name for p in (tmp_path / "run").iterdir()} == {
         "experiment.yaml",
         "rounds.jsonl",
