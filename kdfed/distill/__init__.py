@@ -2,8 +2,10 @@
 
 from kdfed.distill.distillation import ConsolidationResult, Distillation
 from kdfed.distill.method import KDMethod
+from kdfed.distill.mutual import MutualConsolidation
 from kdfed.distill.partitioned import PartitionedConsolidation
 from kdfed.distill.tuned import TunedConsolidation
+from kdfed.distill.vanilla import VanillaConsolidation
 from kdfed.family import Family
 
 METHODS: Family[KDMethod] = Family(

@@ -19,9 +19,9 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from kdfed.distill import VanillaConsolidation
 from kdfed.distill.distillation import ConsolidationResult, Distillation, Trial
 from kdfed.distill.method import KDMethod
+from kdfed.distill.vanilla import VanillaConsolidation
 from kdfed.ensembles import AnyEnsemble, MeanProbabilities
 from kdfed.errors import KdfedError
 from kdfed.family import Refusal
