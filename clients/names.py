@@ -65,7 +65,7 @@ def _names(content: RecordDict) -> Iterator[tuple[str, str]]:
                 if key in record:
                     settings = json.loads(str(record[key]))
                     yield from outside_names(settings)
-            if "digest" in record and str(record["strategy"]) not in DIGESTS:
+            if "strategy" in record and str(record["strategy"]) not in DIGESTS:
                 yield "consensus", str(record["strategy"])
     except ValueError as error:
         raise ParticipantError(f"expected settings of kdfed in a message: {one_line(error)}") from error

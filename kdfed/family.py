@@ -139,6 +139,10 @@ class Family(Generic[T]):
     default: str = ""
     inner: bool = False
 
+    def __iter__(self) -> Iterator[str]:
+        """Yield the names, in their order."""
+        return iter(self.members)
+
     @property
     def section(self) -> str:
         """The section of an experiment where things of this family are chosen."""

@@ -13,6 +13,8 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from kdfed.optional import optional
+
 
 @dataclass(frozen=True)
 class Pair:
@@ -88,54 +90,16 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
     -------
     tuple of float
         Mean, low, high.
+
+    Raises
+    ------
+    RunError
+        If there are several values and scipy is not installed.
     """
     mean = math.fsum(values) / len(values)
     if len(values) == 1:
         return mean, mean, mean
-    half = t_quantile(len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
+    stats = optional("scipy.stats", "intervals over seeds")
+    quantile = float(stats.t.ppf(0.975, len(values) - 1))
+    half = quantile * statistics.stdev(values) / math.sqrt(len(values))
     return mean, mean - half, mean + half
-
-
-def t_quantile(degrees: int, confidence: float = 0.95) -> float:
-    """Return the t of Student's distribution with ``P(|T| <= t) = confidence``, by bisection.
-
-    Parameters
-    ----------
-    degrees
-        Degrees of freedom, at least 1.
-    confidence
-        In (0, 1).
-
-    Returns
-    -------
-    float
-        The quantile, to a relative 1e-12.
-
-    Examples
-    --------
-    >>> round(t_quantile(2), 4)
-    4.3027
-    """
-    low, high = 0.0, math.pi / 2
-    while high - low > 1e-15 * high:
-        middle = (low + high) / 2
-        if middle in (low, high):
-            break
-        low, high = (middle, high) if _within(middle, degrees) < confidence else (low, middle)
-    return math.sqrt(degrees) * math.tan(low)
-
-
-def _within(theta: float, degrees: int) -> float:
-    """Return ``P(|T| <= sqrt(degrees) * tan(theta))``, a finite sum for whole degrees of freedom.
-
-    References
-    ----------
-    Abramowitz and Stegun, Handbook of Mathematical Functions, 26.7.3 (odd) and 26.7.4 (even).
-    """
-    odd = degrees % 2
-    term = math.cos(theta) if odd else 1.0
-    total = term if degrees > 1 else 0.0
-    for k in range(2 + odd, degrees, 2):
-        term *= (k - 1) / k * math.cos(theta) ** 2
-        total += term
-    return 2 / math.pi * (theta + math.sin(theta) * total) if odd else math.sin(theta) * total

@@ -8,6 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from kdfed.errors import KdfedError
 from kdfed.family import Refusal, Thing
 from kdfed.limits import most_steps
 from kdfed.settings import Fraction, OptimiserSettings, PositiveInt, Seconds, Settings
@@ -98,3 +99,22 @@ class ServerBase(Thing):
             How many examples the transfer split has.
         """
         return most_steps(local.epochs, local.batch_size, examples)
+
+
+class GivenStrategy(ServerBase):
+    """Of a strategy of Flower's that is not named, but given as an object."""
+
+    strategy: Literal["given"] = "given"
+    """The strategy."""
+
+    def build(self, config: Any) -> Any:
+        """Refuse to build what was not given.
+
+        Raises
+        ------
+        KdfedError
+            Always.
+        """
+        raise KdfedError(
+            "expected server settings that name a strategy, or one given to PreConsolidation, got neither"
+        )

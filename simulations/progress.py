@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Self
 
 from rich.console import Console, Group, RenderableType
+from rich.filesize import decimal
 from rich.live import Live
 from rich.markup import escape
 from rich.progress_bar import ProgressBar
@@ -157,7 +158,7 @@ class Progress:
         if run.accuracy is not None:
             words.append(f"{self._score} {run.accuracy:.3f}")
         if event.bytes:
-            words.append(format_bytes(event.bytes))
+            words.append(decimal(event.bytes))
         left = self._left(now)
         if left is not None and left >= 1:
             words.append(f"at most about {format_seconds(left)} left")
@@ -181,7 +182,7 @@ class Progress:
                 ProgressBar(event.steps, event.step, width=20) if event.steps and not over else "",
                 f"{event.step}/{event.steps}" if event.steps else "",
                 "" if run.accuracy is None else f"{run.accuracy:.3f}",
-                format_bytes(event.bytes) if event.bytes else "",
+                decimal(event.bytes) if event.bytes else "",
                 format_seconds((now if run.ended is None else run.ended) - run.started),
             )
         left = self._left(now)
@@ -197,15 +198,6 @@ def _is_milestone(event: Event) -> bool:
         return event.step == event.steps
     every = max(1, math.ceil(event.steps / PLAIN_LINES))
     return event.step == event.steps or event.step % every == 0
-
-
-def format_bytes(number: float) -> str:
-    """Return a number of bytes for people, in decimal units: ``12.3 MB``."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if number < 999.5:
-            return f"{number:.0f} {unit}" if unit == "B" else f"{number:.3g} {unit}"
-        number /= 1000
-    return f"{number:.3g} TB"
 
 
 def format_seconds(seconds: float) -> str:

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 from rich import box
+from rich.filesize import decimal
 from rich.markup import escape
 from rich.table import Table
 
-from simulations.progress import format_bytes
 from simulations.report.figures import short_name
 
 SHOWN_PARTICIPANTS = 40
@@ -38,7 +38,7 @@ def cost_table(summary: Mapping[str, Any]) -> Table:
             escape(arm),
             target,
             *(_mean(hits, key) for key in ("round", "exchanges", "participant_uploads")),
-            format_bytes(fmean(hit["bytes_up"] + hit["bytes_down"] for hit in hits)) if hits else "–",
+            decimal(round(fmean(hit["bytes_up"] + hit["bytes_down"] for hit in hits))) if hits else "–",
             _missed(runs),
         )
     return table

@@ -20,6 +20,7 @@ HEAVY = {
     "PIL",
     "datasets",
     "flwr_datasets",
+    "jinja2",
     "matplotlib",
     "mlxtend",
     "pandas",

@@ -16,7 +16,7 @@ from kdfed.distill import KDMethod, VanillaConsolidation
 from kdfed.family import Families, gathered
 from kdfed.local import LocalMode, PlainLocal
 from kdfed.partitions import DirichletPartition, PartitionBase
-from kdfed.server import ServerBase
+from kdfed.server import GivenStrategy, ServerBase
 from kdfed.settings import (
     DataSettings,
     Distinct,
@@ -67,7 +67,7 @@ class ArmSettings(Settings):
     """Local training before the first round; only arms that start from teachers use it."""
     consolidation: KDMethod = VanillaConsolidation()
     """Teachers into one student; only arms with ``start: consolidated`` use it."""
-    server: ServerBase
+    server: ServerBase = GivenStrategy()
     """Strategy, sampling, cohorts, deadlines."""
 
 
@@ -195,7 +195,7 @@ def experiment_type(families: Families) -> type[Experiment]:
         for section, family in families.sections.items():
             field = model.model_fields[section]
             default = field.default
-            if field.is_required():
+            if not isinstance(default, tuple(family.members.values())):
                 default = family.members[family.default]() if family.default in family.members else ...
             fields[section] = (family.union, Field(default=default, description=field.description))
         kind = make(model.__name__, __base__=model, __module__=__name__, __doc__=model.__doc__, **fields)

@@ -15,9 +15,10 @@
 from __future__ import annotations
 
 from kdfed.records.folder import RunFolder, write_atomically
-from kdfed.records.opening import versions
 from kdfed.records.rounds import Absent, Failure, Outcome, RoundRecord, Stopped
-from kdfed.records.summary import COSTS, summarise
+from kdfed.records.schema import COSTS, Summary
+from kdfed.records.summary import summarise
+from kdfed.records.versions import versions
 from kdfed.records.weights import load_model, load_start, weights_sha256
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "RoundRecord",
     "RunFolder",
     "Stopped",
+    "Summary",
     "load_model",
     "load_start",
     "summarise",

@@ -19,17 +19,14 @@ import os
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from kdfed.config import Experiment, dotted, read_recorded
 from kdfed.errors import ConfigError, KdfedError, RunFolderError
+from kdfed.records.reading import RecordedRun
 from kdfed.records.rounds import Outcome
+from kdfed.records.versions import versions
 from kdfed.records.weights import load_model, weights_sha256
-
-if TYPE_CHECKING:
-    from kdfed.records.folder import RunFolder
 
 ELSEWHERE = "choose another output folder (--out)"
 _OVERWRITE = f"{ELSEWHERE}, or replace what is there with --overwrite"
@@ -54,13 +51,8 @@ class Opening:
     obsolete: tuple[Path, ...] = ()
 
 
-def versions() -> dict[str, str]:
-    """Return the versions of what computes a run."""
-    return {package: version(package) for package in ("kdfed", "torch", "numpy", "flwr")}
-
-
 def examine(
-    folder: RunFolder, experiment: Experiment, overwrite: bool = False, source: Path | None = None
+    folder: RecordedRun, experiment: Experiment, overwrite: bool = False, source: Path | None = None
 ) -> Opening:
     """Decide what becomes of a folder; nothing is changed.
 
@@ -97,7 +89,7 @@ def examine(
     return _go_on(folder, experiment)
 
 
-def _refuse_obstacles(folder: RunFolder) -> None:
+def _refuse_obstacles(folder: RecordedRun) -> None:
     """Refuse what stands where a run needs a folder of its own."""
     for path, wanted in ((folder.models, "a folder"), (folder.stores, "a folder, and no link to one")):
         if os.path.lexists(path) and (not path.is_dir() or (path == folder.stores and path.is_symlink())):
@@ -113,7 +105,7 @@ def _refuse_source(file: Path, resolved: bytes, source: Path | None) -> None:
         )
 
 
-def _refuse_starts(folder: RunFolder, experiment: Experiment, names: Iterable[str]) -> None:
+def _refuse_starts(folder: RecordedRun, experiment: Experiment, names: Iterable[str]) -> None:
     ours = {(folder.path / name).resolve() for name in names}
     for arm in experiment.arms:
         start = experiment.arm(arm).start.removeprefix("file:")
@@ -123,7 +115,7 @@ def _refuse_starts(folder: RunFolder, experiment: Experiment, names: Iterable[st
             )
 
 
-def _refuse_other(folder: RunFolder, experiment: Experiment, present: list[str]) -> None:
+def _refuse_other(folder: RecordedRun, experiment: Experiment, present: list[str]) -> None:
     """Refuse records of another experiment, or of nobody knows which."""
     file = folder.experiment_file
     if not file.exists():
@@ -144,7 +136,7 @@ def _refuse_other(folder: RunFolder, experiment: Experiment, present: list[str])
         )
 
 
-def _go_on(folder: RunFolder, experiment: Experiment) -> Opening:
+def _go_on(folder: RecordedRun, experiment: Experiment) -> Opening:
     """Keep what is finished of the same experiment."""
     if not folder.has_outcomes:
         raise RunFolderError(
@@ -179,7 +171,7 @@ def _go_on(folder: RunFolder, experiment: Experiment) -> Opening:
     return Opening(finished, folder.derived())
 
 
-def _has_model(folder: RunFolder, outcome: Outcome) -> bool:
+def _has_model(folder: RecordedRun, outcome: Outcome) -> bool:
     """Tell whether the model that a finished run left is there, with its hash."""
     try:
         state = load_model(folder.model_path(outcome.arm, outcome.seed))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from reprlib import Repr
 from typing import Any
 
@@ -43,6 +44,12 @@ def short(value: Any) -> str:
     """Return a value as an error quotes it: on one line, at most :data:`SHOWN` characters."""
     quoted = _REPR.repr(value)
     return quoted if len(quoted) <= SHOWN else f"{quoted[: SHOWN - 1]}…"
+
+
+def listed(names: Iterable[Any]) -> str:
+    """Return names as an error lists them, the first ten."""
+    words = [short(name).strip("'") for name in names]
+    return ", ".join(words[:10] + (["…"] if len(words) > 10 else []))
 
 
 _REPR = Repr()

@@ -5,21 +5,28 @@ from __future__ import annotations
 import math
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from typing import Any
 
 from kdfed import convergence
 from kdfed.config import Experiment, Target
-from kdfed.records.opening import versions
 from kdfed.records.rounds import Failure, Outcome, RoundRecord, Stopped
+from kdfed.records.schema import (
+    COSTS,
+    ComparisonEntry,
+    ConsolidationEntry,
+    Cost,
+    Costs,
+    FailureEntry,
+    PartitionEntry,
+    RunEntry,
+    Summary,
+)
+from kdfed.records.versions import versions
 from kdfed.savings import Pair, compare
 from kdfed.task import TASKS
 
 Curves = dict[tuple[str, int], list[RoundRecord]]
 Ends = Mapping[tuple[str, int], Outcome]
-
-COSTS = ("rounds", "exchanges", "participant_uploads", "bytes", "local_steps")
-"""What arms are compared by."""
 
 
 def summarise(
@@ -66,15 +73,15 @@ def summarise(
     ends = {key: Outcome(*key, unfinished, "") for key in curves}
     ends |= {(one.arm, one.seed): Outcome(one.arm, one.seed, "failed", "") for one in failures}
     ends |= {(outcome.arm, outcome.seed): outcome for outcome in outcomes}
-    return {
-        "experiment": experiment.name,
-        "engine": engine,
-        "seeds": list(experiment.seeds),
-        "targets": [str(target) for target in experiment.targets],
-        "metric": TASKS[experiment.data.task].metric,
-        "versions": {"python": platform.python_version(), **versions()},
-        "failures": [asdict(failure) for failure in failures],
-        "runs": [
+    summary = Summary(
+        experiment=experiment.name,
+        engine=engine,
+        seeds=list(experiment.seeds),
+        targets=[str(target) for target in experiment.targets],
+        metric=TASKS[experiment.data.task].metric,
+        versions={"python": platform.python_version(), **versions()},
+        failures=[FailureEntry.model_validate(failure, from_attributes=True) for failure in failures],
+        runs=[
             _run(
                 experiment,
                 curves[arm, seed],
@@ -87,26 +94,22 @@ def summarise(
             for target in experiment.targets
             if (arm, seed) in curves
         ],
-        "comparisons": [
-            {
-                "baseline": experiment.baseline_arm,
-                "arm": arm,
-                "target": str(target),
-                "rule": experiment.rounds.rule,
-                "cost": cost,
-                **_compare(experiment, curves, ends, arm, target, cost),
-            }
+        comparisons=[
+            _compare(experiment, curves, ends, arm, target, cost)
             for arm in experiment.arm_order[1:]
             for target in experiment.targets
             for cost in COSTS
         ],
-        "partitions": [dict(partition) for partition in partitions],
-        "consolidations": [
-            {"arm": outcome.arm, "seed": outcome.seed, **outcome.consolidation}
+        partitions=[PartitionEntry.model_validate(partition) for partition in partitions],
+        consolidations=[
+            ConsolidationEntry.model_validate(
+                {"arm": outcome.arm, "seed": outcome.seed, **outcome.consolidation}
+            )
             for outcome in outcomes
             if outcome.consolidation is not None
         ],
-    }
+    )
+    return summary.model_dump()
 
 
 def _accuracy(experiment: Experiment, curves: Curves, ends: Ends, seed: int, target: Target) -> float | None:
@@ -133,41 +136,31 @@ def _run(
     target: Target,
     accuracy: float | None,
     outcome: Outcome,
-) -> dict[str, Any]:
+) -> RunEntry:
     rounds, accuracies = experiment.rounds, [record.accuracy for record in curve]
-    hit = _hit(rounds.rule, curve, accuracy)
-    return {
-        "arm": curve[0].arm,
-        "seed": curve[0].seed,
-        "target": str(target),
-        "target_accuracy": accuracy,
-        "rule": rounds.rule,
-        "rounds_to_target": None if hit is None else hit.round,
-        "exchanges_to_target": None if hit is None else hit.exchanges,
-        "first_hit": _costs(_hit("first", curve, accuracy)),
-        "sustained_hit": _costs(_hit("sustained", curve, accuracy)),
-        "rounds_to_plateau": convergence.plateau(accuracies, rounds.plateau.rounds, rounds.plateau.min_delta),
-        "totals": _costs(curve[-1]),
-        "stopped": outcome.stopped,
-        "final_accuracy": accuracies[-1],
-        "best_accuracy": max(accuracies),
-        "weights_sha256": outcome.weights_sha256,
-    }
+    first, sustained = (_hit(rule, curve, accuracy) for rule in ("first", "sustained"))
+    hit = sustained if rounds.rule == "sustained" else first
+    return RunEntry(
+        arm=curve[0].arm,
+        seed=curve[0].seed,
+        target=str(target),
+        target_accuracy=accuracy,
+        rule=rounds.rule,
+        rounds_to_target=None if hit is None else hit.round,
+        exchanges_to_target=None if hit is None else hit.exchanges,
+        first_hit=None if first is None else _costs(first),
+        sustained_hit=None if sustained is None else _costs(sustained),
+        rounds_to_plateau=convergence.plateau(accuracies, rounds.plateau.rounds, rounds.plateau.min_delta),
+        totals=_costs(curve[-1]),
+        stopped=outcome.stopped,
+        final_accuracy=accuracies[-1],
+        best_accuracy=max(accuracies),
+        weights_sha256=outcome.weights_sha256,
+    )
 
 
-def _costs(record: RoundRecord | None) -> dict[str, Any] | None:
-    if record is None:
-        return None
-    return {
-        "round": record.round,
-        "exchanges": record.exchanges,
-        "participant_uploads": record.participant_uploads,
-        "bytes_up": record.bytes_up,
-        "bytes_down": record.bytes_down,
-        "local_steps": record.local_steps,
-        "seconds": record.seconds,
-        "test_accuracy": record.test_accuracy,
-    }
+def _costs(record: RoundRecord) -> Costs:
+    return Costs.model_validate(record, from_attributes=True)
 
 
 def _compare(
@@ -176,8 +169,8 @@ def _compare(
     ends: Ends,
     arm: str,
     target: Target,
-    cost: str,
-) -> dict[str, Any]:
+    cost: Cost,
+) -> ComparisonEntry:
     """Compare an arm with the baseline over the seeds in which both ran; a failed run is no miss."""
     pairs, failed = [], 0
     for seed in experiment.seeds:
@@ -200,7 +193,17 @@ def _compare(
                 arm_missed=hit is None,
             )
         )
-    return {**compare(pairs), "failed": failed}
+    return ComparisonEntry.model_validate(
+        {
+            "baseline": experiment.baseline_arm,
+            "arm": arm,
+            "target": str(target),
+            "rule": experiment.rounds.rule,
+            "cost": cost,
+            **compare(pairs),
+            "failed": failed,
+        }
+    )
 
 
 def _failed(ends: Ends, arm: str, seed: int) -> bool:

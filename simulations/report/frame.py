@@ -1,45 +1,75 @@
-"""What every page is made of: its frame, and its tables."""
+"""What every page is made of: templates, which hold all HTML, and the plain values of their tables.
+
+A template lies beside the code that fills it. Whatever it is given is escaped, except pictures.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from html import escape
-from pathlib import Path
+from typing import Any, NamedTuple
 
-_CSS = Path(__file__).with_name("page.css")
+from rich.filesize import decimal
+
+from kdfed.optional import optional
+from simulations.report.words import number, percent, plural
 
 
-def html_page(title: str, body: str) -> str:
-    """Return a whole page with inline styles, so that it needs no other file.
+class Cell(NamedTuple):
+    """A cell of a table that is more than its text.
 
     Parameters
     ----------
-    title
-        Text.
-    body
-        HTML of what stands in ``main``.
+    text
+        What it says.
+    code, bold
+        How it looks.
+    colour
+        Place of an arm's colour, shown before the text.
     """
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n"
-        f"<style>\n{_CSS.read_text(encoding='utf-8')}</style>\n</head>\n<body>\n<main>\n{body}\n</main>\n"
-        "</body>\n</html>\n"
+
+    text: str
+    code: bool = False
+    bold: bool = False
+    colour: int | None = None
+
+
+class Table(NamedTuple):
+    """A table: numbers from column ``numbers_from`` on, each ``sums``-th row a sum."""
+
+    heads: Sequence[str | Cell]
+    rows: Sequence[Sequence[str | Cell]]
+    numbers_from: int = 99
+    sums: int = 0
+
+
+def render_html(template: str, **values: Any) -> str:
+    """Fill a template; the page has inline styles and pictures, and needs no other file.
+
+    Parameters
+    ----------
+    template
+        Its path within the package ``simulations``.
+    values
+        What it names.
+
+    Raises
+    ------
+    RunError
+        If Jinja2 is not installed.
+    """
+    jinja2 = optional("jinja2", "pages")
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("simulations", "."),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
     )
-
-
-def html_table(
-    heads: Sequence[str], rows: Sequence[Sequence[str]], numbers_from: int = 99, sums: int = 0
-) -> str:
-    """Write a table of HTML cells: numbers from column ``numbers_from`` on, each ``sums``-th row a sum."""
-
-    def kind(column: int) -> str:
-        return ' class="number"' if column >= numbers_from else ""
-
-    head = "".join(f'<th scope="col"{kind(column)}>{text}</th>' for column, text in enumerate(heads))
-    body = []
-    for index, row in enumerate(rows, start=1):
-        cells = "".join(f"<td{kind(column)}>{cell}</td>" for column, cell in enumerate(row))
-        body.append(f'<tr class="sum">{cells}</tr>' if sums and index % sums == 0 else f"<tr>{cells}</tr>")
-    content = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>"
-    return f'<div class="scroll table">{content}</div>'
+    environment.filters |= {
+        "number": number,
+        "percent": percent,
+        "plural": plural,
+        "bytes": lambda count: decimal(round(count)),
+    }
+    return str(environment.get_template(template).render(values))

@@ -1,11 +1,12 @@
-"""``report.html``: one page that needs no other file."""
+"""``report.html``: one page that needs no other file. The HTML is in ``page.html.jinja``."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from html import escape
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
+
+from rich.filesize import decimal
 
 from kdfed.config import Experiment, dotted
 from kdfed.records import RoundRecord
@@ -20,8 +21,8 @@ from simulations.report.figures import (
     target_words,
     to_svg,
 )
-from simulations.report.frame import html_page, html_table
-from simulations.report.words import comparison_of, headline, number, percent, plural, saving, size
+from simulations.report.frame import Cell, Table, render_html
+from simulations.report.words import comparison_of, headline, number, percent, plural, saving
 
 _ABSENT_SHOWN, _PARTITIONS_SHOWN, _REASON_SHOWN = 50, 3, 300
 
@@ -43,138 +44,135 @@ def render_page(
     str
         HTML with inline styles and pictures.
     """
-    body = "\n".join(
-        [
-            _head(experiment, summary),
-            _warnings(experiment, summary, finished),
-            _savings(experiment, summary),
-            _curves(experiment, records, summary),
-            _partitions(summary),
-            _settings(experiment),
-            _costs(experiment, records),
-            _runs(experiment, summary),
-            _absent(records),
-            _counting(experiment),
-            _versions(summary),
-        ]
+    absent = _absent(records)
+    present = {record.arm for record in records}
+    return render_html(
+        "report/page.html.jinja",
+        name=experiment.name,
+        participants=experiment.partition.participants,
+        kind=experiment.partition.kind,
+        source=experiment.data.source,
+        model=experiment.model.name,
+        seeds=experiment.seeds,
+        engine=summary["engine"],
+        finished=finished,
+        notes=list(_notes(experiment, summary, finished)),
+        baseline=experiment.baseline_arm,
+        cards=[
+            _card(experiment, summary, arm, target)
+            for arm in experiment.arm_order[1:]
+            for target in summary["targets"]
+        ],
+        alone=[_alone(summary, target) for target in summary["targets"]],
+        metric=metric_word(experiment),
+        legend=[_arm(experiment, arm) for arm in experiment.arm_order if arm in present],
+        panels=[
+            {
+                "words": words,
+                "picture": to_svg(curves_figure(experiment, records, summary, [panel]), f"curve-{panel}"),
+            }
+            for panel, (words, _) in PANELS.items()
+        ],
+        partitions=list(_partitions(summary)),
+        partitions_shown=_PARTITIONS_SHOWN,
+        differing=_differing(experiment),
+        settings=Table(
+            ["key", "value"],
+            [
+                [_code(key), _code(_write(value))]
+                for key, value in dotted(experiment.model_dump(mode="json"))
+                if not key.startswith("arms.")
+            ],
+        ),
+        costs=_costs(experiment, records),
+        runs=_runs(experiment, summary),
+        absences=sum(len(record.absent) for record in records),
+        absent=absent._replace(rows=absent.rows[:_ABSENT_SHOWN]),
+        absent_groups=len(absent.rows),
+        rule=experiment.rounds.rule,
+        most_rounds=experiment.rounds.max,
+        versions=summary["versions"],
+        hashes=_hashes(summary),
     )
-    return html_page(f"{experiment.name} · kdfed", body)
 
 
 # ----------------------------------------------------------------------------- what came out
 
 
-def _head(experiment: Experiment, summary: Mapping[str, Any]) -> str:
-    seeds = ", ".join(map(str, experiment.seeds))
-    facts = [
-        f"{plural(experiment.partition.participants, 'participant')}, {experiment.partition.kind}",
-        f"data <code>{escape(experiment.data.source)}</code>",
-        f"model <code>{escape(experiment.model.name)}</code>",
-        f"{'seed' if len(experiment.seeds) == 1 else 'seeds'} {seeds}",
-        f"engine {escape(summary['engine'])}",
-    ]
-    return (
-        f'<header><div class="eyebrow">kdfed experiment</div>\n<h1>{escape(experiment.name)}</h1>\n'
-        f'<p class="soft">{" · ".join(facts)}</p></header>'
-    )
-
-
-def _warnings(experiment: Experiment, summary: Mapping[str, Any], finished: bool) -> str:
-    notes = []
-    if not finished:
-        notes.append("This run did not end: the page shows what was recorded until then.")
-    if experiment.data.source.startswith("synthetic:"):
-        notes.append(
-            f"The data are synthetic (<code>{escape(experiment.data.source)}</code>): the figures tell of "
-            "scale and cost, not of how well anything learns."
+def _notes(experiment: Experiment, summary: Mapping[str, Any], finished: bool) -> Iterator[str]:
+    failures = summary.get("failures", ())
+    for failure in failures:
+        yield (
+            f"{failure['arm']}, seed {failure['seed']}, failed in the phase {failure['phase']}, and is read "
+            f"as far as recorded: {failure['reason']}"
         )
-    notes += [
-        f"{escape(failure['arm'])}, seed {failure['seed']}, failed in the phase {escape(failure['phase'])}, "
-        f"and is read as far as recorded: {escape(failure['reason'])}"
-        for failure in summary.get("failures", ())
-    ]
-    ended = {stopped: set[str]() for stopped in ("failed", "interrupted")}
-    known = {(failure["arm"], failure["seed"]) for failure in summary.get("failures", ())}
-    for run in summary["runs"]:
-        if run["stopped"] in ended and (run["arm"], run["seed"]) not in known:
-            ended[run["stopped"]].add(f"{escape(run['arm'])} (seed {run['seed']})")
-    notes += [
-        f"{stopped.capitalize()} before the end, and read as far as recorded: {', '.join(sorted(names))}."
-        for stopped, names in ended.items()
-        if names and finished
-    ]
-    missing = len(experiment.arms) * len(experiment.seeds) - len(
-        {(r["arm"], r["seed"]) for r in summary["runs"]}
-    )
+    known = {(failure["arm"], failure["seed"]) for failure in failures}
+    for stopped in ("failed", "interrupted") if finished else ():
+        names = {
+            f"{run['arm']} (seed {run['seed']})"
+            for run in summary["runs"]
+            if run["stopped"] == stopped and (run["arm"], run["seed"]) not in known
+        }
+        if names:
+            listed = ", ".join(sorted(names))
+            yield f"{stopped.capitalize()} before the end, and read as far as recorded: {listed}."
+    evaluated = {(run["arm"], run["seed"]) for run in summary["runs"]}
+    missing = len(experiment.arms) * len(experiment.seeds) - len(evaluated)
     if missing:
-        notes.append(
-            f"{plural(missing, 'run')} of an arm and a seed left no evaluation that could be compared."
-        )
-    return "\n".join(f'<p class="note">{note}</p>' for note in notes)
+        yield f"{plural(missing, 'run')} of an arm and a seed left no evaluation that could be compared."
 
 
-def _savings(experiment: Experiment, summary: Mapping[str, Any]) -> str:
-    arms = experiment.arm_order[1:]
-    if not arms:
-        return _single(experiment, summary)
-    cards = [_card(experiment, summary, arm, target) for arm in arms for target in summary["targets"]]
-    baseline = escape(experiment.baseline_arm)
-    return (
-        f"<h2>What was saved</h2>\n<p class='soft'>Against {baseline}, paired by seed; figures are means "
-        "over seeds. In brackets: the 95% interval of the mean (below 0: the other way round).</p>\n"
-        + "\n".join(cards)
-    )
-
-
-def _single(experiment: Experiment, summary: Mapping[str, Any]) -> str:
-    """One arm alone saves nothing; say when it reached its targets."""
-    lines = []
-    for target in summary["targets"]:
-        runs = [r for r in summary["runs"] if r["target"] == target and r["target_accuracy"] is not None]
-        hits = [run["exchanges_to_target"] for run in runs if run["exchanges_to_target"] is not None]
-        words = f"after {number(sum(hits) / len(hits))} exchanges (mean)" if hits else "in no seed"
-        lines.append(
-            f'<div class="card"><h3>{escape(experiment.baseline_arm)} reached {escape(target_words(target))} '
-            f"{words}</h3><p>Reached in {len(hits)} of {plural(len(runs), 'seed')}. There is no other arm to "
-            "compare with.</p></div>"
-        )
-    return "<h2>What it took</h2>\n" + "\n".join(lines)
+def _alone(summary: Mapping[str, Any], target: str) -> dict[str, Any]:
+    """One arm alone saves nothing; tell when it reached a target."""
+    runs = [r for r in summary["runs"] if r["target"] == target and r["target_accuracy"] is not None]
+    hits = [run["exchanges_to_target"] for run in runs if run["exchanges_to_target"] is not None]
+    return {
+        "target": target_words(target),
+        "hits": len(hits),
+        "mean": sum(hits) / len(hits) if hits else None,
+        "seeds": len(runs),
+    }
 
 
 _TILES = {
     "rounds": ("Federated rounds", "fewer", number),
     "exchanges": ("Exchanges, teachers included", "fewer", number),
     "participant_uploads": ("Participant uploads", "fewer", number),
-    "bytes": ("Bytes up and down", "less", size),
+    "bytes": ("Bytes up and down", "less", lambda count: decimal(round(count))),
 }
 
 
-def _card(experiment: Experiment, summary: Mapping[str, Any], arm: str, target: str) -> str:
+def _card(experiment: Experiment, summary: Mapping[str, Any], arm: str, target: str) -> dict[str, Any]:
     sentence, notes = headline(summary, experiment, arm, target)
     levels = [
         run["target_accuracy"]
         for run in summary["runs"]
         if run["target"] == target and run["target_accuracy"] is not None
     ]
-    level = f", {percent(sum(levels) / len(levels))} on average" if levels and "best" in target else ""
     tiles = []
     for cost, (title, fewer, write) in _TILES.items():
         said = saving(comparison_of(summary, arm, target, cost), fewer)
         ours, theirs = _hit_costs(summary, experiment, arm, target, cost)
-        spent = f"{write(ours)} instead of {write(theirs)}" if ours is not None and theirs is not None else ""
-        interval = f"interval {said.interval}" if said.interval else ""
         tiles.append(
-            f'<div class="tile {said.tone}"><small>{title}</small><b>{escape(said.figure)}</b>'
-            f"<small>{escape(interval)}</small><small>{spent}</small></div>"
+            {
+                "title": title,
+                "tone": said.tone,
+                "figure": said.figure,
+                "interval": said.interval,
+                "spent": ""
+                if ours is None or theirs is None
+                else f"{write(ours)} instead of {write(theirs)}",
+            }
         )
     compared = any(comparison_of(summary, arm, target, cost)["pairs"] for cost in _TILES)
-    grid = f'<div class="tiles">{"".join(tiles)}</div>' if compared else ""
-    extra = f'<p class="soft">{escape(notes)}</p>' if notes else ""
-    return (
-        f'<section class="card"><div class="eyebrow">{_swatch(experiment, arm)}{escape(arm)} · '
-        f"{escape(target_words(target))}{level}</div>\n<h3>{escape(sentence)}.</h3>\n"
-        f"{grid}{extra}</section>"
-    )
+    return {
+        "arm": _arm(experiment, arm),
+        "target": target_words(target),
+        "level": sum(levels) / len(levels) if levels and "best" in target else None,
+        "sentence": sentence,
+        "tiles": tiles if compared else [],
+        "notes": notes,
+    }
 
 
 def _hit_costs(
@@ -195,79 +193,38 @@ def _hit_costs(
     return tuple(sum(hits[name][seed] for seed in both) / len(both) for name in hits)  # type: ignore[return-value]
 
 
-def _curves(experiment: Experiment, records: Sequence[RoundRecord], summary: Mapping[str, Any]) -> str:
-    arms = [arm for arm in experiment.arm_order if any(record.arm == arm for record in records)]
-    legend = [
-        f'<li><i style="background:{_variable(experiment, arm)}"></i>{escape(arm)}</li>' for arm in arms
-    ] + ['<li><i class="dashed"></i>target</li>']
-    panels = []
-    for panel, (words, _) in PANELS.items():
-        svg = to_svg(curves_figure(experiment, records, summary, [panel]), f"curve-{panel}")
-        panels.append(f'<figure><div class="eyebrow">Against {words}</div>{svg}</figure>')
-    return (
-        f"<h2>How {metric_word(experiment)} grew</h2>\n"
-        f'<ul class="legend">{"".join(legend)}</ul>\n<div class="curves">{"".join(panels)}</div>\n'
-        f'<p class="soft">Validation {metric_word(experiment)}. Thin lines are single seeds, dots on them '
-        "are where a target counts as reached; bold lines are means, as far as every seed ran. A start that "
-        "needed teachers begins where its teachers were paid for.</p>"
-    )
-
-
 # ----------------------------------------------------------------------------- what was run
 
 
-def _partitions(summary: Mapping[str, Any]) -> str:
-    pictures = []
-    for index, entry in enumerate(summary["partitions"][:_PARTITIONS_SHOWN]):
+def _partitions(summary: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    for index, entry in enumerate(summary["partitions"]):
         shown = min(entry["participants"], PARTICIPANTS_SHOWN)
-        moved, unused = entry["moved"], entry["unused"]
-        caption = (
-            "A bubble's area is the number of examples of a class that a participant holds. "
-            + (f"{plural(moved, 'example')} moved to meet min-examples. " if moved else "")
-            + (f"{plural(unused, 'example')} of classes that nobody holds are not used." if unused else "")
-            + (f" Only the first {shown} participants are drawn." if shown < entry["participants"] else "")
-        )
-        svg = to_svg(partition_figure(entry), f"partition-{index}")
-        figure = (
-            f'<figure><div class="scroll" style="--least:{max(420, 7 * shown)}px">{svg}</div>'
-            f"<figcaption>{caption}</figcaption></figure>"
-        )
-        if index:
-            figure = f"<details><summary>Seed {entry['seed']}</summary>{figure}</details>"
-        pictures.append(figure)
-    if len(summary["partitions"]) > _PARTITIONS_SHOWN:
-        pictures.append(
-            f'<p class="soft">The first {_PARTITIONS_SHOWN} seeds; <code>kdfed partition</code> '
-            "draws any.</p>"
-        )
-    return "<h2>Who holds which classes</h2>\n" + "\n".join(pictures) if pictures else ""
+        drawn = index < _PARTITIONS_SHOWN
+        yield {
+            **entry,
+            "shown": shown,
+            "least": max(420, 7 * shown),
+            "picture": to_svg(partition_figure(entry), f"partition-{index}") if drawn else "",
+        }
 
 
-def _settings(experiment: Experiment) -> str:
+def _differing(experiment: Experiment) -> Table:
+    """Return the settings in which the arms differ."""
     order = experiment.arm_order
     flat = {name: dict(dotted(experiment.arm(name).model_dump(mode="json"))) for name in order}
-    keys = list(dict.fromkeys(key for values in flat.values() for key in values))
-    differing = [key for key in keys if len({_write(flat[name].get(key, "–")) for name in order}) > 1]
-    rows = [[_code(key), *(_code(_write(flat[name].get(key, "–"))) for name in order)] for key in differing]
-    heads = ["key", *(f"{_swatch(experiment, name)}{escape(name)}" for name in order)]
-    table = html_table(heads, rows) if rows else "<p>The arms have the same settings.</p>"
-    everything = [
-        [_code(key), _code(_write(value))]
-        for key, value in dotted(experiment.model_dump(mode="json"))
-        if not key.startswith("arms.")
+    rows = [
+        [key, *(_write(flat[name].get(key, "–")) for name in order)]
+        for key in dict.fromkeys(key for values in flat.values() for key in values)
     ]
-    first = (
-        f"<h2>Settings</h2>\n<p class='soft'>Where the arms differ:</p>{table}"
-        if len(order) > 1
-        else ("<h2>Settings</h2>")
+    return Table(
+        ["key", *(_arm(experiment, name) for name in order)],
+        [[_code(text) for text in row] for row in rows if len(set(row[1:])) > 1],
     )
-    every_setting = html_table(["key", "value"], everything)
-    return f"{first}\n<details><summary>Every setting</summary>{every_setting}</details>"
 
 
-def _costs(experiment: Experiment, records: Sequence[RoundRecord]) -> str:
+def _costs(experiment: Experiment, records: Sequence[RoundRecord]) -> Table:
     heads = ["arm", "phase", "exchanges", "uploads", "bytes up", "bytes down", "local steps", "seconds"]
-    rows = []
+    rows: list[list[str | Cell]] = []
     for arm in experiment.arm_order:
         curves = [[r for r in records if (r.arm, r.seed) == (arm, seed)] for seed in experiment.seeds]
         curves = [curve for curve in curves if curve]
@@ -280,14 +237,10 @@ def _costs(experiment: Experiment, records: Sequence[RoundRecord]) -> str:
         start = "start: hello" if starts[0] == 0 else "start: hello, teachers, consolidation"
         if experiment.arm(arm).start == "averaged":
             start = "start: hello, teachers"
-        name = f"{_swatch(experiment, arm)}{escape(arm)}"
-        rows.append([name, start, *_cost_cells(starts)])
+        rows.append([_arm(experiment, arm), start, *_cost_cells(starts)])
         rows.append(["", f"{number(rounds)} federated rounds", *_cost_cells(between)])
         rows.append(["", "total", *_cost_cells(totals)])
-    return (
-        "<h2>What it cost</h2>\n<p class='soft'>To the end of each run, mean over seeds. An arm that stopped "
-        f"at its targets ran fewer rounds.</p>{html_table(heads, rows, numbers_from=2, sums=3)}"
-    )
+    return Table(heads, rows, numbers_from=2, sums=3)
 
 
 def _cost_row(record: RoundRecord) -> list[float]:
@@ -307,107 +260,71 @@ def _mean_costs(rows: Sequence[Sequence[float]]) -> list[float]:
 
 def _cost_cells(row: Sequence[float]) -> list[str]:
     exchanges, uploads, up, down, steps, seconds = row
-    return [number(exchanges), number(uploads), size(up), size(down), number(steps), f"{seconds:,.1f}"]
+    sizes = (decimal(round(up)), decimal(round(down)))
+    return [number(exchanges), number(uploads), *sizes, number(steps), f"{seconds:,.1f}"]
 
 
-def _runs(experiment: Experiment, summary: Mapping[str, Any]) -> str:
+def _runs(experiment: Experiment, summary: Mapping[str, Any]) -> Table:
     score = metric_word(experiment)
     heads = ["arm", "seed", "target", f"{score} to reach", "rounds", "exchanges", "first hit", "uploads"]
     heads += ["bytes", f"test {score} there", "plateau", "stopped", "best", "last"]
-    rows = []
+    rows: list[list[str | Cell]] = []
     for run in summary["runs"]:
         hit, first = run[f"{run['rule']}_hit"], run["first_hit"]
         test = hit["test_accuracy"] if hit else None
         rows.append(
             [
-                f"{_swatch(experiment, run['arm'])}{escape(run['arm'])}",
+                _arm(experiment, run["arm"]),
                 str(run["seed"]),
-                escape(target_words(run["target"])),
+                target_words(run["target"]),
                 percent(run["target_accuracy"]) if run["target_accuracy"] is not None else "unresolved",
                 str(hit["round"]) if hit else "missed" if run["target_accuracy"] is not None else "–",
                 str(hit["exchanges"]) if hit else "–",
                 f"round {first['round']}" if first else "–",
                 number(hit["participant_uploads"]) if hit else "–",
-                size(hit["bytes_up"] + hit["bytes_down"]) if hit else "–",
+                decimal(hit["bytes_up"] + hit["bytes_down"]) if hit else "–",
                 percent(test) if test is not None else "–",
                 f"round {run['rounds_to_plateau']}" if run["rounds_to_plateau"] is not None else "–",
-                escape(run["stopped"]),
+                run["stopped"],
                 percent(run["best_accuracy"]),
                 percent(run["final_accuracy"]),
             ]
         )
-    table = html_table(heads, rows, numbers_from=3)
-    return f"<details><summary>Every run: what it took to reach each target</summary>{table}</details>"
+    return Table(heads, rows, numbers_from=3)
 
 
-def _absent(records: Sequence[RoundRecord]) -> str:
+def _absent(records: Sequence[RoundRecord]) -> Table:
     grouped: dict[tuple[str, int, int, str], list[int]] = {}
     for record in records:
         for absent in record.absent:
             key = (record.arm, record.seed, record.round, absent.reason)
             grouped.setdefault(key, []).append(absent.participant)
-    if not grouped:
-        return "<h2>Who was missing</h2>\n<p>Nobody: every participant that was asked answered.</p>"
-    rows = [
+    return Table(
+        ["arm", "seed", "round", "participants", "reason"],
         [
-            escape(arm),
-            str(seed),
-            str(server_round),
-            ", ".join(map(str, who)),
-            escape(short_name(reason, _REASON_SHOWN)),
-        ]
-        for (arm, seed, server_round, reason), who in list(grouped.items())[:_ABSENT_SHOWN]
-    ]
-    count = sum(map(len, grouped.values()))
-    more = f" The first {_ABSENT_SHOWN} entries:" if len(grouped) > _ABSENT_SHOWN else ""
-    return (
-        f"<h2>Who was missing</h2>\n<p>{plural(count, 'answer')} left out; the rounds went on without "
-        f"{'it' if count == 1 else 'them'}.{more}</p>"
-        + html_table(["arm", "seed", "round", "participants", "reason"], rows)
+            [arm, str(seed), str(number), ", ".join(map(str, who)), short_name(reason, _REASON_SHOWN)]
+            for (arm, seed, number, reason), who in grouped.items()
+        ],
     )
 
 
-def _counting(experiment: Experiment) -> str:
-    rule = (
-        "the first round from which the mean of three evaluations reaches it"
-        if experiment.rounds.rule == "sustained"
-        else "the first evaluation that reaches it"
-    )
-    return (
-        "<h2>How it is counted</h2>\n<p>A target counts as reached at "
-        f"{rule}, on the validation split; the test split is reported and decides nothing. An exchange is "
-        "one trip from the server to its participants and back: a federated round is one, the teacher upload "
-        "is one, and bytes are those of the messages that a device alone would exchange. Savings are means "
-        "over seeds that share data and participants; an arm that misses counts as "
-        f"{experiment.rounds.max + 1} rounds plus its teacher exchange, and a seed in which the baseline "
-        "misses is left out and counted beside.</p>"
-    )
-
-
-def _versions(summary: Mapping[str, Any]) -> str:
-    versions = " · ".join(
-        f"{escape(name)} {escape(str(value))}" for name, value in summary["versions"].items()
-    )
+def _hashes(summary: Mapping[str, Any]) -> Table:
     hashes = {(run["arm"], run["seed"]): run["weights_sha256"] for run in summary["runs"]}
-    rows = [[escape(arm), str(seed), _code(value)] for (arm, seed), value in hashes.items() if value]
-    table = html_table(["arm", "seed", "SHA-256 of the final weights"], rows)
-    models = f"<details><summary>Final weights</summary>{table}</details>" if rows else ""
-    return f"<footer><div>{versions}</div>{models}</footer>"
+    return Table(
+        ["arm", "seed", "SHA-256 of the final weights"],
+        [[arm, str(seed), _code(value)] for (arm, seed), value in hashes.items() if value],
+    )
 
 
 # ----------------------------------------------------------------------------- small parts
 
 
-def _variable(experiment: Experiment, arm: str) -> str:
-    return f"var(--arm-{experiment.arm_order.index(arm) % len(ARM_COLOURS)})"
+def _arm(experiment: Experiment, arm: str) -> Cell:
+    return Cell(arm, colour=experiment.arm_order.index(arm) % len(ARM_COLOURS))
 
 
-def _swatch(experiment: Experiment, arm: str) -> str:
-    return f'<span class="swatch" style="background:{_variable(experiment, arm)}"></span>'
-
-
-def _code(text: str) -> str:
-    return f"<code>{escape(text)}</code>"
+def _code(text: str) -> Cell:
+    return Cell(text, code=True)
 
 
 def _write(value: Any) -> str:

@@ -15,14 +15,6 @@ def percent(value: float) -> str:
     return f"{100 * value:.1f}%"
 
 
-def size(count: float) -> str:
-    """Say bytes with three digits: ``1.23 MB``."""
-    for scale, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
-        if count >= scale:
-            return f"{count / scale:.3g} {unit}"
-    return f"{count:.0f} B"
-
-
 def number(value: float) -> str:
     """Say a count, or the mean of counts: ``1,204``, ``8.7``."""
     return f"{value:,.0f}" if value >= 100 or value == round(value) else f"{value:,.1f}"

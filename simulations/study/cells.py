@@ -6,11 +6,16 @@ import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
-from importlib.metadata import version
 from typing import Any
 
+import torch
+
+from kdfed.data import prepare
+from kdfed.family import parts
+from kdfed.outside import outside_names
 from kdfed.partitions import PartitionBase
-from kdfed.settings import ModelSettings
+from kdfed.settings import DataSettings, ModelSettings
+from simulations.study.code import code_digest, data_digest
 from simulations.study.settings import StudySettings
 
 
@@ -140,35 +145,38 @@ def trials(study: StudySettings, point: Point) -> list[Trial]:
 
 def models_key(study: StudySettings, point: Point) -> str:
     """Return the cache key of a point's pre-trained models: of all that they depend on."""
-    return _digest(
-        "models",
+    settings = [
         study.data.model_dump(mode="json"),
         partition_settings(study, point).model_dump(mode="json"),
         point.model.model_dump(mode="json"),
         study.pretraining.model_dump(mode="json"),
-        point.teachers,
-        point.seed,
-    )
+    ]
+    return _digest("models", _code(settings), data_digest(study.data), settings, point.teachers, point.seed)
 
 
 def generated_key(study: StudySettings, point: Point) -> str:
     """Return the cache key of a transfer set that is made of a point's teachers."""
-    return _digest("generated", models_key(study, point), _set(study, point))
-
-
-def _set(study: StudySettings, point: Point) -> dict[str, Any]:
-    return study.transfer_set(point.transfer, point.images).model_dump(mode="json")
+    return _digest("generated", models_key(study, point), _transfer(study, point))
 
 
 def trial_key(study: StudySettings, point: Point, trial: Trial) -> str:
-    """Return the cache key of a trial's result."""
-    return _digest(
-        "trial",
-        models_key(study, point),
-        study.distillation.model_dump(mode="json"),
-        [_set(study, point), point.labels, point.images],
-        asdict(trial),
-    )
+    """Return the cache key of a trial's result: of all that it depends on."""
+    settings = [study.distillation.model_dump(mode="json"), {"method": trial.method}]
+    transfer = [_transfer(study, point), point.labels, point.images]
+    return _digest("trial", models_key(study, point), _code(settings), settings, transfer, asdict(trial))
+
+
+def _transfer(study: StudySettings, point: Point) -> list[Any]:
+    """Return what a point's transfer set depends on: its settings, its code, other data that it reads."""
+    chosen = study.transfer_set(point.transfer, point.images)
+    settings, shape = chosen.model_dump(mode="json"), prepare(study.data).input_shape
+    data = [part for _, part in parts(chosen, "") if isinstance(part, DataSettings)]
+    digests = [data_digest(part.model_copy(update={"shape": shape})) for part in data]
+    return [settings, _code(settings), digests]
+
+
+def _code(settings: Any) -> str:
+    return code_digest(name for _, name in outside_names(settings))
 
 
 def partition_settings(study: StudySettings, point: Point) -> PartitionBase:
@@ -177,5 +185,5 @@ def partition_settings(study: StudySettings, point: Point) -> PartitionBase:
 
 
 def _digest(*parts: Any) -> str:
-    text = json.dumps([version("kdfed"), *parts], sort_keys=True)
+    text = json.dumps([torch.__version__, *parts], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:32]

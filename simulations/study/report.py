@@ -1,16 +1,18 @@
-"""``study.html``: the paper's questions, answered from ``study.json`` alone."""
+"""``study.html``: the paper's questions, answered from ``study.json`` alone.
+
+The HTML is in ``report.html.jinja``.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from html import escape
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from kdfed.savings import mean_interval
 from simulations.report.figures import INK, drawing, short_name, to_svg
-from simulations.report.frame import html_page, html_table
+from simulations.report.frame import Cell, Table, render_html
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -20,101 +22,63 @@ if TYPE_CHECKING:
 Row = Mapping[str, Any]
 
 _UNTUNED = ("vanilla", "mutual", "partitioned")
+"""Methods that choose neither temperature nor weight."""
+
+_KNOWS = {
+    "mutual": ", which trains the teachers too",
+    "partitioned": ", which chooses example by example who teaches",
+}
+"""What a method does that no pair of temperature and weight can, as a clause behind its name."""
+
 _ABLATION = ("vanilla", "tuned-temperature", "tuned-weight", "tuned")
+
+
+class Against(NamedTuple):
+    """Tuned KD against its best rival, and (distribution, why) where it is not ahead."""
+
+    table: Table | None
+    reasons: list[tuple[str, str]]
 
 
 def render(study: StudySettings, summary: Mapping[str, Any]) -> str:
     """Return the page; it needs no other file."""
-    measure = "R²" if study.data.task == "regression" else "accuracy"
-    points = "hundredths" if study.data.task == "regression" else "percentage points"
-    own = "range of the label" if study.data.task == "regression" else "classes"
+    regression = study.data.task == "regression"
     cells = summary["cells"]
     centre = [row for row in cells if not row["factor"]]
     grid = [row for row in summary["grid"] if not row["factor"]]
-    parts = [
-        _head(study, summary),
-        _section(
-            "Which method wins where",
-            f"Gain in test {measure}, in {points}: the student after distillation, less before. Means "
-            f"over {len(study.seeds)} seeds with 95% intervals; the best of a row in bold.",
-            _by_method(centre, study.methods),
-        ),
-        _section(
-            "Tuned KD against the best method that is not tuned",
-            "Paired over seeds. The rival is the untuned method with the best mean test gain, chosen after "
-            "the fact, so the comparison favours it. Percent are of the rival's mean gain, and left out "
-            "where that is not above 0. Why tuned KD is not ahead is told by the pair of the grid with the "
-            "best mean test gain, which no search can beat.",
-            _against(centre, grid, "tuned", _UNTUNED),
-        ),
-        _section(
-            "The same with equally many trials for every method",
-            "The rivals choose among learning rates and numbers of epochs on the validation split, with as "
-            "many trials as tuned KD has temperatures and weights.",
-            _against(centre, grid, "tuned", tuple(f"{method}-searched" for method in _UNTUNED)),
-        ),
-        _section(
-            "Temperature alone, weight alone, both",
-            f"Gain in {points} when only one of the two is searched, the other at its untuned value.",
-            _by_method(centre, _ABLATION),
-        ),
-        _section(
-            "Temperature and weight",
-            f"Mean gain in {points} over seeds, for every pair that was tried at the centre.",
-            _heat_maps(grid),
-        ),
-        _section(
-            "What else matters",
-            f"One factor away from the centre at a time; gain in {points}.",
-            _factors(cells, study.methods),
-        ),
-        _section(
-            "Forgetting",
-            f"{measure.capitalize()} lost on the {own} that the student itself was trained on, in {points}; "
-            "below 0 it got better there.",
-            _by_method(centre, study.methods, key="forgetting", largest=False),
-        ),
-        _section(
-            "Where to start",
-            "For each distribution and transfer set that was tried: the method with the best mean validation "
-            f"{measure}, its setting (most often chosen over seeds), and the evidence on the test split.",
-            _recommendations(cells, study.methods),
-        ),
-        _settings(summary),
-    ]
-    body = "\n".join(part for part in parts if part)
-    return html_page(f"{study.name} · kdfed study", body)
+    return render_html(
+        "study/report.html.jinja",
+        name=study.name,
+        source=study.data.source,
+        model=study.model.name,
+        centre=study.centre,
+        seeds=study.seeds,
+        cells=len(cells),
+        measure="R²" if regression else "accuracy",
+        points="hundredths" if regression else "percentage points",
+        own="range of the label" if regression else "classes",
+        by_method=_by_method(centre, study.methods),
+        against_untuned=_against(centre, grid, "tuned", _UNTUNED),
+        against_searched=_against(centre, grid, "tuned", tuple(f"{method}-searched" for method in _UNTUNED)),
+        ablation=_by_method(centre, _ABLATION),
+        heat_maps=_heat_maps(grid),
+        factors=_factors(cells, study.methods),
+        forgetting=_by_method(centre, study.methods, key="forgetting", largest=False),
+        recommendations=_recommendations(cells, study.methods),
+        versions=summary["versions"],
+    )
 
 
 # ----------------------------------------------------------------------------- sections
 
 
-def _head(study: StudySettings, summary: Mapping[str, Any]) -> str:
-    centre = study.centre
-    facts = [
-        f"data <code>{escape(study.data.source)}</code>",
-        f"model <code>{escape(study.model.name)}</code>",
-        f"centre: {centre.teachers} teacher{'s' if centre.teachers > 1 else ''}",
-        f"transfer set {centre.transfer}, {'labelled' if centre.labels else 'unlabelled'}, "
-        f"{centre.images or 'all'} images",
-        f"seeds {', '.join(map(str, study.seeds))}",
-        f"{len(summary['cells'])} cells",
-    ]
-    return (
-        f'<header><div class="eyebrow">kdfed study</div>\n<h1>{escape(study.name)}</h1>\n'
-        f'<p class="soft">{" · ".join(facts)}</p></header>'
-    )
-
-
-def _section(title: str, words: str, content: str) -> str:
-    return f"<section><h2>{title}</h2>\n<p>{words}</p>\n{content}</section>" if content else ""
-
-
-def _by_method(rows: Sequence[Row], methods: Sequence[str], key: str = "gain", largest: bool = True) -> str:
+def _by_method(
+    rows: Sequence[Row], methods: Sequence[str], key: str = "gain", largest: bool = True
+) -> Table | None:
     methods = [method for method in methods if any(row["method"] == method for row in rows)]
     if len(methods) < 2:
-        return ""
-    lines = []
+        return None
+    lines: list[list[str | Cell]] = []
     for name in _distinct(row["distribution"] for row in rows):
         here = [row for row in rows if row["distribution"] == name]
         values = {method: [row[key] for row in here if row["method"] == method] for method in methods}
@@ -126,13 +90,13 @@ def _by_method(rows: Sequence[Row], methods: Sequence[str], key: str = "gain", l
                 _name(name),
                 _points(fmean(row["teacher_accuracy"] for row in one)),
                 _points(fmean(row["before"] for row in one)),
-                *(_bold(_interval(values[method]), method == best) for method in methods),
+                *(Cell(_interval(values[method]), bold=method == best) for method in methods),
             ]
         )
-    return html_table(["distribution", "teacher %", "student before %", *methods], lines, numbers_from=1)
+    return Table(["distribution", "teacher %", "student before %", *methods], lines, numbers_from=1)
 
 
-def _against(rows: Sequence[Row], grid: Sequence[Row], ours: str, rivals: Sequence[str]) -> str:
+def _against(rows: Sequence[Row], grid: Sequence[Row], ours: str, rivals: Sequence[str]) -> Against:
     lines, reasons = [], []
     for name in _distinct(row["distribution"] for row in rows):
         here = [row for row in rows if row["distribution"] == name]
@@ -142,7 +106,7 @@ def _against(rows: Sequence[Row], grid: Sequence[Row], ours: str, rivals: Sequen
         }
         present = [method for method in rivals if gains[method]]
         if not gains[ours] or not present:
-            return ""
+            return Against(None, [])
         rival = max(present, key=lambda method: fmean(gains[method].values()))
         differences = [gains[ours][seed] - gains[rival][seed] for seed in gains[ours]]
         mean, low, high = mean_interval(differences)
@@ -165,7 +129,7 @@ def _against(rows: Sequence[Row], grid: Sequence[Row], ours: str, rivals: Sequen
             ]
         )
         if mean <= 0:
-            reasons.append(f"<li>{_name(name)}: {_why(tried, rival, base)}</li>")
+            reasons.append((_name(name), _why(tried, rival, base)))
     heads = [
         "distribution",
         "rival",
@@ -175,14 +139,7 @@ def _against(rows: Sequence[Row], grid: Sequence[Row], ours: str, rivals: Sequen
         "relative",
         "verdict",
     ]
-    why = f"<p>Where tuned KD is not ahead:</p>\n<ul>{''.join(reasons)}</ul>" if reasons else ""
-    return html_table(heads, lines, numbers_from=1) + why
-
-
-_KNOWS = {
-    "mutual": ", which trains the teachers too",
-    "partitioned": ", which chooses example by example who teaches",
-}
+    return Against(Table(heads, lines, numbers_from=1), reasons)
 
 
 def _why(tried: Sequence[Row], rival: str, base: float) -> str:
@@ -203,8 +160,8 @@ def _why(tried: Sequence[Row], rival: str, base: float) -> str:
     return f"no pair reaches {method}{_KNOWS.get(method, '')} (best: {words})"
 
 
-def _factors(cells: Sequence[Row], methods: Sequence[str]) -> str:
-    parts = []
+def _factors(cells: Sequence[Row], methods: Sequence[str]) -> dict[str, Table]:
+    tables = {}
     for factor in ("teachers", "transfer", "labels", "images", "model"):
         away = [row for row in cells if row["factor"] == factor]
         if not away:
@@ -220,23 +177,20 @@ def _factors(cells: Sequence[Row], methods: Sequence[str]) -> str:
                 if isinstance(value, bool):
                     words = "yes" if value else "no"
                 values = [[row["gain"] for row in here if row["method"] == method] for method in present]
-                lines.append([_name(name), escape(words), *(_interval(own) for own in values)])
-        parts.append(
-            f"<h3>{factor}</h3>{html_table(['distribution', factor, *present], lines, numbers_from=1)}"
-        )
-    return "\n".join(parts)
+                lines.append([_name(name), words, *(_interval(own) for own in values)])
+        tables[factor] = Table(["distribution", factor, *present], lines, numbers_from=1)
+    return tables
 
 
-def _heat_maps(grid: Sequence[Row]) -> str:
+def _heat_maps(grid: Sequence[Row]) -> list[str]:
     weights = sorted({row["weight"] for row in grid})
     temperatures = sorted({row["temperature"] for row in grid})
     if len(weights) < 2 or len(temperatures) < 2:
-        return ""
-    pictures = [
-        f"<figure>{to_svg(_heat_map(grid, name, temperatures, weights), f'heat-{place}')}</figure>"
+        return []
+    return [
+        to_svg(_heat_map(grid, name, temperatures, weights), f"heat-{place}")
         for place, name in enumerate(_distinct(row["distribution"] for row in grid))
     ]
-    return f'<div class="curves">{"".join(pictures)}</div>'
 
 
 def _heat_map(
@@ -274,7 +228,7 @@ def _heat_map(
     return figure
 
 
-def _recommendations(cells: Sequence[Row], methods: Sequence[str]) -> str:
+def _recommendations(cells: Sequence[Row], methods: Sequence[str]) -> Table:
     lines = []
     places = _distinct(
         (row["distribution"], row["transfer"], row["labels"])
@@ -310,7 +264,7 @@ def _recommendations(cells: Sequence[Row], methods: Sequence[str]) -> str:
                 evidence,
             ]
         )
-    return html_table(["distribution", "transfer set", "start from", "setting", "evidence"], lines)
+    return Table(["distribution", "transfer set", "start from", "setting", "evidence"], lines)
 
 
 def _setting(row: Row) -> str:
@@ -319,20 +273,11 @@ def _setting(row: Row) -> str:
     return f"T = {row['temperature']:g}, w = {row['weight']:g}"
 
 
-def _settings(summary: Mapping[str, Any]) -> str:
-    versions = ", ".join(f"{name} {number}" for name, number in summary["versions"].items())
-    return (
-        "<footer>Students are chosen, and temperatures and weights searched, on the validation split; gains "
-        f"are measured on the test split. Every figure stands in <code>study.json</code>. {escape(versions)}"
-        "</footer>"
-    )
-
-
 # ----------------------------------------------------------------------------- small helpers
 
 
 def _name(distribution: str) -> str:
-    return escape(short_name(distribution, 40))
+    return short_name(distribution, 40)
 
 
 def _distinct(values: Iterable[Any]) -> list[Any]:
@@ -348,7 +293,3 @@ def _interval(values: Sequence[float]) -> str:
         return ""
     mean, low, high = (100 * value for value in mean_interval(values))
     return f"{mean:+.1f}" if len(values) == 1 else f"{mean:+.1f} [{low:.1f}, {high:.1f}]"
-
-
-def _bold(text: str, wanted: bool) -> str:
-    return f"<b>{text}</b>" if wanted else text

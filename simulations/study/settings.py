@@ -342,12 +342,11 @@ def _check_transfer_sets(study: StudySettings) -> Iterator[Mistake]:
         if getattr(study, key) is not None and not used & set(names):
             words = " or ".join(map(repr, names))
             yield Mistake(key, f"has no effect without the transfer set {words}; remove it")
-    for name in sorted(used):
-        kind = sets[name]
-        if any(
-            field.is_required() and getattr(study, key, None) is None
-            for key, field in kind.model_fields.items()
-        ):
+    for name, kind in sets.items():
+        own = {key: field for key, field in kind.model_fields.items() if owners.get(key)}
+        given = {key for key in own if getattr(study, key) is not None}
+        missing = {key for key, field in own.items() if field.is_required()} - given
+        if missing or not (name in used or given):
             continue
         chosen = study.transfer_set(name)
         for key, part in parts(chosen, ""):

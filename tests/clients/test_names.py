@@ -12,13 +12,15 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from clients.actors import IN_PROCESS
 from clients.client_app import app
-from clients.names import check_names, is_shipped_model, is_shipped_source
+from clients.names import check_names
 from kdfed import wire
 from kdfed.errors import ParticipantError
 from kdfed.local import LocalMode, MutualLocal, PlainLocal
-from kdfed.models import BUILDERS
+from kdfed.models import MODELS, Model
+from kdfed.outside import is_shipped_model, is_shipped_source
 from kdfed.settings import ModelSettings, TeacherSettings
 
+OURS = [name for name, model in MODELS.items() if isinstance(model, Model)]
 THEIRS = "payload_of_a_message:run"
 
 
@@ -120,7 +122,7 @@ def test_a_device_allows_exactly_what_it_lists(tiny):
 def test_what_kdfed_ships_needs_nobodys_leave(tiny):
     local: LocalMode = PlainLocal()
     check_names(_content("local", local.model_dump_json()), _context())
-    for name in (*BUILDERS, "torchvision:resnet18"):
+    for name in (*OURS, "torchvision:resnet18"):
         assert is_shipped_model(name)
         check_names(_content("model", _model(name)), _context())
     for source in ("mnist5k", "hf:mnist", "folder:/data", "synthetic:examples=9,classes=3,shape=4"):
@@ -135,8 +137,40 @@ def test_settings_that_cannot_be_read_are_refused_shortly():
     assert len(str(raised.value)) < 300
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "what"),
+    [
+        ("local", f'{{"mode": "{THEIRS}"}}', "local mode"),
+        ("partition", f'{{"kind": "{THEIRS}", "participants": 3}}', "partition"),
+        ("strategy", THEIRS, "consensus"),
+    ],
+)
+def test_a_message_names_things_of_no_family_either(key, value, what, imported):
+    content = _content(key, value)
+    for context in (_context(), _context(**{IN_PROCESS: True})):
+        with pytest.raises(ParticipantError, match=f"expected a {what} that kdfed ships"):
+            check_names(content, context)
+    check_names(content, _context(allow=THEIRS))
+    assert not imported.exists()
+
+
+def test_options_and_columns_of_any_name_are_no_names_of_code():
+    model = ModelSettings(name="mlp", options={"name": THEIRS})
+    check_names(_content("model", model.model_dump_json()), _context())
+
+
 def test_a_simulation_looks_up_what_its_experiment_names(tiny, run_arm, imported):
-    check_names(_content("model", _model(THEIRS)), _context(**{IN_PROCESS: True}))
+    experiment = tiny(model={"name": THEIRS}, **{"rounds.max": 1})
+    imported.unlink()  # the experiment's own check tries the model
+    del sys.modules["payload_of_a_message"]
+    content = RecordDict(
+        {wire.SIMULATION: ConfigRecord({**wire.simulation_record(experiment.arm("cold"), 3)})}
+    )
+    content[wire.CONFIG] = ConfigRecord({"model": _model(THEIRS)})
+    check_names(content, _context(**{IN_PROCESS: True}))
+    content[wire.CONFIG] = ConfigRecord({"model": _model("os:system")})
+    with pytest.raises(ParticipantError, match="or one that the experiment names, got 'os:system'"):
+        check_names(content, _context(**{IN_PROCESS: True}))
     assert not imported.exists(), "the gate imports nothing itself"
-    (*_, last) = run_arm(tiny(model={"name": THEIRS}, **{"rounds.max": 1})).records
+    (*_, last) = run_arm(experiment).records
     assert (last.answered, last.absent) == (5, ())

@@ -2,18 +2,13 @@ from __future__ import annotations
 
 import math
 import statistics
+import sys
 
 import pytest
 from scipy import stats
 
-from kdfed.savings import Pair, compare, mean_interval, t_quantile
-
-
-@pytest.mark.parametrize("degrees", [*range(1, 41), 99, 100, 1001])
-@pytest.mark.parametrize("confidence", [0.5, 0.95, 0.99])
-def test_the_quantile_is_that_of_scipy(degrees, confidence):
-    expected = stats.t.ppf((1 + confidence) / 2, degrees)
-    assert t_quantile(degrees, confidence) == pytest.approx(expected, rel=1e-9)
+from kdfed.errors import RunError
+from kdfed.savings import Pair, compare, mean_interval
 
 
 def test_the_interval_of_three_savings_is_the_textbooks():
@@ -27,6 +22,13 @@ def test_the_interval_of_three_savings_is_the_textbooks():
 
 def test_one_value_gives_no_interval():
     assert mean_interval([7.0]) == (7.0, 7.0, 7.0)
+
+
+def test_without_scipy_several_values_are_refused_and_one_is_not(monkeypatch):
+    monkeypatch.setitem(sys.modules, "scipy.stats", None)
+    assert compare([Pair(10, 5, False)])["saved_percent"] == {"mean": 50, "low": 50, "high": 50}
+    with pytest.raises(RunError, match=r"intervals over seeds need the package 'scipy': .*kdfed\[sim\]"):
+        compare([Pair(10, 5, False), Pair(8, 2, False)])
 
 
 def test_equal_savings_have_an_interval_of_no_width():

@@ -58,7 +58,7 @@ def test_costs_are_means_over_the_seeds_that_reached_the_target():
     """Rounds 10 and 20 average 15; 20 uploads and 2 kB a round; the third seed missed."""
     summary = {"runs": [run("cold", hit(10)), run("cold", hit(20)), run("cold", None)]}
     row = next(line for line in text_of(cost_table(summary)).splitlines() if "cold" in line)
-    for cell in ("15", "300", "30 kB", "1 of 3"):
+    for cell in ("15", "300", "30.0 kB", "1 of 3"):
         assert f" {cell} " in f"{row} "
 
 

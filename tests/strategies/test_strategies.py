@@ -12,21 +12,24 @@ from flwr.serverapp.strategy import FedAvg, FedProx
 
 from clients.participant import participants_of
 from kdfed import wire
-from kdfed.config import variants
 from kdfed.data import prepare
 from kdfed.errors import ConfigError, KdfedError
 from kdfed.local import LOCAL_MODES
 from kdfed.models import build_model, load_state, state_of
 from kdfed.seeding import derive
-from kdfed.train import fit, local_loss
+from kdfed.task import CLASSIFICATION
+from kdfed.train import fit
 from simulations.engines.inprocess import InProcessGrid
 from strategies.catalogue import STRATEGIES
 
 BATCH_NORM = {"name": "cnn", "options": {"width": 4, "norm": "batch"}}
 
 
-def test_the_catalogue_has_every_strategy_that_an_experiment_can_name():
-    assert set(STRATEGIES) == set(variants("server"))
+@pytest.mark.parametrize("name", list(STRATEGIES))
+def test_a_strategy_is_a_file_of_its_name(name):
+    kind = STRATEGIES.find(name)
+    assert kind.__module__ == f"strategies.{name}"
+    assert kind().strategy == name
 
 
 @pytest.mark.parametrize("name", sorted(STRATEGIES))
@@ -77,7 +80,7 @@ def test_one_participant_is_local_training(tiny, run_arm):
     data = prepare(experiment.data)
     model = build_model(experiment.model, data.input_shape, data.classes, derive(3, "init"))
     examples, _ = participants.gather([0])
-    loss = local_loss(lambda: model, experiment.local)
+    loss = experiment.local.loss(lambda: model, CLASSIFICATION)
     fit(model, examples, experiment.local, loss, derive(3, "train", 1, 0))
     result = run_arm(experiment).arrays.to_torch_state_dict()
     assert all(torch.equal(value, result[key]) for key, value in state_of(model).items())
@@ -231,12 +234,20 @@ def test_a_strategy_that_would_sample_or_wait_for_ever_is_refused(tiny, run_arm)
         run_arm(tiny(), strategy=FedProx(proximal_mu=0.1))
 
 
-def test_an_unknown_strategy_is_refused(tiny):
-    from types import SimpleNamespace
-
+def test_what_builds_no_strategy_is_refused(tiny):
+    from kdfed.server import GivenStrategy
+    from strategies.arm_config import ArmConfig
     from strategies.catalogue import make_strategy
 
+    class Nothing(GivenStrategy):
+        def build(self, config):
+            return "fedavg"
+
     arm = tiny().arm("cold")
-    server = arm.server.model_copy(update={"strategy": "own"})
-    with pytest.raises(KdfedError, match=r"server\.strategy: expected one of fedavg, .*, got 'own'"):
-        make_strategy(SimpleNamespace(arm=arm.model_copy(update={"server": server})))
+    for server, told in (
+        (GivenStrategy(), "expected server settings that name a strategy"),
+        (Nothing(), r"server\.strategy 'given': expected build to return a Strategy of .*, got 'fedavg'"),
+    ):
+        config = ArmConfig(arm=arm.model_copy(update={"server": server}), data=None)
+        with pytest.raises(KdfedError, match=told):
+            make_strategy(config)

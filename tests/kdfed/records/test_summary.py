@@ -228,5 +228,5 @@ def test_nothing_recorded_is_still_a_summary():
 
 
 def test_partitions_are_passed_on():
-    entry = {"seed": 0, "participants": 1, "moved": 0, "class_names": ["a"], "counts": [[3]]}
+    entry = {"seed": 0, "participants": 1, "moved": 0, "unused": 0, "class_names": ["a"], "counts": [[3]]}
     assert summarise(experiment(), "inprocess", [], [], [entry])["partitions"] == [entry]

@@ -105,7 +105,7 @@ def test_whatever_is_changed_is_put_back():
 RAY = """
 import sys
 from pathlib import Path
-from kdfed.config import load_experiment
+from simulations.experiments import load_experiment
 from kdfed.records import RunFolder
 from simulations.engines import ray
 from test_process_state import Stopped, changed, snapshot, stop

@@ -134,7 +134,7 @@ def test_the_whole_engine_leaves_the_same_records_on_a_ray_of_its_own(tiny, tmp_
     RunFolder.open_for(tmp_path / "b", experiment).begin().close()
     code = (
         "import sys; from pathlib import Path\n"
-        "from kdfed.config import load_experiment\n"
+        "from simulations.experiments import load_experiment\n"
         "from kdfed.records import RunFolder\n"
         "from simulations.engines import ray\n"
         "path = Path(sys.argv[1])\n"

@@ -478,3 +478,10 @@ def test_without_matplotlib_the_records_stay_and_the_error_says_what_is_missing(
     with pytest.raises(RunError, match=r"the pictures need matplotlib.*install kdfed\[sim\]"):
         build_report(whole)
     assert {file.name: file.read_bytes() for file in whole.iterdir()} == reported
+
+
+def test_without_jinja_the_records_stay_and_the_error_says_what_is_missing(whole, reported, monkeypatch):
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    with pytest.raises(RunError, match=r"pages need the package 'jinja2': pip install 'kdfed\[sim\]'"):
+        build_report(whole)
+    assert {file.name: file.read_bytes() for file in whole.iterdir()} == reported

@@ -28,7 +28,7 @@ from kdfed.models import build_model
 from kdfed.seeding import derive
 from kdfed.train import fit, predict
 from simulations.cli import SHIPPED, main
-from simulations.study import load_study, run_study
+from simulations.study import cells, load_study, run_study
 from simulations.study.cells import models_key, points, trial_key, trials
 from simulations.study.report import render
 from simulations.study.rows import rows_of
@@ -449,6 +449,35 @@ def test_a_folder_in_the_place_of_a_result_is_refused(cached, tmp_path):
         distil(study, point, trial, tmp_path)
 
 
+@pytest.mark.parametrize("what", ["code_digest", "data_digest", "version"])
+def test_other_code_other_data_and_another_torch_are_computed_anew(cached, monkeypatch, what):
+    study, out, file, models = cached
+    assert (plan(study, out / "cache").missing, plan(study, out / "cache").models) == ([], [])
+    if what == "version":
+        monkeypatch.setattr(torch, "__version__", "0.0.1")
+    else:
+        monkeypatch.setattr(cells, what, lambda asked: "edited")
+    todo = plan(study, out / "cache")
+    assert (len(todo.missing), len(todo.models)) == (1, 1)
+    assert todo.keys.isdisjoint({file.stem, models.stem})
+
+
+def test_a_trial_depends_on_the_data_of_its_proxy(tmp_path, monkeypatch):
+    proxy = {"source": "synthetic:examples=500,classes=3,shape=1x8x8"}
+    changes: dict[str, Any] = {"data": {**TINY["data"], "source": "mnist5k"}, "vary": {"transfer": ["proxy"]}}
+    study = load_study(write(tmp_path, seeds=[0], proxy=proxy, **changes))
+    asked = []
+    monkeypatch.setattr(cells, "data_digest", lambda settings: asked.append(settings) or "same")
+    centre, other = points(study)[0], next(p for p in points(study) if p.transfer == "proxy")
+    trial_key(study, centre, trials(study, centre)[0])
+    assert {settings.source for settings in asked} == {"mnist5k"}
+    trial_key(study, other, trials(study, other)[0])
+    assert {(settings.source, settings.shape) for settings in asked} == {
+        ("mnist5k", None),
+        (proxy["source"], (1, 28, 28)),
+    }
+
+
 def test_a_name_of_a_distribution_can_hold_anything(cached, tmp_path):
     _, _, file, _ = cached
     names = ["$\\frac", "<script>", "😀", "x" * 10_000]
@@ -599,9 +628,9 @@ def test_a_method_that_no_trial_carries_out_is_refused_and_never_left_out_or_rep
     study = load_study(write(tmp_path))
     (point, *_) = points(study)
     own = study.model_copy(update={"methods": ("vanilla", "own")})
-    with pytest.raises(KdfedError, match=r"methods: expected one of vanilla, .*, got 'own'"):
+    with pytest.raises(KdfedError, match=r"expected one of vanilla, .* or package.module:name, got 'own'"):
         trials(own, point)
-    with pytest.raises(KdfedError, match=r"methods: expected one of vanilla, .*, got 'own'"):
+    with pytest.raises(KdfedError, match=r"expected one of vanilla, .* or package.module:name, got 'own'"):
         _settings(study, point, Trial("own", 1.0, 1.0))
 
 

@@ -1,0 +1,68 @@
+"""``docs/records.md`` documents every key of ``summary.json``, and no other."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+
+from kdfed.records import Outcome, RoundRecord, Summary, summarise
+from kdfed.records.schema import (
+    Censored,
+    ComparisonEntry,
+    ConsolidationEntry,
+    Costs,
+    FailureEntry,
+    Part,
+    PartitionEntry,
+    Ratio,
+    RunEntry,
+    Saved,
+)
+from simulations.experiments import build_experiment
+
+PAGE = Path(__file__).parents[3] / "docs" / "records.md"
+
+
+def keys(part: type[Part]) -> Iterator[str]:
+    """Yield the keys of an entry, those of objects in a comparison dotted."""
+    for name, field in part.model_fields.items():
+        inner = {Saved, Ratio, Censored} & {field.annotation, *get_args(field.annotation)}
+        yield from (f"{name}.{key}" for kind in inner for key in kind.model_fields) if inner else (name,)
+
+
+def documented() -> list[list[str]]:
+    """Return the keys in the first column of each table of the page's section."""
+    section = PAGE.read_text(encoding="utf-8").partition("### `summary.json`\n")[2].partition("\n## ")[0]
+    tables = re.findall(r"^\| key \| meaning \|\n\| --- \| --- \|\n((?:\|.*\n)+)", section, re.MULTILINE)
+    return [
+        [key for row in table.splitlines() for key in re.findall(r"`([^`]+)`", row.split("|")[1])]
+        for table in tables
+    ]
+
+
+def test_the_page_on_records_has_the_keys_of_the_classes() -> None:
+    parts = (Summary, RunEntry, Costs, ComparisonEntry, PartitionEntry, FailureEntry, ConsolidationEntry)
+    assert [sorted(table) for table in documented()] == [sorted(keys(part)) for part in parts]
+
+
+@pytest.mark.parametrize("part", Part.__subclasses__())
+def test_every_key_says_what_it_means(part: type[Part]) -> None:
+    assert [name for name, field in part.model_fields.items() if not field.description] == []
+
+
+def test_what_is_written_is_what_the_classes_read() -> None:
+    """A consolidation keeps what its method tells; everything else has the keys of its class."""
+    experiment = build_experiment({"name": "x", "targets": [0.5], "arms": {"cold": {}, "warm": {}}})
+    records = [
+        RoundRecord(arm, 0, r, r, "rounds" if r else "start", 0.6, None, 1.0, 0, 0, 0, 0, 0, (), 0.0)
+        for arm in ("cold", "warm")
+        for r in range(4)
+    ]
+    took: dict[str, Any] = {"method": "vanilla", "steps": 3, "trials": []}
+    summary = summarise(experiment, "ray", records, [Outcome("warm", 0, "max-rounds", "", took)])
+    assert summary["consolidations"] == [{"arm": "warm", "seed": 0, **took}]
+    assert Summary.model_validate(summary).model_dump() == summary
