@@ -5,18 +5,23 @@ from __future__ import annotations
 import ast
 import importlib
 import importlib.util
+import os
 import re
 import shlex
+import shutil
+import subprocess
+import sys
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal
+from typing import Any, NamedTuple
 
 import pytest
 import yaml
 
 from simulations.experiments import build_experiment, merge
+from tests.own.pages import read_page
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(
@@ -25,10 +30,15 @@ PAGES = sorted(
 SMALLEST = {"name": "docs", "arms": {"cold": {"start": "random"}}}
 
 
-def blocks(language: str) -> list[Any]:
-    """Return the code blocks of a language, in all pages, named by page and line."""
+def blocks(language: str, run: bool = False) -> list[Any]:
+    """Return the code blocks of a language, in all pages, named by page and line.
+
+    Those of docs/own are run as they are by other tests; they are left out unless ``run`` is set.
+    """
     found = []
     for page in PAGES:
+        if page.parent.name == "own" and not run:
+            continue
         text = page.read_text(encoding="utf-8")
         for match in re.finditer(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE):
             line = text.count("\n", 0, match.start()) + 1
@@ -89,7 +99,7 @@ def test_every_key_of_the_reference_has_a_meaning() -> None:
 # ----------------------------------------------------------------------------- code blocks
 
 
-@pytest.mark.parametrize("block", blocks("bash"))
+@pytest.mark.parametrize("block", blocks("bash", run=True))
 def test_commands_exist(block: str) -> None:
     for words in commands(block):
         if words[0] == "make":
@@ -119,7 +129,7 @@ def test_experiments_are_valid(block: str) -> None:
     build_experiment({**SMALLEST, **yaml.safe_load(block)})
 
 
-@pytest.mark.parametrize("block", blocks("python"))
+@pytest.mark.parametrize("block", blocks("python", run=True))
 def test_code_compiles_and_imports_what_exists(block: str) -> None:
     for node in ast.walk(ast.parse(block)):
         if isinstance(node, ast.Import):
@@ -151,96 +161,145 @@ def test_the_documented_strategy_can_be_built() -> None:
 # ----------------------------------------------------------------------------- CONTRIBUTING
 
 
-def contributing(heading: str) -> tuple[str, list[str]]:
-    """Return a section of CONTRIBUTING, and its blocks of Python."""
+class Addition(NamedTuple):
+    """What a section of CONTRIBUTING says to do: a file, lines of a registry, a test, a page."""
+
+    file: str
+    code: str
+    registry_file: str
+    registry: str
+    lines: tuple[str, str]
+    test: str
+    test_code: str
+    page: str
+
+    def apply(self, root: Path) -> None:
+        """Do it to a copy of the repository, and nothing else."""
+        for name, text in ((self.file, self.code), (self.test, self.test_code)):
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            assert not (root / name).exists()
+            (root / name).write_text(text, encoding="utf-8")
+        found = (root / self.registry_file).read_text(encoding="utf-8").splitlines()
+        start = next(place for place, line in enumerate(found) if line.startswith(f"{self.registry}: "))
+        first = next(place for place in range(start, len(found)) if re.match(r'\s+"[^"]+": ', found[place]))
+        top = next(place for place, line in enumerate(found) if line.startswith("from kdfed."))
+        found.insert(first, self.lines[1])
+        found.insert(top, self.lines[0])
+        (root / self.registry_file).write_text("\n".join(found) + "\n", encoding="utf-8")
+
+
+def additions() -> Iterator[Addition]:
+    """Yield what the sections of CONTRIBUTING say."""
     text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-    section = text.partition(f"## {heading}\n")[2].partition("\n## ")[0]
-    found = re.findall(r"^ *```python\n(.*?)^ *```", section, re.DOTALL | re.MULTILINE)
-    return section, [textwrap.dedent(block) for block in found]
-
-
-def module_of(path: str) -> ModuleType:
-    return importlib.import_module(path.removesuffix(".py").removesuffix("/__init__").replace("/", "."))
-
-
-@pytest.mark.parametrize(
-    ("heading", "path", "names"),
-    [
-        ("Add a distillation method", "kdfed/distill/__init__.py", ["METHODS"]),
-        ("Add a distillation method", "kdfed/config/sections.py", ["ConsolidationSettings"]),
-        ("Add a distillation method", "kdfed/config/checks.py", ["COMBINATIONS", "_refused", "REGRESSION"]),
-        ("Add a distillation method", "kdfed/consolidate.py", ["RUNS"]),
-        ("Add a distillation method", "simulations/study/settings.py", ["Method"]),
-        ("Add a distillation method", "simulations/study/cells.py", ["trials"]),
-        ("Add a distillation method", "simulations/study/work.py", ["_settings"]),
-        ("Add a partition", "kdfed/config/sections.py", ["PartitionBase", "PartitionSettings"]),
-        ("Add a partition", "kdfed/partition.py", ["DEALERS", "PARTITIONS"]),
-        ("Add a data source", "kdfed/data/sources.py", ["SOURCES"]),
-    ],
-)
-def test_contributing_names_what_there_is(heading: str, path: str, names: list[str]) -> None:
-    section, _ = contributing(heading)
-    assert f"`{path}`" in section
-    for name in names:
-        assert f"`{name}`" in section
-        assert hasattr(module_of(path), name)
-
-
-def test_the_method_of_contributing_trains_by_its_own_loss(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its three blocks, put where CONTRIBUTING says, give other weights than vanilla KD; the same twice."""
-    import torch
-
-    from kdfed import consolidate as module
-    from kdfed.config import sections
-    from kdfed.data import Examples
-    from kdfed.distill import VanillaConsolidation
-    from kdfed.models import build_model, state_of
-    from kdfed.settings import ModelSettings
-
-    _, (loss, settings, run) = contributing("Add a distillation method")
-    method = ModuleType("kdfed.distill.reverse")
-    exec(loss, vars(method))
-    in_sections = dict(vars(sections))
-    exec(settings, in_sections)
-    kind = in_sections["ReverseConsolidation"]
-    in_module = {**vars(module), "reverse": method}
-    exec(run, in_module)
-    assert "`RUNS` (`ReverseConsolidation: _reverse`)" in contributing("Add a distillation method")[0]
-    monkeypatch.setitem(module.RUNS, kind, in_module["_reverse"])
-
-    def trained(chosen: Any) -> Any:
-        student, *teachers = (build_model(ModelSettings(name="mlp"), (4,), 3, seed) for seed in range(3))
-        examples = Examples(
-            torch.randn(20, 4, generator=torch.Generator().manual_seed(0)), torch.arange(20) % 3
+    for section in re.findall(
+        r"^## Add an? (?!thing of a family).*?(?=^## |\Z)", text, re.DOTALL | re.MULTILINE
+    ):
+        steps = re.split(r"^\d\. ", section, flags=re.MULTILINE)[1:]
+        files = [re.match(r"`([^`]+)`", step) for step in steps]
+        file, registry_file, test, page = (match[1] for match in files if match)
+        blocks = [re.findall(r"^   ```\w+\n(.*?)^   ```", step, re.DOTALL | re.MULTILINE) for step in steps]
+        code = "\n\n".join(textwrap.dedent(block) for block in blocks[0])
+        if linked := re.search(r"the file of \[the page\]\(docs/own/([\w-]+)\.md\)", steps[0]):
+            files_of_page = read_page(linked[1]).files
+            (theirs,) = (name for name in files_of_page if name.endswith(".py"))
+            code = files_of_page[theirs] + code
+        registry = re.search(r"one line in `(\w+)`", steps[1])
+        assert registry is not None
+        lines = tuple(line.removeprefix("+") for line in textwrap.dedent(blocks[1][0]).splitlines())
+        assert len(lines) == 2
+        assert [len(found) for found in blocks[2:]] == [1, 0]
+        yield Addition(
+            file, code, registry_file, registry[1], lines, test, textwrap.dedent(blocks[2][0]), page
         )
-        result = module.consolidate(student, teachers, examples, examples, chosen, seed=0)
-        assert result.steps == 2
-        return state_of(student)["1.weight"]
-
-    same = {"epochs": 2, "batch_size": 32}
-    ours, again = (trained(kind(method="reverse", **same)) for _ in range(2))
-    assert torch.equal(ours, again)
-    assert not torch.equal(ours, trained(VanillaConsolidation(**same)))
 
 
-def test_the_partition_of_contributing_is_dealt(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A class and a line in DEALERS are what it takes, as CONTRIBUTING says."""
-    import numpy as np
+@pytest.fixture(scope="module")
+def enlarged(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the repository to which every section of CONTRIBUTING was applied."""
+    root = tmp_path_factory.mktemp("enlarged")
+    unwanted = shutil.ignore_patterns("__pycache__")
+    for package in ("kdfed", "strategies", "clients", "simulations", "docs"):
+        shutil.copytree(ROOT / package, root / package, ignore=unwanted)
+    shutil.copy(ROOT / "pyproject.toml", root)
+    for addition in additions():
+        addition.apply(root)
+    return root
 
-    from kdfed import partition
-    from kdfed.partitions import PartitionBase
 
-    class Striped(PartitionBase):
-        kind: Literal["striped"]
+def python(root: Path, *words: str) -> str:
+    """Run Python in a copy of the repository; return what it printed."""
+    environment = {**os.environ, "PYTHONPATH": str(root), "COLUMNS": "200"}
+    done = subprocess.run([sys.executable, *words], cwd=root, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stdout
 
-    def striped(settings: Striped, labels: Any, classes: int, generator: Any) -> list[Any]:
-        return [np.arange(len(labels))[p :: settings.participants] for p in range(settings.participants)]
 
-    monkeypatch.setitem(partition.DEALERS, Striped, striped)
-    labels = np.arange(40) % 4
-    made = partition.make_partition(Striped(kind="striped", participants=5), labels, np.arange(40), 4, 0)
-    assert sorted(np.concatenate(list(made.indices))) == list(range(40))
-    assert made.sizes.tolist() == [8] * 5
+def test_contributing_has_a_section_for_every_family() -> None:
+    from kdfed.data.sources import SOURCES
+    from kdfed.models import MODELS
+    from simulations.experiments import FAMILIES
+
+    found = list(additions())
+    registries = [
+        getattr(
+            importlib.import_module(
+                one.registry_file.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+            ),
+            one.registry,
+        )
+        for one in found
+    ]
+    assert {id(registry) for registry in registries} == {id(one) for one in (*FAMILIES, SOURCES, MODELS)}
+    for one in found:
+        assert Path(one.test) == Path("tests", *Path(one.file).parent.parts, f"test_{Path(one.file).name}")
+        assert (ROOT / one.page).parent.is_dir()
+
+
+@pytest.mark.slow
+def test_what_contributing_adds_is_listed_documented_and_runs(enlarged: Path) -> None:
+    """By the names of the registries, in one experiment; the data source, without images, in another."""
+    (enlarged / "all.yaml").write_text(
+        """
+name: all
+data: {source: digits, limit: 600}
+partition: {kind: striped, width: 30, participants: 4}
+model: {name: separable, options: {width: 4}}
+local: {mode: smoothed, smoothing: 0.2}
+teachers: {epochs: 1}
+consolidation:
+  {method: reverse, forward: 0.1, ensemble: trimmed-mean, trimmed: 0.3, transfer: mixed, pairs: 1}
+server: {strategy: fedavg-decay, decay: 0.1}
+rounds: {max: 1}
+arms: {all: {start: consolidated}}
+"""
+    )
+    (enlarged / "tumours.yaml").write_text(
+        "{name: tumours, data: {source: tumours}, partition: {kind: striped}, model: {name: mlp}, "
+        "rounds: {max: 0}, arms: {cold: {start: random}}}"
+    )
+    listed = python(
+        enlarged,
+        "-c",
+        "import runpy, kdfed; from simulations.cli import main; print(kdfed.__file__); main(['list'])\n"
+        "for name in ('all', 'tumours'):\n"
+        "    assert main(['run', f'{name}.yaml', '--engine', 'inprocess']) == 0\n"
+        "runpy.run_path('docs/generate_reference.py', run_name='__main__')",
+    )
+    assert listed.splitlines()[0] == str(enlarged / "kdfed" / "__init__.py")
+    reference = (enlarged / "docs" / "reference.md").read_text(encoding="utf-8")
+    names = [one.lines[1].split('"')[1] for one in additions()]
+    assert len(names) == len(list(additions()))
+    for name in names:
+        assert re.search(rf"^\s*{name} ", listed, re.MULTILINE)
+        assert f": {name}`" in reference or name in ("tumours", "separable")
+    assert (enlarged / "runs" / "all" / "summary.json").exists()
+
+
+@pytest.mark.slow
+def test_tests_of_contributing_pass(enlarged: Path) -> None:
+    files = [one.test for one in additions()]
+    passed = python(enlarged, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files)
+    assert re.search(r"^1[0-9] passed", passed, re.MULTILINE)
 
 
 # ----------------------------------------------------------------------------- links
