@@ -104,12 +104,12 @@ def make_partition(
     DataError
         If the pool has too few examples, or classes, for what is asked; its ``key`` says what has to change.
     """
-    _check(settings, labels[pool], classes)
     generator = numpy_generator(seed, "partition")
     order = generator.permutation(np.sort(pool))
     kind = type(settings)
     try:
         with blamed(f"{kind.__module__}:{kind.__name__}", f"partition {settings.kind!r}: expected a deal"):
+            _check(settings, labels[pool], classes)
             dealt, sizes = settings.deal_flat(labels[order], classes, generator)
     except NamedError as error:
         raise DataError(str(error), "partition.kind") from error

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 from flwr.app import ConfigRecord, Context, RecordDict
 
 from clients.actors import IN_PROCESS
 from clients.names import check_names
 from kdfed import wire
 from kdfed.errors import ParticipantError
-from tests.own.pages import PAGES, Page, imports_undone, in_a_process, kdfed
+from kdfed.records import RunFolder
+from simulations.engines import flower
+from simulations.experiments import build_experiment
+from tests.own.pages import PAGES, Page, imports_undone, in_a_process, kdfed, weights
 
 
 def _named(page: Page, folder: Path, module: str, name: str) -> list[str]:
@@ -57,6 +62,28 @@ def test_an_installed_package_is_found(pages: dict[str, Page], tmp_path: Path) -
     done = in_a_process(here, words, path=[site])
     assert done.returncode == 0, done.stderr
     assert in_a_process(here, [*words, "--out", "again"]).returncode == 2
+
+
+@pytest.mark.sim
+@pytest.mark.slow
+def test_a_module_of_a_users_own_flower_app_is_found(
+    pages: dict[str, Page], ran: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On server and workers, from the bundle alone: the experiment stands elsewhere."""
+    app = tmp_path / "app"
+    app.mkdir()
+    pages["local-mode"].write(app)
+    settings = (flower.APP / "pyproject.toml").read_text()
+    assert 'fab-include = ["*.yaml"]' in settings
+    (app / "pyproject.toml").write_text(settings.replace('["*.yaml"]', '["*.yaml", "*.py"]'))
+    monkeypatch.setattr(flower, "APP", app)
+    with imports_undone():
+        sys.path.append(str(app))  # of this process alone
+        experiment = build_experiment(yaml.safe_load(pages["local-mode"].files["experiment.yaml"]))
+        assert experiment.folder is None
+        folder = RunFolder.open_for(tmp_path / "run", experiment)
+        flower.run(experiment, folder, nodes=2, on_event=lambda event: None)
+    assert weights(tmp_path / "run") == weights(ran("local-mode"))
 
 
 @pytest.mark.parametrize("record", ["local", "teachers", "model", "data", "partition"])
