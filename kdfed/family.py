@@ -301,8 +301,11 @@ def gathered(model: type[Settings], values: Mapping[str, Any]) -> dict[str, Any]
             if given is None or isinstance(given, Mapping | Thing):
                 continue  # put together already
             chosen = kinds.get(given) if isinstance(given, str) else None
-            own = set() if chosen is None else set(chosen.model_fields) - set(model.model_fields)
-            moved = {key: result.pop(key) for f in own for key in {f, kebab(f)} if key in result}
+            own = set() if chosen is None else own_keys(chosen, name)
+            if chosen is not None and chosen.model_config.get("extra") == "allow":  # nobody knows its keys
+                own = set(result) - {name}
+            own -= {key for field in model.model_fields for key in (field, kebab(field))}
+            moved = {key: result.pop(key) for key in list(result) if kebab(key) in own or key in own}
             result[name] = {name: given, **moved}
         elif isinstance(kind, type) and issubclass(kind, Settings):
             for key in {name, kebab(name)}:
@@ -347,7 +350,7 @@ def _opened(model: type[S], inner: Mapping[str, Family[Any]]) -> type[S]:
             and (new := _opened(kind, inner)) is not kind
         ):
             default = field.get_default(call_default_factory=True)
-            changed[name] = (new, _copied(field, new.model_validate(default.model_dump())))
+            changed[name] = (new, _copied(field, new(**default.model_dump())))
     if not changed:
         return model
     return create_model(
