@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from kdfed.data.sources import SOURCES, kind_of
 from kdfed.families import KDFED
-from kdfed.models import BUILDERS
+from kdfed.models import is_shipped
 
-_TORCHVISION = re.compile(r"torchvision:[A-Za-z0-9_]+")
 _FREE = ("options", "columns", "classes")  # of whose keys and values nothing is looked up
 
 
 def is_shipped_model(name: str) -> bool:
     """Tell whether a model's name is kdfed's or torchvision's, never ``package.module:name``."""
-    return name in BUILDERS or _TORCHVISION.fullmatch(name) is not None
+    return is_shipped(name)
 
 
 def is_shipped_source(name: str) -> bool:

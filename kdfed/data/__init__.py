@@ -1,7 +1,7 @@
 """Where examples come from: arrays in, arrays out.
 
-Reading order: :mod:`kdfed.data.dataset` (what a source returns), :mod:`kdfed.data.sources` (the registry),
-:mod:`kdfed.data.splits`, :mod:`kdfed.data.prepared`.
+Reading order: :mod:`kdfed.data.dataset` (what a source returns), :mod:`kdfed.data.sources` (one file a
+source), :mod:`kdfed.data.splits`, :mod:`kdfed.data.prepared`.
 """
 
 from kdfed.data.dataset import Dataset

@@ -1,4 +1,4 @@
-"""Arrow tables: parquet files and Hugging Face data sets, with an image column or feature columns.
+"""Arrow tables, of parquet files and of Hugging Face data sets, with an image column or feature columns.
 
 What columns mean is read from the Hugging Face features that the file or data set declares: ``Image`` is a
 struct of bytes and path, ``ClassLabel`` holds indices and the names of the classes.
@@ -7,11 +7,9 @@ struct of bytes and path, ``ClassLabel`` holds indices and the names of the clas
 from __future__ import annotations
 
 import io
-import json
 import os
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,7 +25,6 @@ from kdfed.data.dataset import (
     repeated,
     require,
 )
-from kdfed.data.folders import existing, visible_files
 from kdfed.data.images import opener, read_images
 from kdfed.errors import DataError, one_line
 from kdfed.settings import ColumnSettings, DataSettings
@@ -36,117 +33,13 @@ Features = dict[str, dict[str, Any]]
 """Hugging Face features by column: ``_type`` and, for ClassLabel, ``names``."""
 
 
-def parquet(argument: str, settings: DataSettings) -> Listing:
-    """Parquet files: one, or all below a folder, in the order of their paths.
-
-    Files named ``test-*.parquet`` (or ``test.parquet``) are the official test part.
-
-    Raises
-    ------
-    DataError
-        If there are none, one cannot be read, or their columns or class names differ.
-    """
-    arrow, reader = require("pyarrow", "edge"), require("pyarrow.parquet", "edge")
-    path = existing(argument)
-    files = [path] if path.is_file() else visible_files(path, {".parquet"}) if path.is_dir() else []
-    if not files:
-        absent = "" if path.exists() else ", which does not exist"
-        raise DataError(f"expected a parquet file, or a folder that holds some, got {path}{absent}")
-    tables, features = [], []
-    for file in files:
-        try:
-            stored = reader.ParquetFile(file)
-            _check_size(stored.metadata, file)
-            tables.append(stored.read())
-        except (OSError, arrow.ArrowException) as error:
-            raise DataError(f"cannot read {file} as parquet: {one_line(error)}") from error
-        features.append(_declared(tables[-1].schema, file))
-    for file, table, declared in zip(files, tables, features, strict=True):
-        if declared != features[0] or not table.schema.equals(tables[0].schema):
-            raise DataError(
-                "expected the same columns and classes in all files, and the classes in the same order, "
-                f"{files[0]} and {file} differ"
-            )
-    is_test = [file.stem == "test" or file.name.startswith("test-") for file in files]
-    parts = {str(file.relative_to(path)): table for file, table in zip(files, tables, strict=True)}
-    return _listing(parts, is_test, features[0], settings, str(path))
-
-
-def hub(argument: str, settings: DataSettings) -> Listing:
-    """Read a Hugging Face data set by name, or a local folder in the Hub's layout.
-
-    The split ``test`` is the official test part; all other splits are joined. The library ``datasets`` loads
-    it: flwr-datasets' ``FederatedDataset`` would do the same, and report its use over the network.
-
-    Parameters
-    ----------
-    argument
-        ``NAME`` or ``NAME@CONFIG``. With ``HF_HUB_OFFLINE=1`` the local cache is used.
-    settings
-        ``columns``, ``classes`` and ``shape`` as for parquet.
-
-    Raises
-    ------
-    DataError
-        If the data set can be neither found nor downloaded, or its splits differ.
-    """
-    datasets = require("datasets")
-    name, _, config = (argument, "", "") if existing(argument).exists() else argument.partition("@")
-    try:
-        loaded = datasets.load_dataset(_snapshot(name), config or None)
-    except Exception as error:  # the library raises errors of many kinds
-        raise DataError(f"cannot load the Hugging Face data set {name!r}: {one_line(error)}") from error
-    parts = list(loaded.values())
-    features = [part.features for part in parts]
-    if any(declared != features[0] for declared in features):
-        raise DataError(f"expected the same columns and classes in all splits of {name}: {list(loaded)}")
-    tables = {f"split {split!r}": part.with_format("arrow")[:] for split, part in loaded.items()}
-    declared = _checked(features[0].to_dict(), f"hf:{name}")
-    return _listing(tables, [split == "test" for split in loaded], declared, settings, f"hf:{name}")
-
-
 def release_memory() -> None:
     """Give back what Arrow keeps of tables that are gone: some 300 MB a process for CIFAR-10."""
     if "pyarrow" in sys.modules:
         sys.modules["pyarrow"].default_memory_pool().release_unused()
 
 
-def _snapshot(name: str) -> str:
-    """Return the folder of a data set in the local cache of the Hub when offline, else the name."""
-    hub = require("huggingface_hub")
-    if Path(name).exists() or not hub.constants.HF_HUB_OFFLINE:
-        return name
-    try:
-        return str(hub.snapshot_download(name, repo_type="dataset", local_files_only=True))
-    except (OSError, ValueError):
-        return name  # the library may still have it as a prepared table
-
-
-def _check_size(metadata: Any, file: Path) -> None:
-    """Refuse a file whose tables, as it says itself, do not fit in memory; a few kB can hold any number."""
-    groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
-    needed = max(sum(group.total_byte_size for group in groups), 8 * metadata.num_rows)
-    check_memory(
-        needed, f"the {metadata.num_rows} rows of {file}", "use another file, or a part of it", "data.source"
-    )
-
-
-def _declared(schema: Any, file: Path) -> Features:
-    """Return the Hugging Face features that a file declares; none where it has no such metadata."""
-    text = (schema.metadata or {}).get(b"huggingface")
-    if text is None:
-        return {}
-    try:
-        return _checked(json.loads(text)["info"]["features"], str(file))
-    except (ValueError, RecursionError, LookupError, TypeError) as error:
-        raise DataError(
-            f"expected {{'info': {{'features': ...}}}} as JSON in the metadata 'huggingface' of {file}, got "
-            f"{one_line(text, 100)} ({type(error).__name__}: {one_line(error)}): write the file again, or "
-            "remove its metadata"
-        ) from error
-
-
-def _checked(features: Any, source: str) -> Features:
+def checked_features(features: Any, source: str) -> Features:
     """Return the features of the columns that have one type; nested ones (lists) say nothing to us.
 
     Raises
@@ -175,7 +68,7 @@ def _checked(features: Any, source: str) -> Features:
     return checked
 
 
-def _listing(
+def list_tables(
     parts: dict[str, Any], is_test: list[bool], features: Features, settings: DataSettings, source: str
 ) -> Listing:
     """List the examples of tables, by what names each of them in messages."""

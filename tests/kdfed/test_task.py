@@ -23,7 +23,8 @@ from kdfed.distill import (
 )
 from kdfed.errors import ConfigError, KdfedError
 from kdfed.local import PLAIN, KDLocal, MutualLocal, NTDLocal, PlainLocal, ProximalLocal, plain_loss
-from kdfed.models import MLP, state_of
+from kdfed.models import state_of
+from kdfed.models.mlp import MLP
 from kdfed.settings import OptimiserSettings
 from kdfed.task import CLASSIFICATION, REGRESSION, WORST
 from kdfed.train import evaluate, fit, local_loss, mutual_local_loss

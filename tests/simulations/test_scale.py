@@ -9,7 +9,7 @@ import pytest
 
 from clients.client_app import app
 from kdfed.config import Experiment
-from kdfed.data.synthetic import Drawn
+from kdfed.data.sources.synthetic import Drawn
 from kdfed.records import RunFolder
 from simulations.engines.inprocess import InProcessGrid
 from simulations.experiments import build_experiment

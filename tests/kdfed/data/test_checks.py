@@ -90,7 +90,7 @@ def test_inputs_that_are_all_equal_once_normalised_are_refused(
 
 
 def test_drawn_inputs_are_checked_too_and_never_drawn_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    from kdfed.data.synthetic import Drawn
+    from kdfed.data.sources.synthetic import Drawn
 
     assert "equal after normalisation" in str(
         refusal({"source": "synthetic:examples=50,classes=1,shape=3,noise=0"})

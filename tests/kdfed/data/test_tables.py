@@ -2,10 +2,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
-import re
-import subprocess
-import sys
 import unicodedata
 from decimal import Decimal
 from pathlib import Path
@@ -50,9 +46,6 @@ def load(path: Path, **settings: Any) -> Dataset:
     return load_source(DataSettings(source=f"parquet:{path}", **settings))
 
 
-# ----------------------------------------------------------------------------- images
-
-
 def test_class_names_come_from_the_files_metadata_not_from_the_labels_present(tmp_path: Path) -> None:
     """Of cat, dog and owl the file holds no owl; there are three classes all the same."""
     data = load(write_images(tmp_path / "a.parquet", 6))
@@ -61,15 +54,6 @@ def test_class_names_come_from_the_files_metadata_not_from_the_labels_present(tm
     assert data.inputs.shape == (6, 1, 4, 4)
     assert data.inputs[:, 0, 0, 0].tolist() == [0, 10, 20, 30, 40, 50]
     assert data.official_test is None
-
-
-def test_files_named_test_are_the_official_test_part(tmp_path: Path) -> None:
-    write_images(tmp_path / "data/train-00000-of-00001.parquet", 8)
-    write_images(tmp_path / "data/test-00000-of-00001.parquet", 4)
-    data = load(tmp_path)
-    assert data.official_test is not None
-    assert data.inputs[data.official_test, 0, 0, 0].tolist() == [0, 10, 20, 30]
-    assert len(data) == 12
 
 
 def test_a_limit_decodes_only_the_rows_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,9 +121,6 @@ def test_real_cifar10_is_read_with_its_names_and_test_part() -> None:
     assert data.dataset.class_names[:2] == ("airplane", "automobile")
     assert [len(part) for part in vars(data.splits).values()] == [200, 100, 200, 700]
     assert abs(np.bincount(data.dataset.labels) - 120).max() <= 2
-
-
-# ----------------------------------------------------------------------------- tables
 
 
 def test_feature_columns_are_all_numeric_ones_but_the_label(tmp_path: Path) -> None:
@@ -216,156 +197,6 @@ def test_two_columns_of_classes_need_a_choice(tmp_path: Path) -> None:
     assert load(path, columns=ColumnSettings(label="fine_label")).class_names == ("a", "b")
 
 
-def test_a_path_that_holds_no_parquet_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="expected a parquet file"):
-        load(tmp_path / "gone")
-    (tmp_path / "b.parquet").write_bytes(b"not parquet")
-    with pytest.raises(DataError, match="as parquet"):
-        load(tmp_path)
-
-
-def test_files_of_differing_classes_are_refused(tmp_path: Path) -> None:
-    write(
-        tmp_path / "a.parquet", {"x": [1], "label": [0]}, {"label": {"_type": "ClassLabel", "names": ["a"]}}
-    )
-    write(
-        tmp_path / "b.parquet", {"x": [1], "label": [0]}, {"label": {"_type": "ClassLabel", "names": ["b"]}}
-    )
-    with pytest.raises(DataError, match="same columns and classes in all files"):
-        load(tmp_path)
-
-
-# ----------------------------------------------------------------------------- the Hub
-
-
-CARD = """---
-configs:
-- config_name: default
-  data_files:
-  - split: train
-    path: data/train-*
-  - split: test
-    path: data/test-*
-- config_name: small
-  data_files:
-  - split: train
-    path: data/test-*
----
-"""
-
-
-@pytest.fixture
-def hub_folder(tmp_path: Path) -> Path:
-    """Write a data set as a clone of a Hub repository holds it."""
-    folder = tmp_path / "tiny"
-    write_images(folder / "data/train-00000-of-00001.parquet", 8)
-    write_images(folder / "data/test-00000-of-00001.parquet", 4)
-    (folder / "README.md").write_text(CARD)
-    return folder
-
-
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import datasets
-    import huggingface_hub
-
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-
-
-def test_a_local_folder_in_the_hubs_layout_is_a_data_set(hub_folder: Path) -> None:
-    data = load_source(DataSettings(source=f"hf:{hub_folder}"))
-    assert data.class_names == tuple(NAMES)
-    assert data.inputs.shape == (12, 1, 4, 4)
-    assert data.official_test is not None
-    assert data.inputs[data.official_test, 0, 0, 0].tolist() == [0, 10, 20, 30]
-
-
-def test_a_configuration_is_named_behind_an_at_sign(hub_folder: Path) -> None:
-    data = load_source(DataSettings(source=f"hf:{hub_folder}@small"))
-    assert len(data) == 4
-    assert data.official_test is None
-
-
-def test_an_unknown_configuration_is_refused(hub_folder: Path) -> None:
-    with pytest.raises(DataError, match="cannot load the Hugging Face data set"):
-        load_source(DataSettings(source=f"hf:{hub_folder}@large"))
-
-
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # datasets leaves its CSV open
-@pytest.mark.filterwarnings("ignore::ResourceWarning")
-def test_a_table_of_features_is_read_too(tmp_path: Path) -> None:
-    (tmp_path / "table").mkdir()
-    (tmp_path / "table/train.csv").write_text("a,b,kind\n1,2,x\n3,4,y\n5,6,x\n")
-    settings = DataSettings(
-        source=f"hf:{tmp_path / 'table'}", classes=("y", "x"), columns=ColumnSettings(label="kind")
-    )
-    data = load_source(settings)
-    assert data.inputs.tolist() == [[1, 2], [3, 4], [5, 6]]
-    assert data.labels.tolist() == [1, 0, 1]
-
-
-def test_images_in_class_folders_are_read_as_the_hub_does(tmp_path: Path) -> None:
-    """The layout `imagefolder`: images stay files, the table holds their paths."""
-    for split in ("train", "test"):
-        for value, name in enumerate(("cat", "dog")):
-            folder = tmp_path / "pets" / split / name
-            folder.mkdir(parents=True)
-            (folder / "0.png").write_bytes(png(100 * value))
-    data = load_source(DataSettings(source=f"hf:{tmp_path / 'pets'}"))
-    assert data.class_names == ("cat", "dog")
-    assert (data.inputs[:, 0, 0, 0] == 100 * data.labels).all()
-    assert data.official_test is not None
-    assert len(data.official_test) == 2
-
-
-def cached(hub: Path, folder: Path) -> None:
-    """Lay a folder into a Hub cache as `huggingface_hub` leaves it after a download."""
-    commit = "0123456789abcdef0123456789abcdef01234567"
-    repository = hub / "datasets--someone--tiny"
-    (repository / "refs").mkdir(parents=True)
-    (repository / "refs/main").write_text(commit)
-    (repository / "snapshots").mkdir()
-    folder.rename(repository / "snapshots" / commit)
-
-
-def test_a_name_is_found_in_the_local_cache_without_the_network(hub_folder: Path, tmp_path: Path) -> None:
-    cached(tmp_path / "hub", hub_folder)
-    assert len(load_source(DataSettings(source="hf:someone/tiny"))) == 12
-
-
-def test_a_name_that_is_nowhere_is_refused_without_the_network() -> None:
-    with pytest.raises(DataError, match="cannot load the Hugging Face data set 'someone/missing'"):
-        load_source(DataSettings(source="hf:someone/missing"))
-
-
-@pytest.mark.slow
-def test_the_environment_variable_alone_keeps_a_process_offline(hub_folder: Path, tmp_path: Path) -> None:
-    cached(tmp_path / "home/hub", hub_folder)
-    code = (
-        "from kdfed.config import DataSettings; from kdfed.data import load_source;"
-        "print(len(load_source(DataSettings(source='hf:someone/tiny'))))"
-    )
-    environment = {
-        **os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "home"), "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": str(Path(__file__).parents[3]),
-    }  # fmt: skip
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env=environment,
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        check=False,
-    )
-    assert done.stdout.strip() == "12", done.stderr
-
-
-# ----------------------------------------------------------------------------- regression
-
-
 def numbers(**columns: Any) -> dict[str, Any]:
     return {"a": [float(i) for i in range(40)], "kind": [i % 3 for i in range(40)], **columns}
 
@@ -402,35 +233,6 @@ def test_labels_that_are_no_numbers_are_refused(tmp_path: Path, labels: Any, mes
     file = write(tmp_path / "t.parquet", numbers(label=labels))
     with pytest.raises(DataError, match=message):
         load(file, task="regression")
-
-
-# ----------------------------------------------------------------------------- what people's files hold
-
-
-def write_with(path: Path, metadata: bytes) -> Path:
-    table = pa.table({"x": [1.0, 2.0], "label": [0, 1]})
-    pq.write_table(table.replace_schema_metadata({"huggingface": metadata}), path)
-    return path
-
-
-@pytest.mark.parametrize(
-    "metadata",
-    [
-        *(b"", b"\xff\xfe\x00", b"no JSON", b"[1]", b'"text"', b"7", b"{}", b"[" * 5000),
-        *(b'{"info": 3}', b'{"info": null}', b'{"info": {}}', b'{"info": {"features": null}}'),
-        *(b'{"info": {"features": ["label"]}}', b'{"info": {"features": "label"}}'),
-        *(b'{"info": {"features": {"label": 3}}}', b'{"info": {"features": {"label": {"_type": 3}}}}'),
-        b'{"info": {"features": {"label": {"_type": "ClassLabel", "names": {"0": "a"}}}}}',
-        b'{"info": {"features": {"label": {"_type": "ClassLabel", "names": [1, 2]}}}}',
-        b'{"info": {"features": {"label": {"_type": "ClassLabel", "names": "ab"}}}}',
-    ],
-)
-def test_damaged_metadata_is_an_error_that_names_the_file(tmp_path: Path, metadata: bytes) -> None:
-    path = write_with(tmp_path / "a.parquet", metadata)
-    with pytest.raises(DataError, match=re.escape(str(path))) as caught:
-        load(path, classes=2)
-    assert "features" in str(caught.value) or "feature with its _type" in str(caught.value)
-    assert len(str(caught.value)) < 700 + len(str(path))
 
 
 def test_features_of_nested_columns_say_nothing(tmp_path: Path) -> None:
@@ -533,21 +335,3 @@ def test_label_words_and_columns_are_the_same_in_any_unicode_form(tmp_path: Path
     columns = ColumnSettings(inputs=one, label="kind")
     assert load(path, classes=(one, "tea"), columns=columns).labels.tolist() == [0, 0, 1]
     assert load(path, classes=("tea", other), columns=columns).labels.tolist() == [1, 1, 0]
-
-
-def test_hidden_files_are_no_tables(tmp_path: Path) -> None:
-    for name in ("a.parquet", ".ipynb_checkpoints/a-checkpoint.parquet", "._a.parquet", "__MACOSX/a.parquet"):
-        write(tmp_path / "d" / name, {"x": [1, 2], "label": [0, 1]})
-    assert len(load(tmp_path / "d", classes=2)) == 2
-
-
-def test_a_table_larger_than_memory_is_refused_before_it_is_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from kdfed.data import checks
-
-    path = write(tmp_path / "a.parquet", {"x": np.zeros(50_000), "label": np.zeros(50_000, np.int64)})
-    monkeypatch.setattr(checks, "machine_memory", lambda: 300_000)
-    monkeypatch.setattr(pq.ParquetFile, "read", lambda self: pytest.fail("it was read"))
-    with pytest.raises(DataError, match=r"the 50000 rows of .*a\.parquet need"):
-        load(path, classes=1)

@@ -12,6 +12,7 @@ import numpy as np
 
 from kdfed.data.checks import check_memory
 from kdfed.data.dataset import Listing, class_names
+from kdfed.data.sources.source import Source
 from kdfed.errors import DataError, one_line
 from kdfed.seeding import derive, numpy_generator
 from kdfed.settings import DataSettings
@@ -62,6 +63,13 @@ def synthetic(argument: str, settings: DataSettings) -> Listing:
         return Drawn(None if everything else rows, labels, prototypes, noise, derive(seed, "synthetic-rows"))
 
     return Listing(labels, names, read, synthetic=True)
+
+
+SOURCE = Source(
+    "synthetic:examples=N,classes=K,shape=CxHxW|F[,noise=S][,seed=I], drawn: for scale only",
+    synthetic,
+    "classification",
+)
 
 
 class Drawn:

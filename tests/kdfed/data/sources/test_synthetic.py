@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from kdfed.data import Dataset, load_source, prepare
-from kdfed.data.synthetic import Drawn
+from kdfed.data.sources.synthetic import Drawn
+from kdfed.errors import DataError
 from kdfed.settings import DataSettings
 
 IMAGES = "synthetic:examples=6000,classes=10,shape=1x4x4"
@@ -87,3 +88,36 @@ def test_millions_of_examples_cost_only_the_rows_that_are_asked_for() -> None:
     assert peak < 160e6
     assert seconds < 10
     assert data.input_shape == (1, 28, 28)
+
+
+def test_synthetic_examples_are_seeded_and_called_synthetic() -> None:
+    source = "synthetic:examples=60,classes=3,shape=1x4x4"
+    one, two = (load_source(DataSettings(source=source)) for _ in range(2))
+    other = load_source(DataSettings(source=f"{source},seed=1"))
+    assert one.synthetic
+    assert np.array_equal(one.inputs, two.inputs)
+    assert not np.array_equal(one.inputs, other.inputs)
+    assert np.bincount(one.labels).tolist() == [20, 20, 20]
+
+
+def test_without_noise_all_synthetic_examples_of_a_class_are_its_prototype() -> None:
+    data = load_source(DataSettings(source="synthetic:examples=60,classes=3,shape=7,noise=0"))
+    for label in range(3):
+        assert len(np.unique(data.inputs[np.flatnonzero(data.labels == label)], axis=0)) == 1
+    assert data.inputs.dtype == np.float32
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("examples=10,classes=2", "needs shape"),
+        ("examples=10,classes=2,shape=3,colour=1", "got 'colour=1'"),
+        ("examples=ten,classes=2,shape=3", "expected numbers"),
+        ("examples=1,classes=2,shape=3", "examples >= classes"),
+        ("examples=10,classes=2,shape=3x4", "CxHxW or F"),
+        ("examples=10,classes=2,shape=3,noise=nan", "noise >= 0"),
+    ],
+)
+def test_a_wrong_synthetic_source_is_refused(argument: str, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        load_source(DataSettings(source=f"synthetic:{argument}"))

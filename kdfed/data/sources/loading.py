@@ -1,0 +1,104 @@
+"""Loading what an experiment asks for: the source is found, rows are drawn, and inputs are checked."""
+
+from __future__ import annotations
+
+import difflib
+
+import numpy as np
+
+from kdfed.data.checks import check_inputs
+from kdfed.data.dataset import Dataset, Listing
+from kdfed.data.images import check_shape, convert_images
+from kdfed.data.sources.registry import SOURCES, USERS
+from kdfed.data.splits import strata_of, stratified_order
+from kdfed.errors import DataError, shown
+from kdfed.named import NamedError
+from kdfed.seeding import numpy_generator
+from kdfed.settings import DataSettings
+
+
+def task_problem(data: DataSettings) -> str | None:
+    """Say what is wrong with a task whose labels the source does not have; None when all is well."""
+    source = SOURCES.get(kind_of(data.source))
+    if source is None or source.task is None or source.task == data.task:
+        return None
+    labels = "classes" if source.task == "classification" else "numbers"
+    return f"expected {source.task!r} with source {shown(data.source)}, whose labels are {labels}; set it"
+
+
+def kind_of(source: str) -> str:
+    """Return the key of :data:`SOURCES` that a source has: its name, or what stands before its argument."""
+    prefix, colon, _ = source.partition(":")
+    return prefix + colon
+
+
+def load_source(settings: DataSettings) -> Dataset:
+    """Load the examples that an experiment asks for.
+
+    ``limit`` draws rows stratified by label and by official test part, with ``splits.seed``; only these
+    rows are decoded. ``shape`` converts and resizes images. Inputs of any source are checked
+    (:func:`~kdfed.data.checks.check_inputs`), and nobody can change the arrays that are returned.
+
+    Raises
+    ------
+    DataError
+        If the data cannot be read or do not fit the settings; its ``key`` says what has to change.
+    """
+    problem = task_problem(settings)
+    if problem is not None:
+        raise DataError(problem, "data.task")
+    check_shape(settings.shape)
+    listing = _find(settings)
+    rows = _limited(listing, settings)
+    inputs = check_inputs(listing.read(rows), settings.source, lambda place: listing.where(int(rows[place])))
+    mean, std = listing.mean, listing.std
+    if inputs.ndim == 4:
+        stored = inputs.shape[1]
+        inputs = check_inputs(convert_images(inputs, settings.shape, settings.source), settings.source, str)
+        mean, std = (_constants(values, stored, inputs.shape[1]) for values in (mean, std))
+    elif settings.shape is not None:
+        raise DataError(
+            f"expected images to convert to {list(settings.shape)}, got {inputs.shape[1]} features a row: "
+            "remove data.shape",
+            "data.shape",
+        )
+    test = None if listing.test is None else np.flatnonzero(listing.test[rows])
+    labels = listing.labels if len(rows) == len(listing.labels) else listing.labels[rows]
+    for array in (labels, test):
+        if array is not None:
+            array.flags.writeable = False
+    return Dataset(inputs, labels, listing.class_names, test, mean, std, listing.synthetic)
+
+
+def _find(settings: DataSettings) -> Listing:
+    source, kind = settings.source, kind_of(settings.source)
+    if kind not in SOURCES:
+        try:
+            return SOURCES[USERS].list_examples(source, settings)
+        except NamedError as error:
+            module, ours = source.partition(":")[0], [key.partition(":")[0] for key in SOURCES]
+            near = difflib.get_close_matches(module, ours, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(SOURCES)}"
+            raise DataError(f"{error}; sources of ours: {hint}") from error
+    argument = source.removeprefix(kind)
+    if kind.endswith(":") and not argument:
+        raise DataError(f"expected something behind {source!r}: {SOURCES[kind].description}")
+    return SOURCES[kind].list_examples(argument, settings)
+
+
+def _limited(listing: Listing, settings: DataSettings) -> np.ndarray:
+    count = len(listing.labels)
+    if settings.limit is None or settings.limit >= count:
+        return np.arange(count)
+    strata = strata_of(listing.labels) * 2
+    if listing.test is not None:
+        strata = strata + listing.test
+    order = stratified_order(strata, numpy_generator(settings.splits.seed, "limit"))
+    return np.sort(order[: settings.limit])
+
+
+def _constants(values: tuple[float, ...] | None, stored: int, now: int) -> tuple[float, ...] | None:
+    """Known constants still hold where grey is repeated as RGB; colour made grey has others."""
+    if values is None or stored == now:
+        return values
+    return values * now if stored == 1 else None

@@ -1,0 +1,31 @@
+"""The visible registry of data sources: one file a source, and one line here."""
+
+from __future__ import annotations
+
+from kdfed.data.sources import (
+    diabetes,
+    digits,
+    folder,
+    hub,
+    mnist5k,
+    parquet,
+    synthetic,
+    torchvision,
+    user,
+)
+from kdfed.data.sources.source import Source
+
+USERS = "package.module:name"
+
+SOURCES: dict[str, Source] = {
+    "mnist5k": mnist5k.SOURCE,
+    "digits": digits.SOURCE,
+    "diabetes": diabetes.SOURCE,
+    "parquet:": parquet.SOURCE,
+    "hf:": hub.SOURCE,
+    "torchvision:": torchvision.SOURCE,
+    "folder:": folder.SOURCE,
+    "synthetic:": synthetic.SOURCE,
+    USERS: user.SOURCE,
+}
+"""Data sources by name or prefix."""

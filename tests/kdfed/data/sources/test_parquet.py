@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+import io
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from kdfed.data import Dataset, load_source
+from kdfed.errors import DataError
+from kdfed.settings import DataSettings
+
+NAMES = ["cat", "dog", "owl"]
+IMAGE_FEATURES = {"image": {"_type": "Image"}, "label": {"_type": "ClassLabel", "names": NAMES}}
+
+
+def png(value: int, size: tuple[int, int] = (4, 4), mode: str = "L") -> bytes:
+    stream = io.BytesIO()
+    Image.new(mode, size, value if mode == "L" else (value, 0, 255 - value)).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def write(path: Path, columns: dict[str, Any], features: dict[str, Any] | None = None) -> Path:
+    table = pa.table(columns)
+    if features:
+        table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(table, path)
+    return path
+
+
+def write_images(path: Path, rows: int, **image: Any) -> Path:
+    images = [{"bytes": png(10 * row, **image), "path": f"{row}.png"} for row in range(rows)]
+    return write(path, {"image": images, "label": [row % 2 for row in range(rows)]}, IMAGE_FEATURES)
+
+
+def load(path: Path, **settings: Any) -> Dataset:
+    return load_source(DataSettings(source=f"parquet:{path}", **settings))
+
+
+def test_files_named_test_are_the_official_test_part(tmp_path: Path) -> None:
+    write_images(tmp_path / "data/train-00000-of-00001.parquet", 8)
+    write_images(tmp_path / "data/test-00000-of-00001.parquet", 4)
+    data = load(tmp_path)
+    assert data.official_test is not None
+    assert data.inputs[data.official_test, 0, 0, 0].tolist() == [0, 10, 20, 30]
+    assert len(data) == 12
+
+
+def test_a_path_that_holds_no_parquet_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="expected a parquet file"):
+        load(tmp_path / "gone")
+    (tmp_path / "b.parquet").write_bytes(b"not parquet")
+    with pytest.raises(DataError, match="as parquet"):
+        load(tmp_path)
+
+
+def test_files_of_differing_classes_are_refused(tmp_path: Path) -> None:
+    write(
+        tmp_path / "a.parquet", {"x": [1], "label": [0]}, {"label": {"_type": "ClassLabel", "names": ["a"]}}
+    )
+    write(
+        tmp_path / "b.parquet", {"x": [1], "label": [0]}, {"label": {"_type": "ClassLabel", "names": ["b"]}}
+    )
+    with pytest.raises(DataError, match="same columns and classes in all files"):
+        load(tmp_path)
+
+
+def write_with(path: Path, metadata: bytes) -> Path:
+    table = pa.table({"x": [1.0, 2.0], "label": [0, 1]})
+    pq.write_table(table.replace_schema_metadata({"huggingface": metadata}), path)
+    return path
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        *(b"", b"\xff\xfe\x00", b"no JSON", b"[1]", b'"text"', b"7", b"{}", b"[" * 5000),
+        *(b'{"info": 3}', b'{"info": null}', b'{"info": {}}', b'{"info": {"features": null}}'),
+        *(b'{"info": {"features": ["label"]}}', b'{"info": {"features": "label"}}'),
+        *(b'{"info": {"features": {"label": 3}}}', b'{"info": {"features": {"label": {"_type": 3}}}}'),
+        b'{"info": {"features": {"label": {"_type": "ClassLabel", "names": {"0": "a"}}}}}',
+        b'{"info": {"features": {"label": {"_type": "ClassLabel", "names": [1, 2]}}}}',
+        b'{"info": {"features": {"label": {"_type": "ClassLabel", "names": "ab"}}}}',
+    ],
+)
+def test_damaged_metadata_is_an_error_that_names_the_file(tmp_path: Path, metadata: bytes) -> None:
+    path = write_with(tmp_path / "a.parquet", metadata)
+    with pytest.raises(DataError, match=re.escape(str(path))) as caught:
+        load(path, classes=2)
+    assert "features" in str(caught.value) or "feature with its _type" in str(caught.value)
+    assert len(str(caught.value)) < 700 + len(str(path))
+
+
+def test_hidden_files_are_no_tables(tmp_path: Path) -> None:
+    for name in ("a.parquet", ".ipynb_checkpoints/a-checkpoint.parquet", "._a.parquet", "__MACOSX/a.parquet"):
+        write(tmp_path / "d" / name, {"x": [1, 2], "label": [0, 1]})
+    assert len(load(tmp_path / "d", classes=2)) == 2
+
+
+def test_a_table_larger_than_memory_is_refused_before_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from kdfed.data import checks
+
+    path = write(tmp_path / "a.parquet", {"x": np.zeros(50_000), "label": np.zeros(50_000, np.int64)})
+    monkeypatch.setattr(checks, "machine_memory", lambda: 300_000)
+    monkeypatch.setattr(pq.ParquetFile, "read", lambda self: pytest.fail("it was read"))
+    with pytest.raises(DataError, match=r"the 50000 rows of .*a\.parquet need"):
+        load(path, classes=1)
