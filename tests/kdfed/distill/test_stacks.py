@@ -24,7 +24,7 @@ def some_model(seed: int, name: str = "mlp") -> nn.Module:
 
 
 def test_teachers_of_many_architectures_keep_their_places_in_one_pass_each() -> None:
-    mixed = [some_model(1), some_model(2, "mlp"), some_model(3), some_model(4, "mlp")]
+    mixed = [some_model(1), some_model(2, "cnn"), some_model(3), some_model(4, "cnn")]
     inputs = some_inputs(9)
     together = teacher_logits(mixed, inputs)
     torch.testing.assert_close(together, torch.stack([predict(one, inputs) for one in mixed]))
