@@ -12,7 +12,7 @@ Deal, Counts = Callable[..., Partition], Callable[[Partition], np.ndarray]
 
 
 def test_a_large_alpha_makes_dirichlet_uniform_and_a_small_one_gives_classes_away_whole(
-    deal: Deal, counts: Counts, labels: np.ndarray
+    deal: Deal, counts: Counts, labels: np.ndarray, pool: np.ndarray
 ) -> None:
     even = counts(deal(DirichletPartition(participants=10, alpha=1e6)))
     assert abs(even - np.bincount(labels[pool]) / 10).max() <= 1.5
