@@ -135,11 +135,14 @@ class Experiment(Arm):
         """The folder of its file, whose modules it can name; None of one that was read from nowhere."""
         return self._folder
 
-    def found_in(self, folder: Path) -> Experiment:
+    def found_in(self, folder: Path | None) -> Experiment:
         """Return the same experiment, of a file in this folder."""
         copy = self.model_copy()
         copy._folder = folder
         return copy
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Experiment) and super().__eq__(other.found_in(self._folder))
 
     @property
     def baseline_arm(self) -> str:

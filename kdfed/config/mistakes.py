@@ -29,6 +29,14 @@ def _raw_path(location: Sequence[int | str], values: Any) -> list[int | str]:
     return path
 
 
+def _holder_path(path: list[int | str], values: Any) -> list[int | str]:
+    """Return the path of the section in which the keys of what is named at a path stand; else the path."""
+    holder = values
+    for part in path:
+        holder = holder[part]
+    return path[:-1] if isinstance(holder, str) else path
+
+
 def related(key: str, other: str) -> bool:
     """Whether two dotted keys are the same, or one is inside the other."""
     return f"{key}.".startswith(f"{other}.") or f"{other}.".startswith(f"{key}.")
@@ -149,7 +157,7 @@ def describe_all(problems: Sequence[Any], values: Any, root: type[BaseModel]) ->
     for problem in problems:
         path = _raw_path(problem["loc"], values)
         if problem["type"] == "missing":
-            path.append(problem["loc"][-1])
+            path = [*_holder_path(path, values), problem["loc"][-1]]
         if problem["type"] in ("union_tag_invalid", "union_tag_not_found"):
             tag = problem["ctx"]["discriminator"].strip("'")
             path += [tag] if path[-1:] != [tag] else []

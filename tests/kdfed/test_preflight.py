@@ -215,20 +215,3 @@ def test_weights_to_start_from_that_an_arm_would_refuse_are_found_before_anythin
         "fewer": "missing ['1.bias']",
     }.items():
         assert message in mistakes[f"arms.{name}.start"]
-
-
-def test_what_nothing_carries_out_is_refused_before_anything_starts(
-    tiny: Build, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from kdfed.consolidate import RUNS
-    from kdfed.distill import VanillaConsolidation
-    from kdfed.train import LOCAL_LOSSES
-
-    runs = {kind: run for kind, run in RUNS.items() if kind is not VanillaConsolidation}
-    monkeypatch.setattr("kdfed.consolidate.RUNS", runs)
-    losses = {mode: loss for mode, loss in LOCAL_LOSSES.items() if mode != "plain"}
-    monkeypatch.setattr("kdfed.preflight.LOCAL_LOSSES", losses)
-    mistakes = found(tiny())
-    assert set(mistakes) == {"local.mode", "consolidation.method"}
-    assert "expected one of tuned, mutual, partitioned, got 'vanilla'" in mistakes["consolidation.method"]
-    assert "got 'plain'" in mistakes["local.mode"]

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from kdfed.config import COMBINATIONS, Experiment, parse_set, sampled_count, split_set
+from kdfed.config import combinations, parse_set, sampled_count, split_set
 from kdfed.errors import ConfigError
-from simulations.experiments import build_experiment, load_experiment, merge
+from simulations.experiments import FAMILIES, build_experiment, load_experiment, merge
 
 DESIGN = """
 name: quickstart
@@ -31,6 +31,7 @@ arms:
 """
 
 
+COMBINATIONS = combinations(FAMILIES)
 COUNT, VIEWS = "arms.consolidated.teachers.count", "arms.consolidated.consolidation.views"
 
 
@@ -352,10 +353,10 @@ def test_every_combination_is_taken_or_refused_as_the_table_says(path, choice):
     ("assignments", "key", "text"),
     [
         (["transfer=own"], "transfer", "no participant's data"),
-        (["transfer=union"], "transfer", "expected public, noise, proxy or generated"),
+        (["transfer=union"], "transfer", "expected public or noise or proxy or generated, got 'union'"),
         (["transfer=nois"], "transfer", "did you mean 'noise'?"),
         (["images=100"], "images", "has no effect with transfer 'public'"),
-        (["transfer=proxy"], "proxy", "is required by transfer 'proxy'"),
+        (["transfer=proxy"], "proxy", "is required. Expected: The other data set"),
         (["transfer=proxy", "proxy.source=mnist5k"], "proxy.source", "participants hold its images"),
         (["transfer=noise", "proxy.source=digits"], "proxy", "has no effect with transfer 'noise'"),
         (["generator.steps=9"], "generator", "set transfer: generated or remove it"),
@@ -392,7 +393,7 @@ def test_the_path_of_a_proxy_becomes_absolute(path, tmp_path, monkeypatch):
     path.write_text(yaml.safe_dump({"name": "x", "arms": {"consolidated": arm}}))
     dotted = load_experiment(path)
     for experiment in (shared, own, dotted):
-        source = experiment.arm("consolidated").consolidation.proxy.source
+        source = experiment.arm("consolidated").consolidation.transfer.proxy.source
         assert source == f"parquet:{tmp_path / 'here'}"
 
 
@@ -473,17 +474,3 @@ def test_relative_paths_become_absolute(path, tmp_path, monkeypatch):
 @pytest.mark.parametrize(("sampled", "count"), [("all", 20), (7, 7), (0.25, 5), (0.01, 1)])
 def test_sampled_is_all_or_a_number_or_a_share(path, sampled, count):
     assert sampled_count(load_experiment(path, [f"server.sampled={sampled}"])) == count
-
-
-def test_every_field_has_a_meaning():
-    def walk(model: type, seen: set[type]) -> None:
-        for name, field in model.model_fields.items():
-            discriminator = name in ("kind", "mode", "strategy")
-            assert field.description or discriminator, f"{model.__name__}.{name} has no sentence"
-
-    from kdfed import config
-
-    settings = [v for v in vars(config).values() if isinstance(v, type) and issubclass(v, config.Settings)]
-    assert Experiment in settings
-    for model in settings:
-        walk(model, set())
