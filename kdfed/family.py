@@ -343,7 +343,8 @@ def _opened(model: type[S], inner: Mapping[str, Family[Any]]) -> type[S]:
             and (new := _opened(kind, inner)) is not kind
         ):
             default = field.get_default(call_default_factory=True)
-            changed[name] = (new, _copied(field, new.model_validate(default.model_dump())))
+            moved = new.model_validate(gathered(new, default.model_dump()))
+            changed[name] = (new, _copied(field, moved))
     if not changed:
         return model
     return create_model(
