@@ -334,8 +334,9 @@ def _opened(model: type[S], inner: Mapping[str, Family[Any]]) -> type[S]:
     for name, field in model.model_fields.items():
         marks = [mark.tag for mark in field.metadata if isinstance(mark, _Chosen)]
         kind = field.annotation
-        if marks and set(choices(model)[name].values()) != set(inner[marks[0]].members.values()):
+        if marks:
             _refuse_clashes(model, inner)
+        if marks and set(choices(model)[name].values()) != set(inner[marks[0]].members.values()):
             changed[name] = (inner[marks[0]].union, _copied(field))
         elif (
             isinstance(kind, type)
@@ -452,6 +453,9 @@ class Families:
         for _, family, name in self.named_in(values):
             if name not in families[family.key].members:
                 families = families.including(family.key, name, family.placeholder(name))
+        for family in families:
+            if not family.members:  # its section is lacking
+                families = families.including(family.key, "unnamed", family.placeholder("unnamed"))
         return families
 
 

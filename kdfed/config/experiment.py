@@ -135,14 +135,14 @@ class Experiment(Arm):
         """The folder of its file, whose modules it can name; None of one that was read from nowhere."""
         return self._folder
 
-    def found_in(self, folder: Path | None) -> Experiment:
+    def found_in(self, folder: Path) -> Experiment:
         """Return the same experiment, of a file in this folder."""
         copy = self.model_copy()
         copy._folder = folder
         return copy
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Experiment) and super().__eq__(other.found_in(self._folder))
+        return isinstance(other, Experiment) and _written(self) == _written(other)
 
     @property
     def baseline_arm(self) -> str:
@@ -179,6 +179,10 @@ class Experiment(Arm):
         return dump(self.model_dump(mode="json"))
 
 
+def _written(experiment: Experiment) -> dict[str, Any]:
+    return experiment.model_dump(mode="json")
+
+
 ARM_KEYS = {kebab(name) for name in Arm.model_fields}
 REPLACEABLE_KEYS = {kebab(name) for name in ArmSettings.model_fields}
 
@@ -197,13 +201,15 @@ def experiment_type(families: Families) -> type[Experiment]:
         fields: dict[str, Any] = {}
         for section, family in families.sections.items():
             field = model.model_fields[section]
-            default = field.default
+            kind, default = family.members.get(family.default), field.default
             if field.is_required():
-                default = family.members[family.default]() if family.default in family.members else ...
+                default = kind() if kind is not None else ...
+            elif kind is not None and kind is not type(default):  # opened to more than it was
+                default = kind.model_validate(gathered(kind, default.model_dump()))
             fields[section] = (family.union, Field(default=default, description=field.description))
-        kind = make(model.__name__, __base__=model, __module__=__name__, __doc__=model.__doc__, **fields)
-        kind.families = families
-        kinds.append(kind)
+        made = make(model.__name__, __base__=model, __module__=__name__, __doc__=model.__doc__, **fields)
+        made.families = families
+        kinds.append(made)
     arm, experiment = kinds
     experiment.arm_type = arm
     return cast("type[Experiment]", experiment)

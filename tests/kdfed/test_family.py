@@ -330,6 +330,23 @@ def test_keys_that_mean_something_else_in_the_section_are_refused(
     assert message.endswith("give it another name")
 
 
+def test_a_section_of_the_users_whose_key_is_that_of_something_chosen_in_it_is_refused(write: Write) -> None:
+    text = GOOD["consolidation.method"].replace("offset: int", "images: int")
+    _, problems = FAMILIES.open_to({"consolidation": {"method": f"{write(text)}:Own"}})
+    ((where, message),) = problems
+    assert where == "consolidation.method"
+    assert "got 'images', which Own or what is chosen beside it has too" in message
+
+
+def test_what_holds_an_opened_thing_keeps_its_own_default(write: Write) -> None:
+    name = f"{write(GOOD['consolidation.ensemble'])}:Own"
+    opened, _ = FAMILIES.open_to({"consolidation": {"ensemble": name}})
+    feddf: Any = opened.sections["server"].members["feddf"]()
+    assert feddf.distillation.ensemble.ensemble == "mean-logits"
+    other = type(feddf.distillation)(ensemble=name, offset=1)
+    assert (other.ensemble.ensemble, other.ensemble.offset) == (name, 1)
+
+
 def test_hollow_families_import_nothing_and_take_any_keys(write: Write) -> None:
     name = f"{write('raise RuntimeError')}:Own"
     hollow = FAMILIES.hollow({"local": {"mode": name}, "consolidation": {"ensemble": name}})
