@@ -32,6 +32,7 @@ from typing import (
 )
 
 from pydantic import (
+    BaseModel,
     ConfigDict,
     Field,
     SerializerFunctionWrapHandler,
@@ -263,7 +264,7 @@ def own_keys(kind: type[Thing], tag: str) -> set[str]:
     return {kebab(name) for name in kind.model_fields if name != tag}
 
 
-def keys_of(kind: type[Settings], values: Mapping[str, Any]) -> set[str]:
+def keys_of(kind: type[BaseModel], values: Mapping[str, Any]) -> set[str]:
     """Return the keys of settings in a file, those of what values choose inside of it included."""
     keys = {kebab(name) for name in kind.model_fields}
     for field, kinds in choices(kind).items():

@@ -215,3 +215,37 @@ def test_weights_to_start_from_that_an_arm_would_refuse_are_found_before_anythin
         "fewer": "missing ['1.bias']",
     }.items():
         assert message in mistakes[f"arms.{name}.start"]
+
+
+OWN = """
+from kdfed.family import Refusal
+from kdfed.partitions import UniformPartition
+
+
+class Own(UniformPartition):
+    most: int = 100
+
+    def misfits(self, arm, data):
+        if self.most == 0:
+            raise RuntimeError("no most")
+        if len(data.splits.train) > self.most:
+            yield Refusal(".most", f"expected at most {self.most} examples, got {len(data.splits.train)}")
+"""
+
+
+@pytest.mark.parametrize(
+    ("most", "key", "message"),
+    [
+        (100, "partition.most", "expected at most 100 examples, got 2"),
+        (0, "partition", "expected own_misfits:Own to say what it refuses; it raised RuntimeError: no most"),
+    ],
+)
+def test_a_thing_of_the_users_is_asked_whether_it_fits_the_data(
+    tiny: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int, key: str, message: str
+) -> None:
+    (tmp_path / "own_misfits.py").write_text(OWN)
+    monkeypatch.syspath_prepend(tmp_path)
+    mistakes = found(tiny(partition={"kind": "own_misfits:Own", "most": most, "participants": 5}))
+    monkeypatch.delitem(sys.modules, "own_misfits")
+    assert list(mistakes) == [key]
+    assert mistakes[key].startswith(message)
