@@ -503,6 +503,8 @@ class Sharp(Ensemble):
     def refusals(self, arm):
         if self.sharpness == 7:
             raise RuntimeError("seven")
+        if self.sharpness == 8:
+            yield "eight is too sharp"
         if self.sharpness > arm.consolidation.temperature:
             key = "consolidation.temperature"
             yield Refusal(".sharpness", f"expected at most {arm.consolidation.temperature}", (key,))
@@ -613,6 +615,11 @@ def test_an_arm_can_have_a_thing_of_the_users_too(path, things):
             ["ensemble={things}Sharp", "sharpness=7"],
             "",
             "expected users_things:Sharp to say what it refuses; it raised RuntimeError: seven",
+        ),
+        (
+            ["ensemble={things}Sharp", "sharpness=8"],
+            "",
+            "expected users_things:Sharp to say what it refuses; it",
         ),
         (["transfer={things}Bumps"], "bumps", "is required. Expected: How many bumps."),
         (["transfer={things}Bumps", "bumps=2", "shape.dept=3"], "shape.dept", "did you mean 'depth'?"),
