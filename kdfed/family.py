@@ -32,6 +32,7 @@ from typing import (
 )
 
 from pydantic import (
+    BaseModel,
     ConfigDict,
     Field,
     SerializerFunctionWrapHandler,
@@ -142,6 +143,11 @@ class Family(Generic[T]):
     def __iter__(self) -> Iterator[str]:
         """Yield the names, in their order."""
         return iter(self.members)
+
+    @property
+    def plural(self) -> str:
+        """What several of them are."""
+        return f"{self.noun[:-1]}ies" if self.noun.endswith("y") else f"{self.noun}s"
 
     @property
     def section(self) -> str:
@@ -267,7 +273,7 @@ def own_keys(kind: type[Thing], tag: str) -> set[str]:
     return {kebab(name) for name in kind.model_fields if name != tag}
 
 
-def keys_of(kind: type[Settings], values: Mapping[str, Any]) -> set[str]:
+def keys_of(kind: type[BaseModel], values: Mapping[str, Any]) -> set[str]:
     """Return the keys of settings in a file, those of what values choose inside of it included."""
     keys = {kebab(name) for name in kind.model_fields}
     for field, kinds in choices(kind).items():
@@ -341,8 +347,9 @@ def _opened(model: type[S], inner: Mapping[str, Family[Any]]) -> type[S]:
     for name, field in model.model_fields.items():
         marks = [mark.tag for mark in field.metadata if isinstance(mark, _Chosen)]
         kind = field.annotation
-        if marks and set(choices(model)[name].values()) != set(inner[marks[0]].members.values()):
+        if marks:
             _refuse_clashes(model, inner)
+        if marks and set(choices(model)[name].values()) != set(inner[marks[0]].members.values()):
             changed[name] = (inner[marks[0]].union, _copied(field))
         elif (
             isinstance(kind, type)
@@ -458,6 +465,9 @@ class Families:
         for _, family, name in self.named_in(values):
             if name not in families[family.key].members:
                 families = families.including(family.key, name, family.placeholder(name))
+        for family in families:
+            if not family.members:  # its section is lacking
+                families = families.including(family.key, "unnamed", family.placeholder("unnamed"))
         return families
 
 
