@@ -32,6 +32,7 @@ from typing import (
 )
 
 from pydantic import (
+    BaseModel,
     ConfigDict,
     Field,
     SerializerFunctionWrapHandler,
@@ -142,6 +143,11 @@ class Family(Generic[T]):
     def __iter__(self) -> Iterator[str]:
         """Yield the names, in their order."""
         return iter(self.members)
+
+    @property
+    def plural(self) -> str:
+        """What several of them are."""
+        return f"{self.noun[:-1]}ies" if self.noun.endswith("y") else f"{self.noun}s"
 
     @property
     def section(self) -> str:
@@ -267,7 +273,7 @@ def own_keys(kind: type[Thing], tag: str) -> set[str]:
     return {kebab(name) for name in kind.model_fields if name != tag}
 
 
-def keys_of(kind: type[Settings], values: Mapping[str, Any]) -> set[str]:
+def keys_of(kind: type[BaseModel], values: Mapping[str, Any]) -> set[str]:
     """Return the keys of settings in a file, those of what values choose inside of it included."""
     keys = {kebab(name) for name in kind.model_fields}
     for field, kinds in choices(kind).items():
@@ -301,21 +307,17 @@ def gathered(model: type[Settings], values: Mapping[str, Any]) -> dict[str, Any]
             if given is None or isinstance(given, Mapping | Thing):
                 continue  # put together already
             chosen = kinds.get(given) if isinstance(given, str) else None
-            own = set() if chosen is None else set(chosen.model_fields) - set(model.model_fields)
-            if chosen is not None and _takes_any(chosen) and not _takes_any(model):
-                own |= set(result) - keys_of(model, values) - set(model.model_fields)
-            moved = {key: result.pop(key) for f in own for key in {f, kebab(f)} if key in result}
+            own = set() if chosen is None else own_keys(chosen, name)
+            if chosen is not None and chosen.model_config.get("extra") == "allow":  # nobody knows its keys
+                own = set(result) - {name}
+            own -= {key for field in model.model_fields for key in (field, kebab(field))}
+            moved = {key: result.pop(key) for key in list(result) if kebab(key) in own or key in own}
             result[name] = {name: given, **moved}
         elif isinstance(kind, type) and issubclass(kind, Settings):
             for key in {name, kebab(name)}:
                 if isinstance(result.get(key), Mapping):
                     result[key] = gathered(kind, result[key])
     return result
-
-
-def _takes_any(kind: type[Settings]) -> bool:
-    """Tell whether something stands for what could not be looked up: see :meth:`Family.placeholder`."""
-    return kind.model_config.get("extra") == "allow"
 
 
 class Choosing(Settings):
@@ -345,18 +347,17 @@ def _opened(model: type[S], inner: Mapping[str, Family[Any]]) -> type[S]:
     for name, field in model.model_fields.items():
         marks = [mark.tag for mark in field.metadata if isinstance(mark, _Chosen)]
         kind = field.annotation
-        if marks and set(choices(model)[name].values()) != set(inner[marks[0]].members.values()):
+        if marks:
             _refuse_clashes(model, inner)
+        if marks and set(choices(model)[name].values()) != set(inner[marks[0]].members.values()):
             changed[name] = (inner[marks[0]].union, _copied(field))
         elif (
             isinstance(kind, type)
             and issubclass(kind, Settings)
             and (new := _opened(kind, inner)) is not kind
         ):
-            default = None if field.is_required() else field.get_default(call_default_factory=True)
-            if default is not None:  # what it chose by name has its keys beside the name again
-                default = new.model_validate(gathered(new, default.model_dump()))
-            changed[name] = (new, _copied(field, default))
+            default = field.get_default(call_default_factory=True)
+            changed[name] = (new, _copied(field, new(**default.model_dump())))
     if not changed:
         return model
     return create_model(
@@ -464,6 +465,9 @@ class Families:
         for _, family, name in self.named_in(values):
             if name not in families[family.key].members:
                 families = families.including(family.key, name, family.placeholder(name))
+        for family in families:
+            if not family.members:  # its section is lacking
+                families = families.including(family.key, "unnamed", family.placeholder("unnamed"))
         return families
 
 

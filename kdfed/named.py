@@ -29,6 +29,7 @@ def is_named(name: str) -> bool:
 
 
 _FOLDERS: list[Path] = []
+"""Those that are searched; the last is that of the experiment that was read last."""
 
 
 def search_in(folder: Path) -> None:
@@ -40,8 +41,9 @@ def search_in(folder: Path) -> None:
         That of an experiment file.
     """
     folder = folder.absolute()
-    if folder not in _FOLDERS:
-        _FOLDERS.append(folder)
+    if folder in _FOLDERS:
+        _FOLDERS.remove(folder)
+    _FOLDERS.append(folder)
     if str(folder) not in sys.path:
         sys.path.append(str(folder))
         importlib.invalidate_caches()
@@ -57,8 +59,8 @@ def _refuse_hidden(name: str) -> None:
     if not beside:
         return
     spec = importlib.util.find_spec(top)
-    found = None if spec is None or spec.origin is None else Path(spec.origin)
-    if found is None or not any(found.exists() and found.samefile(file) for file in beside):
+    found = Path(spec.origin) if spec is not None and spec.origin and spec.has_location else None
+    if found is None or not (found.exists() and found.samefile(beside[-1])):
         raise NamedError(
             f"expected {shown(name)} to be that of {beside[-1]}, but the name {top!r} stands for "
             f"{found or 'a module of Python itself'}, which is found first; rename the file"

@@ -12,41 +12,33 @@ from kdfed.models import is_shipped
 _FREE = ("options", "columns", "classes")  # of whose keys and values nothing is looked up
 
 
-def is_shipped_model(name: str) -> bool:
-    """Tell whether a model's name is kdfed's or torchvision's, never ``package.module:name``."""
-    return is_shipped(name)
-
-
 def is_shipped_source(name: str) -> bool:
     """Tell whether a data source is one of kdfed's, never ``package.module:name``."""
     return kind_of(name) in SOURCES
 
 
-def outside_names(values: Any, strategies: bool = False) -> Iterator[tuple[str, str]]:
+def outside_names(values: Any) -> Iterator[tuple[str, str]]:
     """Yield what nested settings name that is not shipped: what it is, and its name.
 
     Parameters
     ----------
     values
-        Nested mappings and lists, as settings are dumped.
-    strategies
-        Whether ``strategy`` names one: of a user's, if it is of the form ``package.module:name``.
+        Nested mappings and lists, as settings are dumped. Strategies are not looked at: they are the
+        server's.
     """
     families = {family.tag: family for family in KDFED}
     if isinstance(values, list):
         for value in values:
-            yield from outside_names(value, strategies)
+            yield from outside_names(value)
     if not isinstance(values, Mapping):
         return
     for key, value in values.items():
         if not isinstance(value, str):
             if key not in _FREE:
-                yield from outside_names(value, strategies)
-        elif key == "name" and not is_shipped_model(value):
+                yield from outside_names(value)
+        elif key == "name" and not is_shipped(value):
             yield "model", value
         elif key == "source" and not is_shipped_source(value):
             yield "data source", value
         elif key in families and value not in families[key].members:
             yield families[key].noun, value
-        elif strategies and key == "strategy" and ":" in value:
-            yield "strategy", value

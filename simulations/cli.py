@@ -326,7 +326,7 @@ def catalogue() -> dict[str, dict[str, str]]:
     return {
         "tasks (data.task)": _lines(TASKS),
         **{
-            f"{family.noun}s ({family.key})": {
+            f"{family.plural} ({family.key})": {
                 **_lines(family.members),
                 "package.module:name": f"a class of yours, derived from {family.base.__module__}."
                 f"{family.base.__name__}",

@@ -183,11 +183,9 @@ class TeacherPhase:
             sources = torch.stack([teacher.arrays[wire.LOGITS] for teacher in teachers])
         else:
             modules += [self._module(teacher) for teacher in teachers]
-        if settings.transfer.needs_teachers and not modules:
-            raise KdfedError(
-                f"transfer {settings.transfer.transfer!r} needs the teachers' weights; set teachers.upload: "
-                "weights"
-            )
+        refused = settings.transfer.refuses(self.arm.teachers.upload, settings.labels)
+        if refused is not None:
+            raise KdfedError(f"transfer {settings.transfer.transfer!r}: {refused}")
         transfer = settings.transfer.examples(data.transfer, modules, derive(self.config.seed, "transfer"))
         counts = None
         if self.arm.teachers.label_counts.send:

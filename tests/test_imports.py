@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -53,6 +53,30 @@ def imported(tree: ast.AST) -> Iterator[tuple[str, int]]:
                 yield str(argument.value).partition(".")[0], node.lineno
 
 
+def dependencies(name: str, tree: ast.AST, modules: Collection[str]) -> set[str]:
+    """Return the modules that code imports, lazily or for type checkers alone too."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                found.add(inner if inner in modules else node.module)
+    return found & set(modules) - {name}
+
+
+def circles(graph: Mapping[str, set[str]]) -> list[list[str]]:
+    """Return the modules that import each other, directly or through others."""
+    reached = {name: set(direct) for name, direct in graph.items()}
+    changed = True
+    while changed:
+        wider = {name: found.union(*(reached[one] for one in found)) for name, found in reached.items()}
+        changed, reached = wider != reached, wider
+    every = {tuple(sorted(b for b in reached[a] if a in reached[b])) for a in graph if a in reached[a]}
+    return [list(circle) for circle in sorted(every)]
+
+
 def at_import_time(tree: ast.Module) -> ast.Module:
     """Return the code that runs when a module is imported: no function bodies, nothing for type checkers."""
 
@@ -95,6 +119,17 @@ def test_heavy_libraries_are_imported_lazily(package: str) -> None:
     assert [offence for path in sources(package) for offence in offences(path, HEAVY, lazily_too=False)] == []
 
 
+def test_no_files_import_each_other() -> None:
+    trees = {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): ast.parse(
+            path.read_text(encoding="utf-8")
+        )
+        for package in PACKAGES
+        for path in sources(package)
+    }
+    assert circles({name: dependencies(name, tree, trees) for name, tree in trees.items()}) == []
+
+
 def test_no_relative_import_hides_the_direction() -> None:
     relative = [
         f"{path.relative_to(ROOT)}:{node.lineno}"
@@ -110,3 +145,17 @@ def test_the_check_sees_lazy_and_dynamic_imports() -> None:
     code = "def f():\n    import ray.util\n    importlib.import_module('flwr.app')\n"
     assert {name for name, _ in imported(ast.parse(code))} == {"ray", "flwr"}
     assert list(imported(at_import_time(ast.parse(code)))) == []
+
+
+def test_the_check_sees_a_circle_of_lazy_imports_and_of_those_for_type_checkers() -> None:
+    code = {
+        "p": "from p.one import a",
+        "p.one": "def f():\n    from p import two",
+        "p.two": "if TYPE_CHECKING:\n    import p.three",
+        "p.three": "from p.one import a\nfrom p.four import b",
+        "p.four": "import os",
+    }
+    graph = {name: dependencies(name, ast.parse(text), code) for name, text in code.items()}
+    assert graph["p.one"] == {"p.two"}
+    assert circles(graph) == [["p.one", "p.three", "p.two"]]
+    assert circles({**graph, "p.three": set()}) == []

@@ -135,7 +135,7 @@ def said_by(thing: Thing, ask: Callable[[Thing], Iterator[Refusal]]) -> list[Ref
     name = f"{kind.__module__}:{kind.__name__}"
     try:
         with blamed(name, f"expected {name} to say what it refuses"):
-            return list(ask(thing))
+            return [Refusal(*refusal) for refusal in ask(thing)]
     except NamedError as error:
         return [Refusal("", str(error))]
 

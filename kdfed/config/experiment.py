@@ -141,6 +141,9 @@ class Experiment(Arm):
         copy._folder = folder
         return copy
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Experiment) and _written(self) == _written(other)
+
     @property
     def baseline_arm(self) -> str:
         """Name of the arm that others are compared with."""
@@ -176,6 +179,10 @@ class Experiment(Arm):
         return dump(self.model_dump(mode="json"))
 
 
+def _written(experiment: Experiment) -> dict[str, Any]:
+    return experiment.model_dump(mode="json")
+
+
 ARM_KEYS = {kebab(name) for name in Arm.model_fields}
 REPLACEABLE_KEYS = {kebab(name) for name in ArmSettings.model_fields}
 
@@ -198,9 +205,9 @@ def experiment_type(families: Families) -> type[Experiment]:
             if not isinstance(default, tuple(family.members.values())):
                 default = family.members[family.default]() if family.default in family.members else ...
             fields[section] = (family.union, Field(default=default, description=field.description))
-        kind = make(model.__name__, __base__=model, __module__=__name__, __doc__=model.__doc__, **fields)
-        kind.families = families
-        kinds.append(kind)
+        made = make(model.__name__, __base__=model, __module__=__name__, __doc__=model.__doc__, **fields)
+        made.families = families
+        kinds.append(made)
     arm, experiment = kinds
     experiment.arm_type = arm
     return cast("type[Experiment]", experiment)

@@ -10,7 +10,7 @@ from typing import Any, get_args
 from pydantic import BaseModel
 
 from kdfed.errors import Mistake, near, shown
-from kdfed.family import Families, choices, own_keys
+from kdfed.family import Families, choices, keys_of, own_keys
 from kdfed.settings import kebab
 
 
@@ -27,6 +27,14 @@ def _raw_path(location: Sequence[int | str], values: Any) -> list[int | str]:
             path.append(part)
             holder, above = holder[part], holder
     return path
+
+
+def _holder_path(path: list[int | str], values: Any) -> list[int | str]:
+    """Return the path of the section in which the keys of what is named at a path stand; else the path."""
+    holder = values
+    for part in path:
+        holder = holder[part]
+    return path[:-1] if isinstance(holder, str) else path
 
 
 def related(key: str, other: str) -> bool:
@@ -149,7 +157,7 @@ def describe_all(problems: Sequence[Any], values: Any, root: type[BaseModel]) ->
     for problem in problems:
         path = _raw_path(problem["loc"], values)
         if problem["type"] == "missing":
-            path.append(problem["loc"][-1])
+            path = [*_holder_path(path, values), problem["loc"][-1]]
         if problem["type"] in ("union_tag_invalid", "union_tag_not_found"):
             tag = problem["ctx"]["discriminator"].strip("'")
             path += [tag] if path[-1:] != [tag] else []
@@ -169,8 +177,9 @@ def _describe(group: Sequence[Any], values: Any, root: type[BaseModel]) -> str:
     context = problem.get("ctx", {})
     if kind == "extra_forbidden":
         models = _models_at(location, root)
-        known = {kebab(name) for model in models for name in model.model_fields}
-        return _without_effect(location, values, models) or f"unknown key{near(location[-1], known)}"
+        holder = _holder(location, values)
+        known = {key for model in models for key in keys_of(model, holder)}
+        return _without_effect(location[-1], holder, models) or f"unknown key{near(location[-1], known)}"
     if kind == "union_tag_invalid":
         tags = re.findall(r"'([^']*)'", context["expected_tags"])
         return f"expected one of {', '.join(tags)}, got {shown(context['tag'])}{near(context['tag'], tags)}"
@@ -194,23 +203,24 @@ def _describe(group: Sequence[Any], values: Any, root: type[BaseModel]) -> str:
     return f"{problem['msg']}, got {shown(got)}"
 
 
+def _holder(location: Sequence[int | str], values: Any) -> Mapping[str, Any]:
+    """Return the mapping in which the last key of a location stands."""
+    for part in _raw_path(location, values)[:-1]:
+        values = values[part]
+    return values if isinstance(values, Mapping) else {}
+
+
 def _without_effect(
-    location: Sequence[int | str], values: Any, models: Sequence[type[BaseModel]]
+    key: int | str, holder: Mapping[str, Any], models: Sequence[type[BaseModel]]
 ) -> str | None:
     """Say whose key it is, where it belongs to something else than what is chosen; None where to nothing."""
-    holder = values
-    for part in _raw_path(location, values)[:-1]:
-        holder = holder[part]
     for model in models:
         for field, kinds in choices(model).items():
-            owners = [name for name, kind in kinds.items() if location[-1] in own_keys(kind, field)]
+            owners = [name for name, kind in kinds.items() if key in own_keys(kind, field)]
             if owners:
                 default = getattr(model.model_fields[field].default, field, None)
-                chosen = holder.get(field, default) if isinstance(holder, dict) else default
-                return (
-                    f"has no effect with {field} {shown(chosen)}; set {field}: {' or '.join(owners)} or "
-                    "remove it"
-                )
+                got, others = shown(holder.get(field, default)), " or ".join(owners)
+                return f"has no effect with {field} {got}; set {field}: {others} or remove it"
     return None
 
 
@@ -223,6 +233,7 @@ def _meaning(location: Sequence[int | str], root: type[BaseModel]) -> str:
     for length in range(len(location), 0, -1):
         for model in _models_at(location[:length], root):
             for name, field in model.model_fields.items():
-                if kebab(name) == location[length - 1] and field.description:
-                    return f". Expected: {' '.join(field.description.replace('``', '').split())}"
+                if kebab(name) == location[length - 1]:
+                    said = " ".join((field.description or "").replace("``", "").split())
+                    return f". Expected: {said}" if said else ""
     return ""

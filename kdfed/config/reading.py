@@ -140,9 +140,9 @@ def examine_experiment(
         If the file or an assignment is not YAML.
     """
     changes = parse_set(assignments)
-    values = merge(read_mapping(Path(path)), changes, families)
-    folder = Path(path).absolute().parent
+    values, folder = read_mapping(Path(path)), Path(path).absolute().parent
     search_in(folder)
+    values = merge(values, changes, families.open_to([values, changes])[0])
     twice = []
     if seeds is not None:
         values["seeds"] = [_number(seed) for seed in seeds]

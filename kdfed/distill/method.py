@@ -71,12 +71,16 @@ class KDMethod(DistillationSettings, Choosing, Thing):
         """Refuse what no KD method has; a method that has more to refuse yields from this first."""
         chosen = self.transfer
         if chosen.in_studies_only:
+            sets = arm.families["consolidation.transfer"].members.items()
+            held = " or ".join(name for name, kind in sets if not kind.in_studies_only)
             yield Refusal(
                 ".transfer",
-                "expected a transfer set that the server of a federated run has, got "
-                f"{chosen.transfer!r}: it has no participant's data (a study has)",
+                f"expected {held}, got {chosen.transfer!r}: the server of a federated run has no "
+                "participant's data (a study has)",
             )
-        yield from soft_refusals(self, arm.data.task, self.reads_labels)
+        # Of a method that a regression cannot have, its temperature is not said too.
+        task = "classification" if self.needs_classes else arm.data.task
+        yield from soft_refusals(self, task, self.reads_labels)
         upload, augmented = arm.teachers.upload, bool(self.augmentation)
         refused = chosen.refuses(upload, self.labels) or self.refuses(upload, augmented)
         if refused is not None:

@@ -21,17 +21,6 @@ if TYPE_CHECKING:
 
 Row = Mapping[str, Any]
 
-_UNTUNED = ("vanilla", "mutual", "partitioned")
-"""Methods that choose neither temperature nor weight."""
-
-_KNOWS = {
-    "mutual": ", which trains the teachers too",
-    "partitioned": ", which chooses example by example who teaches",
-}
-"""What a method does that no pair of temperature and weight can, as a clause behind its name."""
-
-_ABLATION = ("vanilla", "tuned-temperature", "tuned-weight", "tuned")
-
 
 class Against(NamedTuple):
     """Tuned KD against its best rival, and (distribution, why) where it is not ahead."""
@@ -46,6 +35,7 @@ def render(study: StudySettings, summary: Mapping[str, Any]) -> str:
     cells = summary["cells"]
     centre = [row for row in cells if not row["factor"]]
     grid = [row for row in summary["grid"] if not row["factor"]]
+    rivals = [method for method in study.methods if not study.method(method).searches]
     return render_html(
         "study/report.html.jinja",
         name=study.name,
@@ -58,9 +48,9 @@ def render(study: StudySettings, summary: Mapping[str, Any]) -> str:
         points="hundredths" if regression else "percentage points",
         own="range of the label" if regression else "classes",
         by_method=_by_method(centre, study.methods),
-        against_untuned=_against(centre, grid, "tuned", _UNTUNED),
-        against_searched=_against(centre, grid, "tuned", tuple(f"{method}-searched" for method in _UNTUNED)),
-        ablation=_by_method(centre, _ABLATION),
+        against_untuned=_against(study, centre, grid, rivals),
+        against_searched=_against(study, centre, grid, [f"{method}-searched" for method in rivals]),
+        ablation=_by_method(centre, _ablation(study)),
         heat_maps=_heat_maps(grid),
         factors=_factors(cells, study.methods),
         forgetting=_by_method(centre, study.methods, key="forgetting", largest=False),
@@ -96,8 +86,23 @@ def _by_method(
     return Table(["distribution", "teacher %", "student before %", *methods], lines, numbers_from=1)
 
 
-def _against(rows: Sequence[Row], grid: Sequence[Row], ours: str, rivals: Sequence[str]) -> Against:
+def _ablation(study: StudySettings) -> list[str]:
+    """Return the first search beside what it searches: with nothing, one, and both of the two searched."""
+    for method in study.methods:
+        searched = study.method(method).searches
+        if searched:
+            return [searched, f"{method}-temperature", f"{method}-weight", method]
+    return []
+
+
+def _against(
+    study: StudySettings, rows: Sequence[Row], grid: Sequence[Row], rivals: Sequence[str]
+) -> Against:
+    """Compare the first method that searches with the best of those that do not."""
     lines, reasons = [], []
+    ours = next((method for method in study.methods if study.method(method).searches), None)
+    if ours is None:
+        return Against(None, [])
     for name in _distinct(row["distribution"] for row in rows):
         here = [row for row in rows if row["distribution"] == name]
         gains = {
@@ -116,7 +121,9 @@ def _against(rows: Sequence[Row], grid: Sequence[Row], ours: str, rivals: Sequen
         if len(differences) == 1:
             verdict = "one seed"
         else:
-            verdict = "tuned is ahead" if low > 0 else "tuned is behind" if high < 0 else "too close to call"
+            verdict = (
+                f"{ours} is ahead" if low > 0 else f"{ours} is behind" if high < 0 else "too close to call"
+            )
         lines.append(
             [
                 _name(name),
@@ -129,12 +136,12 @@ def _against(rows: Sequence[Row], grid: Sequence[Row], ours: str, rivals: Sequen
             ]
         )
         if mean <= 0:
-            reasons.append((_name(name), _why(tried, rival, base)))
+            reasons.append((_name(name), _why(study, tried, rival, base)))
     heads = [
         "distribution",
         "rival",
         "its gain",
-        "gain of tuned",
+        f"gain of {ours}",
         "difference (points)",
         "relative",
         "verdict",
@@ -142,7 +149,7 @@ def _against(rows: Sequence[Row], grid: Sequence[Row], ours: str, rivals: Sequen
     return Against(Table(heads, lines, numbers_from=1), reasons)
 
 
-def _why(tried: Sequence[Row], rival: str, base: float) -> str:
+def _why(study: StudySettings, tried: Sequence[Row], rival: str, base: float) -> str:
     """Say why tuned KD is not ahead: no pair of the grid is, or the validation split chose another."""
     pairs = _distinct((row["temperature"], row["weight"]) for row in tried)
     means = {
@@ -157,7 +164,8 @@ def _why(tried: Sequence[Row], rival: str, base: float) -> str:
     if means[best] > base:
         return f"validation chose other pairs than the best ({words})"
     method = rival.removesuffix("-searched")
-    return f"no pair reaches {method}{_KNOWS.get(method, '')} (best: {words})"
+    knows = study.method(method).knows
+    return f"no pair reaches {method}{f', {knows}' if knows else ''} (best: {words})"
 
 
 def _factors(cells: Sequence[Row], methods: Sequence[str]) -> dict[str, Table]:

@@ -221,7 +221,7 @@ def load_study(path: Path, assignments: list[str] | None = None) -> StudySetting
         Every mistake at once.
     """
     search_in(path.absolute().parent)
-    values = merge(read_mapping(path), parse_set(assignments or []))
+    values = merge(read_mapping(path), parse_set(assignments or []), FAMILIES)
     families, unknown = families_of(values)
     kind = study_type(families)
     try:

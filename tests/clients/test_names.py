@@ -16,8 +16,8 @@ from clients.names import check_names
 from kdfed import wire
 from kdfed.errors import ParticipantError
 from kdfed.local import LocalMode, MutualLocal, PlainLocal
-from kdfed.models import MODELS, Model
-from kdfed.outside import is_shipped_model, is_shipped_source
+from kdfed.models import MODELS, Model, is_shipped
+from kdfed.outside import is_shipped_source
 from kdfed.settings import ModelSettings, TeacherSettings
 
 OURS = [name for name, model in MODELS.items() if isinstance(model, Model)]
@@ -123,7 +123,7 @@ def test_what_kdfed_ships_needs_nobodys_leave(tiny):
     local: LocalMode = PlainLocal()
     check_names(_content("local", local.model_dump_json()), _context())
     for name in (*OURS, "torchvision:resnet18"):
-        assert is_shipped_model(name)
+        assert is_shipped(name)
         check_names(_content("model", _model(name)), _context())
     for source in ("mnist5k", "hf:mnist", "folder:/data", "synthetic:examples=9,classes=3,shape=4"):
         assert is_shipped_source(source)

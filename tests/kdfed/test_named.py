@@ -1,14 +1,17 @@
 from __future__ import annotations
 
 import re
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from kdfed import named
 from kdfed.data import load_source
 from kdfed.errors import ConfigError, DataError
 from kdfed.models import build_model, check_model
-from kdfed.named import NamedError, blamed, load_named, signature_of
+from kdfed.named import NamedError, blamed, is_named, load_named, search_in, signature_of
 from kdfed.settings import DataSettings, ModelSettings
 
 Write = object
@@ -172,3 +175,74 @@ def test_a_source_that_ends_the_program_is_one_mistake(write) -> None:
     name = write("ending_user", "import sys\ndef make(settings):\n    sys.exit()\n")
     with pytest.raises(DataError, match=r"SystemExit.*ending_user\.py, line 3\)"):
         load_source(DataSettings(source=f"{name}:make"))
+
+
+# ----------------------------------------------------------------------------- modules beside an experiment
+
+
+@pytest.fixture
+def searched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Return a folder that is searched; what was found in it is forgotten afterwards."""
+    monkeypatch.setattr(named, "_FOLDERS", [])
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    known, folder = set(sys.modules), tmp_path / "beside"
+    folder.mkdir()
+    search_in(folder)
+    yield folder
+    for name in set(sys.modules) - known:
+        del sys.modules[name]
+
+
+def test_modules_and_packages_of_a_folder_are_found_behind_everything_that_is_installed(searched) -> None:
+    (searched / "beside_module.py").write_text("def make(): return 1")
+    (searched / "beside_package").mkdir()
+    (searched / "beside_package/__init__.py").write_text("")
+    (searched / "beside_package/inner.py").write_text("def make(): return 2")
+    assert load_named("beside_module:make")() == 1
+    assert load_named("beside_package.inner:make")() == 2
+    assert sys.path[-1] == str(searched)
+
+
+def test_a_folder_is_searched_once_and_by_its_absolute_path(searched, monkeypatch) -> None:
+    monkeypatch.chdir(searched.parent)
+    before = list(sys.path)
+    search_in(Path("beside"))
+    assert sys.path == before
+    assert [searched] == named._FOLDERS
+
+
+@pytest.mark.parametrize(
+    ("name", "other"), [("json", r"json.__init__\.py"), ("sys", "a module of Python itself")]
+)
+def test_a_file_that_is_hidden_by_an_installed_module_is_refused_with_both(searched, name, other) -> None:
+    (searched / f"{name}.py").write_text("def make(): return 1")
+    beside = re.escape(str(searched / f"{name}.py"))
+    message = rf"expected '{name}:make' to be that of {beside}, but the name '{name}' stands for .*{other}"
+    with pytest.raises(NamedError, match=f"{message}, which is found first; rename the file"):
+        load_named(f"{name}:make")
+
+
+def test_a_file_that_is_hidden_by_a_module_of_another_searched_folder_is_refused(searched, tmp_path) -> None:
+    """Two experiments of one process, each with a module of this name beside it."""
+    other = tmp_path / "other"
+    other.mkdir()
+    for folder, number in ((searched, 1), (other, 2)):
+        (folder / "twice_named.py").write_text(f"def make(): return {number}")
+    assert load_named("twice_named:make")() == 1
+    search_in(other)
+    other_message = r"other.twice_named\.py, but the name .*beside.twice_named\.py"
+    with pytest.raises(NamedError, match=other_message):
+        load_named("twice_named:make")
+    search_in(searched)
+    assert load_named("twice_named:make")() == 1
+
+
+def test_a_name_that_is_installed_and_not_beside_is_found(searched) -> None:
+    assert load_named("json:dumps")([1]) == "[1]"
+
+
+@pytest.mark.parametrize(
+    ("name", "answer"), [("a:b", True), ("a.b:c", True), ("cnn", False), ("hf:a/b", False), ("a:b:c", False)]
+)
+def test_the_form_of_a_users_name(name: str, answer: bool) -> None:
+    assert is_named(name) is answer

@@ -217,18 +217,35 @@ def test_weights_to_start_from_that_an_arm_would_refuse_are_found_before_anythin
         assert message in mistakes[f"arms.{name}.start"]
 
 
-def test_what_nothing_carries_out_is_refused_before_anything_starts(
-    tiny: Build, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from kdfed.consolidate import RUNS
-    from kdfed.distill import VanillaConsolidation
-    from kdfed.train import LOCAL_LOSSES
+OWN = """
+from kdfed.family import Refusal
+from kdfed.partitions import UniformPartition
 
-    runs = {kind: run for kind, run in RUNS.items() if kind is not VanillaConsolidation}
-    monkeypatch.setattr("kdfed.consolidate.RUNS", runs)
-    losses = {mode: loss for mode, loss in LOCAL_LOSSES.items() if mode != "plain"}
-    monkeypatch.setattr("kdfed.preflight.LOCAL_LOSSES", losses)
-    mistakes = found(tiny())
-    assert set(mistakes) == {"local.mode", "consolidation.method"}
-    assert "expected one of tuned, mutual, partitioned, got 'vanilla'" in mistakes["consolidation.method"]
-    assert "got 'plain'" in mistakes["local.mode"]
+
+class Own(UniformPartition):
+    most: int = 100
+
+    def misfits(self, arm, data):
+        if self.most == 0:
+            raise RuntimeError("no most")
+        if len(data.splits.train) > self.most:
+            yield Refusal(".most", f"expected at most {self.most} examples, got {len(data.splits.train)}")
+"""
+
+
+@pytest.mark.parametrize(
+    ("most", "key", "message"),
+    [
+        (100, "partition.most", "expected at most 100 examples, got 2"),
+        (0, "partition", "expected own_misfits:Own to say what it refuses; it raised RuntimeError: no most"),
+    ],
+)
+def test_a_thing_of_the_users_is_asked_whether_it_fits_the_data(
+    tiny: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int, key: str, message: str
+) -> None:
+    (tmp_path / "own_misfits.py").write_text(OWN)
+    monkeypatch.syspath_prepend(tmp_path)
+    mistakes = found(tiny(partition={"kind": "own_misfits:Own", "most": most, "participants": 5}))
+    monkeypatch.delitem(sys.modules, "own_misfits")
+    assert list(mistakes) == [key]
+    assert mistakes[key].startswith(message)

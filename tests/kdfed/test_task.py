@@ -11,8 +11,6 @@ import pytest
 import torch
 from torch.nn import functional
 
-from kdfed.config import REGRESSION as ALLOWED
-from kdfed.config import variants
 from kdfed.consolidate import consolidate
 from kdfed.data import Examples
 from kdfed.distill import (
@@ -21,14 +19,15 @@ from kdfed.distill import (
     TunedConsolidation,
     VanillaConsolidation,
 )
+from kdfed.ensembles import MeanLogits, Validated
 from kdfed.errors import ConfigError, KdfedError
 from kdfed.local import PLAIN, KDLocal, MutualLocal, NTDLocal, PlainLocal, ProximalLocal, plain_loss
 from kdfed.models import state_of
 from kdfed.models.mlp import MLP
 from kdfed.settings import OptimiserSettings
 from kdfed.task import CLASSIFICATION, REGRESSION, WORST
-from kdfed.train import evaluate, fit, local_loss, mutual_local_loss
-from simulations.experiments import build_experiment, merge
+from kdfed.train import evaluate, fit
+from simulations.experiments import FAMILIES, build_experiment, merge
 
 FILE: dict[str, Any] = {
     "name": "numbers",
@@ -37,6 +36,20 @@ FILE: dict[str, Any] = {
     "consolidation": {"ensemble": "mean-logits", "temperature": 1.0},
     "arms": {"cold": {"start": "random"}, "consolidated": {"start": "consolidated"}},
 }
+
+
+ALLOWED = {
+    "local.mode": {"plain", "proximal", "kd", "mutual"},
+    "consolidation.method": {"vanilla", "tuned", "mutual"},
+    "consolidation.transfer": {"public", "noise", "proxy", "own", "teacher", "union"},
+    "consolidation.ensemble": {"mean-logits"},
+    "partition.kind": {"uniform", "quantity-skew", "label-overlap", "k-classes", "dirichlet"},
+    "server.strategy": {
+        *("fedavg", "fedprox", "fedavgm", "fedadagrad", "fedadam", "fedyogi", "feddf"),
+        *("fedmedian", "fedtrimmedavg", "krum"),
+    },
+}
+"""What a regression can have."""
 
 
 def column(*values: float) -> torch.Tensor:
@@ -72,7 +85,7 @@ def test_the_mean_of_the_labels_scores_0_and_an_exact_output_1() -> None:
 
 def test_the_soft_loss_is_a_worked_number() -> None:
     """Output 1, label 3, teachers 0 and 1 with mean 1/2: 0.25 * 4 + 0.75 * 0.25 = 1.1875."""
-    target = REGRESSION.target("mean-logits", torch.tensor([[[0.0]], [[1.0]]]), 1.0, None)
+    target = REGRESSION.target(MeanLogits(), torch.tensor([[[0.0]], [[1.0]]]), 1.0, None)
     assert target.tolist() == [[0.5]]
     loss = REGRESSION.soft_losses(column(1), target, torch.tensor([3.0]), 1.0, 0.75)
     assert loss.tolist() == [1.1875]
@@ -87,7 +100,7 @@ def test_peers_are_a_worked_number() -> None:
 
 def test_two_models_that_teach_each_other_on_a_participant_are_a_worked_number() -> None:
     """Received 1, personal 3, label 0: 0.75 * 1 + 0.25 * 4 = 1.75, and 0.5 * 9 + 0.5 * 4 = 6.5."""
-    loss = mutual_local_loss(MutualLocal(mode="mutual", alpha=0.5, beta=0.75), REGRESSION)
+    loss = MutualLocal(alpha=0.5, beta=0.75).loss(lambda: network(0), REGRESSION)
     outputs = torch.tensor([[1.0, 3.0]])
     assert loss.examples(outputs, outputs, torch.tensor([0.0])).tolist() == [8.25]
 
@@ -97,16 +110,16 @@ def test_two_models_that_teach_each_other_on_a_participant_are_a_worked_number()
 
 def test_matching_the_teacher_exactly_costs_nothing() -> None:
     outputs = column(-1, 0, 2)
-    target = REGRESSION.target("mean-logits", outputs.unsqueeze(0), 1.0, None)
+    target = REGRESSION.target(MeanLogits(), outputs.unsqueeze(0), 1.0, None)
     assert REGRESSION.soft_losses(outputs, target, None, 1.0, 1.0).tolist() == [0, 0, 0]
     assert [float(loss) for loss in REGRESSION.peer_losses([outputs, outputs], None)] == [0, 0]
 
 
 def test_weight_0_is_plain_training() -> None:
-    data, settings = examples(), KDLocal(mode="kd", weight=0.0, temperature=1.0)
+    data, settings = examples(), KDLocal(weight=0.0, temperature=1.0)
     received = network(1)
     trained = []
-    for loss in (local_loss(lambda: received, settings, REGRESSION), plain_loss(REGRESSION)):
+    for loss in (settings.loss(lambda: received, REGRESSION), plain_loss(REGRESSION)):
         model = copy.deepcopy(received)
         fit(model, data, settings, loss, seed=3)
         trained.append(state_of(model))
@@ -224,13 +237,13 @@ def test_a_student_learns_a_number_from_teachers(settings: Any) -> None:
 def test_what_needs_classes_is_refused() -> None:
     outputs = torch.zeros(2, 3, 1)
     with pytest.raises(KdfedError, match=r"'validated' needs classes.*use mean-logits"):
-        REGRESSION.target("validated", outputs, 1.0, None)
+        REGRESSION.target(Validated(), outputs, 1.0, None)
     with pytest.raises(KdfedError, match=r"temperature 1 in a regression.*got 3"):
-        REGRESSION.target("mean-logits", outputs, 3.0, None)
+        REGRESSION.target(MeanLogits(), outputs, 3.0, None)
     with pytest.raises(KdfedError, match=r"temperature 1 in a regression.*got 2"):
         REGRESSION.soft_losses(outputs[0], outputs[0], None, 2.0, 1.0)
     with pytest.raises(KdfedError, match=r"'ntd' needs classes.*use plain, proximal or kd"):
-        local_loss(lambda: network(0), NTDLocal(mode="ntd"), REGRESSION)
+        NTDLocal().loss(lambda: network(0), REGRESSION)
     with pytest.raises(KdfedError, match=r"'partitioned' asks which model is surest"):
         consolidate(
             network(0),
@@ -258,7 +271,14 @@ def test_the_file_of_these_tests_is_valid() -> None:
     assert mistakes() == {}
 
 
-@pytest.mark.parametrize("mode", sorted(variants("local")))
+def test_every_thing_says_whether_a_regression_can_have_it() -> None:
+    assert {family.key for family in FAMILIES} == set(ALLOWED)
+    for family in FAMILIES:
+        allowed = {name for name, kind in family.members.items() if not kind.needs_classes}
+        assert allowed == ALLOWED[family.key], family.key
+
+
+@pytest.mark.parametrize("mode", sorted(FAMILIES["local.mode"].members))
 def test_every_local_mode_is_known_to_go_with_a_regression_or_not(mode: str) -> None:
     own = {"proximal": {"mu": 0.1}, "kd": {"temperature": 1.0}}.get(mode, {})
     found = mistakes(local={"mode": mode, **own})
@@ -266,18 +286,20 @@ def test_every_local_mode_is_known_to_go_with_a_regression_or_not(mode: str) -> 
     assert set(found) <= {"local.mode"}
 
 
-@pytest.mark.parametrize("method", sorted(variants("consolidation")))
+@pytest.mark.parametrize("method", sorted(FAMILIES["consolidation.method"].members))
 def test_every_method_is_known_to_go_with_a_regression_or_not(method: str) -> None:
     own = {
         "vanilla": {"ensemble": "mean-logits", "temperature": 1.0},
         "tuned": {"ensemble": "mean-logits", "temperatures": [1.0]},
     }.get(method, {})
     found = mistakes(consolidation={"method": method, **own})
-    assert any(key.endswith("consolidation.method") for key in found) == (method not in ALLOWED["method"])
-    assert len(found) == (method not in ALLOWED["method"])
+    assert any(key.endswith("consolidation.method") for key in found) == (
+        method not in ALLOWED["consolidation.method"]
+    )
+    assert len(found) == (method not in ALLOWED["consolidation.method"])
 
 
-@pytest.mark.parametrize("strategy", sorted(variants("server")))
+@pytest.mark.parametrize("strategy", sorted(FAMILIES["server.strategy"].members))
 def test_every_strategy_is_known_to_go_with_a_regression_or_not(strategy: str) -> None:
     local = {"mode": "proximal", "mu": 0.1} if strategy == "fedprox" else {"mode": "plain"}
     found = mistakes(local=local, server={"strategy": strategy})
@@ -395,9 +417,9 @@ def test_a_run_says_which_metric_its_records_hold(tmp_path: Any) -> None:
 
 
 def test_proximal_of_weight_0_is_plain() -> None:
-    loss = local_loss(lambda: network(0), ProximalLocal(mode="proximal", mu=0.0), REGRESSION)
+    loss = ProximalLocal(mu=0.0).loss(lambda: network(0), REGRESSION)
     assert loss.penalty is None
-    plain = local_loss(lambda: network(0), PlainLocal(), REGRESSION)
+    plain = PlainLocal().loss(lambda: network(0), REGRESSION)
     outputs, labels = torch.randn(4, 1), torch.randn(4)
     assert torch.equal(loss.examples(outputs, outputs, labels), plain.examples(outputs, outputs, labels))
 

@@ -26,8 +26,8 @@ from kdfed.local import PLAIN, KDLocal, LocalLoss, MutualLocal, NTDLocal, PlainL
 from kdfed.local.pairs import Pair
 from kdfed.models import State, build_model, load_state, state_of
 from kdfed.settings import ModelSettings, OptimiserSettings
-from kdfed.task import REGRESSION
-from kdfed.train import TrainResult, fit, local_loss, mutual_local_loss, predict
+from kdfed.task import CLASSIFICATION, REGRESSION
+from kdfed.train import TrainResult, fit, predict
 
 IMAGES, FEATURES = (1, 12, 12), (10,)
 SIZES = [7, 1, 23, 12, 2, 10, 1, 31]
@@ -275,7 +275,7 @@ def test_every_optimiser_agrees_with_the_loop(name: str, settings: OptimiserSett
 def test_every_mode_agrees_with_the_loop(name: str, settings: Any) -> None:
     model, shape = build(name)
     model.double()
-    examples, loss = double(examples_of(shape)), local_loss(lambda: model, settings)
+    examples, loss = double(examples_of(shape)), settings.loss(lambda: model, CLASSIFICATION)
     fast = train_cohort(model, state_of(model), examples, SIZES, settings, loss, SEEDS)
     assert_agree(fast, loop(model, examples, settings, loss), atol=1e-12, rtol=1e-12)
 
@@ -294,7 +294,7 @@ PAIRS = [
 def test_pairs_of_models_agree_with_the_loop(one: str, other: str, level: str) -> None:
     (received, shape), (personal, _) = build(one), build(other, 1)
     settings = MutualLocal(mode="mutual", alpha=0.3, beta=0.6, epochs=2, batch_size=5, lr=0.05)
-    loss, exact = mutual_local_loss(settings), Pair(received, personal)
+    loss, exact = settings.loss(lambda: received, CLASSIFICATION), Pair(received, personal)
     assert plan_for(exact, shape, 5).level == level
     starts = [state_of(Pair(received, build(other, seed)[0])) for seed in range(len(SIZES))]
     examples = examples_of(shape)
@@ -326,7 +326,7 @@ def test_a_regression_agrees_with_the_loop_on_every_level(name: str, level: str,
     inputs = torch.randn(sum(SIZES), 10, generator=torch.Generator().manual_seed(1)).double()
     examples = Examples(inputs, inputs[:, 0] - 0.5 * inputs[:, 1])
     assert plan_for(model, FEATURES, 5).level == level
-    loss = local_loss(lambda: model, settings, REGRESSION)
+    loss = settings.loss(lambda: model, REGRESSION)
     fast = train_cohort(model, state_of(model), examples, SIZES, settings, loss, SEEDS)
     assert_agree(fast, loop(model, examples, settings, loss), atol=1e-12, rtol=1e-12)
 
@@ -519,7 +519,7 @@ def test_sums_of_those_who_make_one_step_agree_with_the_loop(
     (model, shape), settings = build(name), settings.model_copy(update={"batch_size": batch_size})
     teacher = build(name, 1)[0].double()
     examples = double(examples_of(shape))
-    loss = PLAIN if type(settings) is OptimiserSettings else local_loss(lambda: teacher, settings)
+    loss = PLAIN if type(settings) is OptimiserSettings else settings.loss(lambda: teacher, CLASSIFICATION)
     model.double()
     parts = list(train_in_parts(model, state_of(model), examples, SIZES, settings, loss, SEEDS, sums=True))
     slow = loop(model, examples, settings, loss)
@@ -845,7 +845,7 @@ def test_inputs_stay_as_they_are_whatever_a_model_does_with_them(layer: nn.Modul
     inputs, labels = torch.randn(9, 10), torch.arange(9) % 3
     before, examples = inputs.clone(), Examples(inputs, labels)
     settings = KDLocal(mode="kd", weight=0.5, temperature=2.0) if mode == "kd" else PlainLocal()
-    loss = local_loss(lambda: model, settings)
+    loss = settings.loss(lambda: model, CLASSIFICATION)
     predict(model, inputs)
     fit(copy.deepcopy(model), examples, SGD, loss, 0)
     predict_stack(model, stack_states([state_of(model)] * 3), inputs)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
 
-from kdfed.config import COMBINATIONS, Experiment, parse_set, sampled_count, split_set
+from kdfed.config import combinations, parse_set, read_recorded, sampled_count, split_set
 from kdfed.errors import ConfigError
-from simulations.experiments import build_experiment, load_experiment, merge
+from simulations.experiments import FAMILIES, build_experiment, load_experiment, merge
 
 DESIGN = """
 name: quickstart
@@ -31,6 +33,7 @@ arms:
 """
 
 
+COMBINATIONS = combinations(FAMILIES)
 COUNT, VIEWS = "arms.consolidated.teachers.count", "arms.consolidated.consolidation.views"
 
 
@@ -352,10 +355,10 @@ def test_every_combination_is_taken_or_refused_as_the_table_says(path, choice):
     ("assignments", "key", "text"),
     [
         (["transfer=own"], "transfer", "no participant's data"),
-        (["transfer=union"], "transfer", "expected public, noise, proxy or generated"),
+        (["transfer=union"], "transfer", "expected public or noise or proxy or generated, got 'union'"),
         (["transfer=nois"], "transfer", "did you mean 'noise'?"),
         (["images=100"], "images", "has no effect with transfer 'public'"),
-        (["transfer=proxy"], "proxy", "is required by transfer 'proxy'"),
+        (["transfer=proxy"], "proxy", "is required. Expected: The other data set"),
         (["transfer=proxy", "proxy.source=mnist5k"], "proxy.source", "participants hold its images"),
         (["transfer=noise", "proxy.source=digits"], "proxy", "has no effect with transfer 'noise'"),
         (["generator.steps=9"], "generator", "set transfer: generated or remove it"),
@@ -392,7 +395,7 @@ def test_the_path_of_a_proxy_becomes_absolute(path, tmp_path, monkeypatch):
     path.write_text(yaml.safe_dump({"name": "x", "arms": {"consolidated": arm}}))
     dotted = load_experiment(path)
     for experiment in (shared, own, dotted):
-        source = experiment.arm("consolidated").consolidation.proxy.source
+        source = experiment.arm("consolidated").consolidation.transfer.proxy.source
         assert source == f"parquet:{tmp_path / 'here'}"
 
 
@@ -475,15 +478,278 @@ def test_sampled_is_all_or_a_number_or_a_share(path, sampled, count):
     assert sampled_count(load_experiment(path, [f"server.sampled={sampled}"])) == count
 
 
-def test_every_field_has_a_meaning():
-    def walk(model: type, seen: set[type]) -> None:
-        for name, field in model.model_fields.items():
-            discriminator = name in ("kind", "mode", "strategy")
-            assert field.description or discriminator, f"{model.__name__}.{name} has no sentence"
+# ----------------------------------------------------------------------------- things of the user's
 
-    from kdfed import config
 
-    settings = [v for v in vars(config).values() if isinstance(v, type) and issubclass(v, config.Settings)]
-    assert Experiment in settings
-    for model in settings:
-        walk(model, set())
+THINGS = """
+import numpy as np
+import torch
+from kdfed.distill import KDMethod
+from kdfed.ensembles import Ensemble
+from kdfed.family import Refusal
+from kdfed.local import PLAIN, LocalMode
+from kdfed.partitions import PartitionBase
+from kdfed.server import ServerBase
+from kdfed.settings import Settings
+from kdfed.transfer_sets import DrawnSet
+
+
+class Sharp(Ensemble):
+    sharpness: float = 2.0
+
+    def target(self, logits_KNC, temperature, scores_KC):
+        return torch.softmax(self.sharpness * logits_KNC.mean(0), dim=1)
+
+    def refusals(self, arm):
+        if self.sharpness == 7:
+            raise RuntimeError("seven")
+        if self.sharpness == 8:
+            yield "eight is too sharp"
+        if self.sharpness > arm.consolidation.temperature:
+            key = "consolidation.temperature"
+            yield Refusal(".sharpness", f"expected at most {arm.consolidation.temperature}", (key,))
+
+
+class Shape(Settings):
+    depth: int = 1
+
+
+class Bumps(DrawnSet):
+    bumps: int
+    "How many bumps."
+    shape: Shape = Shape()
+
+    def draw(self, input_shape, count, teachers, seed):
+        return torch.full((count, *input_shape), float(self.bumps))
+
+
+class Method(KDMethod):
+    strength: float = 1.0
+
+    def distil(self, work):
+        raise NotImplementedError
+
+
+class Mode(LocalMode):
+    pull: float
+
+    def loss(self, received, task):
+        return PLAIN
+
+
+class Halves(PartitionBase):
+    skew: float = 1.0
+
+    def deal(self, labels, classes, generator):
+        return np.array_split(np.arange(len(labels)), self.participants)
+
+
+class Server(ServerBase):
+    eta: float = 1.0
+
+    def build(self, config):
+        raise NotImplementedError
+"""
+
+
+@pytest.fixture
+def things(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Write a module of the user's, and return its name and a colon."""
+    (tmp_path / "users_things.py").write_text(THINGS)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield "users_things:"
+    sys.modules.pop("users_things", None)
+
+
+def test_a_thing_of_the_users_is_chosen_by_its_name_and_its_keys_stand_beside_it(path, things):
+    ensemble = [f"consolidation.ensemble={things}Sharp", "consolidation.sharpness=1.5"]
+    transfer = [f"consolidation.transfer={things}Bumps", "consolidation={bumps: 2, shape: {depth: 4}}"]
+    experiment = load_experiment(path, [*ensemble, *transfer, "consolidation.images=9"])
+    chosen = experiment.arm("consolidated").consolidation
+    assert (chosen.ensemble.ensemble, chosen.ensemble.sharpness) == (f"{things}Sharp", 1.5)
+    assert (chosen.transfer.bumps, chosen.transfer.images, chosen.transfer.shape.depth) == (2, 9, 4)
+    section = yaml.safe_load(experiment.to_yaml())["consolidation"]
+    assert (section["ensemble"], section["sharpness"]) == (f"{things}Sharp", 1.5)
+    assert (section["bumps"], section["images"], section["shape"]) == (2, 9, {"depth": 4})
+    assert build_experiment(yaml.safe_load(experiment.to_yaml())) == experiment
+
+
+@pytest.mark.parametrize(
+    ("section", "name", "keys"),
+    [
+        ("consolidation", "Method", {"strength": 2.0, "transfer": "noise", "images": 3}),
+        ("local", "Mode", {"pull": 0.5, "lr": 0.3}),
+        ("partition", "Halves", {"skew": 3.0, "participants": 7}),
+        ("server", "Server", {"eta": 0.1, "sampled": 6}),
+    ],
+)
+def test_a_whole_section_can_be_a_thing_of_the_users(path, things, section, name, keys):
+    tag = {"consolidation": "method", "local": "mode", "partition": "kind", "server": "strategy"}[section]
+    words = [f"{section}.{key}={value}" for key, value in keys.items()]
+    experiment = load_experiment(path, [f"{section}.{tag}={things}{name}", *words])
+    written = yaml.safe_load(experiment.to_yaml())[section]
+    assert {key: written[key] for key in (tag, *keys)} == {tag: f"{things}{name}", **keys}
+    assert type(getattr(experiment.arm("consolidated"), section)).__name__ == name
+
+
+def test_fed_df_can_have_an_ensemble_of_the_users(path, things):
+    words = ["strategy=feddf", f"distillation.ensemble={things}Sharp", "distillation.sharpness=1.5"]
+    experiment = load_experiment(path, [f"server.{word}" for word in words])
+    assert experiment.server.distillation.ensemble.sharpness == 1.5
+
+
+def test_an_arm_can_have_a_thing_of_the_users_too(path, things):
+    words = [f"consolidation.ensemble: {things}Sharp", "consolidation: {sharpness: 1.5}"]
+    experiment = load_experiment(path, [f"arms.consolidated={{{', '.join(words)}, start: consolidated}}"])
+    assert experiment.arm("consolidated").consolidation.ensemble.sharpness == 1.5
+    assert experiment.consolidation.ensemble.ensemble == "mean-probabilities"
+
+
+@pytest.mark.parametrize(
+    ("assignments", "key", "text"),
+    [
+        (["ensemble={things}Sharp", "sharpness=x"], "sharpness", "expected a number, got 'x'"),
+        (["ensemble={things}Sharp", "sharpnes=1"], "sharpnes", "unknown key; did you mean 'sharpness'?"),
+        (["ensemble={things}Sharp", "sharpness=5"], "sharpness", "expected at most 3.0"),
+        (
+            ["ensemble={things}Sharp", "sharpness=7"],
+            "",
+            "expected users_things:Sharp to say what it refuses; it raised RuntimeError: seven",
+        ),
+        (
+            ["ensemble={things}Sharp", "sharpness=8"],
+            "",
+            "expected users_things:Sharp to say what it refuses; it",
+        ),
+        (["transfer={things}Bumps"], "bumps", "is required. Expected: How many bumps."),
+        (["transfer={things}Bumps", "bumps=2", "shape.dept=3"], "shape.dept", "did you mean 'depth'?"),
+        (["transfer={things}Bumps", "bumps=2", "shape.depth=a"], "shape.depth", "a whole number, got 'a'"),
+        (["transfer={things}Bumps", "bumps=2", "images=0"], "images", "at least 1, got 0"),
+        (["method={things}Method", "strength=a"], "strength", "expected a number, got 'a'"),
+        (["transfer={things}Sharp"], "transfer", "to be a class derived from kdfed.transfer_sets"),
+        (["ensemble={things}Blunt"], "ensemble", "module 'users_things' has no attribute 'Blunt'"),
+    ],
+)
+def test_a_mistake_with_a_thing_of_the_users_has_the_key_of_the_file(path, things, assignments, key, text):
+    words = [f"consolidation.{word.format(things=things)}" for word in assignments]
+    if assignments[0].startswith("method"):  # what the file says of vanilla goes with it
+        words.append("consolidation.init=common")
+    mistakes = _mistakes(path, *words)
+    (found,) = mistakes
+    assert found.removeprefix("arms.consolidated.") == f"consolidation.{key}".rstrip(".")
+    assert text in mistakes[found]
+
+
+@pytest.mark.parametrize("text", ["imagse=3", "image=3"])
+def test_the_nearest_key_may_be_that_of_what_is_chosen(path, text):
+    mistakes = _mistakes(path, "consolidation.transfer=noise", f"consolidation.{text}")
+    assert list(mistakes.values()) == ["unknown key; did you mean 'images'?"]
+
+
+def test_a_required_key_without_a_sentence_of_its_own_gets_none_of_another(path, things):
+    assert _mistakes(path, f"local.mode={things}Mode")["local.pull"] == "is required"
+
+
+def test_all_mistakes_with_things_of_the_users_are_reported_at_once(path, things):
+    mistakes = _mistakes(
+        path,
+        "partition.kind=no_module:Own",
+        "partition.participants=0",
+        f"local.mode={things}Sharp",
+        "consolidation.ensemble=also:missing",
+        "consolidation.transfer=nois",
+        "consolidation.epochs=0",
+        f"server.strategy={things}Server",
+        "server.sampled=0",
+        "arms.cold.local.mode=gone:Mode",
+        "arms.consolidated.consolidation.lr=-1",
+    )
+    assert set(mistakes) == {
+        *("partition.kind", "partition.participants", "local.mode", "consolidation.ensemble"),
+        *("consolidation.transfer", "consolidation.epochs", "server.sampled", "arms.cold.local.mode"),
+        "arms.consolidated.consolidation.lr",
+    }
+    assert "No module named 'no_module'" in mistakes["partition.kind"]
+    assert "to be a class derived from kdfed.local.mode.LocalMode" in mistakes["local.mode"]
+    assert "did you mean 'noise'?" in mistakes["consolidation.transfer"]
+
+
+@pytest.mark.parametrize(
+    ("written", "change", "gone", "kept"),
+    [
+        ("ensemble: {}Sharp, sharpness: 1.5", "ensemble=mean-logits", "sharpness", "epochs"),
+        ("transfer: {}Bumps, bumps: 2, images: 7", "transfer=public", "bumps", "epochs"),
+        ("transfer: {}Bumps, bumps: 2, images: 7", "transfer=noise", "bumps", "images"),
+        ("transfer: noise, images: 7", "transfer=public", "images", "epochs"),
+        ("transfer: proxy, proxy: {{source: digits}}, images: 7", "transfer=noise", "proxy", "images"),
+        ("method: {}Method, strength: 2, transfer: noise, images: 7", "method=vanilla", "strength", "images"),
+        ("method: vanilla, ensemble: {}Sharp, sharpness: 1", "method=mutual", "sharpness", "epochs"),
+        ("method: vanilla, weight: 1, transfer: noise, images: 7", "method={}Method", "weight", "images"),
+    ],
+)
+@pytest.mark.parametrize("place", ["", "arms.consolidated."])
+def test_the_keys_of_what_is_no_longer_chosen_are_dropped(path, things, written, change, gone, kept, place):
+    arms = "arms: {cold: {}, consolidated: {start: consolidated}}"
+    path.write_text(f"name: x\nconsolidation: {{epochs: 5, {written.format(things)}}}\n{arms}\n")
+    before = load_experiment(path).arm("consolidated").consolidation.model_dump()
+    assert gone in before
+    experiment = load_experiment(path, [f"{place}consolidation.{change.format(things)}"])
+    after = experiment.arm("consolidated").consolidation.model_dump()
+    assert gone not in after
+    assert after[kept] == before[kept]
+
+
+def test_another_kind_of_the_users_keeps_what_every_kind_has(path, things):
+    experiment = load_experiment(path, [f"partition.kind={things}Halves", "partition.skew=2"])
+    assert (experiment.partition.participants, experiment.partition.skew) == (20, 2.0)
+    assert "alpha" not in experiment.partition.model_dump()
+
+
+def test_a_module_beside_the_file_is_found(path, monkeypatch):
+    monkeypatch.setattr("kdfed.named._FOLDERS", [])
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (path.parent / "users_beside.py").write_text(THINGS)
+    experiment = load_experiment(path, ["local.mode=users_beside:Mode", "local.pull=1"])
+    assert experiment.folder == path.parent
+    assert Path(sys.modules.pop("users_beside").__file__).parent == path.parent
+
+
+# ----------------------------------------------------------------------------- records
+
+
+def test_a_recorded_experiment_is_read_without_importing_anything(path, things):
+    words = [
+        *(f"consolidation.ensemble={things}Sharp", "consolidation.sharpness=1.5"),
+        *(f"consolidation.transfer={things}Bumps", "consolidation.bumps=2"),
+        *(f"partition.kind={things}Halves", f"server.strategy={things}Server", "arms.cold.server.eta=0.5"),
+        *(f"arms.cold.local.mode={things}Mode", "arms.cold.local.pull=2"),
+    ]
+    experiment = load_experiment(path, words)
+    sys.modules.pop("users_things")
+    (path.parent / "users_things.py").write_text("raise RuntimeError('imported')")
+    record = path.parent / "recorded.yaml"
+    record.write_text(experiment.to_yaml())
+    recorded = read_recorded(record)
+    assert "users_things" not in sys.modules
+    assert recorded == experiment
+    assert yaml.safe_load(recorded.to_yaml()) == yaml.safe_load(experiment.to_yaml())
+    for name in experiment.arms:
+        one, two = (each.arm(name).model_dump(mode="json") for each in (recorded, experiment))
+        assert one == two
+    with pytest.raises(ConfigError, match="RuntimeError: imported"):
+        load_experiment(record)
+
+
+def test_a_record_of_registered_things_reads_back(path):
+    words = ["consolidation.transfer=noise", "consolidation.images=9", "server.strategy=feddf"]
+    experiment = load_experiment(path, words)
+    record = path.parent / "recorded.yaml"
+    record.write_text(experiment.to_yaml())
+    assert read_recorded(record) == experiment
+
+
+@pytest.mark.parametrize("text", ["name: x", "name: [", "name: x\narms: {cold: {}}\nthreads: many"])
+def test_a_record_that_is_none_is_refused(path, text):
+    path.write_text(text)
+    with pytest.raises(ConfigError):
+        read_recorded(path)

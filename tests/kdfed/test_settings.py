@@ -1,16 +1,17 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
 
 import annotated_types
 import pytest
+from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from kdfed import config
+from kdfed.config import experiment_type
 from kdfed.errors import ConfigError
-from kdfed.settings import Settings
-from simulations.experiments import load_experiment
+from simulations.experiments import FAMILIES, load_experiment
 
 
 def bounded(annotation: Any, metadata: list[Any]) -> bool:
@@ -23,12 +24,40 @@ def bounded(annotation: Any, metadata: list[Any]) -> bool:
     return all(bounded(argument, []) for argument in get_args(annotation) if argument is not Ellipsis)
 
 
+def models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    """Yield the settings classes that an annotation holds, and all that they hold."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+        for field in annotation.model_fields.values():
+            yield from models_in(field.annotation)
+    for argument in get_args(annotation):
+        yield from models_in(argument)
+
+
+MODELS = list(dict.fromkeys(models_in(experiment_type(FAMILIES))))
+
+
+def test_the_schema_holds_every_thing_that_can_be_chosen() -> None:
+    for family in FAMILIES:
+        for kind in family.members.values():
+            assert any(issubclass(model, kind) for model in MODELS), kind
+
+
+def test_every_field_has_a_meaning() -> None:
+    silent = [
+        f"{model.__name__}.{name}"
+        for model in MODELS
+        for name, field in model.model_fields.items()
+        if not field.description
+    ]
+    assert silent == []
+
+
 def test_every_number_of_an_experiment_has_an_upper_bound() -> None:
-    models = [v for v in vars(config).values() if isinstance(v, type) and issubclass(v, Settings)]
-    assert len(models) > 40
+    assert len(MODELS) > 40
     free = [
         f"{model.__name__}.{name}"
-        for model in models
+        for model in MODELS
         for name, field in model.model_fields.items()
         if not bounded(field.annotation, field.metadata)
     ]

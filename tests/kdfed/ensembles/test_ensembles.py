@@ -5,16 +5,18 @@ import math
 import numpy as np
 import pytest
 import torch
-from kdfed.ensemble import UNWEIGHTED, combine
 
-from kdfed.config import Ensemble
 from kdfed.ensembles import ENSEMBLES
-from kdfed.ensembles.validated import validated_scores
 from kdfed.errors import KdfedError
-from kdfed.privacy import add_laplace_noise
 
-LN3 = math.log(3)
-ALL = sorted(ENSEMBLES)
+ALL = sorted(ENSEMBLES.members)
+WEIGHTED = ("label-counts", "validated")
+
+
+def combine(
+    name: str, logits: torch.Tensor, temperature: float, scores: torch.Tensor | None = None
+) -> torch.Tensor:
+    return ENSEMBLES.find(name)().target(logits, temperature, scores)
 
 
 def random_logits(teachers: int = 3, examples: int = 5, classes: int = 4) -> torch.Tensor:
@@ -22,7 +24,7 @@ def random_logits(teachers: int = 3, examples: int = 5, classes: int = 4) -> tor
 
 
 def scores_for(name: str, teachers: int = 3, classes: int = 4) -> torch.Tensor | None:
-    if name in UNWEIGHTED:
+    if name not in WEIGHTED:
         return None
     scores = torch.arange(teachers * classes, dtype=torch.float64).view(teachers, classes) % 5
     scores[:, 1] = 0  # a class that nobody has
@@ -65,8 +67,15 @@ def slow_combine(
     return target
 
 
-def test_the_list_names_what_the_experiment_can_name() -> None:
-    assert set(ENSEMBLES) == set(Ensemble.__args__)  # type: ignore[attr-defined]
+def test_the_registry_names_each_ensemble_as_its_settings_do() -> None:
+    assert {name: kind().ensemble for name, kind in ENSEMBLES.members.items()} == {name: name for name in ALL}
+    assert len(ALL) == 5
+
+
+def test_an_ensemble_that_is_not_asked_for_counts_or_validation_has_no_scores() -> None:
+    counts, labels = np.ones((3, 4)), torch.zeros(5, dtype=torch.int64)
+    for name in set(ALL) - set(WEIGHTED):
+        assert ENSEMBLES.find(name)().scores(random_logits(), labels, counts) is None
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -95,83 +104,20 @@ def test_the_order_of_teachers_does_not_matter(name: str) -> None:
 def test_targets_are_probabilities_even_for_extreme_logits(name: str) -> None:
     """The two teachers are sure of classes for which they have no weight."""
     logits = torch.tensor([[[500.0, 0.0]], [[0.0, 500.0]]])
-    scores = None if name in UNWEIGHTED else torch.tensor([[0.0, 1.0], [1.0, 0.0]])
+    scores = None if name not in WEIGHTED else torch.tensor([[0.0, 1.0], [1.0, 0.0]])
     target = combine(name, logits, 0.5, scores)
     assert torch.isfinite(target).all()
     torch.testing.assert_close(target.sum(1), torch.ones(1))
 
 
-def test_worked_mean_logits() -> None:
-    """Teachers (2 T ln 3, 0) and (0, 0): mean (T ln 3, 0), softmax at T (3/4, 1/4)."""
-    logits = torch.tensor([[[8 * LN3, 0.0]], [[0.0, 0.0]]])
-    torch.testing.assert_close(combine("mean-logits", logits, 4.0), torch.tensor([[0.75, 0.25]]))
-
-
-def test_worked_mean_probabilities() -> None:
-    """At T = 4, (4 ln 3, 0) is (3/4, 1/4) and (0, 0) is (1/2, 1/2): mean (5/8, 3/8)."""
-    logits = torch.tensor([[[4 * LN3, 0.0]], [[0.0, 0.0]]])
-    torch.testing.assert_close(combine("mean-probabilities", logits, 4.0), torch.tensor([[0.625, 0.375]]))
-
-
-def test_worked_label_counts() -> None:
-    """Probabilities (3/4, 1/4) and (1/4, 3/4); counts (3, 0) and (1, 0).
-    Class 0: 3/4 * 3/4 + 1/4 * 1/4 = 10/16. Class 1, which nobody has: (1/4 + 3/4) / 2 = 8/16.
-    Scaled: (10/18, 8/18).
-    """
-    logits = torch.tensor([[[LN3, 0.0]], [[0.0, LN3]]])
-    target = combine("label-counts", logits, 1.0, torch.tensor([[3, 0], [1, 0]]))
-    torch.testing.assert_close(target, torch.tensor([[10 / 18, 8 / 18]]))
-
-
-def test_worked_confidence() -> None:
-    """A teacher without opinion has weight 0, so the other one decides: (3/4, 1/4) at T = 4."""
-    logits = torch.tensor([[[4 * LN3, 0.0]], [[0.0, 0.0]]])
-    torch.testing.assert_close(combine("confidence", logits, 4.0), torch.tensor([[0.75, 0.25]]))
-
-
-def test_teachers_without_any_confidence_weigh_the_same() -> None:
-    target = combine("confidence", torch.zeros(3, 2, 4), 1.0)
-    torch.testing.assert_close(target, torch.full((2, 4), 0.25))
-
-
-def test_worked_validated_scores() -> None:
-    """Labels 0 0 1. Teacher 0 says 0 0 0: in class 0 two right, 3 said and 2 labelled, F1 = 4/5; class 1: 0.
-    Teacher 1 says 0 1 1: class 0 one right, 1 + 2, F1 = 2/3; class 1 one right, 2 + 1, F1 = 2/3. Class 2: 0.
-    """
-    said = torch.tensor([[0, 0, 0], [0, 1, 1]])
-    scores = validated_scores(torch.nn.functional.one_hot(said, 3).float(), torch.tensor([0, 0, 1]))
-    expected = torch.tensor([[4 / 5, 0, 0], [2 / 3, 2 / 3, 0]], dtype=torch.float64)
-    torch.testing.assert_close(scores, expected)
-
-
-@pytest.mark.parametrize("name", ["label-counts", "validated"])
+@pytest.mark.parametrize("name", WEIGHTED)
 def test_weighted_ensembles_refuse_missing_or_misshapen_scores(name: str) -> None:
-    with pytest.raises(KdfedError, match=rf"'{name}' needs one score .* shape \(3, 4\), got none"):
+    with pytest.raises(KdfedError, match=r"one score per teacher and class, shape \(3, 4\), got none"):
         combine(name, random_logits(), 1.0)
     with pytest.raises(KdfedError, match=r"shape \(3, 4\), got shape \(2, 4\)"):
         combine(name, random_logits(), 1.0, torch.ones(2, 4))
 
 
-def test_laplace_noise_has_the_scale_one_over_epsilon() -> None:
-    """A Laplace distribution of scale b has mean absolute value b."""
-    counts = np.full(20_000, 1000)
-    noisy = add_laplace_noise(counts, 0.25, np.random.default_rng(0))
-    assert np.abs(noisy - counts).mean() == pytest.approx(4.0, rel=0.03)
-    assert noisy.mean() == pytest.approx(1000.0, abs=0.2)
-
-
-def test_noisy_counts_are_never_negative_and_repeat_with_the_seed() -> None:
-    counts = np.array([0, 1, 2, 0, 0, 5])
-    first, second = (add_laplace_noise(counts, 0.1, np.random.default_rng(3)) for _ in range(2))
-    assert first.min() >= 0
-    assert first.tolist() == second.tolist()
-
-
-def test_an_epsilon_of_zero_is_refused() -> None:
-    with pytest.raises(KdfedError, match="epsilon above 0, got 0"):
-        add_laplace_noise(np.ones(2), 0, np.random.default_rng(0))
-
-
-def test_an_unknown_ensemble_is_refused_though_there_are_scores() -> None:
-    with pytest.raises(KdfedError, match=r"expected one of mean-logits, .*, got 'own'"):
+def test_an_unknown_ensemble_is_refused() -> None:
+    with pytest.raises(KdfedError, match=r"expected one of mean-probabilities, .*, got 'own'"):
         combine("own", torch.zeros(2, 3, 4), 1.0, torch.ones(2, 4))

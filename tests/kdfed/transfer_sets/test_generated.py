@@ -16,6 +16,7 @@ from kdfed.models import build_model, state_of
 from kdfed.settings import DataSettings, ModelSettings, OptimiserSettings
 from kdfed.train import fit, predict
 from kdfed.transfer_sets.generated import (
+    GeneratedSet,
     GeneratorSettings,
     generate,
     generator_loss,
@@ -145,3 +146,11 @@ def test_what_cannot_teach_is_refused() -> None:
         generate([convolution], (1, 8, 8), 10, QUICK, seed=1)
     without = QUICK.model_copy(update={"activation_weight": 0.0})
     assert generate([convolution], (1, 8, 8), 10, without, seed=1).shape == (10, 1, 8, 8)
+
+
+def test_the_set_is_what_its_generator_draws(teachers: list[nn.Module]) -> None:
+    public = Examples(torch.zeros(30, *SHAPE), torch.zeros(30, dtype=torch.int64))
+    quick = GeneratorSettings(steps=2, width=2)
+    for images in (None, 12):
+        drawn = GeneratedSet(generator=quick, images=images).examples(public, teachers, 5).inputs
+        assert torch.equal(drawn, generate(teachers, SHAPE, images or 30, quick, 5))

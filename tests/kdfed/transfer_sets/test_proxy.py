@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from kdfed.data import prepare
+from kdfed.errors import DataError
+from kdfed.settings import DataSettings
+from kdfed.transfer_sets import ProxySet
+
+PROXY = DataSettings(source="mnist5k", limit=100)
+
+
+def test_a_proxy_of_another_shape_is_resized_and_never_from_its_test_split() -> None:
+    inputs = ProxySet(proxy=PROXY).draw((3, 12, 10), 75, [], 1)
+    assert inputs.shape == (75, 3, 12, 10)
+    resized = prepare(PROXY.model_copy(update={"shape": (3, 12, 10)}))
+    held = resized.examples(np.concatenate([resized.splits.transfer, resized.splits.train])).inputs
+    assert sorted(inputs.sum((1, 2, 3)).tolist()) == sorted(held.sum((1, 2, 3)).tolist())
+
+
+@pytest.mark.parametrize(
+    ("settings", "shape", "count", "key", "message"),
+    [
+        (PROXY, (5,), 10, "proxy", "a proxy needs images, got inputs of shape"),
+        (PROXY, (1, 8, 8), 76, "proxy", "expected 76 images of the proxy, got 75"),
+        (
+            DataSettings(source="synthetic:examples=50,classes=2,shape=4"), (1, 8, 8), 10,
+            "proxy.source", "can be converted to",
+        ),
+        (DataSettings(source="parquet:/no"), (1, 8, 8), 10, "proxy.source", "expected a parquet file"),
+    ],
+)  # fmt: skip
+def test_a_proxy_that_does_not_fit_is_refused(
+    settings: DataSettings, shape: tuple[int, ...], count: int, key: str, message: str
+) -> None:
+    with pytest.raises(DataError, match=message) as caught:
+        ProxySet(proxy=settings).draw(shape, count, [], 1)
+    assert caught.value.key == key
+
+
+def test_a_bomb_among_a_proxys_images_is_an_error_of_the_proxy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from PIL import Image
+
+    from kdfed.data import images
+
+    monkeypatch.setattr(images, "MAX_PIXELS", 1000)
+    (tmp_path / "cat").mkdir()
+    for name, size in (("0", (8, 8)), ("1", (50, 50))):
+        Image.new("L", size).save(tmp_path / f"cat/{name}.png")
+    with pytest.raises(DataError, match=r"cat/1\.png of .*got 50 x 50") as caught:
+        ProxySet(proxy=DataSettings(source=f"folder:{tmp_path}", classes=("cat",))).draw((1, 8, 8), 1, [], 1)
+    assert caught.value.key == "proxy.source"
+
+
+def test_a_proxy_that_does_not_fit_in_memory_says_so() -> None:
+    with pytest.raises(DataError, match="of memory of this machine") as caught:
+        ProxySet(proxy=PROXY).draw((3, 10**6, 10**6), 1, [], 1)
+    assert caught.value.key == "proxy.source"
