@@ -25,7 +25,8 @@ from clients.telling import tell
 from clients.trainees import PairedModels, ReceivedModel
 from kdfed import wire
 from kdfed.cohort import predict_stack, train_cohort
-from kdfed.local import LOCAL_MODES, plain_loss
+from kdfed.errors import ParticipantError, shown
+from kdfed.local import LOCAL_MODES, LocalLoss, plain_loss
 from kdfed.local.pairs import Pair
 from kdfed.models import State, build_model, load_state, state_of
 from kdfed.privacy import add_laplace_noise
@@ -116,6 +117,11 @@ def train(message: Message, context: Context) -> Message:
         settings = LOCAL_MODES.parse(str(task.config["local"]))
         seed, server_round = int(task.config["seed"]), int(task.config["server-round"])
         loss = settings.loss(lambda: _received(task, participants), participants.data.task)
+        if not isinstance(loss, LocalLoss):
+            raise ParticipantError(
+                f"local mode {settings.mode!r}: expected loss to return a kdfed.local.LocalLoss, got "
+                f"{shown(loss)}"
+            )
         trainees: ReceivedModel | PairedModels
         federated = ModelSettings.model_validate_json(str(task.config["model"]))
         personal = settings.personal_model(federated)

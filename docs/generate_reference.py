@@ -14,8 +14,9 @@ import annotated_types
 from pydantic.fields import FieldInfo
 
 from kdfed.config import combinations, experiment_type
-from kdfed.family import Family, Thing
+from kdfed.family import Family
 from kdfed.settings import DataSettings, ModelSettings, RoundSettings, Settings, TeacherSettings
+from kdfed.thing import Thing
 from simulations.experiments import FAMILIES
 
 PAGE = Path(__file__).parent / "reference.md"

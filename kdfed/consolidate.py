@@ -15,7 +15,7 @@ from torch import nn
 from kdfed.augmentation import views_of
 from kdfed.distill.distillation import ConsolidationResult, Distillation, OnEpoch
 from kdfed.distill.method import KDMethod
-from kdfed.errors import KdfedError
+from kdfed.errors import KdfedError, shown
 from kdfed.models import spare_inputs
 from kdfed.seeding import torch_generator
 from kdfed.task import CLASSIFICATION, Task
@@ -84,4 +84,10 @@ def consolidate(
     for model in (student, *(() if isinstance(teachers, torch.Tensor) else teachers)):
         spare_inputs(model)
     work = Distillation(student, teachers, transfer, validation, settings, seed, label_counts, on_epoch, task)
-    return settings.distil(work)
+    result = settings.distil(work)
+    if not isinstance(result, ConsolidationResult):
+        raise KdfedError(
+            f"method {settings.method!r}: expected distil to return a ConsolidationResult, as work.follow "
+            f"and work.train do, got {shown(result)}"
+        )
+    return result

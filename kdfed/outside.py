@@ -7,9 +7,8 @@ from typing import Any
 
 from kdfed.data.sources import SOURCES, kind_of
 from kdfed.families import KDFED
+from kdfed.family import FREE
 from kdfed.models import is_shipped
-
-_FREE = ("options", "columns", "classes")  # of whose keys and values nothing is looked up
 
 
 def is_shipped_source(name: str) -> bool:
@@ -34,7 +33,7 @@ def outside_names(values: Any) -> Iterator[tuple[str, str]]:
         return
     for key, value in values.items():
         if not isinstance(value, str):
-            if key not in _FREE:
+            if key not in FREE:
                 yield from outside_names(value)
         elif key == "name" and not is_shipped(value):
             yield "model", value

@@ -11,11 +11,11 @@ from kdfed.config.checks import said_by, used_parts
 from kdfed.data import PreparedData, prepare
 from kdfed.device import resolve_device
 from kdfed.errors import ConfigError, DataError, Mistake
-from kdfed.family import Thing, within
 from kdfed.models import build_model, state_of
 from kdfed.partition import partition_of
 from kdfed.records import load_model, load_start
 from kdfed.settings import ModelSettings
+from kdfed.thing import Thing, within
 from kdfed.wire import spec_of
 
 

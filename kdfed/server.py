@@ -9,9 +9,9 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from kdfed.errors import KdfedError
-from kdfed.family import Refusal, Thing
 from kdfed.limits import most_steps
 from kdfed.settings import Fraction, OptimiserSettings, PositiveInt, Seconds, Settings
+from kdfed.thing import Refusal, Thing
 
 
 class DeadlineSettings(Settings):

@@ -40,7 +40,7 @@ import torch
 from torch.nn import functional
 
 from kdfed.ensembles.ensemble import Ensemble
-from kdfed.errors import KdfedError
+from kdfed.errors import KdfedError, shown
 from kdfed.losses import kd_losses, peer_losses
 
 WORST = -1e6
@@ -150,7 +150,14 @@ class Classification(Task):
         scores_KC: torch.Tensor | None,
     ) -> torch.Tensor:
         """Return the probabilities [N, C] of the ensemble."""
-        return ensemble.target(outputs_KNC, temperature, scores_KC)
+        target_NC = ensemble.target(outputs_KNC, temperature, scores_KC)
+        if not isinstance(target_NC, torch.Tensor) or target_NC.shape != outputs_KNC.shape[1:]:
+            got = tuple(target_NC.shape) if isinstance(target_NC, torch.Tensor) else shown(target_NC)
+            raise KdfedError(
+                f"ensemble {ensemble.ensemble!r}: expected probabilities of shape "
+                f"{tuple(outputs_KNC.shape[1:])}, got {got}"
+            )
+        return target_NC
 
     def soft_losses(
         self,

@@ -19,17 +19,18 @@ from flwr.app import ArrayRecord, Message, MetricRecord
 from flwr.serverapp.strategy import FedAvg, Strategy
 
 from kdfed import wire
+from kdfed.choosing import Choosing
 from kdfed.consolidate import consolidate
 from kdfed.device import resolve_device
 from kdfed.distill import VanillaConsolidation
 from kdfed.distill.method import soft_refusals
 from kdfed.ensembles import AnyEnsemble, MeanLogits
 from kdfed.errors import LogitsError, RunError
-from kdfed.family import Choosing, Refusal, within
 from kdfed.models import State, load_state, state_of
 from kdfed.seeding import derive
 from kdfed.server import ServerBase
 from kdfed.settings import DistillationSettings, Passes, Rate, Share, Temperature
+from kdfed.thing import Refusal, within
 from strategies.arm_config import ArmConfig
 
 

@@ -7,9 +7,9 @@ from typing import Any, Literal
 
 from flwr.serverapp.strategy import FedProx, Strategy
 
-from kdfed.family import Refusal
 from kdfed.local import ProximalLocal
 from kdfed.server import ServerBase
+from kdfed.thing import Refusal
 from strategies.arm_config import ArmConfig
 
 

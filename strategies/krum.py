@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal
 from flwr.serverapp.strategy import Krum, Strategy
 from pydantic import Field
 
-from kdfed.family import Refusal
 from kdfed.server import ServerBase
+from kdfed.thing import Refusal
 from strategies.arm_config import ArmConfig
 
 

@@ -33,12 +33,12 @@ from kdfed import wire
 from kdfed.consensus import digest_loss, public_places
 from kdfed.data import Examples, PreparedData
 from kdfed.device import resolve_device
-from kdfed.family import Refusal
 from kdfed.limits import most_steps
 from kdfed.models import load_state, state_of
 from kdfed.seeding import derive
 from kdfed.server import ServerBase
 from kdfed.settings import ModelSettings, OptimiserSettings, PositiveInt, several
+from kdfed.thing import Refusal
 from kdfed.train import fit
 from strategies.arm_config import ArmConfig
 

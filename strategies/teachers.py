@@ -33,6 +33,7 @@ from kdfed.records import Absent
 from kdfed.seeding import derive, sample_participants
 from kdfed.settings import ModelSettings, several
 from kdfed.train import predict
+from kdfed.transfer_sets.transfer_set import examples_of
 from strategies.arm_config import ArmConfig
 from strategies.participant_grid import ParticipantGrid
 
@@ -186,7 +187,9 @@ class TeacherPhase:
         refused = settings.transfer.refuses(self.arm.teachers.upload, settings.labels)
         if refused is not None:
             raise KdfedError(f"transfer {settings.transfer.transfer!r}: {refused}")
-        transfer = settings.transfer.examples(data.transfer, modules, derive(self.config.seed, "transfer"))
+        transfer = examples_of(
+            settings.transfer, data.transfer, modules, derive(self.config.seed, "transfer")
+        )
         counts = None
         if self.arm.teachers.label_counts.send:
             counts = np.array([teacher.label_counts for teacher in teachers], dtype=np.float64)

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator
 from itertools import product
 
+from kdfed.choosing import choices, parts
 from kdfed.config.experiment import Arm
 from kdfed.config.mistakes import related
 from kdfed.data.sources import task_problem
 from kdfed.errors import Mistake, shown
-from kdfed.family import Families, Family, Refusal, Thing, choices, parts, within
+from kdfed.family import Families, Family
 from kdfed.models import check_model
 from kdfed.named import NamedError, blamed
 from kdfed.settings import DataSettings, ModelSettings, NormaliseSettings, OptimiserSettings, Settings
+from kdfed.thing import Refusal, Thing, within
 
 Choice = tuple[str, str, str, bool, bool]
 """Method, transfer set, upload, labels, augmentation."""

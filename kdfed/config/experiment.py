@@ -10,10 +10,11 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar, cast
 
 from pydantic import AfterValidator, BaseModel, Field, PrivateAttr, create_model
 
+from kdfed.choosing import gathered
 from kdfed.config.document import dump
 from kdfed.config.merging import merge
 from kdfed.distill import KDMethod, VanillaConsolidation
-from kdfed.family import Families, gathered
+from kdfed.family import Families
 from kdfed.local import LocalMode, PlainLocal
 from kdfed.partitions import DirichletPartition, PartitionBase
 from kdfed.server import GivenStrategy, ServerBase

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from kdfed.family import Families, keys_of, own_keys
+from kdfed.choosing import keys_of, own_keys
+from kdfed.family import Families
 
 
 def merge(

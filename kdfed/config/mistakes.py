@@ -9,8 +9,9 @@ from typing import Any, get_args
 
 from pydantic import BaseModel
 
+from kdfed.choosing import choices, keys_of, own_keys
 from kdfed.errors import Mistake, near, shown
-from kdfed.family import Families, choices, keys_of, own_keys
+from kdfed.family import Families
 from kdfed.settings import kebab
 
 

@@ -6,10 +6,11 @@ from abc import abstractmethod
 from collections.abc import Iterator
 from typing import Any, ClassVar, Literal
 
+from kdfed.choosing import Choosing
 from kdfed.distill.distillation import ConsolidationResult, Distillation
-from kdfed.family import Choosing, Refusal, Thing
 from kdfed.settings import DistillationSettings
 from kdfed.task import temperature_problem
+from kdfed.thing import Refusal, Thing
 from kdfed.transfer_sets import AnyTransferSet, PublicSet
 
 

@@ -24,9 +24,9 @@ from kdfed.distill.method import KDMethod
 from kdfed.distill.vanilla import VanillaConsolidation
 from kdfed.ensembles import AnyEnsemble, MeanProbabilities
 from kdfed.errors import KdfedError
-from kdfed.family import Refusal
 from kdfed.models import load_state, state_of
 from kdfed.settings import Distinct, PositiveInt, Share, Temperature
+from kdfed.thing import Refusal
 
 
 class TunedConsolidation(KDMethod):

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from kdfed.errors import KdfedError
-from kdfed.family import Thing
+from kdfed.thing import Thing
 
 
 class Ensemble(Thing):

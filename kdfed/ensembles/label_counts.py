@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from kdfed.ensembles.ensemble import Ensemble, class_weighted
-from kdfed.family import Refusal
+from kdfed.thing import Refusal
 
 
 class LabelCounts(Ensemble):

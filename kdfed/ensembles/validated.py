@@ -15,7 +15,7 @@ import torch
 from torch.nn import functional
 
 from kdfed.ensembles.ensemble import Ensemble, class_weighted
-from kdfed.family import Refusal
+from kdfed.thing import Refusal
 
 
 class Validated(Ensemble):

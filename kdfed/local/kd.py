@@ -18,12 +18,12 @@ from typing import Any, ClassVar, Literal
 import torch
 
 from kdfed.ensembles.mean_logits import MeanLogits
-from kdfed.family import Refusal
 from kdfed.local.loss import LocalLoss, plain_loss
 from kdfed.local.mode import LocalMode, Received
 from kdfed.models import frozen
 from kdfed.settings import Share, Temperature
 from kdfed.task import Task, temperature_problem
+from kdfed.thing import Refusal
 
 
 class KDLocal(LocalMode):

@@ -8,10 +8,10 @@ from typing import TypeAlias
 
 from torch import nn
 
-from kdfed.family import Thing
 from kdfed.local.loss import LocalLoss
 from kdfed.settings import ModelSettings, OptimiserSettings
 from kdfed.task import Task
+from kdfed.thing import Thing
 
 Received: TypeAlias = Callable[[], nn.Module]
 """Returns the received model: called only where it is needed."""

@@ -11,8 +11,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from kdfed.family import Thing
 from kdfed.settings import PositiveInt
+from kdfed.thing import Thing
 
 
 class PartitionBase(Thing):

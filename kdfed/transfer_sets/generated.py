@@ -41,10 +41,10 @@ from torch.nn import functional
 
 from kdfed.data import PreparedData
 from kdfed.errors import ConfigError, KdfedError
-from kdfed.family import Refusal
 from kdfed.models import build_model, device_of, spare_inputs
 from kdfed.seeding import derive, torch_generator, torch_seed
 from kdfed.settings import Passes, PositiveInt, Rate, Settings, Weight, several
+from kdfed.thing import Refusal
 from kdfed.transfer_sets.transfer_set import DrawnSet
 
 

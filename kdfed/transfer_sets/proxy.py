@@ -11,8 +11,8 @@ from torch import nn
 
 from kdfed.data import PreparedData, prepare
 from kdfed.errors import DataError, shown
-from kdfed.family import Refusal
 from kdfed.settings import DataSettings
+from kdfed.thing import Refusal
 from kdfed.transfer_sets.transfer_set import DrawnSet
 
 

@@ -15,9 +15,10 @@ import torch
 from torch import nn
 
 from kdfed.data import Examples
-from kdfed.errors import KdfedError
-from kdfed.family import Thing
+from kdfed.errors import KdfedError, shown
+from kdfed.named import blamed
 from kdfed.settings import PositiveInt
+from kdfed.thing import Thing
 
 
 class TransferSet(Thing):
@@ -136,3 +137,27 @@ class HeldSet(TransferSet):
 def without_labels(inputs: torch.Tensor) -> Examples:
     """Return unlabelled examples; the zeros in place of their labels are never read."""
     return Examples(inputs, torch.zeros(len(inputs), dtype=torch.int64))
+
+
+def examples_of(chosen: TransferSet, public: Examples, teachers: Sequence[nn.Module], seed: int) -> Examples:
+    """Return a transfer set's examples, whoever made them; see :meth:`TransferSet.examples`.
+
+    Raises
+    ------
+    KdfedError
+        If it cannot be made, or what was made does not fit the task.
+    """
+    kind = type(chosen)
+    expected = (
+        f"transfer set {chosen.transfer!r}: expected kdfed.data.Examples with finite inputs of shape (N, "
+        f"{', '.join(map(str, public.inputs.shape[1:]))}) and N labels"
+    )
+    with blamed(f"{kind.__module__}:{kind.__name__}", expected):
+        made = chosen.examples(public, teachers, seed)
+        if not isinstance(made, Examples):
+            raise TypeError(f"returned {shown(made)}")
+        if made.inputs.shape[1:] != public.inputs.shape[1:] or not 0 < len(made.inputs) == len(made.labels):
+            raise ValueError(f"returned shapes {tuple(made.inputs.shape)} and {tuple(made.labels.shape)}")
+        if not bool(torch.isfinite(made.inputs).all()):
+            raise ValueError("returned infinity or NaN")
+    return made

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
+from kdfed.choosing import parts
 from kdfed.data import prepare
-from kdfed.family import parts
 from kdfed.outside import outside_names
 from kdfed.partitions import PartitionBase
 from kdfed.settings import DataSettings, ModelSettings

@@ -11,13 +11,14 @@ from typing import Annotated, Any, ClassVar, Literal, cast
 
 from pydantic import Field, ValidationError, create_model
 
+from kdfed.choosing import Choosing, gathered, parts
 from kdfed.config import merge, parse_set, read_mapping
 from kdfed.config.checks import data_problems, momentum_problem, regression_problem, said_by
 from kdfed.config.mistakes import describe_all
 from kdfed.distill import KDMethod
 from kdfed.ensembles import AnyEnsemble, MeanProbabilities
 from kdfed.errors import ConfigError, Mistake, shown
-from kdfed.family import Choosing, Families, gathered, parts, within
+from kdfed.family import Families
 from kdfed.models import check_model
 from kdfed.named import search_in
 from kdfed.partitions import PartitionBase
@@ -34,6 +35,7 @@ from kdfed.settings import (
     Temperature,
 )
 from kdfed.task import temperature_problem
+from kdfed.thing import within
 from kdfed.transfer_sets import DrawnSet, TransferSet
 from simulations.experiments import FAMILIES
 

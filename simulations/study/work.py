@@ -32,7 +32,7 @@ from kdfed.records.parsing import parse_json
 from kdfed.records.rounds import Count, Score
 from kdfed.seeding import derive, derive_many, numpy_generator
 from kdfed.train import predict
-from kdfed.transfer_sets.transfer_set import HeldSet, without_labels
+from kdfed.transfer_sets.transfer_set import HeldSet, examples_of, without_labels
 from simulations.study.cells import (
     Point,
     Trial,
@@ -174,7 +174,7 @@ def transfer_of(study: StudySettings, point: Point, cache: Path) -> Examples:
         if chosen.needs_teachers:
             generate_at(study, point, cache)
             return without_labels(_tensors(generated_file(cache, study, point))["inputs"])
-        return chosen.examples(data.examples(data.splits.transfer), (), derive(point.seed, "transfer"))
+        return examples_of(chosen, data.examples(data.splits.transfer), (), derive(point.seed, "transfer"))
     student, *teachers = (partition.indices[member] for member in range(point.teachers + 1))
     places = chosen.places(data.splits.transfer, student, teachers)
     places = numpy_generator(point.seed, "transfer").permutation(places)
@@ -202,7 +202,7 @@ def generate_at(study: StudySettings, point: Point, cache: Path) -> None:
     data = prepare(study.data)
     _, *teachers = _models(study, point, cache)
     public, seed = data.examples(data.splits.transfer), derive(point.seed, "transfer")
-    made = study.transfer_set(point.transfer, point.images).examples(public, teachers, seed)
+    made = examples_of(study.transfer_set(point.transfer, point.images), public, teachers, seed)
     write_atomically(file, save({"inputs": made.inputs}))
 
 

@@ -10,13 +10,15 @@ from typing import Any
 
 import pytest
 
+from kdfed.choosing import choices, gathered, keys_of, own_keys, parts
 from kdfed.distill import METHODS, TunedConsolidation, VanillaConsolidation
 from kdfed.ensembles import ENSEMBLES, MeanLogits
 from kdfed.errors import KdfedError
-from kdfed.family import Families, Refusal, choices, gathered, keys_of, own_keys, parts, within
+from kdfed.family import Families
 from kdfed.named import NamedError
 from kdfed.partitions import PARTITIONS
 from kdfed.settings import Settings
+from kdfed.thing import Refusal, within
 from kdfed.transfer_sets import TRANSFER_SETS, NoiseSet, PublicSet
 from simulations.experiments import FAMILIES
 

@@ -218,7 +218,7 @@ def test_weights_to_start_from_that_an_arm_would_refuse_are_found_before_anythin
 
 
 OWN = """
-from kdfed.family import Refusal
+from kdfed.thing import Refusal
 from kdfed.partitions import UniformPartition
 
 

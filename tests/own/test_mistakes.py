@@ -90,7 +90,27 @@ def test_a_mistake_in_the_file_is_told_before_anything_starts(
             f"{RAISES}; teachers = len",
             "arm trimmed, seed 0: ValueError: no idea",
         ),
-        ("transfer-set", "generator = ", f"{RAISES}; generator = ", "arm mixed, seed 0: ValueError: no idea"),
+        (
+            "transfer-set",
+            "generator = ",
+            f"{RAISES}; generator = ",
+            "and N labels; it raised ValueError: no idea (my_transfer.py",
+        ),
+        ("transfer-set", "return without", "return id or without", "it raised TypeError: returned <built-in"),
+        (
+            "transfer-set",
+            "torch.lerp(first, second, self.mixing)",
+            "first.flatten(1)",
+            "it raised ValueError: returned shapes",
+        ),
+        (
+            "kd-method",
+            "return work.follow(",
+            "work.follow(",
+            "expected distil to return a ConsolidationResult, as work.follow and work.train do, got None",
+        ),
+        ("ensemble", "return mean_NC /", "return mean_NC[1:] /", "expected probabilities of shape"),
+        ("local-mode", "return LocalLoss(losses)", "return losses", "expected loss to return a kdfed.local"),
         ("strategy", "return DecayedFedAvg(", "return id(", "build to return a Strategy of flwr"),
         (
             "strategy",

@@ -486,7 +486,7 @@ import numpy as np
 import torch
 from kdfed.distill import KDMethod
 from kdfed.ensembles import Ensemble
-from kdfed.family import Refusal
+from kdfed.thing import Refusal
 from kdfed.local import PLAIN, LocalMode
 from kdfed.partitions import PartitionBase
 from kdfed.server import ServerBase
