@@ -68,10 +68,9 @@ def gathered(model: type[Settings], values: Mapping[str, Any]) -> dict[str, Any]
     for name, field in model.model_fields.items():
         kinds, kind = choices(model).get(name), field.annotation
         if kinds is not None:
-            given = result.get(name)
-            if given is None:
-                given = getattr(field.get_default(call_default_factory=True), name, None)
-            if given is None or isinstance(given, Mapping | Thing):
+            default = getattr(field.get_default(call_default_factory=True), name, None)
+            given = result.get(name, default)
+            if (given is None and name not in result) or isinstance(given, Mapping | Thing):
                 continue  # put together already
             chosen = kinds.get(given) if isinstance(given, str) else None
             own = set() if chosen is None else own_keys(chosen, name)

@@ -57,6 +57,25 @@ def near(word: object, known: Iterable[str]) -> str:
     return f"; known: {shortened(', '.join(names), 1000)}" if names else ""
 
 
+def expected_one_of(known: Iterable[str], got: object, *, named: bool = True) -> str:
+    """Say what names there are, of which what arrived is none.
+
+    Parameters
+    ----------
+    known
+        The names.
+    got
+        What arrived.
+    named
+        Whether a ``package.module:name`` would do too.
+    """
+    names = list(known)
+    match = difflib.get_close_matches(str(got), names, n=1, cutoff=0.6)
+    hint = f"; did you mean {shown(match[0])}?" if match else ""
+    other = " or package.module:name" if named else ""
+    return f"expected one of {', '.join(names)}{other}, got {shown(got)}{hint}"
+
+
 def unknown(what: str, name: object, known: Iterable[str], add: str) -> KdfedError:
     """Return the error of a name that nothing is registered for: nothing else is done in its stead.
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import Annotated, Any, Generic, Literal, TypeVar, Union, cast
@@ -18,8 +19,8 @@ from pydantic import ConfigDict, Field, create_model
 from pydantic.fields import FieldInfo
 
 from kdfed.choosing import Chosen, choices, gathered, own_keys
-from kdfed.errors import KdfedError, near, shown
-from kdfed.named import NamedError, is_named, load_named
+from kdfed.errors import KdfedError, expected_one_of, shown
+from kdfed.named import NamedError, blamed, is_named, load_named
 from kdfed.settings import Settings, kebab
 from kdfed.thing import Thing
 
@@ -98,11 +99,11 @@ class Family(Generic[T]):
         if name in self.members:
             return self.members[name]
         if not is_named(name):
-            raise KdfedError(
-                f"expected one of {', '.join(self.members)} or package.module:name, got "
-                f"{shown(name)}{near(name, self.members)}"
-            )
-        return cast("type[T]", _named(self.base, self.tag, name, self._checked(name)))
+            raise KdfedError(expected_one_of(self.members, name))
+        found = self._checked(name)
+        with blamed(name, f"expected {name} to be a class whose settings can be made"):
+            found.model_rebuild()
+            return cast("type[T]", _named(self.base, self.tag, name, found))
 
     def parse(self, text: str) -> T:
         """Read a thing that was written as JSON: of a message, or a cache.
@@ -193,14 +194,17 @@ class Families:
     @cached_property
     def sections(self) -> dict[str, Family[Any]]:
         """The families whose things are whole sections of an experiment, by section."""
-        inner = {family.tag: family for family in self.every if family.inner}
         return {
             family.section: replace(
-                family, members={name: _opened(kind, inner) for name, kind in family.members.items()}
+                family, members={name: self.opened(kind) for name, kind in family.members.items()}
             )
             for family in self.every
             if not family.inner
         }
+
+    def opened(self, model: type[S]) -> type[S]:
+        """Return a model in which everything of these families can be chosen; itself where it can already."""
+        return _opened(model, {family.tag: family for family in self.every if family.inner})
 
     def including(self, key: str, name: str, kind: type[Thing]) -> Families:
         """Return the families, with one more thing in one of them."""
@@ -208,19 +212,31 @@ class Families:
 
     def named_in(self, values: Any) -> Iterator[tuple[str, Family[Any], str]]:
         """Yield what nested values, as read from a file, choose by name: dotted key, family, name."""
-        tags = {family.tag: family for family in self.every}
         for key, value in _leaves(values):
-            family = tags.get(key.rpartition(".")[2])
-            if family is not None and isinstance(value, str):
-                yield key, family, value
+            if not isinstance(value, str):
+                continue
+            place = re.sub(r"^(\.\d+\.)?(arms\.[^.]*\.)?", "", key)
+            for family in self.every:
+                inside = family.inner and re.fullmatch(rf"server\.\w+\.{family.tag}", place)
+                if place == family.key or inside:
+                    yield key, family, value
 
     def open_to(self, values: Any) -> tuple[Families, list[tuple[str, str]]]:
-        """Look up what values name that is not registered.
+        """Look up what the values of an experiment, as read from a file, name that is not registered.
+
+        See :meth:`including_all`.
+        """
+        return self.including_all(self.named_in(values))
+
+    def including_all(
+        self, names: Iterable[tuple[str, Family[Any], str]]
+    ) -> tuple[Families, list[tuple[str, str]]]:
+        """Look up what is not registered.
 
         Parameters
         ----------
-        values
-            Nested, as read from a file.
+        names
+            Dotted key, family and name of whatever is chosen.
 
         Returns
         -------
@@ -229,12 +245,13 @@ class Families:
             something that takes any keys, so that the rest can be looked at.
         """
         families, problems = self, []
-        for key, family, name in self.named_in(values):
+        for key, family, name in names:
             if not is_named(name) or name in families[family.key].members:
                 continue
             try:
                 kind = family.find(name)
-                families.including(family.key, name, kind).sections  # noqa: B018 - refuses clashing keys
+                with blamed(name, f"expected {name} to be a class whose settings can be made"):
+                    families.including(family.key, name, kind).sections  # noqa: B018 - refuses clashing keys
             except NamedError as error:
                 problems.append((key, str(error)))
                 kind = family.placeholder(name)

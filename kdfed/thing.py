@@ -46,6 +46,9 @@ class Thing(Settings):
     needs_classes: ClassVar[str] = "it needs classes"
     """Why a regression cannot have it; empty where it can."""
 
+    def __hash__(self) -> int:
+        return hash((type(self), self.model_dump_json()))  # lists among its settings have no hash
+
     def refusals(self, arm: Any) -> Iterator[Refusal]:
         """Yield what it cannot be put together with.
 

@@ -24,7 +24,7 @@ from kdfed.config import Experiment, split_set
 from kdfed.data import PreparedData, prepare
 from kdfed.errors import ConfigError, KdfedError, Mistake, RecordError, RunError, one_line
 from kdfed.events import FOLDER, OVERWRITE, PROGRESS, Event, OnEvent, ignore
-from kdfed.named import search_in
+from kdfed.named import ends_program, search_in
 from kdfed.partition import Partition, class_counts, partition_of
 from kdfed.preflight import check_data
 from kdfed.reasons import reason_of
@@ -247,7 +247,9 @@ def _run_arm(grid: Grid, config: ArmConfig, folder: RunFolder, on_event: OnEvent
         state = dict(result.arrays.to_torch_state_dict())
     except RecordError:
         raise
-    except Exception as error:
+    except BaseException as error:  # an arm's own code may call exit
+        if ends_program(error):
+            raise
         if not isinstance(error, KdfedError):
             logging.getLogger("kdfed").exception("arm %s, seed %d", name, seed)
         return Failure(name, seed, phase, _told(error))
@@ -268,7 +270,7 @@ def _run_arm(grid: Grid, config: ArmConfig, folder: RunFolder, on_event: OnEvent
     return None
 
 
-def _told(error: Exception) -> str:
+def _told(error: BaseException) -> str:
     return str(error) if isinstance(error, KdfedError) else one_line(reason_of(error))
 
 

@@ -132,7 +132,7 @@ class FedDF(FedAvg):
             teachers,
             data.transfer.to(self._device),
             data.validation.to(self._device),
-            VanillaConsolidation(**self._settings.distillation.model_dump()),
+            VanillaConsolidation.model_construct(**dict(self._settings.distillation)),  # checked already
             derive(config.seed, "feddf", server_round),
             task=data.task,
         )

@@ -137,7 +137,14 @@ def said_by(thing: Thing, ask: Callable[[Thing], Iterator[Refusal]]) -> list[Ref
     name = f"{kind.__module__}:{kind.__name__}"
     try:
         with blamed(name, f"expected {name} to say what it refuses"):
-            return [Refusal(*refusal) for refusal in ask(thing)]
+            said = list(ask(thing))
+            refusals = [Refusal(*refusal) if isinstance(refusal, tuple) else refusal for refusal in said]
+            for refusal in refusals:
+                if not isinstance(refusal, Refusal) or not all(
+                    isinstance(text, str) for text in (refusal.key, refusal.message, *refusal.depends)
+                ):
+                    raise TypeError(f"said {shown(refusal)}, which is no kdfed.thing.Refusal of texts")
+            return refusals
     except NamedError as error:
         return [Refusal("", str(error))]
 

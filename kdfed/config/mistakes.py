@@ -10,7 +10,7 @@ from typing import Any, get_args
 from pydantic import BaseModel
 
 from kdfed.choosing import choices, keys_of, own_keys
-from kdfed.errors import Mistake, near, shown
+from kdfed.errors import Mistake, expected_one_of, near, shown
 from kdfed.family import Families
 from kdfed.settings import kebab
 
@@ -55,7 +55,8 @@ def _harmless(families: Families, section: str) -> dict[str, Any]:
 def remove_all(values: dict[str, Any], problems: Sequence[Mapping[str, Any]], families: Families) -> None:
     """Remove or replace what is wrong, so that the mistakes it hides show, and none that it alone makes."""
     for path, missing in [(_raw_path(problem["loc"], values), _missing(problem)) for problem in problems]:
-        if missing and (not path or path[0] in ("partition", "local")):
+        own = len(path) == 1 and path[0] in families.sections
+        if missing and (not path or own):
             _put(values, [*path, missing], {"arms": {"arm": {}}, "name": "unnamed"}.get(missing, 1))
             continue
         while path and isinstance(path[-1], int):
@@ -104,7 +105,7 @@ def _models_at(location: Sequence[int | str], root: type[BaseModel]) -> list[typ
     models: list[type[BaseModel]] = [root]
     for part in location[:-1]:
         chosen = [model for model in models if str(part) in _tags(model)]
-        if chosen:
+        if chosen and chosen != models:  # a name may be that of a key, too
             models = chosen
             continue
         fields = [
@@ -183,7 +184,9 @@ def _describe(group: Sequence[Any], values: Any, root: type[BaseModel]) -> str:
         return _without_effect(location[-1], holder, models) or f"unknown key{near(location[-1], known)}"
     if kind == "union_tag_invalid":
         tags = re.findall(r"'([^']*)'", context["expected_tags"])
-        return f"expected one of {', '.join(tags)}, got {shown(context['tag'])}{near(context['tag'], tags)}"
+        tag = context["discriminator"].strip("'")
+        got = problem["input"].get(tag) if isinstance(problem.get("input"), dict) else context["tag"]
+        return expected_one_of(tags, got)
     if kind == "union_tag_not_found":
         return f"is required: expected one of {', '.join(_tags_at(location, root))}"
     if kind == "missing":

@@ -19,7 +19,7 @@ from kdfed.config.overrides import sections_without_effect, unused
 from kdfed.errors import ConfigError, DataError, Mistake, near, shown
 from kdfed.families import NOBODYS
 from kdfed.family import Families
-from kdfed.named import search_in
+from kdfed.named import ends_program, search_in, told
 from kdfed.paths import user_path
 from kdfed.settings import kebab
 
@@ -205,10 +205,23 @@ def _check(values: dict[str, Any], families: Families) -> tuple[Experiment | Non
             problems = error.errors()
             mistakes += unrelated(describe_all(problems, pruned, kind), mistakes)
             remove_all(pruned, problems, families)
+        except BaseException as error:
+            return None, [*mistakes, _unmade(error)]
     if experiment is None:
         return None, mistakes
+    try:
+        experiment.to_yaml()
+    except BaseException as error:
+        return None, [*mistakes, _unmade(error)]
     experiment, more = _check_arms(experiment, [mistake.key for mistake in mistakes])
     return experiment, mistakes + unrelated(more, mistakes)
+
+
+def _unmade(error: BaseException, key: str = "") -> Mistake:
+    """Say that the code of a thing of the user's failed while its settings were made, or written."""
+    if ends_program(error):
+        raise error
+    return Mistake(key, f"expected settings that can be made and written; they raised {told(error, '')}")
 
 
 def undotted_arms(arms: Mapping[str, Any]) -> dict[str, Any]:
@@ -260,9 +273,13 @@ def _check_arms(experiment: Experiment, known: Collection[str]) -> tuple[Experim
         good[name] = {}
         try:
             arm = validate(arm_type, values, families)
+            arm.model_dump_json()
         except ValidationError as error:
             for mistake in describe_all(error.errors(), values, arm_type):
                 mistakes.append(Mistake(f"arms.{name}.{mistake.key}", mistake.message))
+            continue
+        except BaseException as error:
+            mistakes.append(_unmade(error, f"arms.{name}"))
             continue
         good[name] = kept
         for mistake in cross_checks(arm, known):

@@ -71,13 +71,14 @@ class TunedConsolidation(KDMethod):
         start, kept = state_of(work.student), state_of(work.student)
         results: list[ConsolidationResult] = []
         runs = count(self)
-        own = {"method", "temperatures", "weights", "sampler", "trials"}
-        shared = self.model_dump(exclude=own)
+        shared = {key: value for key, value in self if key in VanillaConsolidation.model_fields}
+        shared["method"] = self.searches
 
         def run(temperature: float, weight: float) -> Trial:
             nonlocal kept
             load_state(work.student, start)
-            trial = VanillaConsolidation(**shared, temperature=temperature, weight=weight)
+            pair: dict[str, Any] = {**shared, "temperature": temperature, "weight": weight}
+            trial = VanillaConsolidation.model_construct(**pair)  # checked already
             work.done, work.runs = len(results), runs
             result = trial.distil(work)
             if all(result.accuracy > earlier.accuracy for earlier in results):

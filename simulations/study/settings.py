@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal, cast
 from pydantic import Field, ValidationError, create_model
 
 from kdfed.choosing import Choosing, gathered, parts
-from kdfed.config import merge, parse_set, read_mapping
+from kdfed.config import merge, parse_set, read_mapping, unrelated
 from kdfed.config.checks import data_problems, momentum_problem, regression_problem, said_by
 from kdfed.config.mistakes import describe_all
 from kdfed.distill import KDMethod
@@ -20,7 +20,7 @@ from kdfed.ensembles import AnyEnsemble, MeanProbabilities
 from kdfed.errors import ConfigError, Mistake, shown
 from kdfed.family import Families
 from kdfed.models import check_model
-from kdfed.named import search_in
+from kdfed.named import NamedError, search_in
 from kdfed.partitions import PartitionBase
 from kdfed.settings import (
     DataSettings,
@@ -33,6 +33,7 @@ from kdfed.settings import (
     Settings,
     TeacherSettings,
     Temperature,
+    kebab,
 )
 from kdfed.task import temperature_problem
 from kdfed.thing import within
@@ -185,16 +186,22 @@ def study_type(families: Families) -> type[StudySettings]:
     method: Any = Literal[tuple(methods)]
     transfer: Any = Literal[tuple(sets)]
     partition: Any = families["partition.kind"].union
+    distillation = families.opened(Distillation)
     centre = _narrowed(Centre, transfer=transfer)
     vary = _narrowed(Vary, transfer=tuple[transfer, ...])
     fields: dict[str, Any] = {
         "methods": _field(StudySettings, "methods", tuple[method, ...]),
         "distributions": _field(StudySettings, "distributions", dict[str, partition]),
         "centre": (centre, centre()),
+        "distillation": (distillation, distillation()),
         "vary": (vary, vary()),
     }
     for kind in sets.values():
         for name, field in kind.model_fields.items():
+            if name in StudySettings.model_fields:
+                raise NamedError(
+                    f"expected transfer set {kind.__name__} to have keys that a study has not, got {name!r}"
+                )
             if name not in ("transfer", "images"):
                 fields[name] = (field.annotation | None, Field(default=None, description=field.description))
     study: Any = create_model("StudySettings", __base__=StudySettings, __module__=__name__, **fields)
@@ -225,13 +232,17 @@ def load_study(path: Path, assignments: list[str] | None = None) -> StudySetting
     search_in(path.absolute().parent)
     values = merge(read_mapping(path), parse_set(assignments or []), FAMILIES)
     families, unknown = families_of(values)
-    kind = study_type(families)
+    try:
+        kind = study_type(families)
+    except NamedError as error:
+        raise ConfigError(str(path), [Mistake("", str(error))]) from error
     try:
         study = kind.model_validate_json(
             json.dumps(gathered(kind, values), default=str), strict=True, by_alias=True, by_name=False
         )
     except ValidationError as error:
-        mistakes = [Mistake(*problem) for problem in unknown] + describe_all(error.errors(), values, kind)
+        known = [Mistake(*problem) for problem in unknown]
+        mistakes = known + unrelated(describe_all(error.errors(), values, kind), known)
         raise ConfigError(str(path), mistakes) from error
     mistakes = [Mistake(*problem) for problem in unknown] or _check(study)
     if mistakes:
@@ -241,11 +252,28 @@ def load_study(path: Path, assignments: list[str] | None = None) -> StudySetting
 
 def families_of(values: Mapping[str, Any]) -> tuple[Families, list[tuple[str, str]]]:
     """Return the families with whatever a study names of a user's; see :meth:`Families.open_to`."""
-    named = [{"method": name} for name in values.get("methods", ()) if isinstance(name, str)]
-    vary = values.get("vary")
-    sets = vary.get("transfer", ()) if isinstance(vary, Mapping) else ()
-    named += [{"transfer": name} for name in sets if isinstance(name, str)]
-    return FAMILIES.open_to({**values, "methods": named})
+
+    def at(*path: str) -> Any:
+        found: Any = values
+        for key in path:
+            found = found.get(key) if isinstance(found, Mapping) else None
+        return found
+
+    distributions = at("distributions")
+    chosen = [
+        *((f"distributions.{name}.kind", "partition.kind", at("distributions", name, "kind"))
+          for name in (distributions if isinstance(distributions, Mapping) else ())),
+        ("methods", "consolidation.method", at("methods")),
+        ("centre.transfer", "consolidation.transfer", at("centre", "transfer")),
+        ("vary.transfer", "consolidation.transfer", at("vary", "transfer")),
+        ("distillation.ensemble", "consolidation.ensemble", at("distillation", "ensemble")),
+    ]  # fmt: skip
+    return FAMILIES.including_all(
+        (key, FAMILIES[family], name)
+        for key, family, given in chosen
+        for name in (given if isinstance(given, list) else [given])
+        if isinstance(name, str)
+    )
 
 
 def read_study(text: str) -> StudySettings:
@@ -321,7 +349,15 @@ def _check(study: StudySettings) -> list[Mistake]:
     for name in study.vary.distributions:
         if name not in study.distributions:
             wrong("vary.distributions", f"expected names of distributions, got {shown(name)}")
+    shared = {*type(study.distillation).model_fields, "labels", "temperature", "weight"}
     for name in study.methods:
+        needed = [key for key, field in study.method(name).model_fields.items() if field.is_required()]
+        lacking = [kebab(key) for key in needed if key not in shared]
+        if lacking:
+            keys = ", ".join(lacking)
+            wrong(
+                "methods", f"expected {name!r} to need no keys of its own in a study; give {keys} a default"
+            )
         searched = study.method(name).searches
         if searched and searched not in study.methods:
             wrong("methods", f"expected {searched!r} beside {name!r}, which is one of its trials; add it")

@@ -26,6 +26,7 @@ from kdfed.distill.stacks import teacher_logits
 from kdfed.errors import DataError
 from kdfed.local import plain_loss
 from kdfed.models import State, build_model, load_state, state_of
+from kdfed.named import blamed
 from kdfed.partition import Partition, partition_of
 from kdfed.records import write_atomically
 from kdfed.records.parsing import parse_json
@@ -137,7 +138,11 @@ def distil(study: StudySettings, point: Point, trial: Trial, cache: Path) -> Non
         teachers if study.method(trial.method).needs_teachers else teacher_logits(teachers, transfer.inputs)
     )
     seed = derive(point.seed, "distil")
-    result = consolidate(student, sources, transfer, validation, settings, seed, task=data.task)
+    kind = study.method(trial.method)
+    with blamed(
+        f"{kind.__module__}:{kind.__name__}", f"method {trial.method!r}, {_where(point)}: expected a student"
+    ):
+        result = consolidate(student, sources, transfer, validation, settings, seed, task=data.task)
     after = predict(student, test.inputs)
     strata = torch.from_numpy(data.strata[data.splits.test])
     held = np.unique(data.strata[partition_at(study, point).indices[0]])
@@ -176,7 +181,12 @@ def transfer_of(study: StudySettings, point: Point, cache: Path) -> Examples:
             return without_labels(_tensors(generated_file(cache, study, point))["inputs"])
         return examples_of(chosen, data.examples(data.splits.transfer), (), derive(point.seed, "transfer"))
     student, *teachers = (partition.indices[member] for member in range(point.teachers + 1))
-    places = chosen.places(data.splits.transfer, student, teachers)
+    kind = type(chosen)
+    expected = f"transfer set {point.transfer!r}, {_where(point)}: expected the indices of examples"
+    with blamed(f"{kind.__module__}:{kind.__name__}", expected):
+        places = np.asarray(chosen.places(data.splits.transfer, student, teachers))
+        if places.ndim != 1 or places.dtype.kind not in "iu":
+            raise TypeError(f"returned {places.dtype} {places.shape}")
     places = numpy_generator(point.seed, "transfer").permutation(places)
     if point.images is not None and point.images > len(places):
         raise DataError(
@@ -216,6 +226,10 @@ def _settings(study: StudySettings, point: Point, trial: Trial) -> KDMethod:
         "weight": trial.weight,
     }
     return kind(**{key: value for key, value in values.items() if key in kind.model_fields})
+
+
+def _where(point: Point) -> str:
+    return f"distribution {point.distribution!r}, seed {point.seed}"
 
 
 def _build(data: PreparedData, point: Point, seed: int) -> nn.Module:

@@ -284,17 +284,20 @@ def test_families_are_opened_to_what_values_name_and_stay_themselves_without(wri
     assert problems == []
 
 
-def test_names_are_looked_for_in_arms_and_lists_too(write: Write) -> None:
+def test_names_are_looked_for_in_arms_and_in_what_strategies_choose(write: Write) -> None:
     module = write(GOOD["local.mode"])
-    values = {"arms": {"a": {"local": {"mode": f"{module}:Own"}}}, "sets": [{"transfer": "no_module:X"}]}
+    values = {
+        "arms": {"a": {"local": {"mode": f"{module}:Own"}}},
+        "server": {"distillation": {"ensemble": "no_module:X"}},
+    }
     assert [(key, family.key, name) for key, family, name in FAMILIES.named_in(values)] == [
         ("arms.a.local.mode", "local.mode", f"{module}:Own"),
-        ("sets.0.transfer", "consolidation.transfer", "no_module:X"),
+        ("server.distillation.ensemble", "consolidation.ensemble", "no_module:X"),
     ]
     opened, problems = FAMILIES.open_to(values)
     assert f"{module}:Own" in opened["local.mode"].members
     ((key, message),) = problems
-    assert key == "sets.0.transfer"
+    assert key == "server.distillation.ensemble"
     assert "ModuleNotFoundError" in message
 
 
