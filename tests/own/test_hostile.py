@@ -8,7 +8,9 @@ from uuid import uuid4
 
 import pytest
 
+from kdfed.errors import ConfigError
 from simulations.cli import main
+from simulations.study.settings import StudySettings, load_study, read_study
 
 EXPERIMENT = """
 name: hostile
@@ -173,3 +175,52 @@ class Own(KDMethod):
     inner: Inner = Inner()
 {DISTIL}"""
     assert run(tmp_path, code, METHOD.replace("Own'", "Own', inner: {{method: 'c:d'}}")) == 0
+
+
+STUDY = """
+name: hostile
+data: {{source: "synthetic:examples=300,classes=3,shape=8"}}
+model: {{name: mlp, options: {{hidden: [8]}}}}
+methods: {methods}
+distributions: {{even: {{kind: uniform}}}}
+temperature: 4.0
+weight: 0.5
+{more}
+"""
+
+
+def study(folder: Path, code: str, methods: str, more: str = "") -> StudySettings:
+    module = f"hostile_{uuid4().hex}"
+    (folder / f"{module}.py").write_text(IMPORTS + code, encoding="utf-8")
+    text = STUDY.format(methods=methods, more=more).replace("MODULE", module)
+    (folder / "study.yaml").write_text(text, encoding="utf-8")
+    return load_study(folder / "study.yaml")
+
+
+def test_a_study_takes_ensembles_and_methods_of_ones_own(tmp_path: Path) -> None:
+    code = f"{MEAN}\nclass Method(KDMethod):\n    at: float = 1.0\n{DISTIL}"
+    own = "distillation: {ensemble: 'MODULE:Own', share: 0.25}"
+    made = study(tmp_path, code, "[vanilla, 'MODULE:Method']", own)
+    assert made.distillation.ensemble.share == 0.25
+    again = read_study(made.model_dump_json(by_alias=True))
+    assert again.model_dump() == made.model_dump()
+    assert again.method(again.methods[1]).__name__ == "Method"
+
+
+@pytest.mark.parametrize(
+    ("methods", "more", "key", "told"),
+    [
+        ("null", "", "methods", "expected a list"),
+        ("3", "", "methods", "expected a list"),
+        ("[vanilla]", "vary: {transfer: 3}", "vary.transfer", "expected a list"),
+        ("['MODULE:Gone']", "", "methods", "has no attribute 'Gone'"),
+        ("['MODULE:Method']", "", "methods", "in a study; give need a default"),
+    ],
+)
+def test_mistakes_of_a_study_have_its_keys(
+    tmp_path: Path, methods: str, more: str, key: str, told: str
+) -> None:
+    code = f"class Method(KDMethod):\n    need: float\n{DISTIL}"
+    with pytest.raises(ConfigError) as caught:
+        study(tmp_path, code, methods, more)
+    assert [told in mistake.message for mistake in caught.value.mistakes if mistake.key == key] == [True]
