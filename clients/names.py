@@ -19,8 +19,11 @@ from clients.actors import is_simulated
 from kdfed import wire
 from kdfed.consensus import DIGESTS
 from kdfed.errors import ParticipantError, one_line
+from kdfed.local import LOCAL_MODES
 from kdfed.named import search_in
 from kdfed.outside import outside_names
+from kdfed.partitions import PARTITIONS
+from kdfed.settings import DataSettings, ModelSettings, TeacherSettings
 
 ALLOW = "allow"
 """Node-config key: the ``package.module:name``s that a device builds when a message names them, separated by
@@ -58,14 +61,26 @@ def check_names(content: RecordDict, context: Context) -> None:
 
 
 def _names(content: RecordDict) -> Iterator[tuple[str, str]]:
-    """Yield every name in a message that code of a user's would be looked up for: what, and the name."""
+    """Yield every name in a message that code of a user's would be looked up for: what, and the name.
+
+    What stands inside of a thing comes after the thing itself, whose code says how to read it.
+    """
     try:
         for record in content.config_records.values():
-            for key in ("data", "partition", "local", "teachers", "model"):
+            for key, kind in (
+                ("model", ModelSettings),
+                ("teachers", TeacherSettings),
+                ("data", DataSettings),
+            ):
                 if key in record:
-                    settings = json.loads(str(record[key]))
-                    yield from outside_names(settings)
+                    yield from outside_names(kind.model_validate_json(str(record[key])))
+            for key, family in (("local", LOCAL_MODES), ("partition", PARTITIONS)):
+                if key in record:
+                    name = str(json.loads(str(record[key])).get(family.tag, family.default))
+                    if name not in family:
+                        yield family.noun, name
+                    yield from outside_names(family.parse(str(record[key])))
             if "strategy" in record and str(record["strategy"]) not in DIGESTS:
                 yield "consensus", str(record["strategy"])
-    except ValueError as error:
+    except (ValueError, AttributeError) as error:
         raise ParticipantError(f"expected settings of kdfed in a message: {one_line(error)}") from error

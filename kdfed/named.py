@@ -87,6 +87,25 @@ def load_named(name: str) -> Callable[..., Any]:
     return found  # type: ignore[no-any-return]
 
 
+def files_of(name: str) -> list[Path]:
+    """Return the source files of what a user named: the one in which it is found, and where it is defined.
+
+    Raises
+    ------
+    NamedError
+        As :func:`load_named`.
+    """
+    found, files = load_named(name), []
+    for thing in (sys.modules[name.partition(":")[0]], inspect.unwrap(found)):
+        try:
+            file = inspect.getsourcefile(thing)
+        except TypeError:  # a builtin, or an object that is called
+            continue
+        if file is not None and Path(file).is_file():
+            files.append(Path(file))
+    return files
+
+
 def signature_of(name: str, function: Callable[..., Any]) -> inspect.Signature:
     """Return the signature of what a user named.
 

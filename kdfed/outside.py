@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
+from kdfed.choosing import parts
+from kdfed.config import Arm
 from kdfed.data.sources import SOURCES, kind_of
-from kdfed.families import KDFED
-from kdfed.family import FREE
+from kdfed.families import NOBODYS
 from kdfed.models import is_shipped
+from kdfed.named import is_named
+from kdfed.settings import DataSettings, ModelSettings, Settings
 
 
 def is_shipped_source(name: str) -> bool:
@@ -16,28 +18,23 @@ def is_shipped_source(name: str) -> bool:
     return kind_of(name) in SOURCES
 
 
-def outside_names(values: Any) -> Iterator[tuple[str, str]]:
-    """Yield what nested settings name that is not shipped: what it is, and its name.
+def outside_names(*settings: Settings) -> Iterator[tuple[str, str]]:
+    """Yield what settings name that is not shipped: what it is, and its name.
 
-    Parameters
-    ----------
-    values
-        Nested mappings and lists, as settings are dumped. Strategies are not looked at: they are the
-        server's.
+    Models and data sources count at any depth, and every thing of a family.
     """
-    families = {family.tag: family for family in KDFED}
-    if isinstance(values, list):
-        for value in values:
-            yield from outside_names(value)
-    if not isinstance(values, Mapping):
-        return
-    for key, value in values.items():
-        if not isinstance(value, str):
-            if key not in FREE:
-                yield from outside_names(value)
-        elif key == "name" and not is_shipped(value):
-            yield "model", value
-        elif key == "source" and not is_shipped_source(value):
-            yield "data source", value
-        elif key in families and value not in families[key].members:
-            yield families[key].noun, value
+    for part in (part for one in settings for _, part in parts(one, "")):
+        if isinstance(part, ModelSettings) and not is_shipped(part.name):
+            yield "model", part.name
+        if isinstance(part, DataSettings) and not is_shipped_source(part.source):
+            yield "data source", part.source
+        for family in NOBODYS:
+            if isinstance(part, family.base) and is_named(name := getattr(part, family.tag)):
+                yield family.noun, name
+
+
+def code_of(arm: Arm) -> list[str]:
+    """Return every ``package.module:name`` of a user's that an arm names, sorted."""
+    sections = (arm.data, arm.partition, arm.model, arm.local, arm.teachers, arm.consolidation, arm.server)
+    names = {name for _, name in outside_names(*sections)} | {getattr(arm.server, "digest_loss", "")}
+    return sorted(name for name in names if is_named(name))

@@ -55,8 +55,7 @@ import torch
 from kdfed.config import Arm
 from kdfed.errors import WireError
 from kdfed.limits import LARGEST, MOST_NUMBERS, MOST_OF_A_KEY, LabelCounts, Limits
-from kdfed.named import is_named
-from kdfed.outside import outside_names
+from kdfed.outside import code_of
 from kdfed.task import WORST
 
 HELLO = "query.hello"
@@ -116,8 +115,7 @@ def simulation_record(
     folder
         That of the experiment file: the modules of the user's that it names are looked for there too.
     """
-    names = {name for _, name in outside_names(arm.model_dump(mode="json"))}
-    names |= {str(name) for name in (getattr(arm.server, "digest_loss", ""),) if is_named(name)}
+    names = code_of(arm)
     return {
         "data": arm.data.model_dump_json(),
         "partition": arm.partition.model_dump_json(),
@@ -126,7 +124,7 @@ def simulation_record(
         "device": arm.device,
         "precision": arm.precision,
         **({} if store is None else {"store": str(store)}),
-        **({"names": json.dumps(sorted(names))} if names else {}),
+        **({"names": json.dumps(names)} if names else {}),
         **({"folder": str(folder)} if names and folder is not None else {}),
     }
 

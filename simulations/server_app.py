@@ -25,6 +25,7 @@ from kdfed.data import PreparedData, prepare
 from kdfed.errors import ConfigError, KdfedError, Mistake, RecordError, RunError, one_line
 from kdfed.events import FOLDER, OVERWRITE, PROGRESS, Event, OnEvent, ignore
 from kdfed.named import ends_program, search_in
+from kdfed.outside import code_of
 from kdfed.partition import Partition, class_counts, partition_of
 from kdfed.preflight import check_data
 from kdfed.reasons import reason_of
@@ -264,7 +265,7 @@ def _run_arm(grid: Grid, config: ArmConfig, folder: RunFolder, on_event: OnEvent
         consolidation,
         len(result.records),
         config.targets,
-        versions(),
+        versions(code_of(arm)),
     )
     folder.finish(outcome, state)
     return None

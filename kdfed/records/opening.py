@@ -11,6 +11,8 @@ the same, every run finished    refused                               replaced
 the same, some runs finished    those are kept, the others are run    replaced
 the same, by other versions     refused                               replaced
 =============================== ===================================== ==============================
+
+Files of the user's that the experiment names have versions, too: their hashes.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from pathlib import Path
 
 from kdfed.config import Experiment, dotted, read_recorded
 from kdfed.errors import ConfigError, KdfedError, RunFolderError
+from kdfed.outside import code_of
 from kdfed.records.reading import RecordedRun
 from kdfed.records.rounds import Outcome
 from kdfed.records.versions import versions
@@ -158,8 +161,15 @@ def _go_on(folder: RecordedRun, experiment: Experiment) -> Opening:
             f"{folder.path} holds a complete run of this experiment, which is left as it is (`kdfed report` "
             f"draws it anew); {_OVERWRITE}"
         )
-    now = versions()
     for outcome in finished.values():
+        names = code_of(experiment.arm(outcome.arm))
+        now = versions(names)
+        for name in names:
+            if outcome.versions.get(name) != now[name]:
+                raise RunFolderError(
+                    f"{folder.path} holds runs made with other code of {name!r}, which may give other "
+                    f"results; put its file back as it was to go on, or {_OVERWRITE}"
+                )
         for package in SAME_VERSIONS:
             was = outcome.versions.get(package)
             if was != now[package]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -12,9 +12,10 @@ import torch
 
 from kdfed.choosing import parts
 from kdfed.data import prepare
+from kdfed.named import is_named
 from kdfed.outside import outside_names
 from kdfed.partitions import PartitionBase
-from kdfed.settings import DataSettings, ModelSettings
+from kdfed.settings import DataSettings, ModelSettings, Settings
 from simulations.study.code import code_digest, data_digest
 from simulations.study.settings import StudySettings
 
@@ -145,13 +146,9 @@ def trials(study: StudySettings, point: Point) -> list[Trial]:
 
 def models_key(study: StudySettings, point: Point) -> str:
     """Return the cache key of a point's pre-trained models: of all that they depend on."""
-    settings = [
-        study.data.model_dump(mode="json"),
-        partition_settings(study, point).model_dump(mode="json"),
-        point.model.model_dump(mode="json"),
-        study.pretraining.model_dump(mode="json"),
-    ]
-    return _digest("models", _code(settings), data_digest(study.data), settings, point.teachers, point.seed)
+    settings = (study.data, partition_settings(study, point), point.model, study.pretraining)
+    dumped = [one.model_dump(mode="json") for one in settings]
+    return _digest("models", _code(*settings), data_digest(study.data), dumped, point.teachers, point.seed)
 
 
 def generated_key(study: StudySettings, point: Point) -> str:
@@ -161,22 +158,25 @@ def generated_key(study: StudySettings, point: Point) -> str:
 
 def trial_key(study: StudySettings, point: Point, trial: Trial) -> str:
     """Return the cache key of a trial's result: of all that it depends on."""
-    settings = [study.distillation.model_dump(mode="json"), {"method": trial.method}]
+    settings = study.distillation.model_dump(mode="json")
+    code = _code(study.distillation, also=[trial.method])
     transfer = [_transfer(study, point), point.labels, point.images]
-    return _digest("trial", models_key(study, point), _code(settings), settings, transfer, asdict(trial))
+    return _digest("trial", models_key(study, point), code, settings, transfer, asdict(trial))
 
 
 def _transfer(study: StudySettings, point: Point) -> list[Any]:
     """Return what a point's transfer set depends on: its settings, its code, other data that it reads."""
     chosen = study.transfer_set(point.transfer, point.images)
-    settings, shape = chosen.model_dump(mode="json"), prepare(study.data).input_shape
+    shape = prepare(study.data).input_shape
     data = [part for _, part in parts(chosen, "") if isinstance(part, DataSettings)]
     digests = [data_digest(part.model_copy(update={"shape": shape})) for part in data]
-    return [settings, _code(settings), digests]
+    return [chosen.model_dump(mode="json"), _code(chosen), digests]
 
 
-def _code(settings: Any) -> str:
-    return code_digest(name for _, name in outside_names(settings))
+def _code(*settings: Settings, also: Iterable[str] = ()) -> str:
+    """Return the digest of all code that settings name, and of what else is named."""
+    names = [name for _, name in outside_names(*settings)] + list(also)
+    return code_digest(name for name in names if is_named(name))
 
 
 def partition_settings(study: StudySettings, point: Point) -> PartitionBase:

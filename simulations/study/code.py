@@ -6,10 +6,8 @@ Both digests are computed once a process.
 from __future__ import annotations
 
 import hashlib
-import inspect
 import json
-import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,7 +16,7 @@ import numpy as np
 
 import kdfed
 from kdfed.data import prepare
-from kdfed.named import load_named
+from kdfed.named import files_of
 from kdfed.settings import DataSettings
 
 ROWS = 4096
@@ -48,25 +46,13 @@ def _code_digest(names: tuple[str, ...]) -> str:
     files = {file.relative_to(package.parent).as_posix(): file for file in sorted(package.rglob("*.py"))}
     files["work"] = Path(__file__).with_name("work.py")
     for name in names:
-        files |= {f"{name} {place}": file for place, file in enumerate(_files_of(name))}
+        files |= {f"{name} {place}": file for place, file in enumerate(files_of(name))}
     digest = hashlib.sha256()
     for name, file in files.items():
         content = file.read_bytes()
         digest.update(f"{name}\n{len(content)}\n".encode())
         digest.update(content)
     return digest.hexdigest()
-
-
-def _files_of(name: str) -> Iterator[Path]:
-    """Yield the source files of what a user named, where there are any."""
-    found = load_named(name)
-    for thing in (sys.modules[name.partition(":")[0]], inspect.unwrap(found)):
-        try:
-            file = inspect.getsourcefile(thing)
-        except TypeError:  # a builtin, or an object that is called
-            continue
-        if file is not None and Path(file).is_file():
-            yield Path(file)
 
 
 @cache

@@ -177,6 +177,32 @@ class Own(KDMethod):
     assert run(tmp_path, code, METHOD.replace("Own'", "Own', inner: {{method: 'c:d'}}")) == 0
 
 
+def test_a_run_does_not_go_on_with_other_code_than_it_began_with(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The same command would mix two codes in one record."""
+    code = f"class Own(KDMethod):\n    at: float = 1.0\n{DISTIL}"
+    assert run(tmp_path, code, METHOD) == 0
+    (tmp_path / "out" / "summary.json").unlink()  # as if it had been killed at the very end
+    (file,) = tmp_path.glob("hostile_*.py")
+    before = (tmp_path / "out" / "outcomes.jsonl").read_bytes()
+    again = [
+        "run",
+        str(tmp_path / "experiment.yaml"),
+        "--engine",
+        "inprocess",
+        "--out",
+        str(tmp_path / "out"),
+    ]
+    text = file.read_text(encoding="utf-8")
+    file.write_text(f"{text}# another\n", encoding="utf-8")
+    assert main(again) == 2
+    assert f"holds runs made with other code of '{file.stem}:Own'" in capsys.readouterr().err
+    assert (tmp_path / "out" / "outcomes.jsonl").read_bytes() == before
+    file.write_text(text, encoding="utf-8")
+    assert main(again) == 0
+
+
 STUDY = """
 name: hostile
 data: {{source: "synthetic:examples=300,classes=3,shape=8"}}
