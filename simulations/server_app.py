@@ -248,7 +248,7 @@ def _run_arm(grid: Grid, config: ArmConfig, folder: RunFolder, on_event: OnEvent
         state = dict(result.arrays.to_torch_state_dict())
     except RecordError:
         raise
-    except BaseException as error:  # an arm's own code may call exit
+    except (Exception, SystemExit) as error:  # an arm's own code may call exit
         if ends_program(error):
             raise
         if not isinstance(error, KdfedError):

@@ -205,13 +205,13 @@ def _check(values: dict[str, Any], families: Families) -> tuple[Experiment | Non
             problems = error.errors()
             mistakes += unrelated(describe_all(problems, pruned, kind), mistakes)
             remove_all(pruned, problems, families)
-        except BaseException as error:
+        except (Exception, SystemExit) as error:
             return None, [*mistakes, _unmade(error)]
     if experiment is None:
         return None, mistakes
     try:
         experiment.to_yaml()
-    except BaseException as error:
+    except (Exception, SystemExit) as error:
         return None, [*mistakes, _unmade(error)]
     experiment, more = _check_arms(experiment, [mistake.key for mistake in mistakes])
     return experiment, mistakes + unrelated(more, mistakes)
@@ -278,7 +278,7 @@ def _check_arms(experiment: Experiment, known: Collection[str]) -> tuple[Experim
             for mistake in describe_all(error.errors(), values, arm_type):
                 mistakes.append(Mistake(f"arms.{name}.{mistake.key}", mistake.message))
             continue
-        except BaseException as error:
+        except (Exception, SystemExit) as error:
             mistakes.append(_unmade(error, f"arms.{name}"))
             continue
         good[name] = kept

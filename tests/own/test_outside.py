@@ -15,6 +15,7 @@ from clients.actors import IN_PROCESS
 from clients.names import check_names
 from kdfed import wire
 from kdfed.errors import ParticipantError
+from kdfed.named import NamedError
 from kdfed.records import RunFolder
 from simulations.engines import flower
 from simulations.experiments import build_experiment
@@ -112,6 +113,11 @@ def test_a_message_names_nothing_but_what_its_experiment_names(record: str, tmp_
     with imports_undone():
         with pytest.raises(ParticipantError, match="or one that the experiment names, got 'my_payload:"):
             check_names(content("my_payload:other"), context)
+        assert not mark.exists()
+        assert "my_payload" not in sys.modules
+        if record in ("local", "partition"):  # its class says which of its keys name a model
+            with pytest.raises(NamedError, match="module 'my_payload' has no attribute"):
+                check_names(content(name), context)
+            return
         check_names(content(name), context)
     assert not mark.exists()
-    assert "my_payload" not in sys.modules
