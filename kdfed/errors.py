@@ -51,29 +51,18 @@ def shortened(text: str, most: int = MOST_CHARACTERS) -> str:
 def near(word: object, known: Iterable[str]) -> str:
     """Return the end of a message: the nearest known name, else all of them."""
     names = sorted(str(name) for name in known)
+    return _meant(word, names) or (f"; known: {shortened(', '.join(names), 1000)}" if names else "")
+
+
+def _meant(word: object, names: list[str]) -> str:
     match = difflib.get_close_matches(str(word), names, n=1, cutoff=0.6)
-    if match:
-        return f"; did you mean {shown(match[0])}?"
-    return f"; known: {shortened(', '.join(names), 1000)}" if names else ""
+    return f"; did you mean {shown(match[0])}?" if match else ""
 
 
-def expected_one_of(known: Iterable[str], got: object, *, named: bool = True) -> str:
-    """Say what names there are, of which what arrived is none.
-
-    Parameters
-    ----------
-    known
-        The names.
-    got
-        What arrived.
-    named
-        Whether a ``package.module:name`` would do too.
-    """
+def expected_one_of(known: Iterable[str], got: object) -> str:
+    """Say what things a family has, of which what arrived is none; one of the user's would do, too."""
     names = list(known)
-    match = difflib.get_close_matches(str(got), names, n=1, cutoff=0.6)
-    hint = f"; did you mean {shown(match[0])}?" if match else ""
-    other = " or package.module:name" if named else ""
-    return f"expected one of {', '.join(names)}{other}, got {shown(got)}{hint}"
+    return f"expected one of {', '.join(names)} or package.module:name, got {shown(got)}{_meant(got, names)}"
 
 
 def unknown(what: str, name: object, known: Iterable[str], add: str) -> KdfedError:

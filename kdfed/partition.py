@@ -20,6 +20,7 @@ from kdfed.errors import DataError
 from kdfed.named import NamedError, blamed
 from kdfed.partitions.scheme import PartitionBase
 from kdfed.seeding import numpy_generator
+from kdfed.thing import origin_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,9 +107,8 @@ def make_partition(
     """
     generator = numpy_generator(seed, "partition")
     order = generator.permutation(np.sort(pool))
-    kind = type(settings)
     try:
-        with blamed(f"{kind.__module__}:{kind.__name__}", f"partition {settings.kind!r}: expected a deal"):
+        with blamed(origin_of(settings), f"partition {settings.kind!r}: expected a deal"):
             _check(settings, labels[pool], classes)
             dealt, sizes = settings.deal_flat(labels[order], classes, generator)
     except NamedError as error:

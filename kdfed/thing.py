@@ -70,3 +70,9 @@ class Thing(Settings):
             The :class:`kdfed.data.PreparedData` of the arm.
         """
         return iter(())
+
+
+def origin_of(thing: Thing | type[Thing]) -> str:
+    """Return ``package.module:name`` of a thing's class: whose code is to blame for what it raises."""
+    kind = thing if isinstance(thing, type) else type(thing)
+    return f"{kind.__module__}:{kind.__name__}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator
 from itertools import product
 
-from kdfed.choosing import choices, parts
+from kdfed.choosing import parts
 from kdfed.config.experiment import Arm
 from kdfed.config.mistakes import related
 from kdfed.data.sources import task_problem
@@ -14,7 +14,7 @@ from kdfed.family import Families, Family
 from kdfed.models import check_model
 from kdfed.named import NamedError, blamed
 from kdfed.settings import DataSettings, ModelSettings, NormaliseSettings, OptimiserSettings, Settings
-from kdfed.thing import Refusal, Thing, within
+from kdfed.thing import Refusal, Thing, origin_of, within
 
 Choice = tuple[str, str, str, bool, bool]
 """Method, transfer set, upload, labels, augmentation."""
@@ -133,8 +133,7 @@ def _refusals(arm: Arm) -> Iterator[Refusal]:
 
 def said_by(thing: Thing, ask: Callable[[Thing], Iterator[Refusal]]) -> list[Refusal]:
     """Return what a thing refuses; a user's may fail at that, which is a mistake too."""
-    kind = type(thing)
-    name = f"{kind.__module__}:{kind.__name__}"
+    name = origin_of(thing)
     try:
         with blamed(name, f"expected {name} to say what it refuses"):
             said = list(ask(thing))
@@ -152,13 +151,9 @@ def said_by(thing: Thing, ask: Callable[[Thing], Iterator[Refusal]]) -> list[Ref
 def _need_classes(arm: Arm) -> Iterator[Refusal]:
     """Yield what is chosen and needs classes."""
     for key, part in used_parts(arm):
-        found = [(family, part) for section, family in arm.families.sections.items() if key == section]
-        for field in choices(type(part)):
-            inner = next(family for family in arm.families if family.tag == field)
-            found.append((inner, getattr(part, field)))
-        for family, thing in found:
-            if isinstance(thing, family.base):
-                problem = regression_problem(family, type(thing), getattr(thing, family.tag))
+        for family in arm.families:
+            if isinstance(part, family.base):
+                problem = regression_problem(family, type(part), getattr(part, family.tag))
                 if problem is not None:
                     yield Refusal(f"{key}.{family.tag}", problem, ("data.task", key))
 

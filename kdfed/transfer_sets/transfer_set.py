@@ -18,7 +18,7 @@ from kdfed.data import Examples
 from kdfed.errors import KdfedError, shown
 from kdfed.named import blamed
 from kdfed.settings import PositiveInt
-from kdfed.thing import Thing
+from kdfed.thing import Thing, origin_of
 
 
 class TransferSet(Thing):
@@ -147,12 +147,11 @@ def examples_of(chosen: TransferSet, public: Examples, teachers: Sequence[nn.Mod
     KdfedError
         If it cannot be made, or what was made does not fit the task.
     """
-    kind = type(chosen)
     expected = (
         f"transfer set {chosen.transfer!r}: expected kdfed.data.Examples with finite inputs of shape (N, "
         f"{', '.join(map(str, public.inputs.shape[1:]))}) and N labels"
     )
-    with blamed(f"{kind.__module__}:{kind.__name__}", expected):
+    with blamed(origin_of(chosen), expected):
         made = chosen.examples(public, teachers, seed)
         if not isinstance(made, Examples):
             raise TypeError(f"returned {shown(made)}")

@@ -32,6 +32,7 @@ from kdfed.records import write_atomically
 from kdfed.records.parsing import parse_json
 from kdfed.records.rounds import Count, Score
 from kdfed.seeding import derive, derive_many, numpy_generator
+from kdfed.thing import origin_of
 from kdfed.train import predict
 from kdfed.transfer_sets.transfer_set import HeldSet, examples_of, without_labels
 from simulations.study.cells import (
@@ -138,10 +139,8 @@ def distil(study: StudySettings, point: Point, trial: Trial, cache: Path) -> Non
         teachers if study.method(trial.method).needs_teachers else teacher_logits(teachers, transfer.inputs)
     )
     seed = derive(point.seed, "distil")
-    kind = study.method(trial.method)
-    with blamed(
-        f"{kind.__module__}:{kind.__name__}", f"method {trial.method!r}, {_where(point)}: expected a student"
-    ):
+    expected = f"method {trial.method!r}, {_where(point)}: expected a student"
+    with blamed(origin_of(settings), expected):
         result = consolidate(student, sources, transfer, validation, settings, seed, task=data.task)
     after = predict(student, test.inputs)
     strata = torch.from_numpy(data.strata[data.splits.test])
@@ -181,9 +180,8 @@ def transfer_of(study: StudySettings, point: Point, cache: Path) -> Examples:
             return without_labels(_tensors(generated_file(cache, study, point))["inputs"])
         return examples_of(chosen, data.examples(data.splits.transfer), (), derive(point.seed, "transfer"))
     student, *teachers = (partition.indices[member] for member in range(point.teachers + 1))
-    kind = type(chosen)
     expected = f"transfer set {point.transfer!r}, {_where(point)}: expected the indices of examples"
-    with blamed(f"{kind.__module__}:{kind.__name__}", expected):
+    with blamed(origin_of(chosen), expected):
         places = np.asarray(chosen.places(data.splits.transfer, student, teachers))
         if places.ndim != 1 or places.dtype.kind not in "iu":
             raise TypeError(f"returned {places.dtype} {places.shape}")
