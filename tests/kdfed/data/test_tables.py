@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import io
-import json
 import unicodedata
 from decimal import Decimal
 from pathlib import Path
@@ -16,30 +15,9 @@ from PIL import Image
 from kdfed.data import Dataset, load_source, prepare
 from kdfed.errors import DataError
 from kdfed.settings import ColumnSettings, DataSettings, SplitSettings
+from tests.kdfed.data.written import IMAGE_FEATURES, NAMES, png, write, write_images
 
 CIFAR10 = Path(__file__).parents[3] / "../shared/data/cifar10"
-NAMES = ["cat", "dog", "owl"]
-IMAGE_FEATURES = {"image": {"_type": "Image"}, "label": {"_type": "ClassLabel", "names": NAMES}}
-
-
-def png(value: int, size: tuple[int, int] = (4, 4), mode: str = "L") -> bytes:
-    stream = io.BytesIO()
-    Image.new(mode, size, value if mode == "L" else (value, 0, 255 - value)).save(stream, "PNG")
-    return stream.getvalue()
-
-
-def write(path: Path, columns: dict[str, Any], features: dict[str, Any] | None = None) -> Path:
-    table = pa.table(columns)
-    if features:
-        table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(table, path)
-    return path
-
-
-def write_images(path: Path, rows: int, **image: Any) -> Path:
-    images = [{"bytes": png(10 * row, **image), "path": f"{row}.png"} for row in range(rows)]
-    return write(path, {"image": images, "label": [row % 2 for row in range(rows)]}, IMAGE_FEATURES)
 
 
 def load(path: Path, **settings: Any) -> Dataset:

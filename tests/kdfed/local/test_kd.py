@@ -2,32 +2,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
 
-from kdfed.data import Examples
-from kdfed.local import KDLocal, LocalMode
+from kdfed.local import KDLocal
 from kdfed.losses import kd_loss
-from kdfed.models import build_model
-from kdfed.settings import ModelSettings
 from kdfed.task import CLASSIFICATION
-from kdfed.train import TrainResult, fit, predict
-
-SHAPE = (1, 8, 8)
-
-
-def some_examples(count: int = 23, classes: int = 3, seed: int = 0) -> Examples:
-    generator = torch.Generator().manual_seed(seed)
-    labels = torch.randint(classes, (count,), generator=generator)
-    inputs = torch.randn(count, *SHAPE, generator=generator) + labels.view(-1, 1, 1, 1)
-    return Examples(inputs, labels)
-
-
-def some_model(norm: str = "none", seed: int = 0) -> nn.Module:
-    return build_model(ModelSettings(options={"width": 4, "norm": norm}), SHAPE, 3, seed)
-
-
-def train_local(model: nn.Module, examples: Examples, settings: LocalMode, seed: int) -> TrainResult:
-    return fit(model, examples, settings, settings.loss(lambda: model, CLASSIFICATION), seed)
+from kdfed.train import predict
+from tests.kdfed.local.training import some_examples, some_model, train_local
 
 
 def test_local_distillation_is_the_kd_loss_from_the_received_model() -> None:

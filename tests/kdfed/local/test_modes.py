@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch import nn
 
-from kdfed.data import Examples
 from kdfed.errors import KdfedError
 from kdfed.local import (
     LOCAL_MODES,
@@ -18,27 +17,11 @@ from kdfed.local import (
     PlainLocal,
     ProximalLocal,
 )
-from kdfed.models import build_model, state_of
-from kdfed.settings import ModelSettings, TeacherSettings
+from kdfed.models import state_of
+from kdfed.settings import TeacherSettings
 from kdfed.task import CLASSIFICATION
-from kdfed.train import TrainResult, fit
-
-SHAPE = (1, 8, 8)
-
-
-def some_examples(count: int = 23, classes: int = 3, seed: int = 0) -> Examples:
-    generator = torch.Generator().manual_seed(seed)
-    labels = torch.randint(classes, (count,), generator=generator)
-    inputs = torch.randn(count, *SHAPE, generator=generator) + labels.view(-1, 1, 1, 1)
-    return Examples(inputs, labels)
-
-
-def some_model(norm: str = "none", seed: int = 0) -> nn.Module:
-    return build_model(ModelSettings(options={"width": 4, "norm": norm}), SHAPE, 3, seed)
-
-
-def train_local(model: nn.Module, examples: Examples, settings: LocalMode, seed: int) -> TrainResult:
-    return fit(model, examples, settings, settings.loss(lambda: model, CLASSIFICATION), seed)
+from kdfed.train import fit
+from tests.kdfed.local.training import some_examples, some_model, train_local
 
 
 def equal_states(first: nn.Module, second: nn.Module) -> bool:

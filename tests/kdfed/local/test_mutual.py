@@ -9,30 +9,14 @@ import torch
 from torch import nn
 
 from kdfed.data import Examples
-from kdfed.local import LocalMode, MutualLocal, PlainLocal
+from kdfed.local import MutualLocal, PlainLocal
 from kdfed.local.pairs import Pair
 from kdfed.models import build_model, state_of
 from kdfed.seeding import shuffled
 from kdfed.settings import ModelSettings
 from kdfed.task import CLASSIFICATION
-from kdfed.train import TrainResult, evaluate, fit
-
-SHAPE = (1, 8, 8)
-
-
-def some_examples(count: int = 23, classes: int = 3, seed: int = 0) -> Examples:
-    generator = torch.Generator().manual_seed(seed)
-    labels = torch.randint(classes, (count,), generator=generator)
-    inputs = torch.randn(count, *SHAPE, generator=generator) + labels.view(-1, 1, 1, 1)
-    return Examples(inputs, labels)
-
-
-def some_model(norm: str = "none", seed: int = 0) -> nn.Module:
-    return build_model(ModelSettings(options={"width": 4, "norm": norm}), SHAPE, 3, seed)
-
-
-def train_local(model: nn.Module, examples: Examples, settings: LocalMode, seed: int) -> TrainResult:
-    return fit(model, examples, settings, settings.loss(lambda: model, CLASSIFICATION), seed)
+from kdfed.train import evaluate
+from tests.kdfed.local.training import SHAPE, some_examples, some_model, train_local
 
 
 def equal_states(first: nn.Module, second: nn.Module) -> bool:
