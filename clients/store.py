@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load, save
 
-from kdfed.errors import WireError, one_line
+from kdfed.errors import MessageError, one_line
 from kdfed.models import State
 from kdfed.records import write_atomically
 
@@ -24,7 +24,7 @@ class Store:
     """The files of the participants of one experiment, arm and seed.
 
     Names of files are made here, of what a message said: a digest is 64 lowercase hex digits, a participant
-    and a round are whole numbers of at least 0, and anything else is a ``WireError``.
+    and a round are whole numbers of at least 0, and anything else is a ``MessageError``.
 
     Parameters
     ----------
@@ -66,7 +66,7 @@ class Store:
 
     def _public_file(self, digest: str) -> Path:
         if _DIGEST.fullmatch(digest) is None:
-            raise WireError(
+            raise MessageError(
                 "expected the SHA-256 of public examples, 64 lowercase hex digits, got "
                 f"{one_line(repr(digest), 80)}"
             )
@@ -84,5 +84,5 @@ class Store:
 
 def _number(value: int, what: str) -> int:
     if not isinstance(value, int) or value < 0:
-        raise WireError(f"expected a {what} as a whole number of at least 0, got {one_line(repr(value), 80)}")
+        raise MessageError(f"expected a {what} as a whole number of at least 0, got {one_line(repr(value), 80)}")
     return value

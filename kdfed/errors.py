@@ -6,7 +6,7 @@
     ├── ConfigError        the experiment (file, ``--set``, command line) is wrong: exit code 2
     │   └── RunFolderError the output folder holds something that must not be lost: exit code 2
     ├── DataError          a data source cannot be read, or does not fit the experiment: exit code 2
-    ├── WireError          a message does not have the keys, shapes or dtypes of ``kdfed.wire``
+    ├── MessageError       a message does not have the keys, shapes or dtypes of ``kdfed.messages``
     ├── LogitsError        models that are distilled do not have finite logits
     ├── ParticipantError   one participant's work failed; it costs that participant its slot, not the run
     └── RunError           a run cannot go on (too few participants answered, ...): exit code 1
@@ -155,7 +155,7 @@ class DataError(KdfedError):
         self.key = key
 
 
-class WireError(KdfedError):
+class MessageError(KdfedError):
     """A message does not have the keys, shapes or dtypes that were agreed."""
 
 

@@ -6,7 +6,7 @@ import importlib
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -116,6 +116,18 @@ def signature_of(name: str, function: Callable[..., Any]) -> inspect.Signature:
     """
     with blamed(name, f"expected {shown(name)} to have a signature that can be read; wrap it in a function"):
         return inspect.signature(function)
+
+
+def problem_with_options(name: str, options: Mapping[str, Any]) -> str | None:
+    """Say why what a user named cannot be called with these keyword arguments; None where it can."""
+    try:
+        signature = signature_of(name, load_named(name))
+        signature.bind(**options)
+    except NamedError as error:
+        return str(error)
+    except TypeError as error:
+        return f"expected options of {shown(name)} that fit its signature {signature}, got {shown(dict(options))}: {error}"
+    return None
 
 
 @contextmanager

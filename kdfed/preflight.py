@@ -16,7 +16,7 @@ from kdfed.partition import partition_of
 from kdfed.records import load_model, load_start
 from kdfed.settings import ModelSettings
 from kdfed.thing import Thing, within
-from kdfed.wire import spec_of
+from kdfed.arrays import spec_of
 
 
 def check_data(experiment: Experiment) -> list[Mistake]:

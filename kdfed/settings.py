@@ -214,6 +214,15 @@ class DistillationSettings(OptimiserSettings):
 # ----------------------------------------------------------------------------- rounds
 
 
+class ListenerSettings(Settings):
+    """Somebody who follows an arm: see :class:`kdfed.listeners.Listener`."""
+
+    name: Text
+    """``package.module:name`` of a class, or of a function that returns a listener."""
+    options: dict[Text, bool | int | float | Text | tuple[int, ...]] = {}
+    """Its keyword arguments."""
+
+
 class PlateauSettings(Settings):
     """When a curve counts as flat."""
 

@@ -19,11 +19,12 @@ import torch
 from flwr.app import ArrayRecord, Context
 from flwr.serverapp import Grid, ServerApp
 
-from kdfed import convergence, wire
+from kdfed import convergence
 from kdfed.config import Experiment, split_set
 from kdfed.data import PreparedData, prepare
 from kdfed.errors import ConfigError, KdfedError, Mistake, RecordError, RunError, one_line
 from kdfed.events import FOLDER, OVERWRITE, PROGRESS, Event, OnEvent, ignore
+from kdfed.messages import Simulation
 from kdfed.named import ends_program, search_in
 from kdfed.outside import code_of
 from kdfed.partition import Partition, class_counts, partition_of
@@ -194,7 +195,7 @@ def _run_seed(
                 name=name,
                 targets=targets,
                 never_stop=sets_targets,
-                simulation=wire.simulation_record(
+                simulation=Simulation.of(
                     arm, seed, folder.store_path(name, seed), experiment.folder
                 ),
                 on_record=folder.append,

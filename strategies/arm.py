@@ -2,77 +2,48 @@
 
 ::
 
-    hello        who is there
-    teachers     participants train teachers and upload weights or logits   (starts from teachers only)
-    consolidate  teachers -> one student                                    (consolidated start only)
-    rounds       configure -> send -> receive -> aggregate -> evaluate -> converged?
+    hello     who is there
+    start     random, from a file, or from teachers: participants train and upload once (``teachers``),
+              the server averages them or distils them into one student (``consolidate``)
+    rounds    configure -> send -> receive -> aggregate -> tell the listeners
 
-Where no stop hangs on it, a round is evaluated while the nodes train for the next one.
+Everything that happens beside training is a listener's (:mod:`strategies.listeners`): evaluating, stopping,
+recording, progress. Where no listener must be in step, a round is evaluated while the nodes train for the
+next one.
 """
 
 from __future__ import annotations
 
-import json
 import logging
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Literal, Protocol, runtime_checkable
+from collections.abc import Sequence
+from dataclasses import replace
 
-import torch
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.app import ArrayRecord, ConfigRecord, Message
 from flwr.serverapp import Grid
-from flwr.serverapp.strategy import FedAvg, Result, Strategy
+from flwr.serverapp.strategy import Strategy
 from torch import nn
 
-from kdfed import convergence, wire
-from kdfed.averaging import average_states
+from kdfed.arrays import Spec, problem_with_arrays, spec_of
 from kdfed.config import Arm, sampled_count
 from kdfed.device import resolve_device
-from kdfed.distill import ConsolidationResult
 from kdfed.errors import RunError
-from kdfed.events import Event
-from kdfed.ledger import Costs, Ledger
+from kdfed.ledger import Ledger
 from kdfed.limits import UPDATE_BOUND, Limits, Reach, numpy_of
-from kdfed.models import State, buffer_keys, build_model, load_state, state_of
-from kdfed.records import Absent, RoundRecord, load_start
+from kdfed.listeners import Listener, Listeners, Round, build_listener
+from kdfed.messages import Evaluate, Train
+from kdfed.models import State, buffer_keys, build_model, state_of
+from kdfed.records import load_start
 from kdfed.seeding import derive, python_seed, sample_participants
-from kdfed.train import evaluate
 from strategies.arm_config import ArmConfig, ServerData
-from strategies.means import SERVER_OPTIMISERS, takes_means
+from strategies.hello import ask_nodes, number_devices
+from strategies.listeners import EvaluateFn, Evaluating, Progress, Recording, Stopping
+from strategies.parcels import Exchange
 from strategies.participant_grid import ParticipantGrid
+from strategies.result import ArmResult
 from strategies.teachers import TeacherPhase, average
+from strategies.wrapped import OwnReplies, minima, repaired, takes_means, weight_key
 
 log = logging.getLogger("kdfed.strategies")
-
-Stopped = Literal["target", "plateau", "max-rounds"]
-
-
-@runtime_checkable
-class OwnReplies(Protocol):
-    """A strategy whose participants send back something else than the model."""
-
-    def reply_spec(self, server_round: int) -> wire.Spec:
-        """Return shapes and dtypes of what a participant sends back in a round."""
-
-
-@dataclass
-class ArmResult(Result):
-    """Flower's result, and what kdfed adds to it.
-
-    Parameters
-    ----------
-    records
-        One per evaluation; the first is the start.
-    stopped
-        Why the arm ended.
-    consolidation
-        What the consolidation took; None without one.
-    """
-
-    records: list[RoundRecord] = field(default_factory=list)
-    stopped: Stopped = "max-rounds"
-    consolidation: ConsolidationResult | None = None
 
 
 class ArmRunner:
@@ -84,28 +55,16 @@ class ArmRunner:
         Aggregates; it is shown this round's participants and nobody else.
     config
         The arm.
-    grid
-        The network.
+    network
+        The grid whose nodes train.
     """
 
-    def __init__(self, strategy: Strategy, config: ArmConfig, grid: Grid) -> None:
-        self.strategy, self.config, self.arm = strategy, config, config.arm
+    def __init__(self, strategy: Strategy, config: ArmConfig, network: Grid) -> None:
+        self.strategy, self.config, self.arm, self.network = strategy, config, config.arm, network
         self.ledger = Ledger()
-        reply: wire.Reply = "mean" if takes_means(strategy) else "each"
-        roster = None if config.simulation is not None else self._roster(grid)
-        self.grid = ParticipantGrid(
-            grid,
-            cohort_size=self.arm.server.cohort_size,
-            ledger=self.ledger,
-            reply=reply,
-            simulation=config.simulation,
-            roster=roster,
-            limits=Limits(self.arm.server.max_examples, self.arm.server.update_bound),
-        )
-        self.device = resolve_device(self.arm.device)
         self.result = ArmResult()
-        self._pending: Callable[[], None] = lambda: None
-        self._started = time.monotonic()
+        self.listeners = Listeners([])
+        self.device = resolve_device(self.arm.device)
 
     # ------------------------------------------------------------------ the loop
 
@@ -116,7 +75,7 @@ class ArmRunner:
         timeout: float,
         train_config: ConfigRecord | None = None,
         evaluate_config: ConfigRecord | None = None,
-        evaluate_fn: Callable[[int, ArrayRecord], MetricRecord | None] | None = None,
+        evaluate_fn: EvaluateFn | None = None,
     ) -> ArmResult:
         """Run the arm; the arguments are those of ``flwr.serverapp.strategy.Strategy.start``.
 
@@ -125,143 +84,218 @@ class ArmRunner:
         RunError
             If fewer than ``server.minimum`` participants answered. What was recorded stays recorded.
         """
-        if self.config.simulation is not None:
-            self._hello()
-        common = dict(initial_arrays.to_torch_state_dict())
-        spec = wire.spec_of(common)
         model = self.config.build(self.arm.model, "evaluation").to(self.device)
-        state, answered, absent = self._start(common)
-        limits = replace(self.grid.limits, buffers=buffer_keys(model))
-
-        def evaluate_later(server_round: int, state: State, answered: int, absent: Sequence[Absent]) -> None:
-            costs = self.ledger.totals()
-            self._pending = lambda: self._evaluate(
-                server_round, num_rounds, model, state, answered, absent, costs, evaluate_fn
-            )
-            if not self._overlaps:
-                self._evaluate_pending()
-
-        evaluate_later(0, state, answered, absent)
+        self.listeners = Listeners(self._listeners(model, evaluate_fn))
+        self.listeners.start(self.config.name, self.config.seed, self.arm)
+        ended: Round | None = None
         try:
-            for server_round in range(1, num_rounds + 1):
-                if self._converged():
+            self.grid = self._hello()
+            ended = self._start(dict(initial_arrays.to_torch_state_dict()), num_rounds, train_config)
+            self.listeners.round(ended)
+            for number in range(1, num_rounds + 1):
+                if self._stops():
                     break
-                reach = Reach(numpy_of(state), limits)
-                sampled = self._sample(server_round, spec, reach)
-                config = ConfigRecord({**(train_config or {}), **self._settings(server_round)})
-                with python_seed(derive(self.config.seed, "configure", server_round)):  # Flower shuffles
-                    messages = list(
-                        self.strategy.configure_train(
-                            server_round, ArrayRecord(dict(state)), config, self.grid
-                        )
-                    )
-                replies = list(
-                    self.grid.send_and_receive(messages, timeout=timeout, meanwhile=self._evaluate_pending)
-                )
-                report = self.grid.report
-                self._require(
-                    len(report.answered), self.arm.server.minimum, f"round {server_round}", "answered"
-                )
-                arrays, metrics = self.strategy.aggregate_train(server_round, replies)
-                if arrays is None:
-                    raise RunError(f"round {server_round}: the strategy returned no arrays")
-                state = self._repair(arrays, replies, model, spec)
-                advice = "lower local.lr or the server's step size"
-                self._require_usable(state, spec, f"round {server_round}", advice, reach)
-                if metrics is not None:
-                    self.result.train_metrics_clientapp[server_round] = metrics
-                evaluate_later(server_round, state, len(report.answered), report.absent)
-                self._evaluate_on_clients(server_round, state, sampled, timeout, evaluate_config)
+                ended = self._round(number, ended, model, timeout, train_config)
+                self.listeners.round(ended)
+                self._evaluate_on_clients(ended, timeout, evaluate_config)
             else:
-                self._evaluate_pending()
-                self._converged()
+                self.listeners.catch_up()
+                self._stops()
+            self.result.arrays = ArrayRecord(dict(ended.state))
         finally:
-            self._evaluate_pending()
-        self.result.arrays = ArrayRecord(dict(state))
+            self.listeners.catch_up()
+            self.listeners.end(0 if ended is None else ended.number, self.ledger.totals())
         return self.result
 
-    @property
-    def _overlaps(self) -> bool:
-        """Whether a round's evaluation can wait until the nodes train for the next: no stop hangs on it."""
-        rounds, config = self.arm.rounds, self.config
-        return config.never_stop or not (rounds.plateau.stop or (rounds.stop_at_target and config.targets))
+    def _listeners(self, model: nn.Module, evaluate_fn: EvaluateFn | None) -> list[Listener]:
+        """Return who follows this arm, in the order in which they are told."""
+        config, result = self.config, self.result
+        return [
+            Evaluating(config, model, result, evaluate_fn),
+            Recording(config, result),
+            Progress(config),
+            Stopping(config),
+            *map(build_listener, self.arm.listeners),
+            *config.listeners,
+        ]
 
-    def _evaluate_pending(self) -> None:
-        pending, self._pending = self._pending, lambda: None
-        pending()
+    def _stops(self) -> bool:
+        reason = self.listeners.should_stop()
+        if reason is None:
+            return False
+        if reason in ("target", "plateau"):
+            self.result.stopped = reason
+        else:
+            log.warning("%s, seed %d: a listener stops it: %s", self.config.name, self.config.seed, reason)
+            self.result.stopped = "listener"
+        return True
 
-    def _sample(self, server_round: int, spec: wire.Spec, reach: Reach) -> list[int]:
+    # ------------------------------------------------------------------ hello
+
+    def _hello(self) -> ParticipantGrid:
+        """Find out who is there, and return the grid whose nodes they are."""
+        config, server, participants = self.config, self.arm.server, self.arm.partition.participants
+        if config.simulation is None:
+            present = number_devices(self.network, participants, server.deadlines.hello)
+        else:
+            self.listeners.phase("hello", self.ledger.totals())
+            present = ask_nodes(
+                self.network,
+                config.simulation,
+                participants,
+                server.max_examples,
+                server.deadlines.hello,
+                self.ledger,
+            )
+        return ParticipantGrid(
+            self.network,
+            cohort_size=server.cohort_size,
+            ledger=self.ledger,
+            reply="mean" if takes_means(self.strategy) else "each",
+            simulation=config.simulation,
+            present=present,
+            limits=Limits(server.max_examples, server.update_bound),
+        )
+
+    # ------------------------------------------------------------------ the start
+
+    def _start(self, common: State, rounds: int, train_config: ConfigRecord | None) -> Round:
+        """Return the start, as a round: what the common initial weights, a file or teachers give."""
+        start, spec = self.arm.start, spec_of(common)
+        if start == "random":
+            return Round(0, rounds, common, 0, (), self.ledger.totals())
+        if start.startswith("file:"):
+            state = load_start(start.removeprefix("file:"), spec)
+            return Round(0, rounds, state, 0, (), self.ledger.totals())
+        self.listeners.phase("teachers", self.ledger.totals())
+        phase = TeacherPhase(self.config, self.grid, common, self.device, train_config)
+        teachers = phase.train()
+        report = self.grid.report
+        least = min(self.arm.server.minimum, phase.count)
+        self._require(len(report.answered), least, "teacher phase", "answered with a teacher")
+        if start == "averaged":
+            state, advice = average(teachers), "lower teachers.lr"
+        else:
+            state, self.result.consolidation = phase.consolidate(teachers, self._distilled)
+            advice = "lower consolidation.lr or the temperature"
+        self._require_usable(state, spec, "consolidation", advice)
+        return Round(0, rounds, state, len(report.answered), tuple(report.absent), self.ledger.totals())
+
+    def _distilled(self, epoch: int, epochs: int, accuracy: float | None) -> None:
+        self.listeners.phase("consolidate", self.ledger.totals(), epoch, epochs, accuracy)
+
+    # ------------------------------------------------------------------ a round
+
+    def _round(
+        self,
+        number: int,
+        before: Round,
+        model: nn.Module,
+        timeout: float,
+        train_config: ConfigRecord | None,
+    ) -> Round:
+        """Train one federated round; the round before is evaluated meanwhile, if it was not yet."""
+        self.listeners.round_start(number, before.rounds)
+        spec, buffers = spec_of(before.state), buffer_keys(model)
+        reach = Reach(numpy_of(before.state), replace(self.grid.limits, buffers=buffers))
+        self._sample(number, spec, reach)
+        settings = Train(
+            seed=self.config.seed, server_round=number, model=self.arm.model, local=self.arm.local
+        )
+        config = ConfigRecord({**(train_config or {}), **settings.config()})
+        with python_seed(derive(self.config.seed, "configure", number)):  # Flower shuffles
+            messages = list(
+                self.strategy.configure_train(number, ArrayRecord(dict(before.state)), config, self.grid)
+            )
+        replies: list[Message] = list(
+            self.grid.send_and_receive(messages, timeout=timeout, meanwhile=self.listeners.catch_up)
+        )
+        report = self.grid.report
+        self._require(len(report.answered), self.arm.server.minimum, f"round {number}", "answered")
+        arrays, metrics = self.strategy.aggregate_train(number, replies)
+        if arrays is None:
+            raise RunError(f"round {number}: the strategy returned no arrays")
+        state = repaired(self.strategy, arrays, replies, spec, buffers)
+        advice = "lower local.lr or the server's step size"
+        self._require_usable(state, spec, f"round {number}", advice, reach)
+        if metrics is not None:
+            self.result.train_metrics_clientapp[number] = metrics
+        return Round(
+            number,
+            before.rounds,
+            state,
+            len(report.answered),
+            tuple(report.absent),
+            self.ledger.totals(),
+            metrics=dict(metrics or {}),
+        )
+
+    def _sample(self, number: int, spec: Spec, reach: Reach) -> None:
         """Draw a round's participants and show them to the strategy."""
         owed: Reach | None = reach
-        sampled = sample_participants(
-            self.config.seed,
-            "sample",
-            server_round,
-            self.arm.partition.participants,
-            sampled_count(self.arm),
-        )
         if isinstance(self.strategy, OwnReplies):
-            spec, owed = self.strategy.reply_spec(server_round), None
-        self.grid.select(
-            sampled,
+            spec, owed = self.strategy.reply_spec(number), None
+        exchange = Exchange(
             phase="rounds",
-            round_number=server_round,
+            round=number,
             spec_of=lambda participant: spec,
             reach_of=lambda participant: owed,
             steps_of=self._most_steps,
-            weight_key=self._weight_key,
+            weight_key=weight_key(self.strategy),
         )
+        self.grid.begin(exchange, self._sampled(number))
         least = max([self.arm.server.minimum, *minima(self.strategy, "train").values()])
-        self._require(len(list(self.grid.get_node_ids())), least, f"round {server_round}", "can be sampled")
-        return sampled
+        self._require(len(list(self.grid.get_node_ids())), least, f"round {number}", "can be sampled")
 
-    @property
-    def _weight_key(self) -> str:
-        """The metric by which the strategy, or the one inside it, weighs replies."""
-        weighing = [layer for layer in layers(self.strategy) if isinstance(layer, FedAvg)]
-        return weighing[0].weighted_by_key if weighing else wire.NUM_EXAMPLES
+    def _sampled(self, number: int) -> list[int]:
+        return sample_participants(
+            self.config.seed, "sample", number, self.arm.partition.participants, sampled_count(self.arm)
+        )
 
     def _most_steps(self, examples: int) -> int:
         """Return the most optimiser steps of a participant with so many examples in a round."""
         held = len(self.config.data.transfer_inputs)
         return self.arm.server.most_steps(self.arm.local, examples, held)
 
-    def _repair(
-        self, arrays: ArrayRecord, replies: Sequence[Message], model: nn.Module, spec: wire.Spec
-    ) -> State:
-        """Undo what Flower's arithmetic does to a model: float64 counters, server steps on buffers."""
-        state = dict(arrays.to_torch_state_dict())
-        steps = any(isinstance(layer, SERVER_OPTIMISERS) for layer in layers(self.strategy))
-        if steps and (buffers := buffer_keys(model)):
-            states = [dict(_arrays(reply).to_torch_state_dict()) for reply in replies]
-            weights = [_number(_metrics(reply), self._weight_key) for reply in replies]
-            mean = average_states(states, weights)
-            state.update({key: mean[key] for key in buffers})
-        repaired: State = {}
-        for key, (_, dtype) in spec.items():
-            wanted, value = getattr(torch, dtype), state[key]
-            if value.is_floating_point() and not wanted.is_floating_point:
-                value = value.round()
-            repaired[key] = value.to(wanted)
-        return repaired
-
-    # ------------------------------------------------------------------ who takes part
-
-    def _hello(self) -> None:
-        self._tell("hello")
-        participants = self.arm.partition.participants
-        self.grid.hello(
-            {"versions": json.dumps(wire.versions())}, self.arm.server.deadlines.hello, participants
+    def _evaluate_on_clients(
+        self, ended: Round, timeout: float, evaluate_config: ConfigRecord | None
+    ) -> None:
+        """Make the strategy's own evaluation trip, if it wants one; it is counted apart."""
+        number, strategy = ended.number, self.strategy
+        exchange = Exchange(
+            phase="evaluate",
+            round=number,
+            spec_of=lambda participant: {},
+            steps_of=self._most_steps,
+            weight_key=weight_key(strategy),
         )
+        self.grid.begin(exchange, self._sampled(number))
+        reachable, least = len(list(self.grid.get_node_ids())), minima(strategy, "evaluate")
+        option = max(least, key=least.__getitem__, default="")
+        if option and reachable < least[option]:  # Flower would wait for ever
+            log.warning(
+                "%s, round %d: no evaluation by participants, because %d can be reached and %s is %d",
+                self.config.name,
+                number,
+                reachable,
+                option,
+                least[option],
+            )
+            return
+        settings = Evaluate(seed=self.config.seed, server_round=number, model=self.arm.model)
+        config = ConfigRecord({**(evaluate_config or {}), **settings.config()})
+        with python_seed(derive(self.config.seed, "evaluate", number)):  # it may sample
+            messages = list(
+                strategy.configure_evaluate(number, ArrayRecord(dict(ended.state)), config, self.grid)
+            )
+        if messages:
+            self.listeners.catch_up()
+            replies = self.grid.send_and_receive(messages, timeout=timeout)
+            metrics = strategy.aggregate_evaluate(number, replies)
+            if metrics is not None:
+                self.result.evaluate_metrics_clientapp[number] = metrics
 
-    def _roster(self, grid: Grid) -> dict[int, int]:
-        """Wait until every participant's node is connected, then number nodes by their ids."""
-        wanted, end = self.arm.partition.participants, time.monotonic() + self.arm.server.deadlines.hello
-        while len(nodes := sorted(grid.get_node_ids())) < wanted:
-            if time.monotonic() > end:
-                raise RunError(f"expected {wanted} nodes (partition.participants), got {len(nodes)} in time")
-            time.sleep(0.2)
-        return dict(enumerate(nodes[:wanted]))
+    # ------------------------------------------------------------------ what must hold to go on
 
     def _require(self, count: int, least: int, where: str, what: str) -> None:
         if count < least:
@@ -270,47 +304,15 @@ class ArmRunner:
                 f"{self._left_out}"
             )
 
-    @property
-    def _left_out(self) -> str:
-        reasons = [f"participant {a.participant}: {a.reason}" for a in self.grid.report.absent]
-        more = f"; and {len(reasons) - 5} more" if len(reasons) > 5 else ""
-        return f"Left out: {'; '.join(reasons[:5]) or 'nobody'}{more}"
-
-    # ------------------------------------------------------------------ the start
-
-    def _start(self, common: State) -> tuple[State, int, list[Absent]]:
-        start = self.arm.start
-        if start == "random":
-            return common, 0, []
-        if start.startswith("file:"):
-            return load_start(start.removeprefix("file:"), wire.spec_of(common)), 0, []
-        self._tell("teachers")
-        phase = TeacherPhase(self.config, self.grid, common, self.device)
-        teachers, report = phase.train(), self.grid.report
-        least = min(self.arm.server.minimum, phase.count)
-        self._require(len(report.answered), least, "teacher phase", "answered with a teacher")
-        if start == "averaged":
-            state = average(teachers)
-        else:
-            state, self.result.consolidation = phase.consolidate(
-                teachers, lambda epoch, epochs, accuracy: self._tell("consolidate", epoch, epochs, accuracy)
-            )
-        spec = wire.spec_of(common)
-        advice = "lower consolidation.lr or the temperature"
-        if start == "averaged":
-            advice = "lower teachers.lr"
-        self._require_usable(state, spec, "consolidation", advice)
-        return state, len(report.answered), report.absent
-
     def _require_usable(
-        self, state: State, spec: wire.Spec, where: str, advice: str, reach: Reach | None = None
+        self, state: State, spec: Spec, where: str, advice: str, reach: Reach | None = None
     ) -> None:
         """Refuse a model that is not finite, or lies too far from the one before.
 
         A server's steps may be longer than its participants', whose bound can be a tight one: its own is at
         least the default.
         """
-        problem, wanted = wire.problem_with(state, spec), "finite"
+        problem, wanted = problem_with_arrays(state, spec), "finite"
         if problem is None and reach is not None:
             wanted = "usable"
             times = max(1.0, UPDATE_BOUND / reach.limits.update_bound)
@@ -323,178 +325,14 @@ class ArmRunner:
                 f" {', '.join(map(str, answered[:10]))}{more}. {self._left_out}"
             )
 
-    # ------------------------------------------------------------------ evaluation and records
-
-    def _evaluate(
-        self,
-        server_round: int,
-        num_rounds: int,
-        model: nn.Module,
-        state: State,
-        answered: int,
-        absent: Sequence[Absent],
-        costs: Costs,
-        evaluate_fn: Callable[[int, ArrayRecord], MetricRecord | None] | None,
-    ) -> None:
-        load_state(model, state)
-        data = self.config.data
-        accuracy, loss = evaluate(model, data.validation, data.task)
-        test_accuracy = evaluate(model, data.test, data.task)[0] if data.test is not None else float("nan")
-        record = RoundRecord(
-            arm=self.config.name,
-            seed=self.config.seed,
-            round=server_round,
-            exchanges=costs.exchanges,
-            phase="start" if server_round == 0 else "rounds",
-            accuracy=accuracy,
-            test_accuracy=test_accuracy,
-            loss=loss,
-            participant_uploads=costs.participant_uploads,
-            bytes_up=costs.bytes_up,
-            bytes_down=costs.bytes_down,
-            local_steps=costs.local_steps,
-            answered=answered,
-            absent=tuple(absent),
-            seconds=time.monotonic() - self._started,
-        )
-        self.result.records.append(record)
-        metrics = MetricRecord({"accuracy": accuracy, "loss": loss})
-        if evaluate_fn is not None:
-            metrics = evaluate_fn(server_round, ArrayRecord(dict(state))) or metrics
-        self.result.evaluate_metrics_serverapp[server_round] = metrics
-        self.config.on_record(record)
-        self._tell("rounds", server_round, num_rounds, accuracy, costs)
-
-    def _evaluate_on_clients(
-        self,
-        server_round: int,
-        state: State,
-        sampled: Sequence[int],
-        timeout: float,
-        evaluate_config: ConfigRecord | None,
-    ) -> None:
-        """Make the strategy's own evaluation trip, if it wants one; it is counted apart."""
-        self.grid.select(
-            sampled,
-            phase="evaluate",
-            round_number=server_round,
-            spec_of=lambda participant: {},
-            steps_of=self._most_steps,
-            weight_key=self._weight_key,
-        )
-        reachable, least = len(list(self.grid.get_node_ids())), minima(self.strategy, "evaluate")
-        option = max(least, key=least.__getitem__, default="")
-        if option and reachable < least[option]:  # Flower would wait for ever
-            log.warning(
-                "%s, round %d: no evaluation by participants, because %d can be reached and %s is %d",
-                self.config.name,
-                server_round,
-                reachable,
-                option,
-                least[option],
-            )
-            return
-        config = ConfigRecord({**(evaluate_config or {}), **self._settings(server_round)})
-        with python_seed(derive(self.config.seed, "evaluate", server_round)):  # it may sample
-            messages = list(
-                self.strategy.configure_evaluate(server_round, ArrayRecord(dict(state)), config, self.grid)
-            )
-        if messages:
-            self._evaluate_pending()
-            replies = self.grid.send_and_receive(messages, timeout=timeout)
-            metrics = self.strategy.aggregate_evaluate(server_round, replies)
-            if metrics is not None:
-                self.result.evaluate_metrics_clientapp[server_round] = metrics
-
-    def _converged(self) -> bool:
-        """Tell whether the arm may stop, and say why in the result."""
-        if self._overlaps:
-            return False
-        rounds, config = self.arm.rounds, self.config
-        curve = [record.accuracy for record in self.result.records]
-        hit = convergence.sustained_hit if rounds.rule == "sustained" else convergence.first_hit
-        reached = [hit(curve, target) is not None for target in config.targets]
-        if rounds.stop_at_target and reached and all(reached):
-            self.result.stopped = "target"
-            return True
-        if rounds.plateau.stop:
-            flat = convergence.plateau(curve, rounds.plateau.rounds, rounds.plateau.min_delta)
-            if flat is not None:
-                self.result.stopped = "plateau"
-                return True
-        return False
-
-    # ------------------------------------------------------------------ small helpers
-
-    def _settings(self, server_round: int) -> dict[str, str | int]:
-        return {
-            "server-round": server_round,
-            "seed": self.config.seed,
-            "model": self.arm.model.model_dump_json(),
-            "local": self.arm.local.model_dump_json(),
-        }
-
-    def _tell(
-        self,
-        phase: Literal["hello", "teachers", "consolidate", "rounds"],
-        step: int = 0,
-        steps: int = 0,
-        accuracy: float | None = None,
-        costs: Costs | None = None,
-    ) -> None:
-        costs = costs or self.ledger.totals()
-        self.config.on_event(
-            Event(
-                arm=self.config.name,
-                seed=self.config.seed,
-                phase=phase,
-                step=step,
-                steps=steps,
-                accuracy=accuracy,
-                bytes=costs.bytes_up + costs.bytes_down,
-                participant_uploads=costs.participant_uploads,
-            )
-        )
+    @property
+    def _left_out(self) -> str:
+        reasons = [f"participant {a.participant}: {a.reason}" for a in self.grid.report.absent]
+        more = f"; and {len(reasons) - 5} more" if len(reasons) > 5 else ""
+        return f"Left out: {'; '.join(reasons[:5]) or 'nobody'}{more}"
 
 
 def initial_state(arm: Arm, data: ServerData, seed: int) -> State:
     """Return the common initial weights of a seed: every arm with the same model starts from them."""
     model = build_model(arm.model, data.input_shape, data.classes, derive(seed, "init"))
     return state_of(model)
-
-
-def _arrays(reply: Message) -> ArrayRecord:
-    return reply.content.array_records[wire.ARRAYS]
-
-
-def _metrics(reply: Message) -> MetricRecord:
-    return reply.content.metric_records[wire.METRICS]
-
-
-def _number(metrics: MetricRecord, key: str) -> float:
-    value = metrics[key]
-    assert isinstance(value, int | float), f"{key} was checked by the participant grid"
-    return float(value)
-
-
-def layers(strategy: Strategy) -> list[Strategy]:
-    """Return a strategy, the one that it wraps (as differential privacy does), and so on inwards."""
-    found: list[Strategy] = []
-    inner: object = strategy
-    while isinstance(inner, Strategy) and not any(inner is one for one in found):
-        found.append(inner)
-        inner = getattr(inner, "strategy", None)
-    return found
-
-
-def minima(strategy: Strategy, trip: Literal["train", "evaluate"]) -> dict[str, int]:
-    """Return below how many nodes a Flower strategy would wait for ever, by the option that says so.
-
-    Empty where it makes no such trip.
-    """
-    least: dict[str, int] = {}
-    for layer in layers(strategy):
-        if isinstance(layer, FedAvg) and getattr(layer, f"fraction_{trip}") > 0:
-            for option in ("min_available_nodes", f"min_{trip}_nodes"):
-                least[option] = max(least.get(option, 0), getattr(layer, option))
-    return least

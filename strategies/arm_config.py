@@ -12,6 +12,8 @@ from torch import nn
 from kdfed.config import Arm
 from kdfed.data import Examples
 from kdfed.events import OnEvent, ignore
+from kdfed.listeners import Listener
+from kdfed.messages import Simulation
 from kdfed.models import build_model
 from kdfed.records import RoundRecord
 from kdfed.seeding import derive
@@ -68,9 +70,11 @@ class ArmConfig:
     never_stop
         Run all rounds: for a baseline whose best accuracy sets the targets.
     simulation
-        The ``simulation`` record of :mod:`kdfed.wire`. Default: every node of the grid is one participant.
+        Whose data the nodes of a simulation use. Default: every node of the grid is one participant.
     on_record, on_event
         Told every evaluation, and every step.
+    listeners
+        Who else follows the arm, beside those that its settings name.
     """
 
     arm: Arm
@@ -79,9 +83,10 @@ class ArmConfig:
     name: str = "arm"
     targets: tuple[float, ...] = ()
     never_stop: bool = False
-    simulation: dict[str, str | int] | None = None
+    simulation: Simulation | None = None
     on_record: Callable[[RoundRecord], None] = lambda record: None
     on_event: OnEvent = ignore
+    listeners: tuple[Listener, ...] = ()
 
     def build(self, model: ModelSettings, phase: str) -> nn.Module:
         """Build a model for the arm's data; its initial weights are drawn for this seed and phase."""

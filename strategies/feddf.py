@@ -18,7 +18,6 @@ from typing import Any, Literal
 from flwr.app import ArrayRecord, Message, MetricRecord
 from flwr.serverapp.strategy import FedAvg, Strategy
 
-from kdfed import wire
 from kdfed.choosing import Choosing
 from kdfed.consolidate import consolidate
 from kdfed.device import resolve_device
@@ -26,6 +25,8 @@ from kdfed.distill import VanillaConsolidation
 from kdfed.distill.method import soft_refusals
 from kdfed.ensembles import AnyEnsemble, MeanLogits
 from kdfed.errors import LogitsError, RunError
+from kdfed.messages import state_of_record, ARRAYS
+from kdfed.metrics import SERVER_STEPS
 from kdfed.models import State, load_state, state_of
 from kdfed.seeding import derive
 from kdfed.server import ServerBase
@@ -105,7 +106,7 @@ class FedDF(FedAvg):
         if arrays is None or (self._settings.when == "first" and server_round > 1):
             return arrays, metrics
         states = [
-            dict(reply.content.array_records[wire.ARRAYS].to_torch_state_dict())
+            state_of_record(reply.content, ARRAYS)
             for reply in replies
             if reply.has_content()
         ]
@@ -113,12 +114,12 @@ class FedDF(FedAvg):
             state, steps = self._distil(server_round, dict(arrays.to_torch_state_dict()), states)
         except LogitsError as error:
             senders = [reply.metadata.src_node_id for reply in replies if reply.has_content()]
-            who = ", ".join(str(senders[place]) for place in error.places)
+            who = ", ".join(str(senders[index]) for index in error.places)
             raise RunError(
                 f"round {server_round}: expected finite logits of the participants' models, got infinity or "
                 f"NaN from participant {who}; lower local.lr or server.update-bound"
             ) from error
-        return ArrayRecord(dict(state)), MetricRecord({**(metrics or {}), wire.SERVER_STEPS: steps})
+        return ArrayRecord(dict(state)), MetricRecord({**(metrics or {}), SERVER_STEPS: steps})
 
     def _distil(self, server_round: int, average: State, states: list[State]) -> tuple[State, int]:
         config, data = self._config, self._config.data

@@ -1,15 +1,6 @@
 """Strategies that exchange logits in every round: what FedMD and DS-FL share.
 
-============= ========= =======================================================================
-message       direction content
-============= ========= =======================================================================
-query.logits  down      ``transfer``: ``inputs``, the public examples as stored, in a
-                        participant's first message; ``consensus`` float16 [M, C] of the last
-                        round, once there is one. ``arrays``: the start, in the first message,
-                        where the participant has the federated architecture. ``config``
-query.logits  up        ``arrays``: ``logits`` float16 [N, C] on this round's public examples;
-                        ``metrics``: ``num-examples``, ``train-loss``, ``local-steps``
-============= ========= =======================================================================
+The messages are :class:`kdfed.messages.QueryLogits` and :class:`kdfed.messages.Update`.
 
 A sampled participant digests the last consensus, trains on its own examples, keeps its model in its store and
 uploads its logits. The server combines them, and distils the consensus into a model of its own, which is what
@@ -20,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Annotated, Any, ClassVar
 
 import torch
@@ -29,12 +20,14 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 from pydantic import Field
 
-from kdfed import wire
+from kdfed.arrays import Spec
 from kdfed.consensus import digest_loss, public_places
 from kdfed.data import Examples, PreparedData
 from kdfed.device import resolve_device
 from kdfed.limits import most_steps
-from kdfed.models import load_state, state_of
+from kdfed.messages import LOGITS, QueryLogits, Update
+from kdfed.metrics import SERVER_STEPS
+from kdfed.models import State, load_state, state_of
 from kdfed.seeding import derive
 from kdfed.server import ServerBase
 from kdfed.settings import ModelSettings, OptimiserSettings, PositiveInt, several
@@ -112,26 +105,26 @@ class LogitsStrategy(FedAvg):
         assert isinstance(config.arm.server, LogitsServer), config.arm.server
         self.config, self.settings = config, config.arm.server
         self._models = several(self.settings.models) or (config.arm.model,)
-        self._digest = hashlib.sha256(config.data.transfer_inputs.tobytes()).hexdigest()
+        self._public_sha256 = hashlib.sha256(config.data.transfer_inputs.tobytes()).hexdigest()
         self._hold: set[int] = set()  # participants that are known to have the public examples
         self._consensus: tuple[int, torch.Tensor] | None = None  # its round, float16 [M, C]
-        self._start: ArrayRecord | None = None
+        self._start: State | None = None
         self._state = ArrayRecord()
 
     @abstractmethod
     def combine(self, logits: torch.Tensor) -> torch.Tensor:
         """Return the consensus [N, C] of the participants' logits, float32 [K, N, C], in their order."""
 
-    def reply_spec(self, server_round: int) -> wire.Spec:
+    def reply_spec(self, server_round: int) -> Spec:
         """Return what a participant sends back in a round."""
-        count = len(self._places(server_round))
-        return {wire.LOGITS: ((count, self.config.data.classes), "float16")}
+        count = len(self._public_indices(server_round))
+        return {LOGITS: ((count, self.config.data.classes), "float16")}
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Ask the sampled participants for their logits; those with the same content share it."""
-        self._start = arrays if self._start is None else self._start
+        self._start = dict(arrays.to_torch_state_dict()) if self._start is None else self._start
         self._state = arrays
         contents: dict[tuple[int, bool], RecordDict] = {}
         messages = []
@@ -140,7 +133,7 @@ class LogitsStrategy(FedAvg):
             if key not in contents:
                 model = self._models[key[0]]
                 contents[key] = self._content(server_round, model, key[1], self._start, config)
-            messages.append(Message(contents[key], participant, wire.LOGITS_QUERY, group_id="rounds"))
+            messages.append(Message(contents[key], participant, QueryLogits.type, group_id="rounds"))
         return messages
 
     def aggregate_train(
@@ -149,15 +142,13 @@ class LogitsStrategy(FedAvg):
         """Combine logits, and distil the consensus into the server's model."""
         replies = [reply for reply in replies if reply.has_content()]
         self._hold |= {reply.metadata.src_node_id for reply in replies}
-        logits = [
-            reply.content.array_records[wire.ARRAYS].to_torch_state_dict()[wire.LOGITS] for reply in replies
-        ]
+        logits = [Update.from_record(reply.content).arrays[LOGITS] for reply in replies]
         consensus = self.combine(torch.stack(logits).float()).to(torch.float16)
         self._consensus = server_round, consensus
         device = resolve_device(self.config.arm.device)
         model = self.config.build(self.config.arm.model, "logits").to(device)
         load_state(model, dict(self._state.to_torch_state_dict()))
-        public = self.config.data.transfer.inputs[torch.from_numpy(self._places(server_round))]
+        public = self.config.data.transfer.inputs[torch.from_numpy(self._public_indices(server_round))]
         result = fit(
             model,
             Examples(public, consensus.float()),
@@ -166,9 +157,9 @@ class LogitsStrategy(FedAvg):
             derive(self.config.seed, "logits", server_round),
         )
         metrics = self.train_metrics_aggr_fn([reply.content for reply in replies], self.weighted_by_key)
-        return ArrayRecord(state_of(model)), MetricRecord({**metrics, wire.SERVER_STEPS: result.steps})
+        return ArrayRecord(state_of(model)), MetricRecord({**metrics, SERVER_STEPS: result.steps})
 
-    def _places(self, server_round: int) -> Any:
+    def _public_indices(self, server_round: int) -> Any:
         held = len(self.config.data.transfer_inputs)
         return public_places(self.config.seed, server_round, held, self.settings.images)
 
@@ -177,27 +168,23 @@ class LogitsStrategy(FedAvg):
         server_round: int,
         model: ModelSettings,
         holds: bool,
-        start: ArrayRecord,
-        config: ConfigRecord,
+        start: State,
+        config: Mapping[str, Any],
     ) -> RecordDict:
         """Return what participants of one architecture are sent, by whether they hold the public examples."""
-        content, transfer = RecordDict(), {}
-        if not holds:
-            transfer[wire.INPUTS] = torch.from_numpy(self.config.data.transfer_inputs)
-            if model == self.config.arm.model:
-                content[wire.ARRAYS] = start
-        settings = {
-            **config,
-            "model": model.model_dump_json(),
-            "strategy": self.settings.digest_loss,
-            "digest": self.settings.digest.model_dump_json(),
-            "images": self.settings.images or 0,
-            "count": len(self._places(server_round)),
-            wire.PUBLIC: self._digest,
-        }
-        if self._consensus is not None:
-            settings["consensus-round"], transfer[wire.CONSENSUS] = self._consensus
-        if transfer:
-            content[wire.TRANSFER] = ArrayRecord(transfer)
-        content[wire.CONFIG] = ConfigRecord(settings)
-        return content
+        settings, arm = self.settings, self.config.arm
+        return QueryLogits(
+            seed=self.config.seed,
+            server_round=server_round,
+            model=model,
+            local=arm.local,
+            strategy=settings.digest_loss,
+            digest=settings.digest,
+            images=settings.images,
+            count=len(self._public_indices(server_round)),
+            public_sha256=self._public_sha256,
+            inputs=None if holds else torch.from_numpy(self.config.data.transfer_inputs),
+            consensus=self._consensus,
+            arrays=start if not holds and model == arm.model else {},
+            more=config,
+        ).to_record()

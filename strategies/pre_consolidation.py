@@ -3,7 +3,7 @@
 Before the first round, participants train teachers and upload each once; the server distils them into one
 student (Alballa et al., arXiv 2402.14922; vanilla KD: Hinton et al. 2015, arXiv 1503.02531), which is where
 the wrapped strategy starts. It is not a new aggregation rule, so it composes with FedAvg, FedProx, FedAvgM,
-FedAdam, FedYogi, Krum and others. Its messages are those of :mod:`kdfed.wire`.
+FedAdam, FedYogi, Krum and others. Its messages are those of :mod:`kdfed.messages`.
 
 Deviation: Flower's ``Strategy.start`` samples nodes with Python's global generator and has no early stop;
 here the arm runner samples participants, stops, and counts.
@@ -20,8 +20,10 @@ from flwr.serverapp.strategy import FedAvg, FedProx, Strategy
 from kdfed.config import sampled_count
 from kdfed.errors import ConfigError, Mistake
 from kdfed.local import ProximalLocal
-from strategies.arm import ArmResult, ArmRunner, layers, minima
+from strategies.arm import ArmRunner
 from strategies.arm_config import ArmConfig
+from strategies.result import ArmResult
+from strategies.wrapped import layers, minima
 
 
 class PreConsolidation(Strategy):

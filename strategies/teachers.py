@@ -1,13 +1,6 @@
 """The teacher phase: participants train teachers and upload each once; the server distils them.
 
-============= ========= =======================================================================
-message       direction content
-============= ========= =======================================================================
-train.teacher down      ``arrays``: initial weights (``init: common``); ``config``: settings;
-                        ``transfer``: the transfer set's inputs as stored (``upload: logits``)
-train.teacher up        ``arrays``: weights, or ``logits`` float16 [N, C]; ``metrics``:
-                        ``num-examples``, ``train-loss``, ``local-steps``, label counts when asked
-============= ========= =======================================================================
+The messages are :class:`kdfed.messages.TrainTeacher` and :class:`kdfed.messages.Update`.
 """
 
 from __future__ import annotations
@@ -19,15 +12,16 @@ from typing import TypeAlias
 
 import numpy as np
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.app import ConfigRecord, Message, RecordDict
 from torch import nn
 
-from kdfed import wire
+from kdfed.arrays import Spec, spec_of
 from kdfed.averaging import average_states
 from kdfed.consolidate import consolidate
 from kdfed.distill import ConsolidationResult
 from kdfed.errors import KdfedError
 from kdfed.limits import UPDATE_BOUND, LabelCounts, Reach, most_steps, numpy_of
+from kdfed.messages import LOGITS, TrainTeacher, Update
 from kdfed.models import State, buffer_keys, load_state, state_of
 from kdfed.records import Absent
 from kdfed.seeding import derive, sample_participants
@@ -35,6 +29,7 @@ from kdfed.settings import ModelSettings, several
 from kdfed.train import predict
 from kdfed.transfer_sets.transfer_set import examples_of
 from strategies.arm_config import ArmConfig
+from strategies.parcels import Exchange
 from strategies.participant_grid import ParticipantGrid
 
 _PROBED = 32
@@ -58,7 +53,7 @@ class _Content:
     """What teachers of one architecture are sent; how what they send back must look and may differ."""
 
     sent: RecordDict
-    spec: wire.Spec
+    spec: Spec
     reach: Reach | None
 
 
@@ -81,10 +76,20 @@ class TeacherPhase:
         The common initial weights.
     device
         Where the server distils.
+    train_config
+        What the ServerApp tells its participants beside.
     """
 
-    def __init__(self, config: ArmConfig, grid: ParticipantGrid, common: State, device: torch.device) -> None:
+    def __init__(
+        self,
+        config: ArmConfig,
+        grid: ParticipantGrid,
+        common: State,
+        device: torch.device,
+        train_config: ConfigRecord | None = None,
+    ) -> None:
         self.config, self.arm, self.grid, self.common, self.device = config, config.arm, grid, common, device
+        self._train_config = train_config or ConfigRecord()
         self._models = several(self.arm.teachers.model) or (self.arm.model,)
         self._modules: dict[int, nn.Module] = {}
 
@@ -95,20 +100,20 @@ class TeacherPhase:
         if settings.label_counts.send:
             epsilon = settings.label_counts.epsilon
             counts = LabelCounts(self.config.data.classes, 0.0 if epsilon is None else 1 / epsilon)
-        self.grid.select(
-            sample_participants(
-                self.config.seed, "teacher-sample", 0, self.arm.partition.participants, self.count
-            ),
+        exchange = Exchange(
             phase="teachers",
-            round_number=0,
+            round=0,
             spec_of=lambda participant: contents[participant % len(contents)].spec,
             reach_of=lambda participant: contents[participant % len(contents)].reach,
             steps_of=partial(most_steps, settings.epochs, settings.batch_size),
             label_counts=counts,
         )
+        participants = self.arm.partition.participants
+        chosen = sample_participants(self.config.seed, "teacher-sample", 0, participants, self.count)
+        self.grid.begin(exchange, chosen)
         deadline = self.arm.server.deadlines.teachers
         messages = [
-            Message(contents[p % len(contents)].sent, p, wire.TEACHER, ttl=deadline, group_id="teachers")
+            Message(contents[p % len(contents)].sent, p, TrainTeacher.type, ttl=deadline, group_id="teachers")
             for p in self.grid.get_node_ids()
         ]
         replies = list(self.grid.send_and_receive(messages, timeout=deadline))
@@ -139,26 +144,24 @@ class TeacherPhase:
 
         Those that start from weights of their own are compared with another draw of the same.
         """
-        settings = self.arm.teachers
-        content, template = RecordDict(), self.config.build(model, "init")
+        settings, template = self.arm.teachers, self.config.build(model, "init")
         state = self.common if model == self.arm.model else state_of(template)
-        if settings.init == "common":
-            content[wire.ARRAYS] = ArrayRecord(dict(state))
-        content[wire.CONFIG] = ConfigRecord(
-            {
-                "seed": self.config.seed,
-                "model": model.model_dump_json(),
-                "teachers": settings.model_dump_json(exclude={"model", "count"}),
-            }
-        )
-        if settings.upload == "weights":
-            limits = replace(self.grid.limits, buffers=buffer_keys(template))
-            if settings.init == "own":  # two draws may lie further apart than a training leads
-                limits = replace(limits, update_bound=max(limits.update_bound, UPDATE_BOUND))
-            return _Content(content, wire.spec_of(state), Reach(numpy_of(state), limits))
         inputs = self.config.data.transfer_inputs
-        content[wire.TRANSFER] = ArrayRecord({wire.INPUTS: torch.from_numpy(inputs)})
-        return _Content(content, {wire.LOGITS: ((len(inputs), self.config.data.classes), "float16")}, None)
+        sends_logits = settings.upload == "logits"
+        sent = TrainTeacher(
+            seed=self.config.seed,
+            model=model,
+            settings=settings,
+            arrays=state if settings.init == "common" else {},
+            inputs=torch.from_numpy(inputs) if sends_logits else None,
+            more=self._train_config,
+        ).to_record()
+        if sends_logits:
+            return _Content(sent, {LOGITS: ((len(inputs), self.config.data.classes), "float16")}, None)
+        limits = replace(self.grid.limits, buffers=buffer_keys(template))
+        if settings.init == "own":  # two draws may lie further apart than a training leads
+            limits = replace(limits, update_bound=max(limits.update_bound, UPDATE_BOUND))
+        return _Content(sent, spec_of(state), Reach(numpy_of(state), limits))
 
     def consolidate(
         self, teachers: Sequence[Teacher], on_epoch: OnEpoch
@@ -181,7 +184,7 @@ class TeacherPhase:
         modules: list[nn.Module] = []
         sources: Sequence[nn.Module] | torch.Tensor = modules
         if self.arm.teachers.upload == "logits":
-            sources = torch.stack([teacher.arrays[wire.LOGITS] for teacher in teachers])
+            sources = torch.stack([teacher.arrays[LOGITS] for teacher in teachers])
         else:
             modules += [self._module(teacher) for teacher in teachers]
         refused = settings.transfer.refuses(self.arm.teachers.upload, settings.labels)
@@ -217,12 +220,11 @@ class TeacherPhase:
 
 
 def _teacher(reply: Message) -> Teacher:
-    metrics = reply.content.metric_records[wire.METRICS]
-    examples, counts = metrics[wire.NUM_EXAMPLES], metrics.get(wire.LABEL_COUNTS)
-    assert isinstance(examples, int | float), "checked by the participant grid"
+    update = Update.from_record(reply.content)
+    counts = update.label_counts
     return Teacher(
         participant=reply.metadata.src_node_id,
-        arrays=dict(reply.content.array_records[wire.ARRAYS].to_torch_state_dict()),
-        num_examples=int(examples),
-        label_counts=[max(float(count), 0.0) for count in counts] if isinstance(counts, list) else None,
+        arrays=update.arrays,
+        num_examples=update.num_examples,
+        label_counts=None if counts is None else [max(float(count), 0.0) for count in counts],
     )

@@ -12,7 +12,7 @@ from kdfed.data.sources import task_problem
 from kdfed.errors import Mistake, shown
 from kdfed.family import Families, Family
 from kdfed.models import check_model
-from kdfed.named import NamedError, blamed
+from kdfed.named import NamedError, blamed, problem_with_options
 from kdfed.settings import DataSettings, ModelSettings, NormaliseSettings, OptimiserSettings, Settings
 from kdfed.thing import Refusal, Thing, origin_of, within
 
@@ -122,6 +122,10 @@ def _refusals(arm: Arm) -> Iterator[Refusal]:
         if isinstance(part, DataSettings):
             for name, message, *others in data_problems(part):
                 yield Refusal(f"{key}.{name}", message, tuple(f"{key}.{other}" for other in others))
+    for index, listener in enumerate(arm.listeners):
+        problem = problem_with_options(listener.name, listener.options)
+        if problem is not None:
+            yield Refusal(f"listeners.{index}", problem)
     if arm.data.task == "regression":
         yield from _need_classes(arm)
     for key, part in everything:

@@ -21,6 +21,7 @@ from kdfed.server import GivenStrategy, ServerBase
 from kdfed.settings import (
     DataSettings,
     Distinct,
+    ListenerSettings,
     ModelSettings,
     RoundSettings,
     Settings,
@@ -92,6 +93,8 @@ class Arm(ArmSettings):
     """Who holds what."""
     rounds: RoundSettings = RoundSettings()
     """How long an arm runs and how its curve is read."""
+    listeners: Annotated[tuple[ListenerSettings, ...], Field(max_length=100)] = ()
+    """Who follows every arm beside evaluation, records and progress, in this order."""
 
 
 _SHARE = r"^(100(\.0+)?|[1-9][0-9]?(\.[0-9]+)?|0\.[0-9]*[1-9][0-9]*)%-of-best$"

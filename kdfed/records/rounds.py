@@ -11,7 +11,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from kdfed.records.parsing import parse_json, problems_of
 
-Stopped = Literal["target", "plateau", "max-rounds", "failed", "interrupted"]
+Stopped = Literal["target", "plateau", "listener", "max-rounds", "failed", "interrupted"]
 
 Count = Annotated[int, Field(ge=0, lt=2**63)]
 Score = Annotated[float, Field(ge=-1e30, le=1, allow_inf_nan=False)]

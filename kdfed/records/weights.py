@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from kdfed.errors import DataError
 from kdfed.models import State
-from kdfed.wire import Spec, problem_with
+from kdfed.arrays import Spec, problem_with_arrays
 
 
 def load_model(path: str | Path) -> State:
@@ -57,7 +57,7 @@ def load_start(path: str | Path, spec: Spec) -> State:
         finite.
     """
     state = load_model(path)
-    problem = problem_with(state, spec)
+    problem = problem_with_arrays(state, spec)
     if problem is not None:
         raise DataError(
             f"{path} does not fit the model: {problem}; use weights of the same model, options, input shape "

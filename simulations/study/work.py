@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import nn
 
-from kdfed import wire
+from kdfed.arrays import problem_with_arrays, spec_of
 from kdfed.cohort import train_cohort
 from kdfed.consolidate import consolidate
 from kdfed.data import Examples, PreparedData, prepare
@@ -73,12 +73,12 @@ def read_trial(cache: Path, key: str) -> dict[str, Any] | None:
 
 def has_models(study: StudySettings, point: Point, cache: Path) -> bool:
     """Whether the cache holds a point's models, whole and finite."""
-    spec = wire.spec_of(state_of(_build(prepare(study.data), point, 0)))
+    spec = spec_of(state_of(_build(prepare(study.data), point, 0)))
     try:
         states = _read_states(models_file(cache, models_key(study, point)))
     except (OSError, ValueError, SafetensorError):
         return False
-    whole = all(wire.problem_with(state, spec) is None for state in states)
+    whole = all(problem_with_arrays(state, spec) is None for state in states)
     return whole and len(states) == point.teachers + 1
 
 

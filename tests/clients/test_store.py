@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from clients.store import Store
-from kdfed.errors import WireError
+from kdfed.errors import MessageError
 
 
 def _kept(value: float) -> dict[str, torch.Tensor]:
@@ -87,9 +87,9 @@ def test_public_examples_are_whole_for_nodes_that_keep_them_at_the_same_time(tmp
 )
 def test_a_digest_is_no_path(tmp_path: Path, digest: str) -> None:
     store = Store(tmp_path / "deep" / "deeper" / "store")
-    with pytest.raises(WireError, match="expected the SHA-256 of public examples, 64 lowercase hex digits"):
+    with pytest.raises(MessageError, match="expected the SHA-256 of public examples, 64 lowercase hex digits"):
         store.save_public(digest, torch.zeros(1))
-    with pytest.raises(WireError, match="expected the SHA-256"):
+    with pytest.raises(MessageError, match="expected the SHA-256"):
         store.load_public(digest)
     assert list(tmp_path.rglob("*")) == []
 
@@ -99,6 +99,6 @@ def test_a_digest_is_no_path(tmp_path: Path, digest: str) -> None:
 )
 def test_participants_and_rounds_are_numbers(tmp_path: Path, participant: Any, server_round: Any) -> None:
     store = Store(tmp_path / "store")
-    with pytest.raises(WireError, match="as a whole number of at least 0"):
+    with pytest.raises(MessageError, match="as a whole number of at least 0"):
         store.save(participant, server_round, _kept(1.0))
     assert list(tmp_path.rglob("*")) == []

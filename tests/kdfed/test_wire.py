@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kdfed.errors import WireError
+from kdfed.errors import MessageError
 from kdfed.limits import Limits
 from kdfed.wire import Answers, Plan, numbered, problem_with, problem_with_metrics, spec_of
 
@@ -34,7 +34,7 @@ def test_answers_read_back_equal():
     ],
 )
 def test_a_plan_that_does_not_fit_together_is_refused(lists):
-    with pytest.raises(WireError, match="expected"):
+    with pytest.raises(MessageError, match="expected"):
         Plan.from_lists(lists)
 
 
@@ -75,7 +75,7 @@ def test_answers_say_whose_work_is_in_a_result(reply, results, members):
 )
 def test_answers_that_do_not_fit_the_plan_are_refused(reply, participants, results):
     answers = Answers(participants, results, (1, 1, 1), ("", "", ""))
-    with pytest.raises(WireError, match="expected"):
+    with pytest.raises(MessageError, match="expected"):
         answers.members(Plan(COHORTS, (0, 0, 0), reply))
 
 
@@ -83,12 +83,12 @@ def test_answers_that_do_not_fit_the_plan_are_refused(reply, participants, resul
 @pytest.mark.parametrize("odd", [1.5, None, True])
 def test_answers_that_are_no_whole_numbers_or_texts_are_refused(key, odd):
     lists = Answers((4,), (0,), (1,), ("",)).to_lists()
-    with pytest.raises(WireError, match=f"in the list {key} of answers, got {odd}"):
+    with pytest.raises(MessageError, match=f"in the list {key} of answers, got {odd}"):
         Answers.from_lists({**lists, key: [odd]})
 
 
 def test_answers_of_different_lengths_are_refused():
-    with pytest.raises(WireError, match="one entry a participant"):
+    with pytest.raises(MessageError, match="one entry a participant"):
         Answers.from_lists({"participants": [1, 2], "results": [0], "local-steps": [1], "reasons": [""]})
 
 

@@ -22,7 +22,7 @@ import clients.participant
 from clients.client_app import app
 from clients.participant import SimulatedParticipants
 from kdfed import wire
-from kdfed.errors import RunError, WireError
+from kdfed.errors import RunError, MessageError
 from kdfed.ledger import Ledger
 from simulations.engines.inprocess import InProcessGrid
 from simulations.engines.local_grid import error_reply
@@ -487,7 +487,7 @@ def test_a_message_for_somebody_else_is_refused(tiny, run_arm):
             return messages
 
     strategy = Confused(fraction_evaluate=0.0, min_train_nodes=1, min_available_nodes=1)
-    with pytest.raises(WireError, match="expected a participant of this round"):
+    with pytest.raises(MessageError, match="expected a participant of this round"):
         run_arm(tiny(), strategy=strategy)
 
 

@@ -1,0 +1,830 @@
+r"""Every message: its type, its records, and how it is read and written.
+
+What one participant and the server exchange (the logical message, which the ledger counts):
+
+================ ========= ======================== =================================================
+message          direction record                   content
+================ ========= ======================== =================================================
+``query.hello``  down      :class:`Hello`           ``config``: ``versions`` of the server
+\\               up        :class:`HelloReply`      ``config``: ``versions`` of the node,
+\\                                                  ``partition-sha256``; ``metrics``:
+\\                                                  ``participants``, ``num-examples``, ``held`` [P]
+``train.teacher`` down     :class:`TrainTeacher`    ``arrays``: initial weights (``init: common``);
+\\                                                  ``config``; ``transfer``: ``inputs``
+\\                                                  [N, ...] as stored (``upload: logits``)
+\\               up        :class:`Update`          ``arrays``: weights, or ``logits`` float16
+\\                                                  [N, C]; ``metrics``
+``train``        down      :class:`Train`           ``arrays``: global weights; ``config``
+\\               up        :class:`Update`          ``arrays``: weights; ``metrics``
+``query.logits`` down      :class:`QueryLogits`     ``transfer``: ``inputs`` [M, ...] as stored, in a
+\\                                                  participant's first message; ``consensus``
+\\                                                  float16 [N, C] of an earlier round; ``arrays``:
+\\                                                  initial weights, in the first message; ``config``
+\\               up        :class:`Update`          ``arrays``: ``logits`` float16 [N, C]; ``metrics``
+``evaluate``     down      :class:`Evaluate`        ``arrays``: global weights; ``config``
+\\               up        :class:`Evaluation`      ``metrics``
+================ ========= ======================== =================================================
+
+The metrics are those of :mod:`kdfed.metrics`. Weights have the keys, shapes and dtypes of the model's
+``state_dict``; settings travel as JSON in ``config`` and are read once, into the classes of an experiment.
+
+Around the logical message stand records that no ledger counts:
+
+``cohorts``
+    Down (:class:`Cohorts`): which participants a network message is for, in cohorts, and which of its
+    contents is for whom. In a simulation one network message carries many participants; each distinct content
+    is in it once. Up (:class:`Answers`): who answered, and in which result. A reply without it is an ordinary
+    Flower reply of one participant, from a ClientApp that knows no cohorts.
+``simulation``
+    Down (:class:`Simulation`): whose data a node of a simulation uses. A device ignores it.
+``warnings``
+    Up: ``texts`` of warnings that came up on a simulated node.
+
+This module and :mod:`kdfed.private` are all of kdfed that imports Flower.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, ClassVar, Literal, TypeAlias, TypeVar, cast
+
+import numpy as np
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from pydantic import ValidationError
+
+from kdfed.config import Arm
+from kdfed.errors import MessageError, one_line
+from kdfed.limits import Limits
+from kdfed.local import LOCAL_MODES, LocalMode
+from kdfed.metrics import (
+    EVAL_ACCURACY,
+    EVAL_LOSS,
+    LABEL_COUNTS,
+    LOCAL_STEPS,
+    NUM_EXAMPLES,
+    TRAIN_LOSS,
+    Metrics,
+)
+from kdfed.models import State
+from kdfed.outside import code_of
+from kdfed.settings import ModelSettings, OptimiserSettings, TeacherSettings
+
+ARRAYS = "arrays"
+CONFIG = "config"
+METRICS = "metrics"
+TRANSFER = "transfer"
+COHORTS = "cohorts"
+SIMULATION = "simulation"
+WARNINGS = "warnings"
+
+INPUTS = "inputs"
+LOGITS = "logits"
+CONSENSUS = "consensus"
+
+Config: TypeAlias = dict[str, str | int]
+R = TypeVar("R", ArrayRecord, ConfigRecord, MetricRecord)
+V = TypeVar("V", str, int)
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that must agree between server and participants."""
+    return {name: version(name) for name in ("kdfed", "torch", "numpy")}
+
+
+# ----------------------------------------------------------------------------- hello
+
+
+@dataclass(frozen=True)
+class Hello:
+    """The server asks a node who is there."""
+
+    type: ClassVar[str] = "query.hello"
+
+    versions: Mapping[str, str]
+
+    def to_record(self) -> RecordDict:
+        """Return the message's content."""
+        return RecordDict({CONFIG: ConfigRecord({"versions": json.dumps(dict(self.versions))})})
+
+
+@dataclass(frozen=True)
+class HelloReply:
+    """What a node of a simulation knows.
+
+    Parameters
+    ----------
+    versions
+        What runs there.
+    examples
+        How many examples each participant holds, int64 [P].
+    partition_sha256
+        A hash of who holds which examples.
+    """
+
+    versions: Mapping[str, str]
+    examples: np.ndarray
+    partition_sha256: str
+
+    def to_record(self) -> RecordDict:
+        """Return the reply's content."""
+        metrics = {
+            "participants": len(self.examples),
+            NUM_EXAMPLES: int(self.examples.sum()),
+            "held": self.examples.tolist(),
+        }
+        config = {"versions": json.dumps(dict(self.versions)), "partition-sha256": self.partition_sha256}
+        return RecordDict({METRICS: MetricRecord(metrics), CONFIG: ConfigRecord(config)})
+
+    @classmethod
+    def from_record(cls, content: RecordDict) -> HelloReply:
+        """Read a reply.
+
+        Raises
+        ------
+        MessageError
+            If it lacks something, or its numbers do not agree.
+        """
+        config, metrics = record_of(content, CONFIG, ConfigRecord), record_of(content, METRICS, MetricRecord)
+        count, examples, held = (metrics.get(key) for key in ("participants", NUM_EXAMPLES, "held"))
+        sha256, told = config.get("partition-sha256"), config.get("versions")
+        if not (
+            type(count) is int
+            and type(examples) is int
+            and isinstance(sha256, str)
+            and isinstance(told, str)
+            and isinstance(held, list)
+            and all(type(each) is int for each in held)
+        ):
+            raise MessageError(
+                "expected every node to tell its versions, the number of participants, of their examples, "
+                f"those of each and a hash, got {told!r:.80}, {count!r:.40}, {examples!r:.40}, {held!r:.40} "
+                f"and {sha256!r:.80}"
+            )
+        if len(held) != count or not held or min(held) < 0 or sum(held) != examples:
+            raise MessageError(
+                f"expected the examples of each of {count} participants, {examples} in all, got {len(held)} "
+                f"numbers with the sum {sum(held)}"
+            )
+        try:
+            versions = json.loads(told)
+        except ValueError:
+            versions = {"versions": told}
+        return cls(versions, np.array(held, dtype=np.int64), one_line(sha256))
+
+
+# ----------------------------------------------------------------------------- down
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainTeacher:
+    """A participant trains a teacher, and uploads its weights or its logits on the transfer set.
+
+    Parameters
+    ----------
+    seed
+        The run's.
+    model
+        The teacher's architecture.
+    settings
+        How it is trained, and what is uploaded.
+    arrays
+        The weights that it starts from; empty where each participant draws its own.
+    inputs
+        The transfer set's, [N, ...] as stored; None where weights are uploaded.
+    more
+        What the ServerApp's own ``train_config`` adds.
+    """
+
+    type: ClassVar[str] = "train.teacher"
+
+    seed: int
+    model: ModelSettings
+    settings: TeacherSettings
+    arrays: State = field(default_factory=dict)
+    inputs: torch.Tensor | None = None
+    more: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_record(self) -> RecordDict:
+        """Return the message's content."""
+        content = RecordDict()
+        if self.arrays:
+            content[ARRAYS] = ArrayRecord(dict(self.arrays))
+        content[CONFIG] = ConfigRecord(
+            {
+                **self.more,
+                "seed": self.seed,
+                "model": self.model.model_dump_json(),
+                "teachers": self.settings.model_dump_json(exclude={"model", "count"}),
+            }
+        )
+        if self.inputs is not None:
+            content[TRANSFER] = ArrayRecord({INPUTS: self.inputs})
+        return content
+
+    @classmethod
+    def from_record(cls, content: RecordDict) -> TrainTeacher:
+        """Read a message."""
+        config = record_of(content, CONFIG, ConfigRecord)
+        return cls(
+            seed=_value(config, "seed", int),
+            model=_model(config),
+            settings=_settings(config, "teachers", TeacherSettings),
+            arrays=state_of_record(content, ARRAYS),
+            inputs=state_of_record(content, TRANSFER).get(INPUTS),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train:
+    """A participant trains the global model for one federated round.
+
+    Parameters
+    ----------
+    seed, server_round
+        The run's seed, and the round.
+    model
+        The federated architecture.
+    local
+        How a participant trains.
+    arrays
+        The global weights. A Flower strategy puts them beside :meth:`config`.
+    """
+
+    type: ClassVar[str] = "train"
+
+    seed: int
+    server_round: int
+    model: ModelSettings
+    local: LocalMode
+    arrays: State = field(default_factory=dict)
+
+    def config(self) -> Config:
+        """Return the settings, for the ``train_config`` of a Flower strategy."""
+        return {
+            "server-round": self.server_round,
+            "seed": self.seed,
+            "model": self.model.model_dump_json(),
+            "local": self.local.model_dump_json(),
+        }
+
+    def to_record(self) -> RecordDict:
+        """Return the message's content, as a Flower strategy makes it."""
+        return RecordDict({ARRAYS: ArrayRecord(dict(self.arrays)), CONFIG: ConfigRecord(self.config())})
+
+    @classmethod
+    def from_record(cls, content: RecordDict) -> Train:
+        """Read a message."""
+        config = record_of(content, CONFIG, ConfigRecord)
+        return cls(
+            seed=_value(config, "seed", int),
+            server_round=_value(config, "server-round", int),
+            model=_model(config),
+            local=_local(config),
+            arrays=state_of_record(content, ARRAYS),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class QueryLogits:
+    """A participant distils the last consensus, trains, and sends its logits on public examples.
+
+    Parameters
+    ----------
+    seed, server_round, model, local
+        As in :class:`Train`; ``model`` is the participant's own architecture.
+    strategy
+        Which loss distils the consensus: see :func:`kdfed.consensus.digest_loss`.
+    digest
+        How the participant distils it.
+    images
+        Public examples of a round; None for all.
+    count
+        How many that are.
+    public_sha256
+        A hash of all public examples.
+    inputs
+        The public examples, [M, ...] as stored, in a participant's first message; else None.
+    consensus
+        float16 [N, C], with the round that it is of; None before the first.
+    arrays
+        The weights that participants of the federated architecture start from, in the first message.
+    more
+        What else the strategy was given as configuration.
+    """
+
+    type: ClassVar[str] = "query.logits"
+
+    seed: int
+    server_round: int
+    model: ModelSettings
+    local: LocalMode
+    strategy: str
+    digest: OptimiserSettings
+    images: int | None
+    count: int
+    public_sha256: str
+    inputs: torch.Tensor | None = None
+    consensus: tuple[int, torch.Tensor] | None = None
+    arrays: State = field(default_factory=dict)
+    more: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_record(self) -> RecordDict:
+        """Return the message's content."""
+        content, transfer = RecordDict(), {}
+        if self.arrays:
+            content[ARRAYS] = ArrayRecord(dict(self.arrays))
+        if self.inputs is not None:
+            transfer[INPUTS] = self.inputs
+        config = {
+            **self.more,
+            "server-round": self.server_round,
+            "seed": self.seed,
+            "model": self.model.model_dump_json(),
+            "local": self.local.model_dump_json(),
+            "strategy": self.strategy,
+            "digest": self.digest.model_dump_json(),
+            "images": self.images or 0,
+            "count": self.count,
+            "public": self.public_sha256,
+        }
+        if self.consensus is not None:
+            config["consensus-round"], transfer[CONSENSUS] = self.consensus
+        if transfer:
+            content[TRANSFER] = ArrayRecord(transfer)
+        content[CONFIG] = ConfigRecord(config)
+        return content
+
+    @classmethod
+    def from_record(cls, content: RecordDict) -> QueryLogits:
+        """Read a message."""
+        config, transfer = record_of(content, CONFIG, ConfigRecord), state_of_record(content, TRANSFER)
+        consensus = None
+        if CONSENSUS in transfer:
+            consensus = _value(config, "consensus-round", int), transfer[CONSENSUS]
+        return cls(
+            seed=_value(config, "seed", int),
+            server_round=_value(config, "server-round", int),
+            model=_model(config),
+            local=_local(config),
+            strategy=_value(config, "strategy", str),
+            digest=_settings(config, "digest", OptimiserSettings),
+            images=_value(config, "images", int) or None,
+            count=_value(config, "count", int),
+            public_sha256=_value(config, "public", str),
+            inputs=transfer.get(INPUTS),
+            consensus=consensus,
+            arrays=state_of_record(content, ARRAYS),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluate:
+    """A participant evaluates the global model on its own examples.
+
+    Parameters
+    ----------
+    seed, server_round, model, arrays
+        As in :class:`Train`.
+    """
+
+    type: ClassVar[str] = "evaluate"
+
+    seed: int
+    server_round: int
+    model: ModelSettings
+    arrays: State = field(default_factory=dict)
+
+    def config(self) -> Config:
+        """Return the settings, for the ``evaluate_config`` of a Flower strategy."""
+        return {
+            "server-round": self.server_round,
+            "seed": self.seed,
+            "model": self.model.model_dump_json(),
+        }
+
+    def to_record(self) -> RecordDict:
+        """Return the message's content, as a Flower strategy makes it."""
+        return RecordDict({ARRAYS: ArrayRecord(dict(self.arrays)), CONFIG: ConfigRecord(self.config())})
+
+    @classmethod
+    def from_record(cls, content: RecordDict) -> Evaluate:
+        """Read a message."""
+        config = record_of(content, CONFIG, ConfigRecord)
+        return cls(
+            seed=_value(config, "seed", int),
+            server_round=_value(config, "server-round", int),
+            model=_model(config),
+            arrays=state_of_record(content, ARRAYS),
+        )
+
+
+# ----------------------------------------------------------------------------- up
+
+
+@dataclass(frozen=True, kw_only=True)
+class Update:
+    """What a participant's training left; the reply to all but hello and evaluate.
+
+    Parameters
+    ----------
+    num_examples, train_loss, local_steps, label_counts
+        See :mod:`kdfed.metrics`; None where it is not told.
+    arrays
+        Its weights, or ``logits``.
+    """
+
+    num_examples: int
+    train_loss: float | None = None
+    local_steps: int | None = None
+    label_counts: Sequence[float] | None = None
+    arrays: State = field(default_factory=dict)
+
+    def metrics(self) -> Metrics:
+        """Return the numbers."""
+        found: Metrics = {NUM_EXAMPLES: self.num_examples}
+        if self.train_loss is not None:
+            found[TRAIN_LOSS] = self.train_loss
+        if self.local_steps is not None:
+            found[LOCAL_STEPS] = self.local_steps
+        if self.label_counts is not None:
+            found[LABEL_COUNTS] = list(self.label_counts)
+        return found
+
+    def to_record(self) -> RecordDict:
+        """Return the reply's content."""
+        content = RecordDict()
+        if self.arrays:
+            content[ARRAYS] = ArrayRecord(dict(self.arrays))
+        content[METRICS] = MetricRecord(self.metrics())
+        return content
+
+    @classmethod
+    def from_record(cls, content: RecordDict) -> Update:
+        """Read a reply whose metrics were checked (:func:`kdfed.metrics.problem_with_metrics`)."""
+        metrics = record_of(content, METRICS, MetricRecord)
+        counts = metrics.get(LABEL_COUNTS)
+        return cls(
+            num_examples=int(cast("int", metrics[NUM_EXAMPLES])),
+            train_loss=cast("float | None", metrics.get(TRAIN_LOSS)),
+            local_steps=cast("int | None", metrics.get(LOCAL_STEPS)),
+            label_counts=counts if isinstance(counts, list) else None,
+            arrays=state_of_record(content, ARRAYS),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What a participant found on its own examples: the reply to :class:`Evaluate`."""
+
+    num_examples: int
+    loss: float
+    accuracy: float
+
+    def metrics(self) -> Metrics:
+        """Return the numbers."""
+        return {NUM_EXAMPLES: self.num_examples, EVAL_LOSS: self.loss, EVAL_ACCURACY: self.accuracy}
+
+    def to_record(self) -> RecordDict:
+        """Return the reply's content."""
+        return RecordDict({METRICS: MetricRecord(self.metrics())})
+
+    @classmethod
+    def from_record(cls, content: RecordDict) -> Evaluation:
+        """Read a reply whose metrics were checked."""
+        metrics = cast("Mapping[str, float]", record_of(content, METRICS, MetricRecord))
+        return cls(
+            num_examples=int(metrics[NUM_EXAMPLES]),
+            loss=metrics[EVAL_LOSS],
+            accuracy=metrics[EVAL_ACCURACY],
+        )
+
+
+# ----------------------------------------------------------------------------- around the logical message
+
+
+ReplyKind: TypeAlias = Literal["mean", "each"]
+
+
+@dataclass(frozen=True)
+class Cohorts:
+    """Who a network message is for.
+
+    Parameters
+    ----------
+    cohorts
+        Participants by cohort, in participant order.
+    variants
+        For each participant, in the same order, which of the distinct contents is for it.
+    reply
+        ``mean``: one weighted mean per cohort comes back; ``each``: one result per participant.
+    limits
+        What each participant's work must keep to before it is summed. Default: the server looks at each.
+    """
+
+    cohorts: tuple[tuple[int, ...], ...]
+    variants: tuple[int, ...]
+    reply: ReplyKind
+    limits: Limits | None = None
+
+    @cached_property
+    def participants(self) -> tuple[int, ...]:
+        """All participants, in order."""
+        return tuple(participant for cohort in self.cohorts for participant in cohort)
+
+    def to_record(self) -> ConfigRecord:
+        """Return the record."""
+        limits: dict[str, Any] = {}
+        if self.limits is not None:
+            limits = {_MAX_EXAMPLES: self.limits.examples, _UPDATE_BOUND: self.limits.update_bound}
+            if self.limits.buffers:
+                limits[_BUFFERS] = sorted(self.limits.buffers)
+        return ConfigRecord(
+            {
+                "participants": list(self.participants),
+                "sizes": [len(cohort) for cohort in self.cohorts],
+                "variants": list(self.variants),
+                "reply": self.reply,
+                **limits,
+            }
+        )
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> Cohorts:
+        """Read a record.
+
+        Raises
+        ------
+        MessageError
+            If a key is missing or the lists do not fit together.
+        """
+        try:
+            participants = [int(p) for p in record["participants"]]
+            sizes = [int(size) for size in record["sizes"]]
+            variants = tuple(int(v) for v in record["variants"])
+            reply = record["reply"]
+            limits = None
+            if _UPDATE_BOUND in record:
+                buffers = frozenset(map(str, record.get(_BUFFERS, ())))
+                limits = Limits(int(record[_MAX_EXAMPLES]), float(record[_UPDATE_BOUND]), buffers)
+        except (KeyError, TypeError, ValueError) as error:
+            raise MessageError(
+                f"expected cohorts with participants, sizes, variants and reply: {error!r}"
+            ) from error
+        if (
+            sum(sizes) != len(participants)
+            or len(variants) != len(participants)
+            or reply not in ("mean", "each")
+        ):
+            raise MessageError(
+                f"expected sizes and variants for {len(participants)} participants and reply mean or each, "
+                f"got sizes {sizes}, {len(variants)} variants, reply {reply!r}"
+            )
+        ends = np.cumsum(sizes).tolist()
+        cohorts = tuple(tuple(participants[end - size : end]) for size, end in zip(sizes, ends, strict=True))
+        return cls(cohorts, variants, reply, limits)
+
+
+_MAX_EXAMPLES, _UPDATE_BOUND, _BUFFERS = "max-examples", "update-bound", "buffers"
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Who answered a network message.
+
+    Parameters
+    ----------
+    participants
+        Everybody the message was for.
+    results
+        For each, the index of the result that holds its work, or -1 when it is left out.
+    local_steps
+        For each, the optimiser steps made; 0 when it is left out.
+    reasons
+        For each, why it is left out; empty when it is not.
+    """
+
+    participants: tuple[int, ...]
+    results: tuple[int, ...]
+    local_steps: tuple[int, ...]
+    reasons: tuple[str, ...]
+
+    def to_record(self) -> ConfigRecord:
+        """Return the record."""
+        return ConfigRecord(
+            {
+                "participants": list(self.participants),
+                "results": list(self.results),
+                "local-steps": list(self.local_steps),
+                "reasons": list(self.reasons),
+            }
+        )
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> Answers:
+        """Read a record.
+
+        Raises
+        ------
+        MessageError
+            If a key is missing, a list holds something else than whole numbers or texts, or the lists have
+            different lengths.
+        """
+        kinds = {"participants": int, "results": int, "local-steps": int, "reasons": str}
+        try:
+            columns = {key: tuple(record[key]) for key in kinds}
+        except (KeyError, TypeError) as error:
+            raise MessageError(f"expected answers with one entry a participant: {error!r}") from error
+        for key, kind in kinds.items():
+            wrong = [value for value in columns[key] if type(value) is not kind]
+            if wrong:
+                raise MessageError(
+                    f"expected {kind.__name__} in the list {key} of answers, got {wrong[0]!r:.40}"
+                )
+        lengths = {len(values) for values in columns.values()}
+        if len(lengths) != 1:
+            raise MessageError(
+                f"expected one entry a participant in every list, got lengths {sorted(lengths)}"
+            )
+        return cls(*columns.values())
+
+    def members(self, asked: Cohorts) -> dict[int, list[int]]:
+        """Return the participants whose work is in each result, in their order.
+
+        Raises
+        ------
+        MessageError
+            If these are not answers of those who were asked: other participants, a result of participants of
+            two cohorts, two of one cohort's mean, one of several participants where each has its own, or a
+            result that is nobody's.
+        """
+        if self.participants != asked.participants:
+            raise MessageError(
+                f"expected answers of {len(asked.participants)} participants ({asked.participants[:5]}...), "
+                f"got {len(self.participants)} ({self.participants[:5]}...)"
+            )
+        cohort_of = [index for index, cohort in enumerate(asked.cohorts) for _ in cohort]
+        members: dict[int, list[int]] = {}
+        owners: dict[int, int] = {}
+        for index, (participant, result) in enumerate(zip(self.participants, self.results, strict=True)):
+            if result < 0:
+                continue
+            members.setdefault(result, []).append(participant)
+            owner = cohort_of[index] if asked.reply == "mean" else index
+            if owners.setdefault(result, owner) != owner:
+                raise MessageError(f"expected a result for each {_OWNER[asked.reply]}, got {result} for two")
+        if sorted(owners) != list(range(len(owners))) or len(set(owners.values())) < len(owners):
+            raise MessageError(
+                f"expected one result for each {_OWNER[asked.reply]} that answered, numbered from 0, got "
+                f"{sorted(owners)[-5:]} as the last of {len(owners)}"
+            )
+        return members
+
+
+_OWNER = {"mean": "cohort", "each": "participant"}
+
+
+@dataclass(frozen=True)
+class Simulation:
+    """Whose data a node of a simulation uses, and how it computes.
+
+    Parameters
+    ----------
+    data, partition
+        Settings, as JSON: they are read where the data are made, once for all messages of a run.
+    seed, threads, device, precision
+        Of the run.
+    names
+        Every ``package.module:name`` of the user's that the experiment names: a message may name no other.
+    folder
+        That of the experiment file, where those modules are looked for too; None for nowhere else.
+    store
+        Where this arm's and seed's participants keep what lasts between rounds; None for nowhere.
+    """
+
+    data: str
+    partition: str
+    seed: int
+    threads: int
+    device: str
+    precision: str
+    names: tuple[str, ...] = ()
+    folder: Path | None = None
+    store: Path | None = None
+
+    @classmethod
+    def of(cls, arm: Arm, seed: int, store: Path | None = None, folder: Path | None = None) -> Simulation:
+        """Return the simulation of an arm and a seed."""
+        names = tuple(code_of(arm))
+        return cls(
+            data=arm.data.model_dump_json(),
+            partition=arm.partition.model_dump_json(),
+            seed=seed,
+            threads=arm.threads,
+            device=arm.device,
+            precision=arm.precision,
+            names=names,
+            folder=folder if names else None,
+            store=store,
+        )
+
+    def to_record(self) -> ConfigRecord:
+        """Return the record."""
+        optional = {
+            **({} if self.store is None else {"store": str(self.store)}),
+            **({"names": json.dumps(self.names)} if self.names else {}),
+            **({} if self.folder is None else {"folder": str(self.folder)}),
+        }
+        return ConfigRecord(
+            {
+                "data": self.data,
+                "partition": self.partition,
+                "seed": self.seed,
+                "threads": self.threads,
+                "device": self.device,
+                "precision": self.precision,
+                **optional,
+            }
+        )
+
+    @classmethod
+    def from_record(cls, content: RecordDict) -> Simulation | None:
+        """Read the simulation of a message; None where it describes none.
+
+        Raises
+        ------
+        MessageError
+            If something is lacking, or of another kind.
+        """
+        record = record_of(content, SIMULATION, ConfigRecord)
+        if not record:
+            return None
+        texts = {key: _value(record, key, str) for key in ("data", "partition", "device", "precision")}
+        paths = {key: Path(_value(record, key, str)) for key in ("store", "folder") if key in record}
+        names = json.loads(_value(record, "names", str)) if "names" in record else []
+        numbers = {key: _value(record, key, int) for key in ("seed", "threads")}
+        return cls(**texts, **numbers, **paths, names=tuple(map(str, names)))
+
+
+# ----------------------------------------------------------------------------- several in one
+
+
+def numbered(key: str, index: int, count: int) -> str:
+    """Return the record key of item ``index`` of ``count``: plain when there is only one."""
+    return key if count == 1 else f"{key}-{index}"
+
+
+def item(content: RecordDict, index: int, count: int) -> RecordDict:
+    """Return content ``index`` of the ``count`` that a network message holds."""
+    records = {key: content.get(numbered(key, index, count)) for key in (ARRAYS, CONFIG, TRANSFER)}
+    return RecordDict({key: record for key, record in records.items() if record is not None})
+
+
+# ----------------------------------------------------------------------------- records
+
+
+def record_of(content: RecordDict, key: str, kind: type[R]) -> R:
+    """Return a record of this kind, an empty one where there is none.
+
+    ``content.array_records`` and its like copy all records of a kind at every access.
+    """
+    record = content.get(key)
+    return record if isinstance(record, kind) else kind()
+
+
+def state_of_record(content: RecordDict, key: str) -> State:
+    """Return a record's arrays as tensors; none where there is no record."""
+    return dict(record_of(content, key, ArrayRecord).to_torch_state_dict())
+
+
+def _value(config: Mapping[str, Any], key: str, kind: type[V]) -> V:
+    value = config.get(key)
+    if type(value) is not kind:
+        raise MessageError(f"expected {key!r} in a message, of type {kind.__name__}, got {value!r:.80}")
+    return value
+
+
+S = TypeVar("S", ModelSettings, TeacherSettings, OptimiserSettings)
+
+
+def _settings(config: Mapping[str, Any], key: str, kind: type[S]) -> S:
+    try:
+        return kind.model_validate_json(_value(config, key, str))
+    except ValidationError as error:
+        raise MessageError(f"expected settings of kdfed as {key!r} in a message: {one_line(error)}") from error
+
+
+def _model(config: Mapping[str, Any]) -> ModelSettings:
+    return _settings(config, "model", ModelSettings)
+
+
+def _local(config: Mapping[str, Any]) -> LocalMode:
+    try:
+        return LOCAL_MODES.parse(_value(config, "local", str))
+    except ValueError as error:
+        raise MessageError(f"expected settings of kdfed as 'local' in a message: {one_line(error)}") from error

@@ -1,0 +1,1 @@
+"""What kdfed needs of other libraries that is private there: one module a library."""

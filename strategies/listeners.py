@@ -1,0 +1,171 @@
+"""What happens in an arm beside training: a round is evaluated, kept, shown, and may be the last.
+
+Each is a :class:`kdfed.listeners.Listener`; a user's own come after them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TypeAlias
+
+from flwr.app import ArrayRecord, MetricRecord
+from torch import nn
+
+from kdfed import convergence
+from kdfed.config import Arm
+from kdfed.events import Event, Phase
+from kdfed.ledger import Costs
+from kdfed.listeners import Listener, Round
+from kdfed.models import load_state
+from kdfed.records import RoundRecord
+from kdfed.train import evaluate
+from strategies.arm_config import ArmConfig
+from strategies.result import ArmResult
+
+EvaluateFn: TypeAlias = Callable[[int, ArrayRecord], MetricRecord | None]
+"""Flower's: (round, weights) -> metrics of an evaluation on the server."""
+
+
+class Evaluating(Listener):
+    """Evaluates the global model on the server's validation and test splits.
+
+    Parameters
+    ----------
+    config
+        The arm, and its data.
+    model
+        The architecture, on the device where it is evaluated; its weights are replaced.
+    result
+        Gets the metrics of each round.
+    evaluate_fn
+        The ServerApp's own evaluation. Its metrics are kept instead of accuracy and loss.
+    """
+
+    def __init__(
+        self, config: ArmConfig, model: nn.Module, result: ArmResult, evaluate_fn: EvaluateFn | None = None
+    ) -> None:
+        self._config, self._model, self._result, self._evaluate_fn = config, model, result, evaluate_fn
+        self._began = time.monotonic()
+
+    def on_start(self, name: str, seed: int, arm: Arm) -> None:
+        """Start the clock."""
+        self._began = time.monotonic()
+
+    def on_round(self, ended: Round) -> None:
+        """Evaluate a round, and make its record."""
+        config, data, costs = self._config, self._config.data, ended.costs
+        load_state(self._model, ended.state)
+        accuracy, loss = evaluate(self._model, data.validation, data.task)
+        test = evaluate(self._model, data.test, data.task)[0] if data.test is not None else None
+        ended.seconds = time.monotonic() - self._began
+        ended.record = RoundRecord(
+            arm=config.name,
+            seed=config.seed,
+            round=ended.number,
+            exchanges=costs.exchanges,
+            phase="start" if ended.number == 0 else "rounds",
+            accuracy=accuracy,
+            test_accuracy=test,
+            loss=loss,
+            participant_uploads=costs.participant_uploads,
+            bytes_up=costs.bytes_up,
+            bytes_down=costs.bytes_down,
+            local_steps=costs.local_steps,
+            answered=ended.answered,
+            absent=ended.absent,
+            seconds=ended.seconds,
+        )
+        metrics = MetricRecord({"accuracy": accuracy, "loss": loss})
+        if self._evaluate_fn is not None:
+            metrics = self._evaluate_fn(ended.number, ArrayRecord(dict(ended.state))) or metrics
+        self._result.evaluate_metrics_serverapp[ended.number] = metrics
+
+
+class Recording(Listener):
+    """Keeps the record of each round.
+
+    Parameters
+    ----------
+    config
+        Its ``on_record`` is told.
+    result
+        Gets the records.
+    """
+
+    def __init__(self, config: ArmConfig, result: ArmResult) -> None:
+        self._config, self._result = config, result
+
+    def on_round(self, ended: Round) -> None:
+        """Keep a round's record."""
+        self._result.records.append(ended.evaluated)
+        self._config.on_record(ended.evaluated)
+
+
+class Stopping(Listener):
+    """Stops an arm at its targets, or on a plateau, where it is asked to.
+
+    Parameters
+    ----------
+    config
+        The arm, and the accuracies that it should reach.
+    """
+
+    def __init__(self, config: ArmConfig) -> None:
+        self._config, self._curve = config, list[float]()
+        rounds = config.arm.rounds
+        at_targets = rounds.stop_at_target and bool(config.targets)
+        self.in_step = not config.never_stop and (rounds.plateau.stop or at_targets)
+
+    def on_round(self, ended: Round) -> None:
+        """Continue the curve."""
+        self._curve.append(ended.evaluated.accuracy)
+
+    def should_stop(self) -> str | None:
+        """Return ``target`` or ``plateau``, where the curve has reached it."""
+        rounds, targets = self._config.arm.rounds, self._config.targets
+        hit = convergence.sustained_hit if rounds.rule == "sustained" else convergence.first_hit
+        reached = [hit(self._curve, target) is not None for target in targets]
+        if rounds.stop_at_target and reached and all(reached):
+            return "target"
+        plateau = rounds.plateau
+        if plateau.stop and convergence.plateau(self._curve, plateau.rounds, plateau.min_delta) is not None:
+            return "plateau"
+        return None
+
+
+class Progress(Listener):
+    """Tells the arm's steps as events, for progress displays.
+
+    Parameters
+    ----------
+    config
+        Its ``on_event`` is told.
+    """
+
+    def __init__(self, config: ArmConfig) -> None:
+        self._config = config
+
+    def on_phase(
+        self, phase: Phase, step: int, steps: int, accuracy: float | None, costs: Costs
+    ) -> None:
+        """Tell a phase, or a step of one."""
+        self._tell(phase, step, steps, accuracy, costs)
+
+    def on_round(self, ended: Round) -> None:
+        """Tell a round and its accuracy."""
+        self._tell("rounds", ended.number, ended.rounds, ended.evaluated.accuracy, ended.costs)
+
+    def _tell(self, phase: Phase, step: int, steps: int, accuracy: float | None, costs: Costs) -> None:
+        self._config.on_event(
+            Event(
+                arm=self._config.name,
+                seed=self._config.seed,
+                phase=phase,
+                step=step,
+                steps=steps,
+                accuracy=accuracy,
+                bytes=costs.bytes_up + costs.bytes_down,
+                participant_uploads=costs.participant_uploads,
+            )
+        )

@@ -1,0 +1,29 @@
+"""What an arm leaves."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from flwr.serverapp.strategy import Result
+
+from kdfed.distill import ConsolidationResult
+from kdfed.records import RoundRecord, Stopped
+
+
+@dataclass
+class ArmResult(Result):
+    """Flower's result, and what kdfed adds to it.
+
+    Parameters
+    ----------
+    records
+        One per evaluation; the first is the start.
+    stopped
+        Why the arm ended: ``target``, ``plateau``, ``listener`` or ``max-rounds``.
+    consolidation
+        What the consolidation took; None without one.
+    """
+
+    records: list[RoundRecord] = field(default_factory=list)
+    stopped: Stopped = "max-rounds"
+    consolidation: ConsolidationResult | None = None

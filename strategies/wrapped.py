@@ -1,0 +1,117 @@
+"""What kdfed must know of the Flower strategy that an arm wraps."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Literal, Protocol, runtime_checkable
+
+import torch
+from flwr.app import ArrayRecord, Message
+from flwr.serverapp.strategy import FedAdagrad, FedAdam, FedAvg, FedAvgM, FedProx, FedYogi, Strategy
+
+from kdfed.arrays import Spec
+from kdfed.averaging import average_states
+from kdfed.messages import ARRAYS, METRICS
+from kdfed.metrics import NUM_EXAMPLES, number
+from kdfed.models import State
+from kdfed.private.flwr import aggregate_metrics
+
+WEIGHTED_MEANS: frozenset[type[Strategy]] = frozenset(
+    {FedAvg, FedProx, FedAvgM, FedAdagrad, FedAdam, FedYogi}
+)
+"""Strategies to which a cohort's weighted mean is as good as its members. A subclass is not one of them:
+it may look at single models."""
+
+SERVER_OPTIMISERS: tuple[type[Strategy], ...] = (FedAvgM, FedAdagrad, FedAdam, FedYogi)
+"""Strategies that take a step from the mean. Buffers (BatchNorm's statistics) must not take it: a running
+variance could turn negative."""
+
+
+@runtime_checkable
+class OwnReplies(Protocol):
+    """A strategy whose participants send back something else than the model."""
+
+    def reply_spec(self, server_round: int) -> Spec:
+        """Return shapes and dtypes of what a participant sends back in a round."""
+
+
+def takes_means(strategy: Strategy) -> bool:
+    """Tell whether a strategy may be given means: it is in :data:`WEIGHTED_MEANS`, and nothing is changed.
+
+    A weight other than ``num-examples``, a function of one's own that aggregates metrics, or a method that
+    was replaced on the object wants every participant's reply.
+    """
+    return (
+        type(strategy) in WEIGHTED_MEANS
+        and isinstance(strategy, FedAvg)
+        and strategy.weighted_by_key == NUM_EXAMPLES
+        and strategy.train_metrics_aggr_fn is aggregate_metrics
+        and not any(callable(getattr(type(strategy), name, None)) for name in vars(strategy))
+    )
+
+
+def layers(strategy: Strategy) -> list[Strategy]:
+    """Return a strategy, the one that it wraps (as differential privacy does), and so on inwards."""
+    found: list[Strategy] = []
+    inner: object = strategy
+    while isinstance(inner, Strategy) and not any(inner is one for one in found):
+        found.append(inner)
+        inner = getattr(inner, "strategy", None)
+    return found
+
+
+def weight_key(strategy: Strategy) -> str:
+    """Return the metric by which a strategy, or the one inside it, weighs replies."""
+    weighing = [layer for layer in layers(strategy) if isinstance(layer, FedAvg)]
+    return weighing[0].weighted_by_key if weighing else NUM_EXAMPLES
+
+
+def minima(strategy: Strategy, trip: Literal["train", "evaluate"]) -> dict[str, int]:
+    """Return below how many nodes a Flower strategy would wait for ever, by the option that says so.
+
+    Empty where it makes no such trip.
+    """
+    least: dict[str, int] = {}
+    for layer in layers(strategy):
+        if isinstance(layer, FedAvg) and getattr(layer, f"fraction_{trip}") > 0:
+            for option in ("min_available_nodes", f"min_{trip}_nodes"):
+                least[option] = max(least.get(option, 0), getattr(layer, option))
+    return least
+
+
+def repaired(
+    strategy: Strategy,
+    arrays: ArrayRecord,
+    replies: Sequence[Message],
+    spec: Mapping[str, tuple[tuple[int, ...], str]],
+    buffers: Collection[str],
+) -> State:
+    """Undo what Flower's arithmetic does to a model: float64 counters, server steps on buffers.
+
+    Parameters
+    ----------
+    strategy
+        That aggregated.
+    arrays
+        What it returned.
+    replies
+        What it was given.
+    spec
+        Shapes and dtypes of the model.
+    buffers
+        Which of its arrays are buffers: their mean is taken as it is.
+    """
+    state = dict(arrays.to_torch_state_dict())
+    if buffers and any(isinstance(layer, SERVER_OPTIMISERS) for layer in layers(strategy)):
+        states = [dict(reply.content.array_records[ARRAYS].to_torch_state_dict()) for reply in replies]
+        key = weight_key(strategy)
+        weights = [number(reply.content.metric_records[METRICS], key) for reply in replies]
+        mean = average_states(states, weights)
+        state.update({key: mean[key] for key in buffers})
+    result: State = {}
+    for key, (_, dtype) in spec.items():
+        wanted, value = getattr(torch, dtype), state[key]
+        if value.is_floating_point() and not wanted.is_floating_point:
+            value = value.round()
+        result[key] = value.to(wanted)
+    return result
