@@ -70,7 +70,7 @@ def teacher(message: Message, context: Context) -> Message:
         inputs = None
         if settings.upload == "logits":
             inputs = data.normalisation.apply(task.transfer[wire.INPUTS].numpy())
-        model = _template(name, data.input_shape, data.classes, participants.device)
+        model = _template(name, data.input_shape, data.classes, participants.setup.device)
         loss = plain_loss(data.task)
 
         def work(members: Sequence[int]) -> Iterator[Work]:
@@ -84,7 +84,7 @@ def teacher(message: Message, context: Context) -> Message:
             seeds = derive_many(seed, "teacher", 0, members)
             labels = torch.split(examples.labels.cpu(), sizes) if settings.label_counts.send else ()
             for trained in train_cohort(
-                model, start, examples, sizes, settings, loss, seeds, bfloat16=participants.bfloat16
+                model, start, examples, sizes, settings, loss, seeds, setup=participants.setup
             ):
                 own, arrays = [members[place] for place in trained.places], trained.states
                 metrics = [_training(result) for result in trained.results]
@@ -102,7 +102,9 @@ def teacher(message: Message, context: Context) -> Message:
     def expected(task: Task) -> wire.Spec:
         if _teachers(task).upload == "logits":
             return {wire.LOGITS: ((len(task.transfer[wire.INPUTS]), data.classes), "float16")}
-        template = _template(str(task.config["model"]), data.input_shape, data.classes, participants.device)
+        template = _template(
+            str(task.config["model"]), data.input_shape, data.classes, participants.setup.device
+        )
         return wire.spec_of(template.state_dict())
 
     return answer(message, begin, expected)
@@ -130,7 +132,7 @@ def train(message: Message, context: Context) -> Message:
             trainees = _pairs(task, federated, personal, participants, store)
         else:
             data, name = participants.data, str(task.config["model"])
-            model = _template(name, data.input_shape, data.classes, participants.device)
+            model = _template(name, data.input_shape, data.classes, participants.setup.device)
             trainees = ReceivedModel(model, task.arrays)
 
         def work(members: Sequence[int]) -> Iterator[Work]:
@@ -145,7 +147,7 @@ def train(message: Message, context: Context) -> Message:
                 settings,
                 loss,
                 seeds,
-                bfloat16=participants.bfloat16,
+                setup=participants.setup,
                 sums=task.sums,
             ):
                 own = [members[place] for place in trained.places]
@@ -165,7 +167,7 @@ def logits(message: Message, context: Context) -> Message:
 
     def begin(task: Task) -> CohortWork:
         name, seed = str(task.config["model"]), int(task.config["seed"])
-        model = _template(name, data.input_shape, data.classes, participants.device)
+        model = _template(name, data.input_shape, data.classes, participants.setup.device)
 
         fresh = partial(_personal, name, data.input_shape, data.classes, seed)
         exchange = LogitsExchange.of(task, model, fresh, participants, store)
@@ -235,8 +237,7 @@ def _teachers(task: Task) -> TeacherSettings:
 
 def _participants(message: Message, context: Context) -> SimulatedParticipants:
     participants = participants_of(_simulation(message), context)
-    if torch.get_num_threads() != participants.threads:
-        torch.set_num_threads(participants.threads)
+    participants.setup.set_threads()
     return participants
 
 
@@ -247,7 +248,7 @@ def _simulation(message: Message) -> ConfigRecord | None:
 def _received(task: Task, participants: SimulatedParticipants) -> nn.Module:
     """Return the model that a task names, with the received weights."""
     data = participants.data
-    template = _template(str(task.config["model"]), data.input_shape, data.classes, participants.device)
+    template = _template(str(task.config["model"]), data.input_shape, data.classes, participants.setup.device)
     model = copy.deepcopy(template)
     load_state(model, task.arrays)
     return model
@@ -265,7 +266,7 @@ def _pairs(
     name, own = federated.model_dump_json(), personal.model_dump_json()
 
     return PairedModels(
-        _pair_template(name, own, data.input_shape, data.classes, participants.device),
+        _pair_template(name, own, data.input_shape, data.classes, participants.setup.device),
         task.arrays,
         partial(_personal, own, data.input_shape, data.classes, seed),
         store,

@@ -129,9 +129,8 @@ class LogitsExchange:
             states, steps = self._digested(members, states, self.agreed)
         examples, sizes = self.participants.gather(members)
         seeds = derive_many(self.seed, "train", self.server_round, members)
-        bfloat16 = self.participants.bfloat16
         for trained in train_cohort(
-            self.model, states, examples, sizes, self.local, PLAIN, seeds, bfloat16=bfloat16
+            self.model, states, examples, sizes, self.local, PLAIN, seeds, setup=self.participants.setup
         ):
             logits = predict_stack(self.model, trained.states, self.asked).to(torch.float16)
             for row, place in enumerate(trained.places):
@@ -158,18 +157,17 @@ class LogitsExchange:
         self, members: Sequence[int], states: list[State], agreed: Examples
     ) -> tuple[list[State], list[int]]:
         """Return the participants' states, trained towards the consensus, and the steps that it took."""
-        device = self.participants.device
         digested, steps = list(states), [0] * len(members)
         for trained in train_cohort(
             self.model,
             states,
-            agreed.to(device),
+            agreed,
             [len(agreed)] * len(members),
             self.digest,
             digest_loss(self.strategy),
             derive_many(self.seed, "digest", self.server_round, members),
+            setup=self.participants.setup,
             shared=True,
-            bfloat16=self.participants.bfloat16,
         ):
             for place, state, result in trained.each():
                 digested[place], steps[place] = state, result.steps

@@ -28,7 +28,6 @@ from torch import nn
 from kdfed import convergence, wire
 from kdfed.averaging import average_states
 from kdfed.config import Arm, sampled_count
-from kdfed.device import resolve_device
 from kdfed.distill import ConsolidationResult
 from kdfed.errors import RunError
 from kdfed.events import Event
@@ -102,7 +101,7 @@ class ArmRunner:
             roster=roster,
             limits=Limits(self.arm.server.max_examples, self.arm.server.update_bound),
         )
-        self.device = resolve_device(self.arm.device)
+        self.device = config.setup.device
         self.result = ArmResult()
         self._pending: Callable[[], None] = lambda: None
         self._started = time.monotonic()
@@ -285,7 +284,7 @@ class ArmRunner:
         if start.startswith("file:"):
             return load_start(start.removeprefix("file:"), wire.spec_of(common)), 0, []
         self._tell("teachers")
-        phase = TeacherPhase(self.config, self.grid, common, self.device)
+        phase = TeacherPhase(self.config, self.grid, common)
         teachers, report = phase.train(), self.grid.report
         least = min(self.arm.server.minimum, phase.count)
         self._require(len(report.answered), least, "teacher phase", "answered with a teacher")

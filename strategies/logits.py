@@ -32,7 +32,6 @@ from pydantic import Field
 from kdfed import wire
 from kdfed.consensus import digest_loss, public_places
 from kdfed.data import Examples, PreparedData
-from kdfed.device import resolve_device
 from kdfed.limits import most_steps
 from kdfed.models import load_state, state_of
 from kdfed.seeding import derive
@@ -154,8 +153,7 @@ class LogitsStrategy(FedAvg):
         ]
         consensus = self.combine(torch.stack(logits).float()).to(torch.float16)
         self._consensus = server_round, consensus
-        device = resolve_device(self.config.arm.device)
-        model = self.config.build(self.config.arm.model, "logits").to(device)
+        model = self.config.build(self.config.arm.model, "logits").to(self.config.setup.device)
         load_state(model, dict(self._state.to_torch_state_dict()))
         public = self.config.data.transfer.inputs[torch.from_numpy(self._places(server_round))]
         result = fit(

@@ -79,12 +79,10 @@ class TeacherPhase:
         Whose participants become teachers.
     common
         The common initial weights.
-    device
-        Where the server distils.
     """
 
-    def __init__(self, config: ArmConfig, grid: ParticipantGrid, common: State, device: torch.device) -> None:
-        self.config, self.arm, self.grid, self.common, self.device = config, config.arm, grid, common, device
+    def __init__(self, config: ArmConfig, grid: ParticipantGrid, common: State) -> None:
+        self.config, self.arm, self.grid, self.common = config, config.arm, grid, common
         self._models = several(self.arm.teachers.model) or (self.arm.model,)
         self._modules: dict[int, nn.Module] = {}
 
@@ -194,15 +192,15 @@ class TeacherPhase:
         if self.arm.teachers.label_counts.send:
             counts = np.array([teacher.label_counts for teacher in teachers], dtype=np.float64)
         result = consolidate(
-            student.to(self.device),
+            student,
             sources,
-            transfer.to(self.device),
-            data.validation.to(self.device),
+            transfer,
+            data.validation,
             settings,
             derive(self.config.seed, "consolidate"),
+            setup=self.config.setup,
             label_counts=counts,
             on_epoch=on_epoch,
-            task=data.task,
         )
         return state_of(student), result
 
@@ -212,7 +210,7 @@ class TeacherPhase:
             model = self._models[teacher.participant % len(self._models)]
             module = self.config.build(model, "teacher-module")
             load_state(module, teacher.arrays)
-            self._modules[teacher.participant] = module.to(self.device)
+            self._modules[teacher.participant] = module.to(self.config.setup.device)
         return self._modules[teacher.participant]
 
 

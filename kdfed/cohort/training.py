@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -19,9 +18,10 @@ from kdfed.cohort.optimisers import StackedOptimiser
 from kdfed.cohort.predicting import stack_states, state_at
 from kdfed.errors import KdfedError
 from kdfed.local import LocalLoss
-from kdfed.models import State, device_of, load_state, state_of
+from kdfed.models import State, load_state, state_of
 from kdfed.seeding import shuffled
 from kdfed.settings import OptimiserSettings
+from kdfed.setup import Setup
 from kdfed.train import TrainResult, fit
 
 if TYPE_CHECKING:
@@ -64,8 +64,8 @@ def train_cohort(
     loss: LocalLoss,
     seeds: Sequence[int],
     *,
+    setup: Setup,
     shared: bool = False,
-    bfloat16: bool = False,
     sums: bool = False,
 ) -> Iterator[Trained]:
     """Train B participants of one architecture, each as :func:`kdfed.train.fit` would alone.
@@ -78,7 +78,7 @@ def train_cohort(
     Parameters
     ----------
     model
-        The architecture, on the device where training runs. Not changed.
+        The architecture, on the setup's device. Not changed.
     start
         The weights that all start from, or one state for each of B.
     examples
@@ -92,10 +92,10 @@ def train_cohort(
         What is minimised.
     seeds
         Derived seeds, one for each of B: of the order of examples and of dropout.
+    setup
+        Where training runs, and in which arithmetic; weights and the loss are float32 in any.
     shared
         All participants train on the same examples, which are there once: every size is their number.
-    bfloat16
-        Run layers in bfloat16 (autocast); weights and the loss stay float32.
     sums
         Sums are enough: participants who all make one step may be trained at once, and be given as one
         (:mod:`.one_step`).
@@ -118,11 +118,11 @@ def train_cohort(
         )
     counts = np.asarray(sizes)
     starts = np.zeros(len(sizes), dtype=np.int64) if shared else np.cumsum(counts) - counts
-    device = device_of(model)
+    device = setup.device
     plan = plan_for(model, tuple(examples.inputs.shape[1:]), settings.batch_size)
     examples = examples.to(device)
     places = np.arange(len(sizes))
-    if sums and isinstance(start, dict) and not shared and not bfloat16:
+    if sums and isinstance(start, dict) and not shared and setup.precision == "float32":
         alike = who_makes_one_step(plan, counts, settings)
         summed = None
         if len(alike) > 1:
@@ -134,7 +134,7 @@ def train_cohort(
     if not len(places):
         return
     if plan.level == "loop" or len(places) < 2:
-        yield from _loop(model, start, examples, places, starts, sizes, settings, loss, seeds, bfloat16)
+        yield from _loop(model, start, examples, places, starts, sizes, settings, loss, seeds, setup)
         return
     model.train()
     order = places[np.argsort(-counts[places], kind="stable")]
@@ -153,7 +153,7 @@ def train_cohort(
         else:
             own = stack_states([start[place] for place in places.tolist()])
             stack = {key: values.to(device) for key, values in own.items()}
-        states, losses = _train_fold(plan, stack, examples, settings, loss, schedule, bfloat16)
+        states, losses = _train_fold(plan, stack, examples, settings, loss, schedule, setup)
         results = [
             TrainResult(mean, steps, sizes[place])
             for mean, steps, place in zip(losses, schedule.steps.tolist(), places.tolist(), strict=True)
@@ -272,7 +272,7 @@ def _train_fold(
     settings: OptimiserSettings,
     loss: LocalLoss,
     schedule: _Schedule,
-    bfloat16: bool,
+    setup: Setup,
 ) -> tuple[Stack, list[float]]:
     """Train one fold; return the states, and everybody's mean loss of the last epoch.
 
@@ -300,7 +300,7 @@ def _train_fold(
                 values.index_select(0, places.flatten()).view(*places.shape, *values.shape[1:])
                 for values in (examples.inputs, examples.labels)
             )
-            with _autocast(device, bfloat16):
+            with setup.autocast():
                 logits = plan.forward(own, inputs, norm_training=part.norm_training)
             logits = logits.to(dtype)
             each = loss.examples(inputs.flatten(0, 1), logits.flatten(0, 1), labels.flatten(0, 1))
@@ -340,7 +340,7 @@ def _loop(
     settings: OptimiserSettings,
     loss: LocalLoss,
     seeds: Sequence[int],
-    bfloat16: bool,
+    setup: Setup,
 ) -> Iterator[Trained]:
     """Train one participant after another: the slow twin, and the level for what cannot be folded."""
     for place in places.tolist():
@@ -348,10 +348,6 @@ def _loop(
         begin, size = starts[place], sizes[place]
         load_state(own, start if isinstance(start, dict) else start[place])
         part = type(examples)(examples.inputs[begin : begin + size], examples.labels[begin : begin + size])
-        with _autocast(device_of(model), bfloat16):
+        with setup.autocast():
             result = fit(own, part, settings, loss, seeds[place])
         yield Trained(stack_states([state_of(own)]), [place], [result])
-
-
-def _autocast(device: torch.device, bfloat16: bool) -> torch.autocast | nullcontext[None]:
-    return torch.autocast(device.type, torch.bfloat16) if bfloat16 else nullcontext()

@@ -7,7 +7,7 @@ import gc
 import itertools
 import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -26,8 +26,10 @@ from kdfed.local import PLAIN, KDLocal, LocalLoss, MutualLocal, NTDLocal, PlainL
 from kdfed.local.pairs import Pair
 from kdfed.models import State, build_model, load_state, state_of
 from kdfed.settings import ModelSettings, OptimiserSettings
+from kdfed.setup import Setup
 from kdfed.task import CLASSIFICATION, REGRESSION
 from kdfed.train import TrainResult, fit, predict
+from tests.setups import CPU
 
 IMAGES, FEATURES = (1, 12, 12), (10,)
 SIZES = [7, 1, 23, 12, 2, 10, 1, 31]
@@ -166,9 +168,9 @@ class Cohort:
         return {key: values[place] for key, values in self.states.items()}
 
 
-def train_cohort(*args: Any, **more: Any) -> Cohort:
+def train_cohort(*args: Any, setup: Setup = CPU, **more: Any) -> Cohort:
     """Put the parts of a training together."""
-    parts = list(train_in_parts(*args, **more))
+    parts = list(train_in_parts(*args, setup=setup, **more))
     places = [place for part in parts for place in part.places]
     assert sorted(places) == list(range(len(places)))
     order = sorted(range(len(places)), key=places.__getitem__)
@@ -440,7 +442,9 @@ def test_bfloat16_keeps_weights_in_float32_and_stays_near() -> None:
     model, shape = build("cnn")
     examples = examples_of(shape)
     exact = train_cohort(model, state_of(model), examples, SIZES, SGD, PLAIN, SEEDS)
-    half = train_cohort(model, state_of(model), examples, SIZES, SGD, PLAIN, SEEDS, bfloat16=True)
+    half = train_cohort(
+        model, state_of(model), examples, SIZES, SGD, PLAIN, SEEDS, setup=replace(CPU, precision="bfloat16")
+    )
     for key, values in exact.states.items():
         assert half.states[key].dtype == torch.float32
         torch.testing.assert_close(half.states[key], values, rtol=0.1, atol=0.05)
@@ -521,7 +525,9 @@ def test_sums_of_those_who_make_one_step_agree_with_the_loop(
     examples = double(examples_of(shape))
     loss = PLAIN if type(settings) is OptimiserSettings else settings.loss(lambda: teacher, CLASSIFICATION)
     model.double()
-    parts = list(train_in_parts(model, state_of(model), examples, SIZES, settings, loss, SEEDS, sums=True))
+    parts = list(
+        train_in_parts(model, state_of(model), examples, SIZES, settings, loss, SEEDS, sums=True, setup=CPU)
+    )
     slow = loop(model, examples, settings, loss)
     for key, value in slow_sums(slow).items():
         torch.testing.assert_close(sums_of(parts)[key], value, rtol=1e-12, atol=1e-12)
@@ -538,7 +544,9 @@ def test_sums_of_those_who_make_one_step_agree_with_the_loop(
 def test_sums_of_one_step_agree_with_the_loop_in_float32(name: str) -> None:
     (model, shape), settings = build(name), MODES[0]
     examples = examples_of(shape)
-    parts = list(train_in_parts(model, state_of(model), examples, SIZES, settings, PLAIN, SEEDS, sums=True))
+    parts = list(
+        train_in_parts(model, state_of(model), examples, SIZES, settings, PLAIN, SEEDS, sums=True, setup=CPU)
+    )
     for key, value in slow_sums(loop(model, examples, settings, PLAIN)).items():
         torch.testing.assert_close(sums_of(parts)[key] / sum(SIZES), value / sum(SIZES), rtol=1e-5, atol=1e-5)
 
@@ -557,7 +565,7 @@ def test_nobody_is_summed_where_one_step_is_no_sum_of_gradients(name: str, chang
     model, shape = build(name)
     settings = SGD.model_copy(update=ONE_STEP | changes)
     parts = train_in_parts(
-        model, state_of(model), examples_of(shape), SIZES, settings, PLAIN, SEEDS, sums=True
+        model, state_of(model), examples_of(shape), SIZES, settings, PLAIN, SEEDS, sums=True, setup=CPU
     )
     assert not any(part.sums for part in parts)
 
@@ -565,7 +573,9 @@ def test_nobody_is_summed_where_one_step_is_no_sum_of_gradients(name: str, chang
 def test_nobody_is_summed_who_starts_from_weights_of_its_own() -> None:
     model, shape = build("mlp")
     starts = [state_of(model)] * len(SIZES)
-    parts = train_in_parts(model, starts, examples_of(shape), SIZES, MODES[0], PLAIN, SEEDS, sums=True)
+    parts = train_in_parts(
+        model, starts, examples_of(shape), SIZES, MODES[0], PLAIN, SEEDS, sums=True, setup=CPU
+    )
     assert not any(part.sums for part in parts)
 
 
@@ -575,7 +585,9 @@ def test_where_a_sum_would_not_be_finite_everybody_is_looked_at(value: float, lr
     model, shape = build("mlp")
     examples, settings = examples_of(shape), MODES[0].model_copy(update={"lr": lr})
     examples.inputs[:7] = value  # of the first participant
-    parts = list(train_in_parts(model, state_of(model), examples, SIZES, settings, PLAIN, SEEDS, sums=True))
+    parts = list(
+        train_in_parts(model, state_of(model), examples, SIZES, settings, PLAIN, SEEDS, sums=True, setup=CPU)
+    )
     assert not any(part.sums for part in parts)
     assert sorted(place for part in parts for place in part.places) == list(range(len(SIZES)))
 
@@ -596,7 +608,7 @@ def test_an_unused_weight_is_left_to_the_loop(monkeypatch: pytest.MonkeyPatch) -
     model = Idle()
     parts = list(
         train_in_parts(
-            model, state_of(model), examples_of(FEATURES), SIZES, MODES[0], PLAIN, SEEDS, sums=True
+            model, state_of(model), examples_of(FEATURES), SIZES, MODES[0], PLAIN, SEEDS, sums=True, setup=CPU
         )
     )
     assert not any(part.sums for part in parts)
@@ -609,7 +621,7 @@ def test_one_step_makes_no_copy_of_the_weights_for_each_participant() -> None:
     examples.labels.clamp_(max=1)
     with torch.profiler.profile(profile_memory=True) as profile:
         (part,) = train_in_parts(
-            model, state_of(model), examples, [2] * 100, MODES[0], PLAIN, range(100), sums=True
+            model, state_of(model), examples, [2] * 100, MODES[0], PLAIN, range(100), sums=True, setup=CPU
         )
     assert part.sums
     largest = max(event.cpu_memory_usage for event in profile.events())
@@ -851,7 +863,11 @@ def test_inputs_stay_as_they_are_whatever_a_model_does_with_them(layer: nn.Modul
     predict_stack(model, stack_states([state_of(model)] * 3), inputs)
     for sums in (False, True):
         one = OptimiserSettings(epochs=1, batch_size=9, lr=0.1)
-        list(train_in_parts(model, state_of(model), examples, [4, 3, 2], one, loss, [1, 2, 3], sums=sums))
+        list(
+            train_in_parts(
+                model, state_of(model), examples, [4, 3, 2], one, loss, [1, 2, 3], sums=sums, setup=CPU
+            )
+        )
     assert torch.equal(inputs, before)
 
 
