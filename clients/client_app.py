@@ -27,7 +27,7 @@ from kdfed import wire
 from kdfed.cohort import predict_stack, train_cohort
 from kdfed.errors import ParticipantError, shown
 from kdfed.local import LOCAL_MODES, LocalLoss, plain_loss
-from kdfed.local.pairs import Pair
+from kdfed.local.pairs import ModelPair
 from kdfed.models import State, build_model, load_state, state_of
 from kdfed.privacy import add_laplace_noise
 from kdfed.seeding import derive, derive_many, numpy_generator
@@ -86,10 +86,10 @@ def teacher(message: Message, context: Context) -> Message:
             for trained in train_cohort(
                 model, start, examples, sizes, settings, loss, seeds, setup=participants.setup
             ):
-                own, arrays = [members[place] for place in trained.places], trained.states
+                own, arrays = [members[place] for place in trained.indices], trained.states
                 metrics = [_training(result) for result in trained.results]
                 if settings.label_counts.send:
-                    for place, told in zip(trained.places, metrics, strict=True):
+                    for place, told in zip(trained.indices, metrics, strict=True):
                         told[wire.LABEL_COUNTS] = _label_counts(
                             labels[place], data.classes, settings, seed, members[place]
                         )
@@ -150,7 +150,7 @@ def train(message: Message, context: Context) -> Message:
                 setup=participants.setup,
                 sums=task.sums,
             ):
-                own = [members[place] for place in trained.places]
+                own = [members[place] for place in trained.indices]
                 arrays = {} if trained.sums else trainees.upload(own, trained.states)
                 yield Work(own, arrays, [_training(result) for result in trained.results], trained.sums)
 
@@ -174,7 +174,7 @@ def logits(message: Message, context: Context) -> Message:
 
         def work(members: Sequence[int]) -> Iterator[Work]:
             for trained, sent in exchange.run(members):
-                own = [members[place] for place in trained.places]
+                own = [members[place] for place in trained.indices]
                 yield Work(own, {wire.LOGITS: sent}, [_training(result) for result in trained.results])
 
         return work
@@ -292,6 +292,6 @@ def _template(name: str, input_shape: tuple[int, ...], classes: int, device: tor
 @lru_cache(maxsize=16)
 def _pair_template(
     name: str, personal: str, input_shape: tuple[int, ...], classes: int, device: torch.device
-) -> Pair:
+) -> ModelPair:
     """Return a federated and a personal architecture side by side; their weights mean nothing."""
-    return Pair(*(_build(half, input_shape, classes, seed=0) for half in (name, personal))).to(device)
+    return ModelPair(*(_build(half, input_shape, classes, seed=0) for half in (name, personal))).to(device)

@@ -13,7 +13,7 @@ from clients.participant import SimulatedParticipants
 from clients.store import Store
 from kdfed import wire
 from kdfed.cohort import Trained, predict_stack, state_at, train_cohort
-from kdfed.consensus import digest_loss, public_places
+from kdfed.consensus import digest_loss, public_indices
 from kdfed.data import Examples
 from kdfed.errors import ParticipantError
 from kdfed.local import PLAIN, PlainLocal
@@ -93,7 +93,7 @@ class LogitsExchange:
             )
 
         def public(of_round: int) -> torch.Tensor:
-            places = public_places(seed, of_round, len(stored), images)
+            places = public_indices(seed, of_round, len(stored), images)
             return participants.data.normalisation.apply(stored.numpy()[places])
 
         agreed = None
@@ -133,14 +133,14 @@ class LogitsExchange:
             self.model, states, examples, sizes, self.local, PLAIN, seeds, setup=self.participants.setup
         ):
             logits = predict_stack(self.model, trained.states, self.asked).to(torch.float16)
-            for row, place in enumerate(trained.places):
+            for row, place in enumerate(trained.indices):
                 if bool(logits[row].isfinite().all()):  # otherwise the server leaves this round's work out
                     self.store.save(members[place], self.server_round, state_at(trained.states, row))
             results = [
                 TrainResult(result.loss, result.steps + steps[place], result.examples)
-                for place, result in zip(trained.places, trained.results, strict=True)
+                for place, result in zip(trained.indices, trained.results, strict=True)
             ]
-            yield Trained(trained.states, trained.places, results), logits
+            yield Trained(trained.states, trained.indices, results), logits
 
     def _model_of(self, member: int) -> State:
         kept = self.store.load(member, before=self.server_round)

@@ -30,7 +30,7 @@ from flwr.serverapp.strategy import FedAvg
 from pydantic import Field
 
 from kdfed import wire
-from kdfed.consensus import digest_loss, public_places
+from kdfed.consensus import digest_loss, public_indices
 from kdfed.data import Examples, PreparedData
 from kdfed.limits import most_steps
 from kdfed.models import load_state, state_of
@@ -168,7 +168,7 @@ class LogitsStrategy(FedAvg):
 
     def _places(self, server_round: int) -> Any:
         held = len(self.config.data.transfer_inputs)
-        return public_places(self.config.seed, server_round, held, self.settings.images)
+        return public_indices(self.config.seed, server_round, held, self.settings.images)
 
     def _content(
         self,

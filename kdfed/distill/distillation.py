@@ -50,7 +50,7 @@ class ConsolidationResult:
     Parameters
     ----------
     steps
-        Optimiser steps of all models and trials.
+        Optimiser steps of all models, and of everything that a search tried.
     epochs
         Passes over the transfer set that the student was trained for.
     best_epoch
@@ -61,7 +61,7 @@ class ConsolidationResult:
         The ensemble's validation accuracy in [0, 1]; None when only logits on the transfer set are known, and
         where the method has no ensemble.
     trials
-        Of a search; empty without one.
+        What a search tried; empty without one.
     """
 
     steps: int
@@ -69,17 +69,17 @@ class ConsolidationResult:
     best_epoch: int
     accuracy: float
     ensemble_accuracy: float | None
-    trials: tuple[Trial, ...] = ()
+    trials: tuple[Candidate, ...] = ()
 
 
 @dataclass(frozen=True)
-class Trial:
-    """One pair of a search.
+class Candidate:
+    """A temperature and a weight that a search tried, and what came of them.
 
     Parameters
     ----------
     temperature, weight
-        What was tried.
+        Of the distillation term.
     accuracy
         The student's validation accuracy in [0, 1].
     steps
@@ -113,9 +113,9 @@ class Distillation:
     label_counts
         Examples of each class that each teacher was trained on, [K, C], possibly noisy; None if not asked.
     on_epoch
-        Told after each epoch.
+        Called after each epoch.
     done, runs
-        How many trainings of how many were before, where there are several.
+        How many trainings came before this one, and how many there are in all: a search has several.
     """
 
     student: nn.Module
@@ -239,7 +239,7 @@ class Distillation:
         Parameters
         ----------
         batch_loss
-            Places in the transfer set, int64 [B] on the student's device -> a scalar.
+            Indices into the transfer set, int64 [B] on the student's device -> a scalar.
         peers
             Other models that ``batch_loss`` trains.
         optimisers

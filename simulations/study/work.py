@@ -184,7 +184,7 @@ def transfer_of(study: StudySettings, point: Point, cache: Path) -> Examples:
     student, *teachers = (partition.indices[member] for member in range(point.teachers + 1))
     expected = f"transfer set {point.transfer!r}, {_where(point)}: expected the indices of examples"
     with blamed(origin_of(chosen), expected):
-        places = np.asarray(chosen.places(data.splits.transfer, student, teachers))
+        places = np.asarray(chosen.indices(data.splits.transfer, student, teachers))
         if places.ndim != 1 or places.dtype.kind not in "iu":
             raise TypeError(f"returned {places.dtype} {places.shape}")
     places = numpy_generator(point.seed, "transfer").permutation(places)
