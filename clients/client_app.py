@@ -27,7 +27,7 @@ from kdfed import wire
 from kdfed.cohort import predict_stack, train_cohort
 from kdfed.errors import ParticipantError, shown
 from kdfed.local import LOCAL_MODES, LocalLoss, plain_loss
-from kdfed.local.pairs import Pair
+from kdfed.local.pairs import ModelPair
 from kdfed.models import State, build_model, load_state, state_of
 from kdfed.privacy import add_laplace_noise
 from kdfed.seeding import derive, derive_many, numpy_generator
@@ -70,7 +70,7 @@ def teacher(message: Message, context: Context) -> Message:
         inputs = None
         if settings.upload == "logits":
             inputs = data.normalisation.apply(task.transfer[wire.INPUTS].numpy())
-        model = _template(name, data.input_shape, data.classes, participants.device)
+        model = _template(name, data.input_shape, data.classes, participants.setup.device)
         loss = plain_loss(data.task)
 
         def work(members: Sequence[int]) -> Iterator[Work]:
@@ -84,12 +84,12 @@ def teacher(message: Message, context: Context) -> Message:
             seeds = derive_many(seed, "teacher", 0, members)
             labels = torch.split(examples.labels.cpu(), sizes) if settings.label_counts.send else ()
             for trained in train_cohort(
-                model, start, examples, sizes, settings, loss, seeds, bfloat16=participants.bfloat16
+                model, start, examples, sizes, settings, loss, seeds, setup=participants.setup
             ):
-                own, arrays = [members[place] for place in trained.places], trained.states
+                own, arrays = [members[place] for place in trained.indices], trained.states
                 metrics = [_training(result) for result in trained.results]
                 if settings.label_counts.send:
-                    for place, told in zip(trained.places, metrics, strict=True):
+                    for place, told in zip(trained.indices, metrics, strict=True):
                         told[wire.LABEL_COUNTS] = _label_counts(
                             labels[place], data.classes, settings, seed, members[place]
                         )
@@ -102,7 +102,9 @@ def teacher(message: Message, context: Context) -> Message:
     def expected(task: Task) -> wire.Spec:
         if _teachers(task).upload == "logits":
             return {wire.LOGITS: ((len(task.transfer[wire.INPUTS]), data.classes), "float16")}
-        template = _template(str(task.config["model"]), data.input_shape, data.classes, participants.device)
+        template = _template(
+            str(task.config["model"]), data.input_shape, data.classes, participants.setup.device
+        )
         return wire.spec_of(template.state_dict())
 
     return answer(message, begin, expected)
@@ -130,7 +132,7 @@ def train(message: Message, context: Context) -> Message:
             trainees = _pairs(task, federated, personal, participants, store)
         else:
             data, name = participants.data, str(task.config["model"])
-            model = _template(name, data.input_shape, data.classes, participants.device)
+            model = _template(name, data.input_shape, data.classes, participants.setup.device)
             trainees = ReceivedModel(model, task.arrays)
 
         def work(members: Sequence[int]) -> Iterator[Work]:
@@ -145,10 +147,10 @@ def train(message: Message, context: Context) -> Message:
                 settings,
                 loss,
                 seeds,
-                bfloat16=participants.bfloat16,
+                setup=participants.setup,
                 sums=task.sums,
             ):
-                own = [members[place] for place in trained.places]
+                own = [members[place] for place in trained.indices]
                 arrays = {} if trained.sums else trainees.upload(own, trained.states)
                 yield Work(own, arrays, [_training(result) for result in trained.results], trained.sums)
 
@@ -165,14 +167,14 @@ def logits(message: Message, context: Context) -> Message:
 
     def begin(task: Task) -> CohortWork:
         name, seed = str(task.config["model"]), int(task.config["seed"])
-        model = _template(name, data.input_shape, data.classes, participants.device)
+        model = _template(name, data.input_shape, data.classes, participants.setup.device)
 
         fresh = partial(_personal, name, data.input_shape, data.classes, seed)
         exchange = LogitsExchange.of(task, model, fresh, participants, store)
 
         def work(members: Sequence[int]) -> Iterator[Work]:
             for trained, sent in exchange.run(members):
-                own = [members[place] for place in trained.places]
+                own = [members[place] for place in trained.indices]
                 yield Work(own, {wire.LOGITS: sent}, [_training(result) for result in trained.results])
 
         return work
@@ -235,8 +237,7 @@ def _teachers(task: Task) -> TeacherSettings:
 
 def _participants(message: Message, context: Context) -> SimulatedParticipants:
     participants = participants_of(_simulation(message), context)
-    if torch.get_num_threads() != participants.threads:
-        torch.set_num_threads(participants.threads)
+    participants.setup.set_threads()
     return participants
 
 
@@ -247,7 +248,7 @@ def _simulation(message: Message) -> ConfigRecord | None:
 def _received(task: Task, participants: SimulatedParticipants) -> nn.Module:
     """Return the model that a task names, with the received weights."""
     data = participants.data
-    template = _template(str(task.config["model"]), data.input_shape, data.classes, participants.device)
+    template = _template(str(task.config["model"]), data.input_shape, data.classes, participants.setup.device)
     model = copy.deepcopy(template)
     load_state(model, task.arrays)
     return model
@@ -265,7 +266,7 @@ def _pairs(
     name, own = federated.model_dump_json(), personal.model_dump_json()
 
     return PairedModels(
-        _pair_template(name, own, data.input_shape, data.classes, participants.device),
+        _pair_template(name, own, data.input_shape, data.classes, participants.setup.device),
         task.arrays,
         partial(_personal, own, data.input_shape, data.classes, seed),
         store,
@@ -291,6 +292,6 @@ def _template(name: str, input_shape: tuple[int, ...], classes: int, device: tor
 @lru_cache(maxsize=16)
 def _pair_template(
     name: str, personal: str, input_shape: tuple[int, ...], classes: int, device: torch.device
-) -> Pair:
+) -> ModelPair:
     """Return a federated and a personal architecture side by side; their weights mean nothing."""
-    return Pair(*(_build(half, input_shape, classes, seed=0) for half in (name, personal))).to(device)
+    return ModelPair(*(_build(half, input_shape, classes, seed=0) for half in (name, personal))).to(device)

@@ -13,7 +13,7 @@ from clients.participant import SimulatedParticipants
 from clients.store import Store
 from kdfed import wire
 from kdfed.cohort import Trained, predict_stack, state_at, train_cohort
-from kdfed.consensus import digest_loss, public_places
+from kdfed.consensus import digest_loss, public_indices
 from kdfed.data import Examples
 from kdfed.errors import ParticipantError
 from kdfed.local import PLAIN, PlainLocal
@@ -93,7 +93,7 @@ class LogitsExchange:
             )
 
         def public(of_round: int) -> torch.Tensor:
-            places = public_places(seed, of_round, len(stored), images)
+            places = public_indices(seed, of_round, len(stored), images)
             return participants.data.normalisation.apply(stored.numpy()[places])
 
         agreed = None
@@ -129,19 +129,18 @@ class LogitsExchange:
             states, steps = self._digested(members, states, self.agreed)
         examples, sizes = self.participants.gather(members)
         seeds = derive_many(self.seed, "train", self.server_round, members)
-        bfloat16 = self.participants.bfloat16
         for trained in train_cohort(
-            self.model, states, examples, sizes, self.local, PLAIN, seeds, bfloat16=bfloat16
+            self.model, states, examples, sizes, self.local, PLAIN, seeds, setup=self.participants.setup
         ):
             logits = predict_stack(self.model, trained.states, self.asked).to(torch.float16)
-            for row, place in enumerate(trained.places):
+            for row, place in enumerate(trained.indices):
                 if bool(logits[row].isfinite().all()):  # otherwise the server leaves this round's work out
                     self.store.save(members[place], self.server_round, state_at(trained.states, row))
             results = [
                 TrainResult(result.loss, result.steps + steps[place], result.examples)
-                for place, result in zip(trained.places, trained.results, strict=True)
+                for place, result in zip(trained.indices, trained.results, strict=True)
             ]
-            yield Trained(trained.states, trained.places, results), logits
+            yield Trained(trained.states, trained.indices, results), logits
 
     def _model_of(self, member: int) -> State:
         kept = self.store.load(member, before=self.server_round)
@@ -158,18 +157,17 @@ class LogitsExchange:
         self, members: Sequence[int], states: list[State], agreed: Examples
     ) -> tuple[list[State], list[int]]:
         """Return the participants' states, trained towards the consensus, and the steps that it took."""
-        device = self.participants.device
         digested, steps = list(states), [0] * len(members)
         for trained in train_cohort(
             self.model,
             states,
-            agreed.to(device),
+            agreed,
             [len(agreed)] * len(members),
             self.digest,
             digest_loss(self.strategy),
             derive_many(self.seed, "digest", self.server_round, members),
+            setup=self.participants.setup,
             shared=True,
-            bfloat16=self.participants.bfloat16,
         ):
             for place, state, result in trained.each():
                 digested[place], steps[place] = state, result.steps

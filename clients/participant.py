@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from flwr.app import Context
 
 from clients.actors import is_simulated
@@ -26,6 +25,7 @@ from kdfed.errors import ParticipantError, one_line
 from kdfed.partition import Partition, partition_of
 from kdfed.partitions import PARTITIONS
 from kdfed.settings import DataSettings
+from kdfed.setup import Precision, Setup
 
 
 @dataclass(frozen=True)
@@ -38,19 +38,13 @@ class SimulatedParticipants:
         The whole data set; held-out splits included.
     partition
         Who holds which examples.
-    device
-        Where their training runs.
-    threads
-        Intra-op threads of their training.
-    bfloat16
-        Train in bfloat16 (autocast).
+    setup
+        What they learn, and how their training runs.
     """
 
     data: PreparedData
     partition: Partition
-    device: torch.device
-    threads: int
-    bfloat16: bool = False
+    setup: Setup
 
     def gather(self, members: Sequence[int]) -> tuple[Examples, list[int]]:
         """Return the examples of some participants on the device, one after the other, and how many each has.
@@ -67,7 +61,7 @@ class SimulatedParticipants:
             )
         parts = [self.partition.indices[member] for member in members]
         examples = self.data.examples(np.concatenate(parts))
-        return examples.to(self.device), [len(part) for part in parts]
+        return examples.to(self.setup.device), [len(part) for part in parts]
 
     @cached_property
     def digest(self) -> str:
@@ -97,7 +91,7 @@ def participants_of(simulation: Mapping[str, Any] | None, context: Context) -> S
         int(simulation["seed"]),
         str(simulation["device"]),
         int(simulation["threads"]),
-        str(simulation["precision"]) == "bfloat16",
+        "bfloat16" if simulation["precision"] == "bfloat16" else "float32",
     )
 
 
@@ -125,8 +119,9 @@ def store_of(simulation: Mapping[str, Any] | None, context: Context) -> Store:
 
 @lru_cache(maxsize=4)
 def _simulated(
-    data: str, partition: str, seed: int, device: str, threads: int, bfloat16: bool
+    data: str, partition: str, seed: int, device: str, threads: int, precision: Precision
 ) -> SimulatedParticipants:
     prepared = prepare(DataSettings.model_validate_json(data))
     made = partition_of(prepared, PARTITIONS.parse(partition), seed)
-    return SimulatedParticipants(prepared, made, resolve_device(device), threads, bfloat16)
+    setup = Setup(prepared.task, resolve_device(device), threads, precision)
+    return SimulatedParticipants(prepared, made, setup)

@@ -11,7 +11,7 @@ from torch import nn
 from clients.store import Store
 from kdfed.cohort import state_at
 from kdfed.cohort.folded import Stack
-from kdfed.local.pairs import Pair, halves, pair_state
+from kdfed.local.pairs import ModelPair, pair_state, split_pair
 from kdfed.models import State
 
 log = logging.getLogger("kdfed.clients")
@@ -59,7 +59,7 @@ class PairedModels:
         The federated round that trains them.
     """
 
-    model: Pair
+    model: ModelPair
     arrays: State
     fresh: Callable[[int], State]
     store: Store
@@ -76,7 +76,7 @@ class PairedModels:
         Where a weight is not finite the personal half is not kept: the server leaves the participant out, and
         it goes on from its round before.
         """
-        received, personal = halves(trained)
+        received, personal = split_pair(trained)
         for row, member in enumerate(members):
             if all(bool(values[row].isfinite().all()) for values in trained.values()):
                 self.store.save(member, self.server_round, state_at(personal, row))

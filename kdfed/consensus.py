@@ -1,7 +1,7 @@
-r"""What participants that exchange logits agree on, and what following it costs.
+r"""The consensus of participants that exchange logits, and the loss of training towards it.
 
 Both methods compare models by their outputs on public examples. The server combines the participants' logits
-into a consensus; every participant then digests it: it is trained towards it on the same examples.
+into a consensus. Every participant then digests it: its model is trained towards it on the same examples.
 
 ============ ============================================= =====================================
 \            consensus                                     loss of digesting it
@@ -72,7 +72,7 @@ DIGESTS: dict[str, LocalLoss] = {
     "fedmd": LocalLoss(_distances),
     "ds_fl": LocalLoss(_soft_cross_entropies),
 }
-"""Strategy -> the loss of digesting its consensus [N, C], which stands where labels do."""
+"""Strategy -> the loss of digesting its consensus [N, C], which takes the place of the labels."""
 
 
 def digest_loss(name: str) -> LocalLoss:
@@ -86,8 +86,8 @@ def digest_loss(name: str) -> LocalLoss:
     return DIGESTS[name] if name in DIGESTS else LocalLoss(load_named(name))
 
 
-def public_places(seed: int, server_round: int, held: int, images: int | None) -> np.ndarray:
-    """Return which public examples a round is about: the same for the server and every participant.
+def public_indices(seed: int, server_round: int, held: int, images: int | None) -> np.ndarray:
+    """Return the indices of a round's public examples: the same for the server and every participant.
 
     Parameters
     ----------

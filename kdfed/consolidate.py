@@ -18,7 +18,7 @@ from kdfed.distill.method import KDMethod
 from kdfed.errors import KdfedError, shown
 from kdfed.models import spare_inputs
 from kdfed.seeding import torch_generator
-from kdfed.task import CLASSIFICATION, Task
+from kdfed.setup import Setup
 
 if TYPE_CHECKING:
     from kdfed.data import Examples
@@ -32,34 +32,35 @@ def consolidate(
     settings: KDMethod,
     seed: int,
     *,
+    setup: Setup,
     label_counts: np.ndarray | None = None,
     on_epoch: OnEpoch = lambda epoch, epochs, accuracy: None,
-    task: Task = CLASSIFICATION,
 ) -> ConsolidationResult:
     """Distil teachers into a student.
 
     Parameters
     ----------
     student
-        Trained in place, on its device. Its weights beforehand are what the method ``partitioned`` keeps.
+        Trained in place, on the setup's device, where it is put. Its weights beforehand are what the method
+        ``partitioned`` keeps.
     teachers
-        Models, or their logits on the transfer set, [K, N, C] of any float type. They are not changed: the
-        method ``mutual`` trains copies.
+        Models on any device, or their logits on the transfer set, [K, N, C] of any float type. They are not
+        changed: the method ``mutual`` trains copies.
     transfer
-        N examples; the labels are used only with ``settings.labels``.
+        N examples on any device; the labels are used only with ``settings.labels``.
     validation
-        Examples for selection, for ensembles that ask, and for the accuracies in the result.
+        Examples on any device, for selection, for ensembles that ask, and for the accuracies in the result.
     settings
         Method, its own settings, optimiser.
     seed
         Derived seed of order, dropout, augmentation and search.
+    setup
+        Whose loss, score and soft target are used, and where.
     label_counts
         For ensembles that ask: examples per class of each teacher, [K, C], possibly noisy.
     on_epoch
         Called after each epoch with (epoch from 1, epochs, validation accuracy or None). With ``select:
         last`` only the last epoch is evaluated.
-    task
-        Whose loss, score and soft target are used.
 
     Returns
     -------
@@ -83,7 +84,17 @@ def consolidate(
         transfer = views_of(transfer, settings.augmentation, settings.views, draw)
     for model in (student, *(() if isinstance(teachers, torch.Tensor) else teachers)):
         spare_inputs(model)
-    work = Distillation(student, teachers, transfer, validation, settings, seed, label_counts, on_epoch, task)
+    work = Distillation(
+        student.to(setup.device),
+        teachers,
+        transfer.to(setup.device),
+        validation.to(setup.device),
+        settings,
+        seed,
+        setup,
+        label_counts,
+        on_epoch,
+    )
     result = settings.distil(work)
     if not isinstance(result, ConsolidationResult):
         raise KdfedError(

@@ -1,4 +1,4 @@
-"""Noise on what participants tell of their data."""
+"""Noise on the label counts that participants send."""
 
 from __future__ import annotations
 

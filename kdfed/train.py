@@ -21,7 +21,7 @@ from kdfed.local.loss import LocalLoss
 from kdfed.models import batch_norms, device_of, spare_inputs
 from kdfed.seeding import shuffled, torch_seed
 from kdfed.settings import OptimiserSettings
-from kdfed.task import CLASSIFICATION, Task
+from kdfed.task import Task
 
 if TYPE_CHECKING:
     from kdfed.data import Examples
@@ -215,8 +215,8 @@ def predict(model: nn.Module, inputs: torch.Tensor, batch_size: int = 256) -> to
         model.train(was_training)
 
 
-def evaluate(model: nn.Module, examples: Examples, task: Task = CLASSIFICATION) -> tuple[float, float]:
-    """Return a model's score and its mean loss: accuracy in [0, 1] and cross entropy in nats, or the task's.
+def evaluate(model: nn.Module, examples: Examples, task: Task) -> tuple[float, float]:
+    """Return a model's score and its mean loss: those of the task; accuracy and nats where there are classes.
 
     Raises
     ------

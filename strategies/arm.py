@@ -25,7 +25,6 @@ from torch import nn
 
 from kdfed.arrays import Spec, problem_with_arrays, spec_of
 from kdfed.config import Arm, sampled_count
-from kdfed.device import resolve_device
 from kdfed.errors import RunError
 from kdfed.ledger import Ledger
 from kdfed.limits import UPDATE_BOUND, Limits, Reach, numpy_of
@@ -64,7 +63,6 @@ class ArmRunner:
         self.ledger = Ledger()
         self.result = ArmResult()
         self.listeners = Listeners([])
-        self.device = resolve_device(self.arm.device)
 
     # ------------------------------------------------------------------ the loop
 
@@ -84,7 +82,7 @@ class ArmRunner:
         RunError
             If fewer than ``server.minimum`` participants answered. What was recorded stays recorded.
         """
-        model = self.config.build(self.arm.model, "evaluation").to(self.device)
+        model = self.config.build(self.arm.model, "evaluation").to(self.config.setup.device)
         self.listeners = Listeners(self._listeners(model, evaluate_fn))
         self.listeners.start(self.config.name, self.config.seed, self.arm)
         ended: Round | None = None
@@ -168,7 +166,7 @@ class ArmRunner:
             state = load_start(start.removeprefix("file:"), spec)
             return Round(0, rounds, state, 0, (), self.ledger.totals())
         self.listeners.phase("teachers", self.ledger.totals())
-        phase = TeacherPhase(self.config, self.grid, common, self.device, train_config)
+        phase = TeacherPhase(self.config, self.grid, common, train_config)
         teachers = phase.train()
         report = self.grid.report
         least = min(self.arm.server.minimum, phase.count)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,8 @@ from kdfed.models import build_model
 from kdfed.records import RoundRecord
 from kdfed.seeding import derive
 from kdfed.settings import ModelSettings
-from kdfed.task import CLASSIFICATION, Task
+from kdfed.setup import Setup
+from kdfed.task import Task
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class ServerData:
     test: Examples | None
     transfer_inputs: np.ndarray
     classes: int
-    task: Task = CLASSIFICATION
+    task: Task
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -87,6 +89,17 @@ class ArmConfig:
     on_record: Callable[[RoundRecord], None] = lambda record: None
     on_event: OnEvent = ignore
     listeners: tuple[Listener, ...] = ()
+
+    @cached_property
+    def setup(self) -> Setup:
+        """How the server distils and evaluates.
+
+        Raises
+        ------
+        DataError
+            If this machine has not the arm's device.
+        """
+        return Setup.of(self.arm, self.data.task)
 
     def build(self, model: ModelSettings, phase: str) -> nn.Module:
         """Build a model for the arm's data; its initial weights are drawn for this seed and phase."""

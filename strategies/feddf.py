@@ -20,7 +20,6 @@ from flwr.serverapp.strategy import FedAvg, Strategy
 
 from kdfed.choosing import Choosing
 from kdfed.consolidate import consolidate
-from kdfed.device import resolve_device
 from kdfed.distill import VanillaConsolidation
 from kdfed.distill.method import soft_refusals
 from kdfed.ensembles import AnyEnsemble, MeanLogits
@@ -95,7 +94,6 @@ class FedDF(FedAvg):
         super().__init__(**options)
         assert isinstance(config.arm.server, FedDFServer), config.arm.server
         self._config, self._settings = config, config.arm.server
-        self._device = resolve_device(config.arm.device)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -124,17 +122,17 @@ class FedDF(FedAvg):
     def _distil(self, server_round: int, average: State, states: list[State]) -> tuple[State, int]:
         config, data = self._config, self._config.data
         student, *teachers = (
-            config.build(config.arm.model, "feddf").to(self._device) for _ in range(1 + len(states))
+            config.build(config.arm.model, "feddf").to(config.setup.device) for _ in range(1 + len(states))
         )
         for model, state in zip((student, *teachers), (average, *states), strict=True):
             load_state(model, state)
         result = consolidate(
             student,
             teachers,
-            data.transfer.to(self._device),
-            data.validation.to(self._device),
+            data.transfer,
+            data.validation,
             VanillaConsolidation.model_construct(**dict(self._settings.distillation)),  # checked already
             derive(config.seed, "feddf", server_round),
-            task=data.task,
+            setup=config.setup,
         )
         return state_of(student), result.steps

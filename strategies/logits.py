@@ -21,9 +21,8 @@ from flwr.serverapp.strategy import FedAvg
 from pydantic import Field
 
 from kdfed.arrays import Spec
-from kdfed.consensus import digest_loss, public_places
+from kdfed.consensus import digest_loss, public_indices
 from kdfed.data import Examples, PreparedData
-from kdfed.device import resolve_device
 from kdfed.limits import most_steps
 from kdfed.messages import LOGITS, QueryLogits, Update
 from kdfed.metrics import SERVER_STEPS
@@ -145,8 +144,7 @@ class LogitsStrategy(FedAvg):
         logits = [Update.from_record(reply.content).arrays[LOGITS] for reply in replies]
         consensus = self.combine(torch.stack(logits).float()).to(torch.float16)
         self._consensus = server_round, consensus
-        device = resolve_device(self.config.arm.device)
-        model = self.config.build(self.config.arm.model, "logits").to(device)
+        model = self.config.build(self.config.arm.model, "logits").to(self.config.setup.device)
         load_state(model, dict(self._state.to_torch_state_dict()))
         public = self.config.data.transfer.inputs[torch.from_numpy(self._public_indices(server_round))]
         result = fit(
@@ -161,7 +159,7 @@ class LogitsStrategy(FedAvg):
 
     def _public_indices(self, server_round: int) -> Any:
         held = len(self.config.data.transfer_inputs)
-        return public_places(self.config.seed, server_round, held, self.settings.images)
+        return public_indices(self.config.seed, server_round, held, self.settings.images)
 
     def _content(
         self,

@@ -74,8 +74,6 @@ class TeacherPhase:
         Whose participants become teachers.
     common
         The common initial weights.
-    device
-        Where the server distils.
     train_config
         What the ServerApp tells its participants beside.
     """
@@ -85,10 +83,9 @@ class TeacherPhase:
         config: ArmConfig,
         grid: ParticipantGrid,
         common: State,
-        device: torch.device,
         train_config: ConfigRecord | None = None,
     ) -> None:
-        self.config, self.arm, self.grid, self.common, self.device = config, config.arm, grid, common, device
+        self.config, self.arm, self.grid, self.common = config, config.arm, grid, common
         self._train_config = train_config or ConfigRecord()
         self._models = several(self.arm.teachers.model) or (self.arm.model,)
         self._modules: dict[int, nn.Module] = {}
@@ -197,15 +194,15 @@ class TeacherPhase:
         if self.arm.teachers.label_counts.send:
             counts = np.array([teacher.label_counts for teacher in teachers], dtype=np.float64)
         result = consolidate(
-            student.to(self.device),
+            student,
             sources,
-            transfer.to(self.device),
-            data.validation.to(self.device),
+            transfer,
+            data.validation,
             settings,
             derive(self.config.seed, "consolidate"),
+            setup=self.config.setup,
             label_counts=counts,
             on_epoch=on_epoch,
-            task=data.task,
         )
         return state_of(student), result
 
@@ -215,7 +212,7 @@ class TeacherPhase:
             model = self._models[teacher.participant % len(self._models)]
             module = self.config.build(model, "teacher-module")
             load_state(module, teacher.arrays)
-            self._modules[teacher.participant] = module.to(self.device)
+            self._modules[teacher.participant] = module.to(self.config.setup.device)
         return self._modules[teacher.participant]
 
 

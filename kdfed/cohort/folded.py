@@ -344,7 +344,9 @@ class _Run:
             return Folded(value.data.flatten(2), "vector")
         if value.layout == "shared":
             return Folded(value.data.flatten(1).expand(self.participants, -1, -1), "vector")
-        return Folded(_split(_gradient_laid_alike(value.data), self.participants).flatten(2), "vector")
+        return Folded(
+            _split(_with_gradient_channels_last(value.data), self.participants).flatten(2), "vector"
+        )
 
     def pixels(self, value: Folded, user: str) -> Folded:
         """Return a value as images of four dimensions, [N, channels, H, W]; ``user`` is who needs them."""
@@ -411,7 +413,7 @@ class _Run:
         value = self.pixels(value, "the mean")
         if {d % 4 if isinstance(d, int) else d for d in dims} != {2, 3}:
             raise NotFoldableError(f"the mean over {dim}")
-        data = value.data if value.layout == "shared" else _gradient_laid_alike(value.data)
+        data = value.data if value.layout == "shared" else _with_gradient_channels_last(value.data)
         means = data.mean((2, 3), keepdim=keepdim)
         return Folded(means, value.layout) if keepdim else self._pooled(means, value.layout)
 
@@ -421,7 +423,7 @@ class _Run:
         return Folded(_split(means, self.participants), "vector")
 
 
-def _gradient_laid_alike(image: torch.Tensor) -> torch.Tensor:
+def _with_gradient_channels_last(image: torch.Tensor) -> torch.Tensor:
     """Have an image's gradient arrive channels-last, like the image.
 
     Where a layout ends, the gradient comes back in the other one, and the layers before it would each read it
@@ -443,6 +445,6 @@ def _split(values: torch.Tensor, participants: int) -> torch.Tensor:
 
 
 def _named(rest: Any, keywords: Mapping[str, Any], **defaults: Any) -> list[Any]:
-    """Return arguments that may be given by place or by name, in the order of their defaults."""
+    """Return arguments that may be given by position or by name, in the order of their defaults."""
     given = dict(zip(defaults, rest, strict=False)) | dict(keywords)
     return [given.get(name, default) for name, default in defaults.items()]

@@ -28,7 +28,7 @@ FOLD_BYTES = {"cpu": 256 * 2**20, "cuda": 4 * 2**30}
 """Memory budget of the activations of one fold, by device type."""
 
 MOST_FOLDED = {"cpu": 24, "cuda": 1024}
-"""Participants of one fold at most: on a CPU more gain nothing, and fall out of its caches."""
+"""Most participants of one fold, by device type: on a CPU more gain nothing, and do not fit its caches."""
 
 STEP_OVERHEAD = {"cpu": 4e6, "cuda": 1e10}
 """What a fold's step costs beside its arithmetic, as multiply-adds of a forward pass: padding that saves a
@@ -48,7 +48,7 @@ class Cost:
 
 
 @dataclass(frozen=True, eq=False)
-class Plan:
+class CohortPlan:
     """How models of one architecture are trained together.
 
     Parameters
@@ -60,8 +60,8 @@ class Plan:
     folded
         The traced model; None where it cannot be folded, or was not tried.
     architecture
-        The model that was planned for: its weights mean nothing. Plans are kept by their models, so that one
-        which held its model would keep it for ever.
+        The model that was planned for; its weights mean nothing. A weak reference: plans are kept for as long
+        as their model lives, and one that held its model would keep it for ever.
     cost
         Of one example.
     has_batch_norm
@@ -77,7 +77,7 @@ class Plan:
 
     @property
     def model(self) -> nn.Module:
-        """The architecture; whoever asked for the plan holds it."""
+        """The architecture, which the plan's user holds."""
         model = self.architecture()
         assert model is not None, "a plan is used while its model lives"
         return model
@@ -124,7 +124,8 @@ class Plan:
         Returns
         -------
         list of slice
-            Runs of neighbours, who all have a place in one. Equals are only parted where there are too many.
+            Neighbours, every participant in one slice. Those with equally many examples are only parted where
+            there are too many for one fold.
         """
         width = self.fold_width(batch_size, device)
         overhead = STEP_OVERHEAD[kind_of(device)] / max(self.cost.multiply_adds, 1.0)
@@ -135,7 +136,7 @@ class Plan:
             ends += [ends[-1] + count * (part + 1) // parts for part in range(parts)]
         firsts = [sizes[end] for end in ends[:-1]]
         steps = [-(-size // batch_size) for size in firsts]
-        # Whoever ends before the largest of its fold pads to whole batches, the others to the largest.
+        # Participants with fewer steps than the fold's largest are padded to whole batches, the others to it.
         whole = [0]
         for run, number in enumerate(steps):
             whole.append(whole[-1] + number * batch_size * (ends[run + 1] - ends[run]))
@@ -202,10 +203,10 @@ def _vmapped(
     return logits
 
 
-_PLANS: weakref.WeakKeyDictionary[nn.Module, dict[Any, Plan]] = weakref.WeakKeyDictionary()
+_PLANS: weakref.WeakKeyDictionary[nn.Module, dict[Any, CohortPlan]] = weakref.WeakKeyDictionary()
 
 
-def plan_for(model: nn.Module, input_shape: tuple[int, ...], batch_size: int = 1) -> Plan:
+def plan_for(model: nn.Module, input_shape: tuple[int, ...], batch_size: int = 1) -> CohortPlan:
     """Choose the level for models of one architecture.
 
     The rule, in this order: a model whose forward pass over a batch is heavy on a CPU, or that shares or
@@ -224,7 +225,7 @@ def plan_for(model: nn.Module, input_shape: tuple[int, ...], batch_size: int = 1
 
     Returns
     -------
-    Plan
+    CohortPlan
         The same for the same arguments. Its level and reason are logged once.
     """
     device = next(model.parameters()).device
@@ -237,15 +238,17 @@ def plan_for(model: nn.Module, input_shape: tuple[int, ...], batch_size: int = 1
     return plans[key]
 
 
-def _choose(model: nn.Module, input_shape: tuple[int, ...], batch_size: int, device: torch.device) -> Plan:
+def _choose(
+    model: nn.Module, input_shape: tuple[int, ...], batch_size: int, device: torch.device
+) -> CohortPlan:
     has_norm, own = bool(batch_norms(model)), weakref.ref(model)
     try:
         cost = _cost(model, input_shape, device)
     except Exception as error:
-        return Plan("loop", f"its cost cannot be estimated: {error}", None, own, Cost(0, 0), has_norm)
+        return CohortPlan("loop", f"its cost cannot be estimated: {error}", None, own, Cost(0, 0), has_norm)
 
-    def plan(level: Level, why: str, folded: FoldedModel | None = None) -> Plan:
-        return Plan(level, why, folded, own, cost, has_norm)
+    def plan(level: Level, why: str, folded: FoldedModel | None = None) -> CohortPlan:
+        return CohortPlan(level, why, folded, own, cost, has_norm)
 
     every = list(model.named_parameters(remove_duplicate=False))
     if len(every) != len(list(model.named_parameters())):
@@ -275,11 +278,11 @@ def _choose(model: nn.Module, input_shape: tuple[int, ...], batch_size: int, dev
         return plan("loop", f"{reason}; torch.func does not take it: {one_line(error)}")
 
 
-def _try(plan: Plan, input_shape: tuple[int, ...], device: torch.device) -> None:
+def _try(plan: CohortPlan, input_shape: tuple[int, ...], device: torch.device) -> None:
     """Compare three participants, each with weights of its own, with the model itself.
 
-    In training mode but for BatchNorm on inputs of their own, and in evaluation mode on shared ones. The
-    model is only read.
+    Once in training mode (but BatchNorm is in evaluation mode) on inputs of their own, once in evaluation
+    mode on shared inputs. The model is not changed.
     """
     generator = torch.Generator().manual_seed(0)
     model, own = plan.model, copy.deepcopy(plan.model)
@@ -303,17 +306,17 @@ def _try(plan: Plan, input_shape: tuple[int, ...], device: torch.device) -> None
                 raise
             except Exception as error:
                 raise NotFoldableError(f"it cannot be folded: {one_line(error)}") from error
-            for place, state in enumerate(states):
-                seen = inputs[place if training else 0]
+            for index, state in enumerate(states):
+                seen = inputs[index if training else 0]
                 alone = _alone(own, state, seen)
-                if logits[place].shape != alone.shape or not _close(logits[place], alone):
+                if logits[index].shape != alone.shape or not _close(logits[index], alone):
                     raise NotFoldableError("participants at once give other logits than one after the other")
                 if plan.level == "vmap":
                     _check_independence(own, state, seen, alone)
             _check_use(own, inputs[0])
 
 
-_TRIED = 3  # with two, a pair that is exchanged twice would not show
+_TRIED = 3  # with two, an exchange that is undone by another would not show
 
 
 def _alone(own: nn.Module, state: Mapping[str, torch.Tensor], inputs: torch.Tensor) -> torch.Tensor:
@@ -327,7 +330,7 @@ def _alone(own: nn.Module, state: Mapping[str, torch.Tensor], inputs: torch.Tens
 def _check_independence(
     own: nn.Module, state: Mapping[str, torch.Tensor], inputs: torch.Tensor, alone: torch.Tensor
 ) -> None:
-    """Refuse what padding or stacking would change: layers are not known as they are in a folded model."""
+    """Refuse a model that padding or stacking would change: unlike a folded one, its layers are not known."""
     if any(not torch.equal(values, state[key]) for key, values in own.state_dict().items()):
         raise NotFoldableError("its forward pass changes its buffers")
     singly = torch.cat([_alone(own, state, example.unsqueeze(0)) for example in inputs])

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from kdfed.cohort.levels import Plan, functional_call, kind_of
+from kdfed.cohort.levels import CohortPlan, functional_call, kind_of
 from kdfed.local import LocalLoss
 from kdfed.models import State
 from kdfed.settings import OptimiserSettings
@@ -36,17 +36,17 @@ LEAST_EXAMPLES, MOST_EXAMPLES = 64, 8192
 """Examples of a pass: fewer leave a CPU idle, more gain nothing."""
 
 NARROW = 32
-"""Channels. Where no convolution is as wide, a CPU takes less time for groups of examples side by side that
-make up twice as many channels (``python tests/bench/folding.py --groups``)."""
+"""Channels. Where every convolution is narrower, a CPU takes less time for groups of examples side by side,
+which make up twice as many channels (``python tests/bench/folding.py --groups``)."""
 
 
-def who_makes_one_step(plan: Plan, counts: np.ndarray, settings: OptimiserSettings) -> np.ndarray:
-    """Return the places of participants who make one step of SGD, with a model that sees each example alone.
+def one_step_participants(plan: CohortPlan, counts: np.ndarray, settings: OptimiserSettings) -> np.ndarray:
+    """Return the indices of the participants who make one step of SGD, and whose examples do not mix.
 
     Parameters
     ----------
     plan
-        Of their model.
+        Of their model, which must see each example alone (no BatchNorm).
     counts
         int64 [B]: numbers of examples, at least one each.
     settings
@@ -62,7 +62,7 @@ def who_makes_one_step(plan: Plan, counts: np.ndarray, settings: OptimiserSettin
 
 
 def sum_of_steps(
-    plan: Plan,
+    plan: CohortPlan,
     start: State,
     examples: Examples,
     sizes: Sequence[int],
@@ -88,7 +88,7 @@ def sum_of_steps(
     -------
     tuple of State and list of TrainResult, or None
         The sums, float64 on the CPU, each [*shape], and everybody's result. None where a number is not
-        finite, or a weight is not used: then each participant must be looked at.
+        finite, or a weight is not used: then each participant must be trained on its own.
     """
     device, total = examples.inputs.device, len(examples)
     names = [name for name, _ in plan.model.named_parameters()]
@@ -126,14 +126,14 @@ def sum_of_steps(
     begins = np.cumsum(sizes) - sizes
     each_loss = torch.cat(losses).cpu().double().numpy()
     means = np.add.reduceat(each_loss, begins.tolist()) / sizes + float(penalty.detach())
-    # In the weights' own dtype: what a participant's weights exceed, their sum exceeds.
+    # In the weights' own dtype: where one participant's weights overflow, their sum does.
     finite = [bool(sums[key].to(value.dtype).isfinite().all()) for key, value in start.items()]
     if not all(finite) or not np.isfinite(means).all():
         return None
     return sums, [TrainResult(mean, 1, size) for mean, size in zip(means.tolist(), sizes, strict=True)]
 
 
-def _width(plan: Plan, device: torch.device) -> int:
+def _width(plan: CohortPlan, device: torch.device) -> int:
     """Return how many examples one pass takes."""
     fitting = int(PASS_BYTES[kind_of(device)] // max(plan.cost.activation_bytes, 1))
     return max(LEAST_EXAMPLES, min(MOST_EXAMPLES, fitting))

@@ -64,7 +64,7 @@ class StackedOptimiser:
         settings = self.settings
         if isinstance(rows, torch.Tensor):  # gathered, stepped, put back
             stacks = [self.parameters, self._first, self._second]
-            gathered = [[stack[rows] for stack in stacks_] for stacks_ in stacks]
+            gathered = [[values[rows] for values in stack] for stack in stacks]
             part = StackedOptimiser(gathered[0], settings, steps=self.steps)
             part._first, part._second = gathered[1], gathered[2]
             part.step(gradients, step, slice(0, len(rows)))

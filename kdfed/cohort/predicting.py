@@ -52,9 +52,9 @@ def predict_stack(model: nn.Module, stack: Stack, inputs: torch.Tensor) -> torch
     plan = plan_for(model, tuple(inputs.shape[1:]), min(BATCH, len(inputs)))
     if plan.level == "loop" or count == 1:
         logits = []
-        for place in range(count):
+        for index in range(count):
             own = copy.deepcopy(model)
-            load_state(own, state_at(stack, place))
+            load_state(own, state_at(stack, index))
             logits.append(predict(own, inputs, BATCH))
         return torch.stack(logits)
     each = BATCH * plan.cost.activation_bytes

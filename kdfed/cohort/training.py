@@ -1,10 +1,9 @@
-"""Training a cohort: folds, ragged batches, and the steps themselves."""
+"""Training a cohort: its folds, their batches, and the steps themselves."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -13,15 +12,16 @@ import torch
 from torch import nn
 
 from kdfed.cohort.folded import Stack
-from kdfed.cohort.levels import Plan, plan_for
-from kdfed.cohort.one_step import sum_of_steps, who_makes_one_step
+from kdfed.cohort.levels import CohortPlan, plan_for
+from kdfed.cohort.one_step import one_step_participants, sum_of_steps
 from kdfed.cohort.optimisers import StackedOptimiser
 from kdfed.cohort.predicting import stack_states, state_at
 from kdfed.errors import KdfedError
 from kdfed.local import LocalLoss
-from kdfed.models import State, device_of, load_state, state_of
+from kdfed.models import State, load_state, state_of
 from kdfed.seeding import shuffled
 from kdfed.settings import OptimiserSettings
+from kdfed.setup import Setup
 from kdfed.train import TrainResult, fit
 
 if TYPE_CHECKING:
@@ -36,8 +36,8 @@ class Trained:
     ----------
     states
         Weights and buffers, each [R, *shape], on the CPU; empty where ``sums`` is not.
-    places
-        Whose they are: R places in the cohort.
+    indices
+        Whose they are: R indices into the cohort.
     results
         One for each of R.
     sums
@@ -45,14 +45,14 @@ class Trained:
     """
 
     states: Stack
-    places: list[int]
+    indices: list[int]
     results: list[TrainResult]
     sums: State = field(default_factory=dict)
 
     def each(self) -> Iterator[tuple[int, State, TrainResult]]:
-        """Yield every participant's place, its state in memory of its own, and its result; not of sums."""
-        for row, (place, result) in enumerate(zip(self.places, self.results, strict=True)):
-            yield place, {key: value.clone() for key, value in state_at(self.states, row).items()}, result
+        """Yield each participant's index, its state in memory of its own, and its result; nothing of sums."""
+        for row, (index, result) in enumerate(zip(self.indices, self.results, strict=True)):
+            yield index, {key: value.clone() for key, value in state_at(self.states, row).items()}, result
 
 
 def train_cohort(
@@ -64,21 +64,21 @@ def train_cohort(
     loss: LocalLoss,
     seeds: Sequence[int],
     *,
+    setup: Setup,
     shared: bool = False,
-    bfloat16: bool = False,
     sums: bool = False,
 ) -> Iterator[Trained]:
-    """Train B participants of one architecture, each as :func:`kdfed.train.fit` would alone.
+    """Train B participants with models of one architecture, each as :func:`kdfed.train.fit` trains one.
 
     Participants are sorted by their numbers of examples and cut into folds that fit a memory budget. A fold
-    takes its steps together: at step t those that still have a batch, which are a prefix. Batches of
-    different sizes are padded with examples of weight 0; with BatchNorm, whose statistics padding would
-    change, participants with batches of one size step together.
+    takes its steps together. At step t these are the participants who still have a batch, the first of the
+    fold. Batches of different sizes are padded with examples of weight 0. Padding would change BatchNorm's
+    statistics: with it, only participants with batches of one size step together.
 
     Parameters
     ----------
     model
-        The architecture, on the device where training runs. Not changed.
+        The architecture, on the setup's device. Not changed.
     start
         The weights that all start from, or one state for each of B.
     examples
@@ -92,18 +92,18 @@ def train_cohort(
         What is minimised.
     seeds
         Derived seeds, one for each of B: of the order of examples and of dropout.
+    setup
+        Where training runs, and in which arithmetic; weights and the loss are float32 in any.
     shared
         All participants train on the same examples, which are there once: every size is their number.
-    bfloat16
-        Run layers in bfloat16 (autocast); weights and the loss stay float32.
     sums
-        Sums are enough: participants who all make one step may be trained at once, and be given as one
-        (:mod:`.one_step`).
+        The sum of the weights is enough: participants who make one step may be trained as one, and only their
+        sum be given (:mod:`.one_step`).
 
     Yields
     ------
     Trained
-        A fold, as soon as it is trained: whoever sums it while it lies in the cache never needs all B.
+        A fold, as soon as it is trained: a caller who sums folds never holds all B states.
 
     Raises
     ------
@@ -118,68 +118,69 @@ def train_cohort(
         )
     counts = np.asarray(sizes)
     starts = np.zeros(len(sizes), dtype=np.int64) if shared else np.cumsum(counts) - counts
-    device = device_of(model)
+    device = setup.device
     plan = plan_for(model, tuple(examples.inputs.shape[1:]), settings.batch_size)
     examples = examples.to(device)
-    places = np.arange(len(sizes))
-    if sums and isinstance(start, dict) and not shared and not bfloat16:
-        alike = who_makes_one_step(plan, counts, settings)
+    indices = np.arange(len(sizes))
+    if sums and isinstance(start, dict) and not shared and setup.precision == "float32":
+        together = one_step_participants(plan, counts, settings)
         summed = None
-        if len(alike) > 1:
-            theirs = _held(examples, counts, alike)
-            summed = sum_of_steps(plan, start, theirs, counts[alike].tolist(), settings, loss)
+        if len(together) > 1:
+            theirs = _examples_of(examples, counts, together)
+            summed = sum_of_steps(plan, start, theirs, counts[together].tolist(), settings, loss)
         if summed is not None:
-            yield Trained({}, alike.tolist(), summed[1], summed[0])
-            places = np.setdiff1d(places, alike)
-    if not len(places):
+            sums_of_weights, results = summed
+            yield Trained({}, together.tolist(), results, sums_of_weights)
+            indices = np.setdiff1d(indices, together)
+    if not len(indices):
         return
-    if plan.level == "loop" or len(places) < 2:
-        yield from _loop(model, start, examples, places, starts, sizes, settings, loss, seeds, bfloat16)
+    if plan.level == "loop" or len(indices) < 2:
+        yield from _loop(model, start, examples, indices, starts, sizes, settings, loss, seeds, setup)
         return
     model.train()
-    order = places[np.argsort(-counts[places], kind="stable")]
+    order = indices[np.argsort(-counts[indices], kind="stable")]
     common = {key: value.to(device) for key, value in start.items()} if isinstance(start, dict) else {}
     for cut in plan.folds(counts[order].tolist(), settings.batch_size, device):
-        places = order[cut]
+        indices = order[cut]
         schedule = _Schedule.of(
-            counts[places],
-            starts[places],
-            [seeds[place] for place in places.tolist()],
+            counts[indices],
+            starts[indices],
+            [seeds[index] for index in indices.tolist()],
             settings,
             merge_single=plan.has_batch_norm,
         )
         if isinstance(start, dict):
-            stack = {key: value.expand(len(places), *value.shape) for key, value in common.items()}
+            stack = {key: value.expand(len(indices), *value.shape) for key, value in common.items()}
         else:
-            own = stack_states([start[place] for place in places.tolist()])
+            own = stack_states([start[index] for index in indices.tolist()])
             stack = {key: values.to(device) for key, values in own.items()}
-        states, losses = _train_fold(plan, stack, examples, settings, loss, schedule, bfloat16)
+        states, losses = _train_fold(plan, stack, examples, settings, loss, schedule, setup)
         results = [
-            TrainResult(mean, steps, sizes[place])
-            for mean, steps, place in zip(losses, schedule.steps.tolist(), places.tolist(), strict=True)
+            TrainResult(mean, steps, sizes[index])
+            for mean, steps, index in zip(losses, schedule.steps.tolist(), indices.tolist(), strict=True)
         ]
-        yield Trained({key: values.cpu() for key, values in states.items()}, places.tolist(), results)
+        yield Trained({key: values.cpu() for key, values in states.items()}, indices.tolist(), results)
 
 
-def _held(examples: Examples, counts: np.ndarray, places: np.ndarray) -> Examples:
-    """Return the examples of the participants at some places, which rise."""
-    if len(places) == len(counts):
+def _examples_of(examples: Examples, counts: np.ndarray, indices: np.ndarray) -> Examples:
+    """Return the examples of some participants, whose indices rise."""
+    if len(indices) == len(counts):
         return examples
-    there = np.isin(np.arange(len(counts)), places)
+    there = np.isin(np.arange(len(counts)), indices)
     rows = torch.from_numpy(np.flatnonzero(np.repeat(there, counts))).to(examples.inputs.device)
     return type(examples)(examples.inputs[rows], examples.labels[rows])
 
 
 @dataclass(frozen=True)
-class _Part:
-    """Who steps together.
+class _StepGroup:
+    """Participants of a fold who take one step together.
 
     Parameters
     ----------
     rows
-        R of the fold's participants.
+        Which R of the fold's participants: a slice, or int64 indices.
     width
-        Examples of the widest batch among them.
+        Examples of the largest batch among them.
     ragged
         Whether some batches are smaller.
     norm_training
@@ -199,7 +200,7 @@ class _Schedule:
     Parameters
     ----------
     batches
-        int64 [T, B, N]: places among all examples. Batches are padded with the participant's own examples:
+        int64 [T, B, N]: indices into all examples. Batches are padded with the participant's own examples:
         somebody else's might not be finite.
     sizes
         int64 [T, B]: sizes of the batches, 0 where a participant has finished.
@@ -245,34 +246,34 @@ class _Schedule:
         batches = np.concatenate(orders)[np.where(sizes > 0, begins, 0)[:, :, None] + columns]
         return cls(batches, sizes, steps, per_epoch, sizes[0] == 1)
 
-    def parts(self, has_batch_norm: bool) -> Iterator[tuple[int, list[_Part]]]:
-        """Yield every step, and who steps together."""
+    def groups(self, has_batch_norm: bool) -> Iterator[tuple[int, list[_StepGroup]]]:
+        """Yield every step, and the groups that take it together."""
         widest = self.sizes.max(1).tolist()
         actives = (self.sizes > 0).sum(1).tolist()
         ragged = (np.where(self.sizes > 0, self.sizes, np.iinfo(np.int64).max).min(1) < widest).tolist()
         for step, (active, width) in enumerate(zip(actives, widest, strict=True)):
             if has_batch_norm:
-                yield step, list(self._alike(self.sizes[step, :active]))
+                yield step, list(self._groups_of_one_size(self.sizes[step, :active]))
             else:
-                yield step, [_Part(slice(0, active), width, ragged[step], False)]
+                yield step, [_StepGroup(slice(0, active), width, ragged[step], False)]
 
-    def _alike(self, sizes: np.ndarray) -> Iterator[_Part]:
-        """Yield those whose batches have one size, which padding would change."""
+    def _groups_of_one_size(self, sizes: np.ndarray) -> Iterator[_StepGroup]:
+        """Yield a group for each size of a batch: padding would change BatchNorm's statistics."""
         for size in np.unique(sizes):
             for alone in (False, True):
                 rows = np.flatnonzero((sizes == size) & (self.batch_of_one[: len(sizes)] == alone))
                 if len(rows):
-                    yield _Part(torch.from_numpy(rows), int(size), False, not alone)
+                    yield _StepGroup(torch.from_numpy(rows), int(size), False, not alone)
 
 
 def _train_fold(
-    plan: Plan,
+    plan: CohortPlan,
     stack: Stack,
     examples: Examples,
     settings: OptimiserSettings,
     loss: LocalLoss,
     schedule: _Schedule,
-    bfloat16: bool,
+    setup: Setup,
 ) -> tuple[Stack, list[float]]:
     """Train one fold; return the states, and everybody's mean loss of the last epoch.
 
@@ -281,7 +282,7 @@ def _train_fold(
     if plan.has_batch_norm:  # steps of some rows only, and statistics changed in place
         stack = {key: values.clone() for key, values in stack.items()}
     device = examples.inputs.device
-    batches, sizes = (torch.from_numpy(part).to(device) for part in (schedule.batches, schedule.sizes))
+    batches, sizes = (torch.from_numpy(each).to(device) for each in (schedule.batches, schedule.sizes))
     columns = torch.arange(batches.shape[2], device=device)
     names = [name for name, _ in plan.model.named_parameters()]
     optimiser = StackedOptimiser([stack[name] for name in names], settings, steps=len(sizes))
@@ -289,25 +290,25 @@ def _train_fold(
     dtype = stack[names[0]].dtype
     losses = torch.zeros(sizes.shape, dtype=dtype, device=device)
     ones = torch.ones(len(schedule.steps), dtype=dtype, device=device)
-    for step, parts in schedule.parts(plan.has_batch_norm):
-        for part in parts:
-            rows = part.rows
+    for step, groups in schedule.groups(plan.has_batch_norm):
+        for group in groups:
+            rows = group.rows
             leaves = optimiser.leaves(rows)
             own = {key: values[rows] for key, values in buffers.items()}
             own.update(zip(names, leaves, strict=True))
-            places = batches[step, rows, : part.width]
+            indices = batches[step, rows, : group.width]
             inputs, labels = (
-                values.index_select(0, places.flatten()).view(*places.shape, *values.shape[1:])
+                values.index_select(0, indices.flatten()).view(*indices.shape, *values.shape[1:])
                 for values in (examples.inputs, examples.labels)
             )
-            with _autocast(device, bfloat16):
-                logits = plan.forward(own, inputs, norm_training=part.norm_training)
+            with setup.autocast():
+                logits = plan.forward(own, inputs, norm_training=group.norm_training)
             logits = logits.to(dtype)
             each = loss.examples(inputs.flatten(0, 1), logits.flatten(0, 1), labels.flatten(0, 1))
             each = each.view(labels.shape[:2])
-            if part.ragged:
+            if group.ragged:
                 size = sizes[step, rows]
-                means = torch.where(columns[: part.width] < size.unsqueeze(1), each, 0).sum(1) / size
+                means = torch.where(columns[: group.width] < size.unsqueeze(1), each, 0).sum(1) / size
             else:
                 means = each.mean(1)
             if loss.penalty is not None:
@@ -334,24 +335,20 @@ def _loop(
     model: nn.Module,
     start: State | Sequence[State],
     examples: Examples,
-    places: np.ndarray,
+    indices: np.ndarray,
     starts: np.ndarray,
     sizes: Sequence[int],
     settings: OptimiserSettings,
     loss: LocalLoss,
     seeds: Sequence[int],
-    bfloat16: bool,
+    setup: Setup,
 ) -> Iterator[Trained]:
-    """Train one participant after another: the slow twin, and the level for what cannot be folded."""
-    for place in places.tolist():
-        own = copy.deepcopy(model)  # nobody finds what another's training left outside the state
-        begin, size = starts[place], sizes[place]
-        load_state(own, start if isinstance(start, dict) else start[place])
+    """Train one participant after another: for models that cannot be folded, and to compare folds with."""
+    for index in indices.tolist():
+        own = copy.deepcopy(model)  # training may change more of a model than its state
+        begin, size = starts[index], sizes[index]
+        load_state(own, start if isinstance(start, dict) else start[index])
         part = type(examples)(examples.inputs[begin : begin + size], examples.labels[begin : begin + size])
-        with _autocast(device_of(model), bfloat16):
-            result = fit(own, part, settings, loss, seeds[place])
-        yield Trained(stack_states([state_of(own)]), [place], [result])
-
-
-def _autocast(device: torch.device, bfloat16: bool) -> torch.autocast | nullcontext[None]:
-    return torch.autocast(device.type, torch.bfloat16) if bfloat16 else nullcontext()
+        with setup.autocast():
+            result = fit(own, part, settings, loss, seeds[index])
+        yield Trained(stack_states([state_of(own)]), [index], [result])

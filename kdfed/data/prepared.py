@@ -89,7 +89,7 @@ class PreparedData:
     dataset: Dataset
     splits: Splits
     normalisation: Normalisation
-    task: Task = CLASSIFICATION
+    task: Task
     label_mean: float = 0.0
     label_std: float = 1.0
 

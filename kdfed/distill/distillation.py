@@ -23,10 +23,11 @@ from kdfed.augmentation import augment
 from kdfed.distill.schedule import cosine
 from kdfed.distill.stacks import TeacherStacks, uploaded_logits
 from kdfed.errors import KdfedError
-from kdfed.models import device_of, load_state, state_of
+from kdfed.models import load_state, state_of
 from kdfed.seeding import torch_generator, torch_seed
 from kdfed.settings import DistillationSettings
-from kdfed.task import CLASSIFICATION, Task
+from kdfed.setup import Setup
+from kdfed.task import Task
 from kdfed.train import epochs, evaluate
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ class ConsolidationResult:
     Parameters
     ----------
     steps
-        Optimiser steps of all models and trials.
+        Optimiser steps of all models, and of everything that a search tried.
     epochs
         Passes over the transfer set that the student was trained for.
     best_epoch
@@ -60,7 +61,7 @@ class ConsolidationResult:
         The ensemble's validation accuracy in [0, 1]; None when only logits on the transfer set are known, and
         where the method has no ensemble.
     trials
-        Of a search; empty without one.
+        What a search tried; empty without one.
     """
 
     steps: int
@@ -68,17 +69,17 @@ class ConsolidationResult:
     best_epoch: int
     accuracy: float
     ensemble_accuracy: float | None
-    trials: tuple[Trial, ...] = ()
+    trials: tuple[Candidate, ...] = ()
 
 
 @dataclass(frozen=True)
-class Trial:
-    """One pair of a search.
+class Candidate:
+    """A temperature and a weight that a search tried, and what came of them.
 
     Parameters
     ----------
     temperature, weight
-        What was tried.
+        Of the distillation term.
     accuracy
         The student's validation accuracy in [0, 1].
     steps
@@ -98,7 +99,7 @@ class Distillation:
     Parameters
     ----------
     student
-        Trained in place, on its device.
+        Trained in place, on the setup's device.
     teachers
         Models, or their logits on the transfer set, [K, N, C] of any float type. They are not changed.
     transfer, validation
@@ -107,14 +108,14 @@ class Distillation:
         Optimiser, epochs, augmentation, selection.
     seed
         Derived seed of order, dropout, augmentation and search.
+    setup
+        What is learnt, and where.
     label_counts
         Examples of each class that each teacher was trained on, [K, C], possibly noisy; None if not asked.
     on_epoch
-        Told after each epoch.
-    task
-        What is learnt.
+        Called after each epoch.
     done, runs
-        How many trainings of how many were before, where there are several.
+        How many trainings came before this one, and how many there are in all: a search has several.
     """
 
     student: nn.Module
@@ -123,18 +124,27 @@ class Distillation:
     validation: Examples
     settings: DistillationSettings
     seed: int
+    setup: Setup
     label_counts: np.ndarray | None = None
     on_epoch: OnEpoch = lambda epoch, epochs, accuracy: None
-    task: Task = CLASSIFICATION
     done: int = 0
     runs: int = 1
 
     def __post_init__(self) -> None:
-        self.device = device_of(self.student)
         self.inputs = self.transfer.inputs.to(self.device)
         """Of the transfer set, on the student's device."""
         self.labels_N = self.transfer.labels.to(self.device) if self.settings.labels else None
         """Of the transfer set, on the student's device; None unless the settings ask for labels."""
+
+    @property
+    def task(self) -> Task:
+        """What is learnt."""
+        return self.setup.task
+
+    @property
+    def device(self) -> torch.device:
+        """Where the student is trained."""
+        return self.setup.device
 
     @property
     def is_fresh(self) -> bool:
@@ -229,7 +239,7 @@ class Distillation:
         Parameters
         ----------
         batch_loss
-            Places in the transfer set, int64 [B] on the student's device -> a scalar.
+            Indices into the transfer set, int64 [B] on the student's device -> a scalar.
         peers
             Other models that ``batch_loss`` trains.
         optimisers

@@ -69,7 +69,7 @@ class KDMethod(DistillationSettings, Choosing, Thing):
         return "uploaded logits belong to the images as they are" if augmented else None
 
     def refusals(self, arm: Any) -> Iterator[Refusal]:
-        """Refuse what no KD method has; a method that has more to refuse yields from this first."""
+        """Refuse what no KD method can do; a method with refusals of its own yields these first."""
         chosen = self.transfer
         if chosen.in_studies_only:
             sets = arm.families["consolidation.transfer"].members.items()
@@ -79,7 +79,7 @@ class KDMethod(DistillationSettings, Choosing, Thing):
                 f"expected {held}, got {chosen.transfer!r}: the server of a federated run has no "
                 "participant's data (a study has)",
             )
-        # Of a method that a regression cannot have, its temperature is not said too.
+        # A method that no regression can have is refused as such, and not for its temperature too.
         task = "classification" if self.needs_classes else arm.data.task
         yield from soft_refusals(self, task, self.reads_labels)
         upload, augmented = arm.teachers.upload, bool(self.augmentation)

@@ -36,12 +36,12 @@ class TeacherStacks:
             raise KdfedError("expected at least one teacher to consolidate, got none")
         self._teachers = teachers
         groups: dict[str, list[int]] = {}
-        for place, teacher in enumerate(teachers):
+        for index, teacher in enumerate(teachers):
             shapes = [(key, tuple(value.shape)) for key, value in teacher.state_dict().items()]
-            groups.setdefault(f"{teacher!r} {shapes} {device_of(teacher)}", []).append(place)
+            groups.setdefault(f"{teacher!r} {shapes} {device_of(teacher)}", []).append(index)
         self._groups = [
-            (places, stack_states([state_of(teachers[place]) for place in places]))
-            for places in groups.values()
+            (indices, stack_states([state_of(teachers[index]) for index in indices]))
+            for indices in groups.values()
         ]
         self._checked = False
 
@@ -57,34 +57,34 @@ class TeacherStacks:
             self._check(inputs[:2])
         logits: list[torch.Tensor] = [torch.empty(0)] * len(self._teachers)
         batch = min(BATCH, len(inputs))
-        for places, stack in self._groups:
-            if plan_for(self._teachers[places[0]], tuple(inputs.shape[1:]), batch).level == "loop":
-                for place in places:
-                    logits[place] = predict(self._teachers[place], inputs, batch).float()
+        for indices, stack in self._groups:
+            if plan_for(self._teachers[indices[0]], tuple(inputs.shape[1:]), batch).level == "loop":
+                for index in indices:
+                    logits[index] = predict(self._teachers[index], inputs, batch).float()
                 continue
-            values_KNC = predict_stack(self._teachers[places[0]], stack, inputs).float()
-            for place, values_NC in zip(places, values_KNC, strict=True):
-                logits[place] = values_NC
+            values_KNC = predict_stack(self._teachers[indices[0]], stack, inputs).float()
+            for index, values_NC in zip(indices, values_KNC, strict=True):
+                logits[index] = values_NC
         classes = sorted({values.shape[1] for values in logits})
         if len(classes) > 1:
             raise KdfedError(f"expected teachers with the same classes, got {classes} logits per example")
         return _finite(torch.stack(logits))
 
     def _check(self, probe: torch.Tensor) -> None:
-        """Give a pass of its own to every teacher that only looks like the others of its group."""
+        """Take teachers out of their group that only look like the others: stacking changes their logits."""
         kept = []
-        for places, stack in self._groups:
-            together = predict_stack(self._teachers[places[0]], stack, probe)
-            alone = torch.stack([predict(self._teachers[place], probe) for place in places])
+        for indices, stack in self._groups:
+            together = predict_stack(self._teachers[indices[0]], stack, probe)
+            alone = torch.stack([predict(self._teachers[index], probe) for index in indices])
             same = torch.isclose(together, alone, rtol=1e-3, atol=1e-4, equal_nan=True).flatten(1).all(1)
-            alike = [row for row in range(len(places)) if same[row]]
+            alike = [row for row in range(len(indices)) if same[row]]
             kept += [
-                ([places[row]], {k: v[[row]] for k, v in stack.items()})
-                for row in range(len(places))
+                ([indices[row]], {k: v[[row]] for k, v in stack.items()})
+                for row in range(len(indices))
                 if not same[row]
             ]
             if alike:
-                kept.append(([places[row] for row in alike], {k: v[alike] for k, v in stack.items()}))
+                kept.append(([indices[row] for row in alike], {k: v[alike] for k, v in stack.items()}))
         self._groups, self._checked = kept, True
 
 

@@ -1,7 +1,8 @@
 """Tuned knowledge distillation: vanilla KD, whose temperature and weight are searched on validation data.
 
-Every trial distils a student of its own from the same start, by the loss of :mod:`kdfed.distill.vanilla`; the
-student with the best validation accuracy stays. The search never sees the test split.
+With each pair of a temperature and a weight a student is distilled from the same start, by the loss of
+:mod:`kdfed.distill.vanilla`; the student with the best validation accuracy stays. The search never sees the
+test split.
 
 References
 ----------
@@ -19,7 +20,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from kdfed.distill.distillation import ConsolidationResult, Distillation, Trial
+from kdfed.distill.distillation import Candidate, ConsolidationResult, Distillation
 from kdfed.distill.method import KDMethod
 from kdfed.distill.vanilla import VanillaConsolidation
 from kdfed.ensembles import AnyEnsemble, MeanProbabilities
@@ -74,22 +75,22 @@ class TunedConsolidation(KDMethod):
         shared = {key: value for key, value in self if key in VanillaConsolidation.model_fields}
         shared["method"] = self.searches
 
-        def run(temperature: float, weight: float) -> Trial:
+        def run(temperature: float, weight: float) -> Candidate:
             nonlocal kept
             load_state(work.student, start)
             pair: dict[str, Any] = {**shared, "temperature": temperature, "weight": weight}
-            trial = VanillaConsolidation.model_construct(**pair)  # checked already
+            vanilla = VanillaConsolidation.model_construct(**pair)  # checked already
             work.done, work.runs = len(results), runs
-            result = trial.distil(work)
+            result = vanilla.distil(work)
             if all(result.accuracy > earlier.accuracy for earlier in results):
                 kept = state_of(work.student)
             results.append(result)
-            return Trial(temperature, weight, result.accuracy, result.steps)
+            return Candidate(temperature, weight, result.accuracy, result.steps)
 
-        trials = search(self, work.seed, run)
+        candidates = search(self, work.seed, run)
         load_state(work.student, kept)
-        winner = results[trials.index(best(trials))]
-        return replace(winner, steps=sum(result.steps for result in results), trials=tuple(trials))
+        winner = results[candidates.index(best(candidates))]
+        return replace(winner, steps=sum(result.steps for result in results), trials=tuple(candidates))
 
 
 def grid(settings: TunedConsolidation) -> list[tuple[float, float]]:
@@ -99,13 +100,15 @@ def grid(settings: TunedConsolidation) -> list[tuple[float, float]]:
 
 
 def count(settings: TunedConsolidation) -> int:
-    """Return how many trials a search has."""
+    """Return how many pairs a search tries."""
     pairs = len(grid(settings))
     return min(settings.trials or pairs, pairs)
 
 
-def search(settings: TunedConsolidation, seed: int, run: Callable[[float, float], Trial]) -> list[Trial]:
-    """Run the trials of a search.
+def search(
+    settings: TunedConsolidation, seed: int, run: Callable[[float, float], Candidate]
+) -> list[Candidate]:
+    """Try the pairs of a search.
 
     Parameters
     ----------
@@ -118,7 +121,7 @@ def search(settings: TunedConsolidation, seed: int, run: Callable[[float, float]
 
     Returns
     -------
-    list of Trial
+    list of Candidate
         In the order in which they were run; :func:`best` picks the winner.
 
     Raises
@@ -126,22 +129,24 @@ def search(settings: TunedConsolidation, seed: int, run: Callable[[float, float]
     KdfedError
         If the sampler needs Optuna, and it is not installed.
     """
-    trials: list[Trial] = []
+    candidates: list[Candidate] = []
     if settings.sampler == "grid":
         return [run(*pair) for pair in grid(settings)]
-    suggestions = _suggested(settings, seed, trials)
+    suggestions = _suggested(settings, seed, candidates)
     for pair in suggestions:
-        trials.append(run(*pair))
-    return trials
+        candidates.append(run(*pair))
+    return candidates
 
 
-def best(trials: list[Trial]) -> Trial:
-    """Return the trial with the best accuracy, the first of several."""
-    return max(trials, key=lambda trial: trial.accuracy)
+def best(candidates: list[Candidate]) -> Candidate:
+    """Return the candidate with the best accuracy, the first of several."""
+    return max(candidates, key=lambda candidate: candidate.accuracy)
 
 
-def _suggested(settings: TunedConsolidation, seed: int, trials: list[Trial]) -> Iterator[tuple[float, float]]:
-    """Yield different pairs of the grid; what came of the last one is the last of ``trials``."""
+def _suggested(
+    settings: TunedConsolidation, seed: int, candidates: list[Candidate]
+) -> Iterator[tuple[float, float]]:
+    """Yield different pairs of the grid; what came of the last one is the last of ``candidates``."""
     if importlib.util.find_spec("optuna") is None:
         raise KdfedError(
             f"sampler {settings.sampler!r} needs Optuna: install kdfed[sim], or use sampler: grid"
@@ -163,9 +168,9 @@ def _suggested(settings: TunedConsolidation, seed: int, trials: list[Trial]) -> 
         pair = (temperature if weight > 0 else settings.temperatures[0], weight)
         if pair not in known:
             yield pair
-            known[pair] = trials[-1].accuracy
+            known[pair] = candidates[-1].accuracy
         study.tell(asked, known[pair])
     for pair in pairs:  # a sampler that goes round in circles
         if len(known) < wanted and pair not in known:
             yield pair
-            known[pair] = trials[-1].accuracy
+            known[pair] = candidates[-1].accuracy

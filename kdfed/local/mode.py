@@ -38,7 +38,7 @@ class LocalMode(OptimiserSettings, Thing):
     def personal_model(self, federated: ModelSettings) -> ModelSettings | None:
         """Return the architecture of a model that each participant keeps from round to round.
 
-        It is trained beside the received one, as a :class:`kdfed.local.pairs.Pair`, and stays with its
+        It is trained beside the received one, as a :class:`kdfed.local.pairs.ModelPair`, and stays with its
         participant. None: there is none.
 
         Parameters

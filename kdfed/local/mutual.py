@@ -6,7 +6,7 @@ r"""The local mode ``mutual``: the received model r and the participant's own p 
     + \alpha\,\mathrm{CE}(p) + (1 - \alpha)\,\mathrm{KL}(r \,\|\, p)
 
 where no gradient flows into the first argument of KL, so that each model gets that of its own loss. The
-model that is trained is a :class:`kdfed.local.pairs.Pair`, whose logits are those of both, [N, 2C]. A
+model that is trained is a :class:`kdfed.local.pairs.ModelPair`, whose logits are those of both, [N, 2C]. A
 regression has squared errors and squared distances in place of CE and KL.
 
 References

@@ -1,4 +1,4 @@
-r"""The local mode ``ntd``: distillation of what the received model says about the classes but the label.
+r"""The local mode ``ntd``: distillation of what the received model says of the classes other than the label.
 
 .. math:: \mathrm{CE} + \beta\,T^2\,\mathrm{KL}(\tilde\sigma(t / T) \,\|\, \tilde\sigma(s / T))
 

@@ -1,8 +1,8 @@
 """A received and a personal model side by side, as one model that a cohort can train.
 
-The pair's logits are those of both, the received model's first, so that one loss on them trains both:
-:func:`kdfed.train.mutual_local_loss`. A pair's state is put together from the states of its halves, and taken
-apart into them.
+The pair's logits are those of both, the received model's first, so that one loss on them trains both
+(:mod:`kdfed.local.mutual`). :func:`pair_state` makes a pair's state from those of its two models, and
+:func:`split_pair` takes it apart.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from kdfed.models import SPARING, State, spare_inputs
 RECEIVED, PERSONAL = "received", "personal"
 
 
-class Pair(nn.Module):
+class ModelPair(nn.Module):
     """Two models that read the same inputs.
 
     Parameters
@@ -31,8 +31,8 @@ class Pair(nn.Module):
 
     def __init__(self, received: nn.Module, personal: nn.Module) -> None:
         super().__init__()
-        for half in (received, personal):
-            spare_inputs(half)
+        for model in (received, personal):
+            spare_inputs(model)
         self.received, self.personal = received, personal
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
@@ -40,22 +40,22 @@ class Pair(nn.Module):
         return torch.cat([self.received(inputs), self.personal(inputs)], dim=1)
 
 
-SPARING.add(Pair)
+SPARING.add(ModelPair)
 
 
 def pair_state(received: Mapping[str, torch.Tensor], personal: Mapping[str, torch.Tensor]) -> State:
-    """Return the state of a pair; its tensors are those of the halves."""
+    """Return the state of a pair; its tensors are those of the two models."""
     return {
-        f"{half}.{key}": value
-        for half, state in ((RECEIVED, received), (PERSONAL, personal))
+        f"{name}.{key}": value
+        for name, state in ((RECEIVED, received), (PERSONAL, personal))
         for key, value in state.items()
     }
 
 
-def halves(pair: Mapping[str, torch.Tensor]) -> tuple[State, State]:
-    """Return the received and the personal half of a pair's state, or of a stack of them."""
+def split_pair(pair: Mapping[str, torch.Tensor]) -> tuple[State, State]:
+    """Return the states of the received and the personal model of a pair's state, or of a stack of such."""
     received, personal = (
-        {key.removeprefix(f"{half}."): value for key, value in pair.items() if key.startswith(f"{half}.")}
-        for half in (RECEIVED, PERSONAL)
+        {key.removeprefix(f"{name}."): value for key, value in pair.items() if key.startswith(f"{name}.")}
+        for name in (RECEIVED, PERSONAL)
     )
     return received, personal

@@ -17,7 +17,7 @@ def spare_inputs(model: nn.Module) -> None:
 
     Others read them afterwards: participants of all arms share a validation set. So a model is given copies
     from now on, whatever it does with them (``x.mul_(2)``, ``ReLU(inplace=True)`` as its first layer): what a
-    foreign model writes may depend on the values. So are all that :func:`build_model` returns, but for ours.
+    foreign model writes may depend on the values. All models of :func:`build_model` are, except kdfed's own.
 
     Parameters
     ----------

@@ -146,16 +146,16 @@ def _problem_with_training(
     for count in (2, 1):
         where = f"in training mode, on a batch of {count},"
         try:
-            trial = copy.deepcopy(model).train()
-            for norm in batch_norms(trial) if count == 1 else []:
+            tried = copy.deepcopy(model).train()
+            for norm in batch_norms(tried) if count == 1 else []:
                 norm.eval()  # the BatchNorm rule of kdfed.train
-            outputs = trial(torch.zeros(count, *input_shape))
+            outputs = tried(torch.zeros(count, *input_shape))
             shape = tuple(outputs.shape) if isinstance(outputs, torch.Tensor) else type(outputs).__name__
             if shape != (count, classes) or outputs.dtype not in (torch.float32, torch.float64):
                 got = f"{shape} of {outputs.dtype}" if isinstance(outputs, torch.Tensor) else shape
                 return f"{where} it must return float logits of shape ({count}, {classes}), got {got}"
             outputs.square().sum().backward()
-            trial.zero_grad()
+            tried.zero_grad()
         except BaseException as error:  # whatever a foreign forward or backward pass raises
             if ends_program(error):
                 raise
@@ -164,7 +164,7 @@ def _problem_with_training(
                 "or layers without batch statistics"
             )
             return f"{where} it fails: {told(error, name)}{advice if count == 1 else ''}"
-        before, after = model.state_dict(), trial.state_dict()
+        before, after = model.state_dict(), tried.state_dict()
         if _form(before) != _form(after):
             return f"{where} its state_dict changes its keys, shapes or dtypes; keep them as they are built"
         for key in constants:

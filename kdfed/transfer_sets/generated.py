@@ -96,7 +96,7 @@ class GeneratedSet(DrawnSet):
         for model in several(arm.teachers.model) or (arm.model,):
             try:
                 teacher = build_model(model, data.input_shape, data.classes, seed=0)
-            except ConfigError:  # told of the model
+            except ConfigError:  # it is refused with the model itself
                 continue
             problem = teacher_problem(teacher, self.generator)
             if problem:
@@ -260,7 +260,7 @@ def generate(
 
 
 class _Frozen:
-    """Copies of teachers, in evaluation mode and without gradient, that tell logits and features."""
+    """Frozen copies of teachers, which return their logits and what entered their last linear layers."""
 
     def __init__(self, teachers: Sequence[nn.Module]) -> None:
         self._teachers = [copy.deepcopy(teacher).eval().requires_grad_(False) for teacher in teachers]

@@ -18,6 +18,6 @@ class OwnSet(HeldSet):
 
     in_studies_only: ClassVar[bool] = True
 
-    def places(self, public: np.ndarray, student: np.ndarray, teachers: Sequence[np.ndarray]) -> np.ndarray:
+    def indices(self, public: np.ndarray, student: np.ndarray, teachers: Sequence[np.ndarray]) -> np.ndarray:
         """Return those of the student."""
         return student

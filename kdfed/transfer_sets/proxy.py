@@ -71,8 +71,10 @@ class ProxySet(DrawnSet):
                     "proxy.source",
                 ) from error
             raise DataError(str(error), f"proxy{error.key.removeprefix('data')}") from error
-        places = np.concatenate([data.splits.transfer, data.splits.train])
-        if len(places) < count:
-            raise DataError(f"expected {count} images of the proxy, got {len(places)}; lower images", "proxy")
-        chosen = np.random.default_rng(seed).permutation(len(places))[:count]
-        return data.examples(places[chosen]).inputs
+        indices = np.concatenate([data.splits.transfer, data.splits.train])
+        if len(indices) < count:
+            raise DataError(
+                f"expected {count} images of the proxy, got {len(indices)}; lower images", "proxy"
+            )
+        chosen = np.random.default_rng(seed).permutation(len(indices))[:count]
+        return data.examples(indices[chosen]).inputs

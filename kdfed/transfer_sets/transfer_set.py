@@ -111,7 +111,7 @@ class HeldSet(TransferSet):
     labelled: ClassVar[bool] = True
 
     @abstractmethod
-    def places(self, public: np.ndarray, student: np.ndarray, teachers: Sequence[np.ndarray]) -> np.ndarray:
+    def indices(self, public: np.ndarray, student: np.ndarray, teachers: Sequence[np.ndarray]) -> np.ndarray:
         """Return which examples of the data set it consists of, int64.
 
         Parameters

@@ -32,6 +32,7 @@ from kdfed.records import write_atomically
 from kdfed.records.parsing import parse_json
 from kdfed.records.rounds import Count, Score
 from kdfed.seeding import derive, derive_many, numpy_generator
+from kdfed.setup import Setup
 from kdfed.thing import origin_of
 from kdfed.train import predict
 from kdfed.transfer_sets.transfer_set import HeldSet, examples_of, without_labels
@@ -117,6 +118,7 @@ def pretrain(study: StudySettings, point: Point, cache: Path) -> None:
         study.pretraining,
         plain_loss(data.task),
         derive_many(point.seed, "pretraining", 0, list(members)),
+        setup=_setup(data),
     ):
         for place, state, _ in trained.each():
             states[place] = state
@@ -141,7 +143,7 @@ def distil(study: StudySettings, point: Point, trial: Trial, cache: Path) -> Non
     seed = derive(point.seed, "distil")
     expected = f"method {trial.method!r}, {_where(point)}: expected a student"
     with blamed(origin_of(settings), expected):
-        result = consolidate(student, sources, transfer, validation, settings, seed, task=data.task)
+        result = consolidate(student, sources, transfer, validation, settings, seed, setup=_setup(data))
     after = predict(student, test.inputs)
     strata = torch.from_numpy(data.strata[data.splits.test])
     held = np.unique(data.strata[partition_at(study, point).indices[0]])
@@ -182,7 +184,7 @@ def transfer_of(study: StudySettings, point: Point, cache: Path) -> Examples:
     student, *teachers = (partition.indices[member] for member in range(point.teachers + 1))
     expected = f"transfer set {point.transfer!r}, {_where(point)}: expected the indices of examples"
     with blamed(origin_of(chosen), expected):
-        places = np.asarray(chosen.places(data.splits.transfer, student, teachers))
+        places = np.asarray(chosen.indices(data.splits.transfer, student, teachers))
         if places.ndim != 1 or places.dtype.kind not in "iu":
             raise TypeError(f"returned {places.dtype} {places.shape}")
     places = numpy_generator(point.seed, "transfer").permutation(places)
@@ -224,6 +226,11 @@ def _settings(study: StudySettings, point: Point, trial: Trial) -> KDMethod:
         "weight": trial.weight,
     }
     return kind(**{key: value for key, value in values.items() if key in kind.model_fields})
+
+
+def _setup(data: PreparedData) -> Setup:
+    """Return how the trials of a study are computed, on any machine."""
+    return Setup(data.task, torch.device("cpu"), threads=1, precision="float32")
 
 
 def _where(point: Point) -> str:

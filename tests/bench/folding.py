@@ -19,6 +19,8 @@ from kdfed.data import Examples
 from kdfed.local import PLAIN
 from kdfed.models import build_model, state_of
 from kdfed.settings import ModelSettings, OptimiserSettings
+from kdfed.setup import Setup
+from kdfed.task import CLASSIFICATION
 
 PARTICIPANTS = 8
 GROUPS = "--groups" in sys.argv
@@ -53,13 +55,16 @@ def compare(name: str, options: dict[str, int | tuple[int, ...]], shape: tuple[i
         torch.randn(count, *shape, generator=generator), torch.randint(10, (count,), generator=generator)
     )
     sizes, seeds = [batch] * PARTICIPANTS, list(range(PARTICIPANTS))
+    setup = Setup(CLASSIFICATION, torch.device("cpu"), threads=1, precision="float32")
 
     def seconds(limit: float, *, sums: bool) -> float:
         levels.HEAVY_STEP = limit
         model = build_model(ModelSettings(name=name, options=options), shape, 10, 0)
         start = state_of(model)
         return best(
-            lambda: list(train_cohort(model, start, examples, sizes, settings, PLAIN, seeds, sums=sums))
+            lambda: list(
+                train_cohort(model, start, examples, sizes, settings, PLAIN, seeds, setup=setup, sums=sums)
+            )
         )
 
     words = f"{name} {options}" if options else name

@@ -11,7 +11,7 @@ from torch import nn
 from clients.store import Store
 from clients.trainees import PairedModels, ReceivedModel
 from kdfed.cohort import stack_states
-from kdfed.local.pairs import Pair, halves, pair_state
+from kdfed.local.pairs import ModelPair, pair_state, split_pair
 from kdfed.models import State
 
 RECEIVED = {"weight": torch.full((3, 2), 7.0), "bias": torch.zeros(3)}
@@ -22,14 +22,14 @@ def _personal(value: float) -> State:
 
 
 def _paired(path: Path, server_round: int) -> PairedModels:
-    pair = Pair(nn.Linear(2, 3), nn.Linear(2, 3))
+    pair = ModelPair(nn.Linear(2, 3), nn.Linear(2, 3))
     return PairedModels(pair, RECEIVED, lambda member: _personal(-member), Store(path), server_round)
 
 
 def _starts(paired: PairedModels, *members: int) -> list[float]:
     starts = paired.start(members)
-    assert all(torch.equal(halves(start)[0]["weight"], RECEIVED["weight"]) for start in starts)
-    return [float(halves(start)[1]["weight"][0, 0]) for start in starts]
+    assert all(torch.equal(split_pair(start)[0]["weight"], RECEIVED["weight"]) for start in starts)
+    return [float(split_pair(start)[1]["weight"][0, 0]) for start in starts]
 
 
 def test_the_received_model_alone_starts_as_received_and_is_uploaded_whole() -> None:

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from kdfed.consensus import DIGESTS, entropy_reduction, mean_logits, public_places
+from kdfed.consensus import DIGESTS, entropy_reduction, mean_logits, public_indices
 
 
 def _logits(seed: int = 0, participants: int = 4) -> torch.Tensor:
@@ -73,7 +73,7 @@ def test_digesting_by_hand() -> None:
 
 
 def test_both_ends_draw_the_same_public_examples_and_others_in_another_round() -> None:
-    first, again, other = (public_places(7, r, 50, 10) for r in (1, 1, 2))
+    first, again, other = (public_indices(7, r, 50, 10) for r in (1, 1, 2))
     assert first.tolist() == again.tolist() != other.tolist()
     assert len(set(first.tolist())) == 10
-    assert public_places(7, 1, 5, None).tolist() == [0, 1, 2, 3, 4]
+    assert public_indices(7, 1, 5, None).tolist() == [0, 1, 2, 3, 4]

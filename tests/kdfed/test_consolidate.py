@@ -27,7 +27,9 @@ from kdfed.losses import kd_loss, peer_losses
 from kdfed.models import build_model, state_of
 from kdfed.seeding import shuffled, torch_generator
 from kdfed.settings import ModelSettings, TeacherSettings
+from kdfed.task import CLASSIFICATION
 from kdfed.train import evaluate, fit, predict
+from tests.setups import CPU
 
 CLASSES = 3
 
@@ -108,7 +110,7 @@ def test_consolidation_agrees_with_the_slow_twin(
     chosen = settings(ensemble=ensemble, **changes)
     fast, slow = some_model(5), some_model(5)
     counts = COUNTS if ensemble == "label-counts" else None
-    result = consolidate(fast, teachers, TRANSFER, VALIDATION, chosen, 3, label_counts=counts)
+    result = consolidate(fast, teachers, TRANSFER, VALIDATION, chosen, 3, label_counts=counts, setup=CPU)
     logits = torch.stack([teacher.eval()(TRANSFER.inputs).detach() for teacher in teachers])
     checks = torch.stack([teacher.eval()(VALIDATION.inputs).detach() for teacher in teachers])
     scores = None
@@ -122,7 +124,7 @@ def test_consolidation_agrees_with_the_slow_twin(
     for one, two in zip(fast.parameters(), slow.parameters(), strict=True):
         torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-5)
     assert result.steps == 4 * math.ceil(30 / chosen.batch_size)
-    assert result.accuracy == evaluate(fast, VALIDATION)[0]
+    assert result.accuracy == evaluate(fast, VALIDATION, CLASSIFICATION)[0]
     guess = combine(checks, chosen.temperature, scores).argmax(1)
     assert result.ensemble_accuracy == pytest.approx(float((guess == VALIDATION.labels).float().mean()))
 
@@ -137,7 +139,7 @@ def test_partitioned_agrees_with_the_slow_twin(teachers: list[nn.Module], change
     chosen = other("partitioned", temperature=2.0, **changes)
     assert isinstance(chosen, PartitionedConsolidation)
     fast, slow = some_model(5), some_model(5)
-    consolidate(fast, teachers, TRANSFER, VALIDATION, chosen, 3)
+    consolidate(fast, teachers, TRANSFER, VALIDATION, chosen, 3, setup=CPU)
     logits = torch.stack([teacher.eval()(TRANSFER.inputs).detach() for teacher in teachers])
     frozen = slow.eval()(TRANSFER.inputs).detach()
     target = partitioned.target(logits, frozen, TRANSFER.labels if chosen.labels else None, 2.0)
@@ -150,9 +152,9 @@ def test_partitioned_agrees_with_the_slow_twin(teachers: list[nn.Module], change
 def test_partitioned_takes_uploaded_logits_like_the_teachers_themselves(teachers: list[nn.Module]) -> None:
     from_models, from_logits = some_model(5), some_model(5)
     chosen = other("partitioned")
-    consolidate(from_models, teachers, TRANSFER, VALIDATION, chosen, 3)
+    consolidate(from_models, teachers, TRANSFER, VALIDATION, chosen, 3, setup=CPU)
     uploaded = teacher_logits(teachers, TRANSFER.inputs)
-    consolidate(from_logits, uploaded, TRANSFER, VALIDATION, chosen, 3)
+    consolidate(from_logits, uploaded, TRANSFER, VALIDATION, chosen, 3, setup=CPU)
     assert same(from_models, from_logits)
 
 
@@ -162,7 +164,7 @@ def test_mutual_agrees_with_the_slow_twin_and_leaves_the_teachers_alone(
 ) -> None:
     chosen, before = other("mutual", labels=labels, momentum=0.5), [state_of(t) for t in teachers]
     fast = some_model(5)
-    result = consolidate(fast, teachers, TRANSFER, VALIDATION, chosen, 3)
+    result = consolidate(fast, teachers, TRANSFER, VALIDATION, chosen, 3, setup=CPU)
     models = [some_model(5), *(copy.deepcopy(teacher) for teacher in teachers)]
     optimisers = [torch.optim.SGD(m.parameters(), lr=chosen.lr, momentum=0.5) for m in models]
     for epoch in range(4):
@@ -184,7 +186,7 @@ def test_mutual_peers_may_differ_and_follow_the_schedule(teachers: list[nn.Modul
     chosen = other("mutual", schedule="cosine", augmentation=("flip",))
     student = some_model(5)
     peers = [*teachers[:1], some_model(7, "cnn")]
-    result = consolidate(student, peers, TRANSFER, VALIDATION, chosen, 3)
+    result = consolidate(student, peers, TRANSFER, VALIDATION, chosen, 3, setup=CPU)
     assert not same(student, some_model(5))
     assert result.ensemble_accuracy is None
 
@@ -192,9 +194,9 @@ def test_mutual_peers_may_differ_and_follow_the_schedule(teachers: list[nn.Modul
 def test_mutual_needs_weights(teachers: list[nn.Module]) -> None:
     logits = teacher_logits(teachers, TRANSFER.inputs)
     with pytest.raises(KdfedError, match=r"expected the teachers' weights, got their logits; set"):
-        consolidate(some_model(5), logits, TRANSFER, VALIDATION, other("mutual"), 3)
+        consolidate(some_model(5), logits, TRANSFER, VALIDATION, other("mutual"), 3, setup=CPU)
     with pytest.raises(KdfedError, match="at least one teacher"):
-        consolidate(some_model(5), [], TRANSFER, VALIDATION, other("mutual"), 3)
+        consolidate(some_model(5), [], TRANSFER, VALIDATION, other("mutual"), 3, setup=CPU)
 
 
 def test_tuned_keeps_the_best_of_its_trials_each_from_the_same_start(teachers: list[nn.Module]) -> None:
@@ -202,14 +204,14 @@ def test_tuned_keeps_the_best_of_its_trials_each_from_the_same_start(teachers: l
     tuned, epochs_told = some_model(5), []
     result = consolidate(
         tuned, teachers, TRANSFER, VALIDATION, other("tuned", **asked), 3,
-        on_epoch=lambda epoch, epochs, accuracy: epochs_told.append((epoch, epochs)),
+        on_epoch=lambda epoch, epochs, accuracy: epochs_told.append((epoch, epochs)), setup=CPU,
     )  # fmt: skip
     alone = {}
     for weight in asked["weights"]:
         for temperature in asked["temperatures"]:
             student = some_model(5)
             chosen = settings(temperature=temperature, weight=weight, labels=True)
-            one = consolidate(student, teachers, TRANSFER, VALIDATION, chosen, 3)
+            one = consolidate(student, teachers, TRANSFER, VALIDATION, chosen, 3, setup=CPU)
             alone[temperature, weight] = (one.accuracy, student)
     assert {(t.temperature, t.weight): t.accuracy for t in result.trials} == {
         pair: accuracy for pair, (accuracy, _) in alone.items()
@@ -226,15 +228,15 @@ def test_the_same_seed_gives_the_same_bits(teachers: list[nn.Module], augmentati
     chosen = settings(augmentation=augmentation)
     students = [some_model(5) for _ in range(3)]
     for student, seed in zip(students, (1, 1, 2), strict=True):
-        consolidate(student, teachers, TRANSFER, VALIDATION, chosen, seed)
+        consolidate(student, teachers, TRANSFER, VALIDATION, chosen, seed, setup=CPU)
     assert same(students[0], students[1])
     assert not same(students[0], students[2])
 
 
 def test_augmentation_changes_the_student(teachers: list[nn.Module]) -> None:
     plain, changed = some_model(5), some_model(5)
-    consolidate(plain, teachers, TRANSFER, VALIDATION, settings(), 1)
-    consolidate(changed, teachers, TRANSFER, VALIDATION, settings(augmentation=("flip",)), 1)
+    consolidate(plain, teachers, TRANSFER, VALIDATION, settings(), 1, setup=CPU)
+    consolidate(changed, teachers, TRANSFER, VALIDATION, settings(augmentation=("flip",)), 1, setup=CPU)
     assert not same(plain, changed)
 
 
@@ -251,24 +253,24 @@ def test_fixed_views_are_a_larger_transfer_set_that_teachers_answer_once(
 
     monkeypatch.setattr(TeacherStacks, "logits", counted)
     student, twin = some_model(5), some_model(5)
-    result = consolidate(student, teachers, TRANSFER, VALIDATION, chosen, 3)
+    result = consolidate(student, teachers, TRANSFER, VALIDATION, chosen, 3, setup=CPU)
     assert asked == [len(VALIDATION), 3 * len(TRANSFER)]
     monkeypatch.undo()
     assert result.steps == chosen.epochs * math.ceil(3 * len(TRANSFER) / chosen.batch_size)
     larger = views_of(TRANSFER, ("crop",), 3, torch_generator(3, "augmentation"))
-    consolidate(twin, teachers, larger, VALIDATION, settings(), 3)
+    consolidate(twin, teachers, larger, VALIDATION, settings(), 3, setup=CPU)
     assert same(student, twin)
 
 
 def test_uploaded_logits_give_the_student_that_their_teachers_give(teachers: list[nn.Module]) -> None:
     weights, logits = some_model(5), some_model(5)
     uploaded = teacher_logits(teachers, TRANSFER.inputs)
-    first = consolidate(weights, teachers, TRANSFER, VALIDATION, settings(), 1)
-    second = consolidate(logits, uploaded, TRANSFER, VALIDATION, settings(), 1)
+    first = consolidate(weights, teachers, TRANSFER, VALIDATION, settings(), 1, setup=CPU)
+    second = consolidate(logits, uploaded, TRANSFER, VALIDATION, settings(), 1, setup=CPU)
     assert same(weights, logits)
     assert (first.accuracy, second.ensemble_accuracy) == (second.accuracy, None)
     half = some_model(5)
-    consolidate(half, uploaded.half(), TRANSFER, VALIDATION, settings(), 1)
+    consolidate(half, uploaded.half(), TRANSFER, VALIDATION, settings(), 1, setup=CPU)
     for one, two in zip(half.parameters(), weights.parameters(), strict=True):
         torch.testing.assert_close(one, two, rtol=1e-2, atol=1e-2)
 
@@ -276,7 +278,7 @@ def test_uploaded_logits_give_the_student_that_their_teachers_give(teachers: lis
 def test_teachers_stay_as_they_are(teachers: list[nn.Module]) -> None:
     before = [state_of(teacher) for teacher in teachers]
     modes = [teacher.training for teacher in teachers]
-    consolidate(some_model(5), teachers, TRANSFER, VALIDATION, settings(augmentation=("crop",)), 1)
+    consolidate(some_model(5), teachers, TRANSFER, VALIDATION, settings(augmentation=("crop",)), 1, setup=CPU)
     for teacher, state in zip(teachers, before, strict=True):
         assert all(torch.equal(state[key], value) for key, value in state_of(teacher).items())
     assert [teacher.training for teacher in teachers] == modes
@@ -286,25 +288,25 @@ def test_labels_of_the_transfer_set_are_touched_only_when_asked_for(teachers: li
     wrong = Examples(TRANSFER.inputs, (TRANSFER.labels + 1) % CLASSES)
     students = [some_model(5) for _ in range(4)]
     for student, transfer in zip(students[:2], (TRANSFER, wrong), strict=True):
-        consolidate(student, teachers, transfer, VALIDATION, settings(), 1)
+        consolidate(student, teachers, transfer, VALIDATION, settings(), 1, setup=CPU)
     for student, transfer in zip(students[2:], (TRANSFER, wrong), strict=True):
-        consolidate(student, teachers, transfer, VALIDATION, settings(labels=True, weight=0.5), 1)
+        consolidate(student, teachers, transfer, VALIDATION, settings(labels=True, weight=0.5), 1, setup=CPU)
     assert same(students[0], students[1])
     assert not same(students[2], students[3])
 
 
 def test_a_student_distilled_from_itself_stays_as_it_is() -> None:
     student = some_model(5)
-    consolidate(student, [some_model(5)], TRANSFER, VALIDATION, settings(), 1)
+    consolidate(student, [some_model(5)], TRANSFER, VALIDATION, settings(), 1, setup=CPU)
     for now, before in zip(student.parameters(), some_model(5).parameters(), strict=True):
         torch.testing.assert_close(now, before, rtol=0, atol=1e-5)
 
 
 def test_students_and_teachers_may_differ_in_architecture(teachers: list[nn.Module]) -> None:
     student = some_model(5, "cnn")
-    start = evaluate(student, VALIDATION)[0]
+    start = evaluate(student, VALIDATION, CLASSIFICATION)[0]
     result = consolidate(
-        student, [*teachers, some_model(1, "cnn")], TRANSFER, VALIDATION, settings(epochs=20), 1
+        student, [*teachers, some_model(1, "cnn")], TRANSFER, VALIDATION, settings(epochs=20), 1, setup=CPU
     )
     assert result.accuracy > start
 
@@ -312,7 +314,14 @@ def test_students_and_teachers_may_differ_in_architecture(teachers: list[nn.Modu
 def test_the_last_student_is_evaluated_once(teachers: list[nn.Module]) -> None:
     seen: list[tuple[int, int, float | None]] = []
     result = consolidate(
-        some_model(5), teachers, TRANSFER, VALIDATION, settings(), 1, on_epoch=lambda *told: seen.append(told)
+        some_model(5),
+        teachers,
+        TRANSFER,
+        VALIDATION,
+        settings(),
+        1,
+        on_epoch=lambda *told: seen.append(told),
+        setup=CPU,
     )
     assert seen == [(1, 4, None), (2, 4, None), (3, 4, None), (4, 4, result.accuracy)]
     assert (result.epochs, result.best_epoch) == (4, 4)
@@ -323,19 +332,26 @@ def test_the_best_student_is_kept(teachers: list[nn.Module]) -> None:
     chosen, seen = settings(select="best", lr=3.0, epochs=8), []
     student = some_model(5)
     result = consolidate(
-        student, teachers, TRANSFER, VALIDATION, chosen, 1, on_epoch=lambda *told: seen.append(told[2])
+        student,
+        teachers,
+        TRANSFER,
+        VALIDATION,
+        chosen,
+        1,
+        on_epoch=lambda *told: seen.append(told[2]),
+        setup=CPU,
     )
     assert result.accuracy == max(seen) > seen[-1]
     assert result.best_epoch == seen.index(max(seen)) + 1
-    assert evaluate(student, VALIDATION)[0] == result.accuracy
+    assert evaluate(student, VALIDATION, CLASSIFICATION)[0] == result.accuracy
     again = some_model(5)
     last = settings(lr=3.0, epochs=8)
-    assert consolidate(again, teachers, TRANSFER, VALIDATION, last, 1).accuracy == seen[-1]
+    assert consolidate(again, teachers, TRANSFER, VALIDATION, last, 1, setup=CPU).accuracy == seen[-1]
 
 
 def test_batch_norm_students_survive_a_trailing_example(teachers: list[nn.Module]) -> None:
     student = build_model(ModelSettings(options={"norm": "batch"}), (1, 8, 8), CLASSES, 0)
-    result = consolidate(student, teachers, TRANSFER, VALIDATION, settings(batch_size=29), 1)
+    result = consolidate(student, teachers, TRANSFER, VALIDATION, settings(batch_size=29), 1, setup=CPU)
     assert result.steps == 4
     assert torch.isfinite(predict(student, VALIDATION.inputs)).all()
 
@@ -345,32 +361,42 @@ def test_a_teacher_that_is_not_finite_is_named(teachers: list[nn.Module]) -> Non
     with torch.no_grad():
         next(broken.parameters()).fill_(math.nan)
     with pytest.raises(KdfedError, match="got infinity or NaN from teacher 1 of 3"):
-        consolidate(some_model(5), [teachers[0], broken, teachers[2]], TRANSFER, VALIDATION, settings(), 1)
+        consolidate(
+            some_model(5), [teachers[0], broken, teachers[2]], TRANSFER, VALIDATION, settings(), 1, setup=CPU
+        )
     logits = torch.zeros(4, 30, CLASSES, dtype=torch.float16)
     logits[3, 7, 0] = math.inf
     with pytest.raises(KdfedError, match="from teacher 3 of 4"):
-        consolidate(some_model(5), logits, TRANSFER, VALIDATION, settings(), 1)
+        consolidate(some_model(5), logits, TRANSFER, VALIDATION, settings(), 1, setup=CPU)
 
 
 def test_what_does_not_go_together_is_refused(teachers: list[nn.Module]) -> None:
     student = some_model(5)
     with pytest.raises(KdfedError, match="at least one teacher"):
-        consolidate(student, [], TRANSFER, VALIDATION, settings(), 1)
+        consolidate(student, [], TRANSFER, VALIDATION, settings(), 1, setup=CPU)
     with pytest.raises(KdfedError, match=r"logits of shape \(teachers, 30, classes\), got \(2, 29, 3\)"):
-        consolidate(student, torch.zeros(2, 29, 3), TRANSFER, VALIDATION, settings(), 1)
+        consolidate(student, torch.zeros(2, 29, 3), TRANSFER, VALIDATION, settings(), 1, setup=CPU)
     with pytest.raises(KdfedError, match="uploaded logits belong to the images as they are"):
-        consolidate(student, torch.zeros(2, 30, 3), TRANSFER, VALIDATION, settings(augmentation=("flip",)), 1)
+        consolidate(
+            student,
+            torch.zeros(2, 30, 3),
+            TRANSFER,
+            VALIDATION,
+            settings(augmentation=("flip",)),
+            1,
+            setup=CPU,
+        )
     with pytest.raises(KdfedError, match="expected one score per teacher and class"):
-        consolidate(student, teachers, TRANSFER, VALIDATION, settings(ensemble="label-counts"), 1)
+        consolidate(student, teachers, TRANSFER, VALIDATION, settings(ensemble="label-counts"), 1, setup=CPU)
     wide = nn.Sequential(nn.Flatten(), nn.Linear(64, 4))
     with pytest.raises(KdfedError, match=r"teachers with the same classes, got \[3, 4\]"):
-        consolidate(student, [teachers[0], wide], TRANSFER, VALIDATION, settings(), 1)
+        consolidate(student, [teachers[0], wide], TRANSFER, VALIDATION, settings(), 1, setup=CPU)
 
 
 def test_features_cannot_be_augmented(teachers: list[nn.Module]) -> None:
     flat = Examples(TRANSFER.inputs.flatten(1), TRANSFER.labels)
     with pytest.raises(KdfedError, match="needs images"):
-        consolidate(some_model(5), teachers, flat, VALIDATION, settings(augmentation=("crop",)), 1)
+        consolidate(some_model(5), teachers, flat, VALIDATION, settings(augmentation=("crop",)), 1, setup=CPU)
 
 
 # ----------------------------------------------------------------------------- batches of one, inputs of all
@@ -384,7 +410,7 @@ def test_the_batch_norm_rule_protects_peers_as_it_does_the_student(batch_size: i
         nn.Sequential(nn.Flatten(), nn.Linear(64, CLASSES), nn.BatchNorm1d(CLASSES)),
     )
     chosen = other("mutual", batch_size=batch_size, epochs=2)
-    result = consolidate(student, [teacher], TRANSFER, VALIDATION, chosen, 1)
+    result = consolidate(student, [teacher], TRANSFER, VALIDATION, chosen, 1, setup=CPU)
     assert result.steps == 2 * 2 * (1 if batch_size == 29 else 30)
 
 
@@ -409,7 +435,7 @@ def test_models_that_write_into_their_inputs_distil_like_their_twins(
     for in_place in (True, False):
         student, *peers = (Halving(some_model(seed), in_place=in_place) for seed in range(3))
         chosen = other(name, epochs=2, augmentation=augmentation)
-        consolidate(student, peers, TRANSFER, VALIDATION, chosen, 1)
+        consolidate(student, peers, TRANSFER, VALIDATION, chosen, 1, setup=CPU)
         students.append(student)
     assert same(*students)
     assert all(map(torch.equal, inputs, [TRANSFER.inputs, VALIDATION.inputs]))

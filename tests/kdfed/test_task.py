@@ -28,6 +28,7 @@ from kdfed.settings import OptimiserSettings
 from kdfed.task import CLASSIFICATION, REGRESSION, WORST
 from kdfed.train import evaluate, fit
 from simulations.experiments import FAMILIES, build_experiment, merge
+from tests.setups import CPU_REGRESSION
 
 FILE: dict[str, Any] = {
     "name": "numbers",
@@ -183,7 +184,7 @@ def test_consolidation_agrees_with_a_loop_over_batches_and_examples() -> None:
     settings = VanillaConsolidation(
         ensemble="mean-logits", temperature=1.0, weight=0.6, labels=True, epochs=3, batch_size=12, lr=0.1
     )
-    result = consolidate(student, teachers, transfer, validation, settings, seed=0, task=REGRESSION)
+    result = consolidate(student, teachers, transfer, validation, settings, seed=0, setup=CPU_REGRESSION)
     for _ in range(3):
         loss = torch.tensor(0.0)
         for place in range(12):
@@ -224,7 +225,7 @@ def test_a_student_learns_a_number_from_teachers(settings: Any) -> None:
         fit(teacher, examples(80, seed=3), OptimiserSettings(epochs=40, lr=0.02), plain_loss(REGRESSION), 0)
     student = network(7)
     before, _ = evaluate(student, validation, REGRESSION)
-    result = consolidate(student, teachers, transfer, validation, settings, seed=0, task=REGRESSION)
+    result = consolidate(student, teachers, transfer, validation, settings, seed=0, setup=CPU_REGRESSION)
     assert before < 0.5 < result.accuracy == evaluate(student, validation, REGRESSION)[0]
     if settings.method != "mutual":
         assert result.ensemble_accuracy is not None
@@ -252,7 +253,7 @@ def test_what_needs_classes_is_refused() -> None:
             examples(4),
             PartitionedConsolidation(method="partitioned"),
             seed=0,
-            task=REGRESSION,
+            setup=CPU_REGRESSION,
         )
 
 

@@ -15,6 +15,7 @@ from kdfed.local import (
 from kdfed.models import build_model, state_of
 from kdfed.seeding import shuffled
 from kdfed.settings import ModelSettings, OptimiserSettings
+from kdfed.task import CLASSIFICATION
 from kdfed.train import (
     batch_sizes,
     evaluate,
@@ -176,13 +177,13 @@ def test_worked_accuracy_and_cross_entropy() -> None:
     """Logits (ln 3, 0) for both inputs, labels 0 and 1: one right, cross entropy (ln(4/3) + ln 4) / 2."""
     model = nn.Linear(1, 2)
     model.load_state_dict({"weight": torch.zeros(2, 1), "bias": torch.tensor([math.log(3), 0.0])})
-    found = evaluate(model, Examples(torch.ones(2, 1), torch.tensor([0, 1])))
+    found = evaluate(model, Examples(torch.ones(2, 1), torch.tensor([0, 1])), CLASSIFICATION)
     assert found == (0.5, pytest.approx((math.log(4 / 3) + math.log(4)) / 2))
 
 
 def test_evaluating_on_nothing_is_refused() -> None:
     with pytest.raises(KdfedError, match="at least one example to evaluate"):
-        evaluate(some_model(), some_examples(0))
+        evaluate(some_model(), some_examples(0), CLASSIFICATION)
 
 
 # ----------------------------------------------------------------------------- mutual

@@ -22,6 +22,7 @@ from kdfed.models import build_model, state_of
 from kdfed.partitions import UniformPartition
 from kdfed.seeding import sample_participants
 from kdfed.settings import LabelCountSettings, ModelSettings, TeacherSettings
+from kdfed.task import CLASSIFICATION
 from simulations.engines.inprocess import InProcessGrid
 from simulations.engines.local_grid import error_reply
 from strategies.arm import ArmResult
@@ -124,7 +125,7 @@ def _run(
     )
     generator = torch.Generator().manual_seed(0)
     examples = Examples(torch.randn(20, 2, generator=generator), torch.arange(20) % 2)
-    data = ServerData(examples, examples, None, examples.inputs.numpy(), 2)
+    data = ServerData(examples, examples, None, examples.inputs.numpy(), 2, CLASSIFICATION)
     config = ArmConfig(arm=settings, data=data, simulation=simulation)
     start = ArrayRecord(state_of(build_model(MODEL, (2,), 2, 1)))
     return PreConsolidation(strategy, config).start(grid, start, rounds)

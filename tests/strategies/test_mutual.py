@@ -17,6 +17,7 @@ from clients.participant import participants_of
 from kdfed import wire
 from kdfed.errors import RunError
 from kdfed.models import build_model, load_state
+from kdfed.task import CLASSIFICATION
 from kdfed.train import evaluate
 from simulations.engines.inprocess import InProcessGrid
 
@@ -81,7 +82,7 @@ def _personal_accuracies(run_arm: Any, experiment: Any, folder: Path) -> list[fl
     model = build_model(experiment.local.model, data.input_shape, data.classes, 0)
     for member, kept in enumerate(_last(folder, experiment.rounds.max, len(participants.partition))):
         load_state(model, kept)
-        accuracies.append(evaluate(model, participants.gather([member])[0])[0])
+        accuracies.append(evaluate(model, participants.gather([member])[0], CLASSIFICATION)[0])
     shutil.rmtree(folder / "store")
     return accuracies
 

@@ -105,7 +105,7 @@ def _break(monkeypatch: pytest.MonkeyPatch, participant: int, how: str) -> None:
 
     def train_cohort(*args: Any, **more: Any) -> Any:
         for trained in trains(*args, **more):
-            own = [members[place] for place in trained.places]
+            own = [members[place] for place in trained.indices]
             if participant in own:
                 if how == "error" or (how == "shape" and len(members) > 1):
                     raise RuntimeError("out of battery")
@@ -161,7 +161,7 @@ def test_a_participant_with_bad_data_costs_only_itself_where_sums_are_taken(
 
     def train_cohort(*args: Any, **more: Any) -> Any:
         for trained in trains(*args, **more):
-            sums.extend([trained.places] if trained.sums else [])
+            sums.extend([trained.indices] if trained.sums else [])
             yield trained
 
     trains = clients.client_app.train_cohort

@@ -206,7 +206,7 @@ def test_it_works_in_a_stock_server_app_with_somebody_elses_client_app():
         partition=UniformPartition(kind="uniform", participants=3),
         consolidation=VanillaConsolidation(epochs=20, batch_size=6),
     )
-    data = ServerData(examples, examples, None, inputs.numpy(), 2)
+    data = ServerData(examples, examples, None, inputs.numpy(), 2, CLASSIFICATION)
     calls: list[str] = []
     strategy = PreConsolidation(FedAvg(), ArmConfig(arm=arm, data=data))
     seen = []

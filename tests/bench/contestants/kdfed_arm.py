@@ -29,6 +29,7 @@ def run(work: Work, gate: Gate, grid: Grid) -> None:
         test=None,
         transfer_inputs=data.dataset.inputs[data.splits.transfer],
         classes=data.classes,
+        task=data.task,
     )
     config = ArmConfig(
         arm=arm,

@@ -7,7 +7,7 @@ import gc
 import itertools
 import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -23,15 +23,17 @@ from kdfed.cohort.optimisers import StackedOptimiser
 from kdfed.data import Examples
 from kdfed.errors import KdfedError
 from kdfed.local import PLAIN, KDLocal, LocalLoss, MutualLocal, NTDLocal, PlainLocal, ProximalLocal
-from kdfed.local.pairs import Pair
+from kdfed.local.pairs import ModelPair
 from kdfed.models import State, build_model, load_state, state_of
 from kdfed.settings import ModelSettings, OptimiserSettings
+from kdfed.setup import Setup
 from kdfed.task import CLASSIFICATION, REGRESSION
 from kdfed.train import TrainResult, fit, predict
+from tests.setups import CPU
 
 IMAGES, FEATURES = (1, 12, 12), (10,)
 SIZES = [7, 1, 23, 12, 2, 10, 1, 31]
-SEEDS = [11 * place + 5 for place in range(len(SIZES))]
+SEEDS = [11 * index + 5 for index in range(len(SIZES))]
 
 MODELS: dict[str, tuple[ModelSettings, tuple[int, ...]]] = {
     "cnn": (ModelSettings(name="cnn"), IMAGES),
@@ -162,16 +164,16 @@ class Cohort:
     states: Stack
     results: list[TrainResult]
 
-    def state(self, place: int) -> State:
-        return {key: values[place] for key, values in self.states.items()}
+    def state(self, index: int) -> State:
+        return {key: values[index] for key, values in self.states.items()}
 
 
-def train_cohort(*args: Any, **more: Any) -> Cohort:
+def train_cohort(*args: Any, setup: Setup = CPU, **more: Any) -> Cohort:
     """Put the parts of a training together."""
-    parts = list(train_in_parts(*args, **more))
-    places = [place for part in parts for place in part.places]
-    assert sorted(places) == list(range(len(places)))
-    order = sorted(range(len(places)), key=places.__getitem__)
+    parts = list(train_in_parts(*args, setup=setup, **more))
+    indices = [index for part in parts for index in part.indices]
+    assert sorted(indices) == list(range(len(indices)))
+    order = sorted(range(len(indices)), key=indices.__getitem__)
     states = {key: torch.cat([part.states[key] for part in parts])[order] for key in parts[0].states}
     results = [result for part in parts for result in part.results]
     return Cohort(states, [results[row] for row in order])
@@ -187,12 +189,12 @@ def loop(
 ) -> Cohort:
     """The slow twin: everybody alone."""
     states, results, end = [], [], 0
-    for place, size in enumerate(sizes):
+    for index, size in enumerate(sizes):
         own = copy.deepcopy(model)
         if starts is not None:
-            load_state(own, starts[place])
+            load_state(own, starts[index])
         part = Examples(examples.inputs[end : end + size], examples.labels[end : end + size])
-        results.append(fit(own, part, settings, loss, SEEDS[place]))
+        results.append(fit(own, part, settings, loss, SEEDS[index]))
         states.append(state_of(own))
         end += size
     return Cohort(stack_states(states), results)
@@ -225,11 +227,11 @@ def test_several_rounds_agree_with_the_loop_in_float64(name: str) -> None:
     settings = SGD.model_copy(update={"epochs": 2})
     fast = slow = None
     for _ in range(3):
-        starts = None if fast is None else [fast.state(place) for place in range(len(SIZES))]
+        starts = None if fast is None else [fast.state(index) for index in range(len(SIZES))]
         fast = train_cohort(
             model, state_of(model) if starts is None else starts, examples, SIZES, settings, PLAIN, SEEDS
         )
-        starts = None if slow is None else [slow.state(place) for place in range(len(SIZES))]
+        starts = None if slow is None else [slow.state(index) for index in range(len(SIZES))]
         slow = loop(model, examples, settings, PLAIN, starts)
     assert fast is not None
     assert slow is not None
@@ -294,9 +296,9 @@ PAIRS = [
 def test_pairs_of_models_agree_with_the_loop(one: str, other: str, level: str) -> None:
     (received, shape), (personal, _) = build(one), build(other, 1)
     settings = MutualLocal(mode="mutual", alpha=0.3, beta=0.6, epochs=2, batch_size=5, lr=0.05)
-    loss, exact = settings.loss(lambda: received, CLASSIFICATION), Pair(received, personal)
+    loss, exact = settings.loss(lambda: received, CLASSIFICATION), ModelPair(received, personal)
     assert plan_for(exact, shape, 5).level == level
-    starts = [state_of(Pair(received, build(other, seed)[0])) for seed in range(len(SIZES))]
+    starts = [state_of(ModelPair(received, build(other, seed)[0])) for seed in range(len(SIZES))]
     examples = examples_of(shape)
     rounded = train_cohort(exact, starts, examples, SIZES, SGD, loss, SEEDS)
     assert_agree(rounded, loop(exact, examples, SGD, loss, starts), atol=1e-5, rtol=1e-5)
@@ -376,9 +378,9 @@ def test_order_within_the_cohort_changes_nothing_but_the_order() -> None:
     inputs, labels, sizes, seeds = zip(*reversed(parts), strict=True)
     turned = Examples(torch.cat(inputs), torch.cat(labels))
     other = train_cohort(model, state_of(model), turned, sizes, SGD, PLAIN, seeds)
-    for place in range(len(SIZES)):
-        for key, values in one.state(place).items():
-            torch.testing.assert_close(other.state(len(SIZES) - 1 - place)[key], values, rtol=1e-5, atol=1e-6)
+    for index in range(len(SIZES)):
+        for key, values in one.state(index).items():
+            torch.testing.assert_close(other.state(len(SIZES) - 1 - index)[key], values, rtol=1e-5, atol=1e-6)
 
 
 def test_narrow_folds_agree_with_one_wide_fold(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -408,10 +410,10 @@ def test_folds_are_cut_where_padding_and_steps_cost_least(seed: int, monkeypatch
             rows += len(batches) * max(batches)
         return rows + (seed + 1) * 3 * steps
 
-    places = [place for place in range(1, len(sizes)) if sizes[place] != sizes[place - 1]]
+    indices = [index for index in range(1, len(sizes)) if sizes[index] != sizes[index - 1]]
     every = []
-    for count in range(len(places) + 1):
-        for chosen in itertools.combinations(places, count):
+    for count in range(len(indices) + 1):
+        for chosen in itertools.combinations(indices, count):
             parts = [sizes[a:b] for a, b in itertools.pairwise([0, *chosen, len(sizes)])]
             if all(len(part) <= 6 for part in parts):
                 every.append(sum(map(cost, parts)))
@@ -440,7 +442,9 @@ def test_bfloat16_keeps_weights_in_float32_and_stays_near() -> None:
     model, shape = build("cnn")
     examples = examples_of(shape)
     exact = train_cohort(model, state_of(model), examples, SIZES, SGD, PLAIN, SEEDS)
-    half = train_cohort(model, state_of(model), examples, SIZES, SGD, PLAIN, SEEDS, bfloat16=True)
+    half = train_cohort(
+        model, state_of(model), examples, SIZES, SGD, PLAIN, SEEDS, setup=replace(CPU, precision="bfloat16")
+    )
     for key, values in exact.states.items():
         assert half.states[key].dtype == torch.float32
         torch.testing.assert_close(half.states[key], values, rtol=0.1, atol=0.05)
@@ -521,24 +525,28 @@ def test_sums_of_those_who_make_one_step_agree_with_the_loop(
     examples = double(examples_of(shape))
     loss = PLAIN if type(settings) is OptimiserSettings else settings.loss(lambda: teacher, CLASSIFICATION)
     model.double()
-    parts = list(train_in_parts(model, state_of(model), examples, SIZES, settings, loss, SEEDS, sums=True))
+    parts = list(
+        train_in_parts(model, state_of(model), examples, SIZES, settings, loss, SEEDS, sums=True, setup=CPU)
+    )
     slow = loop(model, examples, settings, loss)
     for key, value in slow_sums(slow).items():
         torch.testing.assert_close(sums_of(parts)[key], value, rtol=1e-12, atol=1e-12)
     (together,) = (part for part in parts if part.sums)
-    assert together.places == [place for place, size in enumerate(SIZES) if size <= batch_size]
+    assert together.indices == [index for index, size in enumerate(SIZES) if size <= batch_size]
     assert not together.states
     for part in parts:
-        for place, result in zip(part.places, part.results, strict=True):
-            assert (result.steps, result.examples) == (slow.results[place].steps, SIZES[place])
-            assert result.loss == pytest.approx(slow.results[place].loss, rel=1e-12)
+        for index, result in zip(part.indices, part.results, strict=True):
+            assert (result.steps, result.examples) == (slow.results[index].steps, SIZES[index])
+            assert result.loss == pytest.approx(slow.results[index].loss, rel=1e-12)
 
 
 @pytest.mark.parametrize("name", ["cnn", "mlp"])
 def test_sums_of_one_step_agree_with_the_loop_in_float32(name: str) -> None:
     (model, shape), settings = build(name), MODES[0]
     examples = examples_of(shape)
-    parts = list(train_in_parts(model, state_of(model), examples, SIZES, settings, PLAIN, SEEDS, sums=True))
+    parts = list(
+        train_in_parts(model, state_of(model), examples, SIZES, settings, PLAIN, SEEDS, sums=True, setup=CPU)
+    )
     for key, value in slow_sums(loop(model, examples, settings, PLAIN)).items():
         torch.testing.assert_close(sums_of(parts)[key] / sum(SIZES), value / sum(SIZES), rtol=1e-5, atol=1e-5)
 
@@ -557,7 +565,7 @@ def test_nobody_is_summed_where_one_step_is_no_sum_of_gradients(name: str, chang
     model, shape = build(name)
     settings = SGD.model_copy(update=ONE_STEP | changes)
     parts = train_in_parts(
-        model, state_of(model), examples_of(shape), SIZES, settings, PLAIN, SEEDS, sums=True
+        model, state_of(model), examples_of(shape), SIZES, settings, PLAIN, SEEDS, sums=True, setup=CPU
     )
     assert not any(part.sums for part in parts)
 
@@ -565,7 +573,9 @@ def test_nobody_is_summed_where_one_step_is_no_sum_of_gradients(name: str, chang
 def test_nobody_is_summed_who_starts_from_weights_of_its_own() -> None:
     model, shape = build("mlp")
     starts = [state_of(model)] * len(SIZES)
-    parts = train_in_parts(model, starts, examples_of(shape), SIZES, MODES[0], PLAIN, SEEDS, sums=True)
+    parts = train_in_parts(
+        model, starts, examples_of(shape), SIZES, MODES[0], PLAIN, SEEDS, sums=True, setup=CPU
+    )
     assert not any(part.sums for part in parts)
 
 
@@ -575,9 +585,11 @@ def test_where_a_sum_would_not_be_finite_everybody_is_looked_at(value: float, lr
     model, shape = build("mlp")
     examples, settings = examples_of(shape), MODES[0].model_copy(update={"lr": lr})
     examples.inputs[:7] = value  # of the first participant
-    parts = list(train_in_parts(model, state_of(model), examples, SIZES, settings, PLAIN, SEEDS, sums=True))
+    parts = list(
+        train_in_parts(model, state_of(model), examples, SIZES, settings, PLAIN, SEEDS, sums=True, setup=CPU)
+    )
     assert not any(part.sums for part in parts)
-    assert sorted(place for part in parts for place in part.places) == list(range(len(SIZES)))
+    assert sorted(index for part in parts for index in part.indices) == list(range(len(SIZES)))
 
 
 class Idle(nn.Sequential):
@@ -596,7 +608,7 @@ def test_an_unused_weight_is_left_to_the_loop(monkeypatch: pytest.MonkeyPatch) -
     model = Idle()
     parts = list(
         train_in_parts(
-            model, state_of(model), examples_of(FEATURES), SIZES, MODES[0], PLAIN, SEEDS, sums=True
+            model, state_of(model), examples_of(FEATURES), SIZES, MODES[0], PLAIN, SEEDS, sums=True, setup=CPU
         )
     )
     assert not any(part.sums for part in parts)
@@ -609,7 +621,7 @@ def test_one_step_makes_no_copy_of_the_weights_for_each_participant() -> None:
     examples.labels.clamp_(max=1)
     with torch.profiler.profile(profile_memory=True) as profile:
         (part,) = train_in_parts(
-            model, state_of(model), examples, [2] * 100, MODES[0], PLAIN, range(100), sums=True
+            model, state_of(model), examples, [2] * 100, MODES[0], PLAIN, range(100), sums=True, setup=CPU
         )
     assert part.sums
     largest = max(event.cpu_memory_usage for event in profile.events())
@@ -707,9 +719,9 @@ def test_logits_of_many_models_agree_with_each_alone(name: str, monkeypatch: pyt
 @pytest.mark.parametrize(("one", "other", "level"), PAIRS)
 def test_logits_of_pairs_are_those_of_both_models(one: str, other: str, level: str) -> None:
     models = [(build(one, seed)[0], build(other, seed + 9)[0]) for seed in range(3)]
-    pairs, inputs = [Pair(*halves) for halves in models], examples_of(build(one)[1], [21]).inputs
+    pairs, inputs = [ModelPair(*both) for both in models], examples_of(build(one)[1], [21]).inputs
     logits = predict_stack(pairs[0], stack_states([state_of(pair) for pair in pairs]), inputs)
-    slow = [torch.cat([predict(half, inputs) for half in halves], dim=1) for halves in models]
+    slow = [torch.cat([predict(model, inputs) for model in both], dim=1) for both in models]
     torch.testing.assert_close(logits, torch.stack(slow), rtol=1e-4, atol=1e-5)
 
 
@@ -730,7 +742,7 @@ def test_inputs_are_never_copied_for_each_model() -> None:
 def mixed(forward: Any) -> Any:
     """Return a pass of many participants that gives each the weights of the next."""
 
-    def run(plan: levels.Plan, state: Stack, *inputs: Any, **keywords: Any) -> torch.Tensor:
+    def run(plan: levels.CohortPlan, state: Stack, *inputs: Any, **keywords: Any) -> torch.Tensor:
         return forward(plan, {key: values.roll(1, 0) for key, values in state.items()}, *inputs, **keywords)
 
     return run
@@ -738,7 +750,7 @@ def mixed(forward: Any) -> Any:
 
 @pytest.mark.parametrize("method", ["forward", "forward_shared"])
 def test_a_fold_that_mixes_participants_up_is_not_taken(monkeypatch: pytest.MonkeyPatch, method: str) -> None:
-    monkeypatch.setattr(levels.Plan, method, mixed(getattr(levels.Plan, method)))
+    monkeypatch.setattr(levels.CohortPlan, method, mixed(getattr(levels.CohortPlan, method)))
     plan = plan_for(build_model(MODELS["cnn"][0], IMAGES, 3, seed=0), IMAGES)
     assert plan.level == "loop"
     assert "other logits than one after the other" in plan.why
@@ -750,7 +762,7 @@ def test_the_self_test_tells_participants_apart_whose_head_begins_at_zero(
     model = build_model(MODELS["mlp"][0], FEATURES, 3, seed=0)
     nn.init.zeros_(model[-1].weight)
     nn.init.zeros_(model[-1].bias)
-    monkeypatch.setattr(levels.Plan, "forward", mixed(levels.Plan.forward))
+    monkeypatch.setattr(levels.CohortPlan, "forward", mixed(levels.CohortPlan.forward))
     assert plan_for(model, FEATURES).level == "loop"
 
 
@@ -785,11 +797,11 @@ def test_what_padding_or_stacking_would_change_is_looped_like_the_loop(kind: typ
     start = state_of(model)
     inputs, labels = torch.randn(11, 10), torch.arange(11) % 3
     trained = train_cohort(model, start, Examples(inputs, labels), [7, 4], SGD, PLAIN, [1, 2])
-    for place, part in enumerate((slice(0, 7), slice(7, 11))):
+    for index, part in enumerate((slice(0, 7), slice(7, 11))):
         own = copy.deepcopy(model)
-        fit(own, Examples(inputs[part], labels[part]), SGD, PLAIN, [1, 2][place])
+        fit(own, Examples(inputs[part], labels[part]), SGD, PLAIN, [1, 2][index])
         for key, values in state_of(own).items():
-            torch.testing.assert_close(trained.state(place)[key], values)
+            torch.testing.assert_close(trained.state(index)[key], values)
 
 
 @pytest.mark.parametrize("name", ["cnn", "functional"])
@@ -851,17 +863,21 @@ def test_inputs_stay_as_they_are_whatever_a_model_does_with_them(layer: nn.Modul
     predict_stack(model, stack_states([state_of(model)] * 3), inputs)
     for sums in (False, True):
         one = OptimiserSettings(epochs=1, batch_size=9, lr=0.1)
-        list(train_in_parts(model, state_of(model), examples, [4, 3, 2], one, loss, [1, 2, 3], sums=sums))
+        list(
+            train_in_parts(
+                model, state_of(model), examples, [4, 3, 2], one, loss, [1, 2, 3], sums=sums, setup=CPU
+            )
+        )
     assert torch.equal(inputs, before)
 
 
 @pytest.mark.parametrize("layer", WRITING)
 def test_halves_of_a_pair_read_the_inputs_as_they_are_whatever_the_other_does(layer: nn.Module) -> None:
-    halves = [Scaling(copy.deepcopy(layer)).eval() for _ in range(2)]
+    both = [Scaling(copy.deepcopy(layer)).eval() for _ in range(2)]
     inputs = torch.randn(9, 10)
     before = inputs.clone()
-    expected = torch.cat([half(inputs.clone()) for half in halves], dim=1)
-    pair = Pair(*halves)
+    expected = torch.cat([model(inputs.clone()) for model in both], dim=1)
+    pair = ModelPair(*both)
     torch.testing.assert_close(predict(pair, inputs), expected)
     stack = stack_states([state_of(pair)] * 3)
     torch.testing.assert_close(predict_stack(pair, stack, inputs), expected.expand(3, -1, -1))

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from kdfed.distill import TunedConsolidation
-from kdfed.distill.tuned import Trial, best, grid, search
+from kdfed.distill.tuned import Candidate, best, grid, search
 
 ASKED = {"temperatures": (1.0, 3.0, 9.0), "weights": (0.0, 0.5, 1.0), "labels": True}
 
@@ -12,9 +12,9 @@ def settings(**changes: object) -> TunedConsolidation:
     return TunedConsolidation.model_validate({"method": "tuned", **ASKED, **changes})
 
 
-def run(temperature: float, weight: float) -> Trial:
+def run(temperature: float, weight: float) -> Candidate:
     """Best at temperature 3 and weight 0.5."""
-    return Trial(temperature, weight, 1 - abs(temperature - 3) / 10 - abs(weight - 0.5), steps=7)
+    return Candidate(temperature, weight, 1 - abs(temperature - 3) / 10 - abs(weight - 0.5), steps=7)
 
 
 def test_the_grid_holds_every_pair_and_weight_0_once() -> None:
@@ -36,7 +36,7 @@ def test_the_grid_search_tries_every_pair_and_finds_the_best() -> None:
 
 
 def test_the_first_of_equals_wins() -> None:
-    trials = [Trial(1.0, 1.0, 0.5, 1), Trial(2.0, 1.0, 0.7, 1), Trial(3.0, 1.0, 0.7, 1)]
+    trials = [Candidate(1.0, 1.0, 0.5, 1), Candidate(2.0, 1.0, 0.7, 1), Candidate(3.0, 1.0, 0.7, 1)]
     assert best(trials) is trials[1]
 
 

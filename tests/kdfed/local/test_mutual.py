@@ -10,7 +10,7 @@ from torch import nn
 
 from kdfed.data import Examples
 from kdfed.local import MutualLocal, PlainLocal
-from kdfed.local.pairs import Pair
+from kdfed.local.pairs import ModelPair
 from kdfed.models import build_model, state_of
 from kdfed.seeding import shuffled
 from kdfed.settings import ModelSettings
@@ -28,9 +28,9 @@ def unneeded() -> nn.Module:
     raise AssertionError
 
 
-def some_pair(options: dict[str, Any] | None = None) -> Pair:
+def some_pair(options: dict[str, Any] | None = None) -> ModelPair:
     settings = ModelSettings(name="mlp", options=options or {"hidden": (8,)})
-    return Pair(some_model("group"), build_model(settings, SHAPE, 3, seed=1))
+    return ModelPair(some_model("group"), build_model(settings, SHAPE, 3, seed=1))
 
 
 def test_a_worked_pair() -> None:
@@ -98,14 +98,14 @@ def test_what_the_personal_model_knows_reaches_the_received_one_through_distilla
     """With beta = 0 labels do not reach the received model, and it still learns them from its peer."""
     pair, examples = some_pair(), some_examples(60)
     settings = MutualLocal(alpha=1, beta=0, epochs=40, lr=0.1)
-    before, _ = evaluate(pair.received, examples)
+    before, _ = evaluate(pair.received, examples, CLASSIFICATION)
     train_local(pair, examples, settings, seed=0)
-    assert evaluate(pair.received, examples)[0] > max(before, 0.8)
+    assert evaluate(pair.received, examples, CLASSIFICATION)[0] > max(before, 0.8)
 
 
 def test_identical_models_have_nothing_to_teach_each_other() -> None:
     """With alpha = beta = 0 there are no labels either: nothing moves."""
-    pair = Pair(some_model(), some_model())
+    pair = ModelPair(some_model(), some_model())
     before = copy.deepcopy(pair)
     result = train_local(pair, some_examples(), MutualLocal(alpha=0, beta=0), seed=0)
     assert result.loss == pytest.approx(0.0, abs=1e-6)

@@ -15,5 +15,5 @@ def test_it_is_the_transfer_split_with_its_labels() -> None:
 
 
 def test_in_a_study_it_is_the_transfer_split_too() -> None:
-    places = PublicSet().places(np.array([7, 3]), np.array([1]), [np.array([2]), np.array([4])])
-    assert places.tolist() == [7, 3]
+    indices = PublicSet().indices(np.array([7, 3]), np.array([1]), [np.array([2]), np.array([4])])
+    assert indices.tolist() == [7, 3]

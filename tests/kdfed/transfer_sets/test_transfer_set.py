@@ -112,7 +112,7 @@ def test_a_set_of_ones_own_that_does_not_say_how_it_is_drawn_is_none() -> None:
     class Unheld(HeldSet):
         transfer: str = "unheld"
 
-    for kind, owed in ((Undrawn, "draw"), (Unheld, "places")):
+    for kind, owed in ((Undrawn, "draw"), (Unheld, "indices")):
         with pytest.raises(TypeError, match=rf"abstract method '?{owed}"):
             kind()
 

@@ -43,6 +43,7 @@ from simulations.study.work import (
     transfer_of,
     trial_file,
 )
+from tests.setups import CPU
 
 pytestmark = pytest.mark.xdist_group("study")  # a study that is shared is run once
 
@@ -178,7 +179,7 @@ def test_a_trial_agrees_with_the_slow_twin(tmp_path):
     )
     validation = data.examples(data.splits.validation)
     transfer = transfer_of(study, point, tmp_path)
-    consolidate(student, [teacher], transfer, validation, settings, derive(1, "distil"))
+    consolidate(student, [teacher], transfer, validation, settings, derive(1, "distil"), setup=CPU)
     after = predict(student, test.inputs).argmax(1) == test.labels
     assert found["after"] == pytest.approx(float(after.double().mean()), abs=0.02)
     held = torch.from_numpy(np.isin(test.labels.numpy(), data.dataset.labels[partition.indices[0]]))
