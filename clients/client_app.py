@@ -1,40 +1,48 @@
 """The ClientApp: one short handler a message type.
 
-Messages carry every setting that their handler needs (see :mod:`kdfed.wire`), so a client reads no
-experiment file and keeps no state that a restart would lose.
+Messages carry every setting that their handler needs (see :mod:`kdfed.messages`), so a client reads no
+experiment file and keeps no state that a restart would lose. :func:`clients.answering.answer` calls a
+handler's ``work`` for each cohort of a message, and puts the reply together.
 """
 
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Iterator, Sequence
 from functools import lru_cache, partial
 
 import torch
-from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 from torch import nn
 
-from clients.envelope import CohortWork, Metrics, Task, Work, answer
-from clients.exchange import LogitsExchange
+from clients.answering import CohortWork, Contribution, answer
+from clients.local_models import PairedModels, ReceivedModel
+from clients.logits import LogitsRound
 from clients.names import gate
-from clients.participant import SimulatedParticipants, participants_of, store_of
-from clients.store import Store
+from clients.participants import Participants, participants_of
 from clients.telling import tell
-from clients.trainees import PairedModels, ReceivedModel
-from kdfed import wire
+from kdfed.arrays import Spec, spec_of
 from kdfed.cohort import predict_stack, train_cohort
 from kdfed.errors import ParticipantError, shown
-from kdfed.local import LOCAL_MODES, LocalLoss, plain_loss
+from kdfed.local import LocalLoss, plain_loss
 from kdfed.local.pairs import ModelPair
+from kdfed.messages import (
+    LOGITS,
+    Evaluate,
+    Evaluation,
+    HelloReply,
+    QueryLogits,
+    Train,
+    TrainTeacher,
+    Update,
+    versions,
+)
 from kdfed.models import State, build_model, load_state, state_of
 from kdfed.privacy import add_laplace_noise
 from kdfed.seeding import derive, derive_many, numpy_generator
 from kdfed.settings import ModelSettings, TeacherSettings
-from kdfed.task import Task as LearningTask
 from kdfed.train import TrainResult, predict
-from kdfed.wire import versions
 
 app = ClientApp(mods=[tell, gate])
 
@@ -43,71 +51,52 @@ app = ClientApp(mods=[tell, gate])
 def hello(message: Message, context: Context) -> Message:
     """Say how many participants are here, who holds what, and which versions run."""
     participants = _participants(message, context)
-    content = RecordDict(
-        {
-            wire.METRICS: MetricRecord(
-                {
-                    wire.PARTICIPANTS: len(participants.partition),
-                    wire.NUM_EXAMPLES: len(participants.partition.examples),
-                    wire.HELD: participants.partition.sizes.tolist(),
-                }
-            ),
-            wire.CONFIG: ConfigRecord({"versions": json.dumps(versions()), wire.DIGEST: participants.digest}),
-        }
-    )
-    return Message(content, reply_to=message)
+    reply = HelloReply(versions(), participants.sizes, participants.sha256)
+    return Message(reply.to_record(), reply_to=message)
 
 
 @app.train("teacher")
 def teacher(message: Message, context: Context) -> Message:
     """Train teachers; send their weights, or only their logits on the transfer set."""
     participants = _participants(message, context)
-    data = participants.data
 
-    def begin(task: Task) -> CohortWork:
-        settings, name = _teachers(task), str(task.config["model"])
-        seed = int(task.config["seed"])
-        inputs = None
-        if settings.upload == "logits":
-            inputs = data.normalisation.apply(task.transfer[wire.INPUTS].numpy())
-        model = _template(name, data.input_shape, data.classes, participants.setup.device)
-        loss = plain_loss(data.task)
+    def begin(asked: TrainTeacher) -> CohortWork:
+        settings, seed, setup = asked.settings, asked.seed, participants.setup
+        inputs = None if asked.inputs is None else participants.normalised(asked.inputs.numpy())
+        model, loss = _template(asked.model, participants), plain_loss(setup.task)
 
-        def work(members: Sequence[int]) -> Iterator[Work]:
+        def work(members: Sequence[int], sums: bool) -> Iterator[Contribution]:
             examples, sizes = participants.gather(members)
-            start: State | list[State] = task.arrays or [
-                state_of(
-                    _build(name, data.input_shape, data.classes, derive(seed, "init-teacher", 0, member))
-                )
+            start: State | list[State] = asked.arrays or [
+                _drawn(asked.model, participants, derive(seed, "init-teacher", 0, member))
                 for member in members
             ]
             seeds = derive_many(seed, "teacher", 0, members)
             labels = torch.split(examples.labels.cpu(), sizes) if settings.label_counts.send else ()
-            for trained in train_cohort(
-                model, start, examples, sizes, settings, loss, seeds, setup=participants.setup
-            ):
-                own, arrays = [members[place] for place in trained.indices], trained.states
-                metrics = [_training(result) for result in trained.results]
-                if settings.label_counts.send:
-                    for place, told in zip(trained.indices, metrics, strict=True):
-                        told[wire.LABEL_COUNTS] = _label_counts(
-                            labels[place], data.classes, settings, seed, members[place]
-                        )
+            for trained in train_cohort(model, start, examples, sizes, settings, loss, seeds, setup=setup):
+                arrays = trained.states
                 if inputs is not None:
-                    arrays = {wire.LOGITS: predict_stack(model, arrays, inputs).to(torch.float16)}
-                yield Work(own, arrays, metrics)
+                    arrays = {LOGITS: predict_stack(model, arrays, inputs).to(torch.float16)}
+                updates = [
+                    _update(
+                        result,
+                        _label_counts(labels[index], participants.classes, settings, seed, members[index])
+                        if settings.label_counts.send
+                        else None,
+                    )
+                    for index, result in zip(trained.indices, trained.results, strict=True)
+                ]
+                own = [members[index] for index in trained.indices]
+                yield Contribution(own, arrays, [update.metrics() for update in updates])
 
         return work
 
-    def expected(task: Task) -> wire.Spec:
-        if _teachers(task).upload == "logits":
-            return {wire.LOGITS: ((len(task.transfer[wire.INPUTS]), data.classes), "float16")}
-        template = _template(
-            str(task.config["model"]), data.input_shape, data.classes, participants.setup.device
-        )
-        return wire.spec_of(template.state_dict())
+    def expected(asked: TrainTeacher) -> Spec:
+        if asked.inputs is not None:
+            return {LOGITS: ((len(asked.inputs), participants.classes), "float16")}
+        return spec_of(_template(asked.model, participants).state_dict())
 
-    return answer(message, begin, expected)
+    return answer(message, TrainTeacher, begin, expected)
 
 
 @app.train()
@@ -115,109 +104,92 @@ def train(message: Message, context: Context) -> Message:
     """Train from the received weights for one federated round."""
     participants = _participants(message, context)
 
-    def begin(task: Task) -> CohortWork:
-        settings = LOCAL_MODES.parse(str(task.config["local"]))
-        seed, server_round = int(task.config["seed"]), int(task.config["server-round"])
-        loss = settings.loss(lambda: _received(task, participants), participants.data.task)
+    def begin(asked: Train) -> CohortWork:
+        local, setup = asked.local, participants.setup
+        loss = local.loss(lambda: _received(asked, participants), setup.task)
         if not isinstance(loss, LocalLoss):
             raise ParticipantError(
-                f"local mode {settings.mode!r}: expected loss to return a kdfed.local.LocalLoss, got "
+                f"local mode {local.mode!r}: expected loss to return a kdfed.local.LocalLoss, got "
                 f"{shown(loss)}"
             )
-        trainees: ReceivedModel | PairedModels
-        federated = ModelSettings.model_validate_json(str(task.config["model"]))
-        personal = settings.personal_model(federated)
-        if personal is not None:
-            store = store_of(_simulation(message), context)
-            trainees = _pairs(task, federated, personal, participants, store)
-        else:
-            data, name = participants.data, str(task.config["model"])
-            model = _template(name, data.input_shape, data.classes, participants.setup.device)
-            trainees = ReceivedModel(model, task.arrays)
+        models = _local_models(asked, participants)
 
-        def work(members: Sequence[int]) -> Iterator[Work]:
+        def work(members: Sequence[int], sums: bool) -> Iterator[Contribution]:
             examples, sizes = participants.gather(members)
-            start = trainees.start(members)
-            seeds = derive_many(seed, "train", server_round, members)
+            start = models.start(members)
+            seeds = derive_many(asked.seed, "train", asked.server_round, members)
             for trained in train_cohort(
-                trainees.model,
-                start,
-                examples,
-                sizes,
-                settings,
-                loss,
-                seeds,
-                setup=participants.setup,
-                sums=task.sums,
+                models.model, start, examples, sizes, local, loss, seeds, setup=setup, sums=sums
             ):
-                own = [members[place] for place in trained.indices]
-                arrays = {} if trained.sums else trainees.upload(own, trained.states)
-                yield Work(own, arrays, [_training(result) for result in trained.results], trained.sums)
+                own = [members[index] for index in trained.indices]
+                arrays = {} if trained.sums else models.upload(own, trained.states)
+                metrics = [_update(result).metrics() for result in trained.results]
+                yield Contribution(own, arrays, metrics, trained.sums)
 
         return work
 
-    return answer(message, begin, lambda task: wire.spec_of(task.arrays))
+    return answer(message, Train, begin, lambda asked: spec_of(asked.arrays))
 
 
 @app.query("logits")
 def logits(message: Message, context: Context) -> Message:
-    """Digest the last consensus, train, and send logits on this round's public examples."""
+    """Distil the last consensus, train, and send logits on this round's public examples."""
     participants = _participants(message, context)
-    data, store = participants.data, store_of(_simulation(message), context)
 
-    def begin(task: Task) -> CohortWork:
-        name, seed = str(task.config["model"]), int(task.config["seed"])
-        model = _template(name, data.input_shape, data.classes, participants.setup.device)
+    def begin(asked: QueryLogits) -> CohortWork:
+        fresh = partial(_personal, asked.model, participants, asked.seed)
+        logits_round = LogitsRound.of(asked, _template(asked.model, participants), fresh, participants)
 
-        fresh = partial(_personal, name, data.input_shape, data.classes, seed)
-        exchange = LogitsExchange.of(task, model, fresh, participants, store)
-
-        def work(members: Sequence[int]) -> Iterator[Work]:
-            for trained, sent in exchange.run(members):
-                own = [members[place] for place in trained.indices]
-                yield Work(own, {wire.LOGITS: sent}, [_training(result) for result in trained.results])
+        def work(members: Sequence[int], sums: bool) -> Iterator[Contribution]:
+            for trained, sent in logits_round.run(members):
+                own = [members[index] for index in trained.indices]
+                metrics = [_update(result).metrics() for result in trained.results]
+                yield Contribution(own, {LOGITS: sent}, metrics)
 
         return work
 
-    def expected(task: Task) -> wire.Spec:
-        return {wire.LOGITS: ((int(task.config["count"]), data.classes), "float16")}
+    def expected(asked: QueryLogits) -> Spec:
+        return {LOGITS: ((asked.count, participants.classes), "float16")}
 
-    return answer(message, begin, expected)
+    return answer(message, QueryLogits, begin, expected)
 
 
 @app.evaluate()
 def evaluate_received(message: Message, context: Context) -> Message:
     """Evaluate the received weights on the participants' own examples."""
     participants = _participants(message, context)
+    task = participants.setup.task
 
-    def begin(task: Task) -> CohortWork:
-        received = _received(task, participants)
+    def begin(asked: Evaluate) -> CohortWork:
+        received = _received(asked, participants)
 
-        def work(members: Sequence[int]) -> Iterator[Work]:
+        def work(members: Sequence[int], sums: bool) -> Iterator[Contribution]:
             examples, sizes = participants.gather(members)
-            logits = predict(received, examples.inputs)  # one model for all: nothing to fold
-            parts = zip(torch.split(logits, sizes), torch.split(examples.labels.cpu(), sizes), strict=True)
-            yield Work(members, {}, [_evaluation(participants.data.task, *part) for part in parts])
+            outputs = predict(received, examples.inputs)  # one model for all: nothing to fold
+            parts = zip(torch.split(outputs, sizes), torch.split(examples.labels.cpu(), sizes), strict=True)
+            found = [
+                Evaluation(
+                    num_examples=len(labels), loss=task.loss(own, labels), accuracy=task.score(own, labels)
+                )
+                for own, labels in parts
+            ]
+            yield Contribution(members, {}, [evaluation.metrics() for evaluation in found])
 
         return work
 
-    return answer(message, begin, lambda task: {})
+    return answer(message, Evaluate, begin, lambda asked: {})
 
 
-def _training(result: TrainResult) -> Metrics:
-    return {
-        wire.NUM_EXAMPLES: result.examples,
-        wire.TRAIN_LOSS: result.loss,
-        wire.LOCAL_STEPS: result.steps,
-    }
+# ----------------------------------------------------------------------------- what is sent
 
 
-def _evaluation(task: LearningTask, outputs: torch.Tensor, labels: torch.Tensor) -> Metrics:
-    return {
-        wire.NUM_EXAMPLES: len(labels),
-        wire.EVAL_LOSS: task.loss(outputs, labels),
-        wire.EVAL_ACCURACY: task.score(outputs, labels),
-    }
+def _update(result: TrainResult, label_counts: list[float] | None = None) -> Update:
+    return Update(
+        num_examples=result.examples,
+        train_loss=result.loss,
+        local_steps=result.steps,
+        label_counts=label_counts,
+    )
 
 
 def _label_counts(
@@ -231,67 +203,70 @@ def _label_counts(
     return [float(count) for count in counts]
 
 
-def _teachers(task: Task) -> TeacherSettings:
-    return TeacherSettings.model_validate_json(str(task.config["teachers"]))
+# ----------------------------------------------------------------------------- participants and models
 
 
-def _participants(message: Message, context: Context) -> SimulatedParticipants:
-    participants = participants_of(_simulation(message), context)
+def _participants(message: Message, context: Context) -> Participants:
+    participants = participants_of(message.content, context)
     participants.setup.set_threads()
     return participants
 
 
-def _simulation(message: Message) -> ConfigRecord | None:
-    return message.content.config_records.get(wire.SIMULATION)
-
-
-def _received(task: Task, participants: SimulatedParticipants) -> nn.Module:
-    """Return the model that a task names, with the received weights."""
-    data = participants.data
-    template = _template(str(task.config["model"]), data.input_shape, data.classes, participants.setup.device)
-    model = copy.deepcopy(template)
-    load_state(model, task.arrays)
+def _received(asked: Train | Evaluate, participants: Participants) -> nn.Module:
+    """Return the model that a message names, with the received weights."""
+    model = copy.deepcopy(_template(asked.model, participants))
+    load_state(model, asked.arrays)
     return model
 
 
-def _pairs(
-    task: Task,
-    federated: ModelSettings,
-    personal: ModelSettings,
-    participants: SimulatedParticipants,
-    store: Store,
-) -> PairedModels:
-    """Return the received model beside the personal ones of a simulation's participants."""
-    data, seed = participants.data, int(task.config["seed"])
-    name, own = federated.model_dump_json(), personal.model_dump_json()
-
+def _local_models(asked: Train, participants: Participants) -> ReceivedModel | PairedModels:
+    """Return what a round trains: the received model, alone or beside each participant's personal one."""
+    personal = asked.local.personal_model(asked.model)
+    if personal is None:
+        return ReceivedModel(_template(asked.model, participants), asked.arrays)
     return PairedModels(
-        _pair_template(name, own, data.input_shape, data.classes, participants.setup.device),
-        task.arrays,
-        partial(_personal, own, data.input_shape, data.classes, seed),
-        store,
-        int(task.config["server-round"]),
+        _pair_template(asked.model, personal, participants),
+        asked.arrays,
+        partial(_personal, personal, participants, asked.seed),
+        participants.store,
+        asked.server_round,
     )
 
 
-def _build(name: str, input_shape: tuple[int, ...], classes: int, seed: int) -> nn.Module:
-    return build_model(ModelSettings.model_validate_json(name), input_shape, classes, seed)
+def _drawn(model: ModelSettings, participants: Participants, seed: int) -> State:
+    """Return freshly drawn weights."""
+    return state_of(build_model(model, participants.input_shape, participants.classes, seed))
 
 
-def _personal(name: str, input_shape: tuple[int, ...], classes: int, seed: int, member: int) -> State:
+def _personal(model: ModelSettings, participants: Participants, seed: int, member: int) -> State:
     """Return the first weights of a participant's own model."""
-    return state_of(_build(name, input_shape, classes, derive(seed, "init-personal", 0, member)))
+    return _drawn(model, participants, derive(seed, "init-personal", 0, member))
 
 
-@lru_cache(maxsize=16)
-def _template(name: str, input_shape: tuple[int, ...], classes: int, device: torch.device) -> nn.Module:
-    """Return the architecture that a message names; its weights mean nothing."""
-    return _build(name, input_shape, classes, seed=0).to(device)
+def _template(model: ModelSettings, participants: Participants) -> nn.Module:
+    """Return the architecture that a message names; its weights mean nothing, and it is built once."""
+    shape, classes = participants.input_shape, participants.classes
+    return _built(model.model_dump_json(), shape, classes, participants.setup.device)
 
 
-@lru_cache(maxsize=16)
 def _pair_template(
-    name: str, personal: str, input_shape: tuple[int, ...], classes: int, device: torch.device
+    federated: ModelSettings, personal: ModelSettings, participants: Participants
 ) -> ModelPair:
     """Return a federated and a personal architecture side by side; their weights mean nothing."""
-    return ModelPair(*(_build(half, input_shape, classes, seed=0) for half in (name, personal))).to(device)
+    names = federated.model_dump_json(), personal.model_dump_json()
+    shape, classes = participants.input_shape, participants.classes
+    return _built_pair(*names, shape, classes, participants.setup.device)
+
+
+@lru_cache(maxsize=16)
+def _built(name: str, input_shape: tuple[int, ...], classes: int, device: torch.device) -> nn.Module:
+    settings = ModelSettings.model_validate_json(name)
+    return build_model(settings, input_shape, classes, seed=0).to(device)
+
+
+@lru_cache(maxsize=16)
+def _built_pair(
+    federated: str, personal: str, input_shape: tuple[int, ...], classes: int, device: torch.device
+) -> ModelPair:
+    settings = (ModelSettings.model_validate_json(name) for name in (federated, personal))
+    return ModelPair(*(build_model(one, input_shape, classes, seed=0) for one in settings)).to(device)

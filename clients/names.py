@@ -11,15 +11,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
-from flwr.app import ConfigRecord, Context, Message, RecordDict
+from flwr.app import Context, Message, RecordDict
 
 from clients.actors import is_simulated
-from kdfed import wire
 from kdfed.consensus import DIGESTS
 from kdfed.errors import ParticipantError, one_line
 from kdfed.local import LOCAL_MODES
+from kdfed.messages import Simulation
 from kdfed.named import search_in
 from kdfed.outside import outside_names
 from kdfed.partitions import PARTITIONS
@@ -47,11 +46,11 @@ def check_names(content: RecordDict, context: Context) -> None:
     where = f"one that this device's node-config lists under {ALLOW!r}"
     allowed = set(str(context.node_config.get(ALLOW, "")).replace(",", " ").split())
     if is_simulated(context):
-        simulation = content.config_records.get(wire.SIMULATION, ConfigRecord())
+        simulation = Simulation.from_record(content)
         where = "one that the experiment names"
-        allowed = set(json.loads(str(simulation.get("names", "[]"))))
-        if "folder" in simulation:
-            search_in(Path(str(simulation["folder"])))
+        allowed = set() if simulation is None else set(simulation.names)
+        if simulation is not None and simulation.folder is not None:
+            search_in(simulation.folder)
     for what, name in _names(content):
         if name not in allowed:
             raise ParticipantError(

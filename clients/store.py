@@ -84,5 +84,7 @@ class Store:
 
 def _number(value: int, what: str) -> int:
     if not isinstance(value, int) or value < 0:
-        raise MessageError(f"expected a {what} as a whole number of at least 0, got {one_line(repr(value), 80)}")
+        raise MessageError(
+            f"expected a {what} as a whole number of at least 0, got {one_line(repr(value), 80)}"
+        )
     return value

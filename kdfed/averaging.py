@@ -19,7 +19,7 @@ _SUMMED = (NUM_EXAMPLES, LOCAL_STEPS)
 
 
 class WeightedMean:
-    r"""The mean :math:`\sum_k w_k x_k / \sum_k w_k` in float64, summed in the order in which models are added.
+    r"""The mean :math:`\sum_k w_k x_k / \sum_k w_k`, summed in float64, in the order of adding.
 
     Every mean of kdfed's is one of these: that of a cohort (on a node), of a round, of teachers. Nothing is
     kept of a model once it is added. A model is written into one flat buffer (:meth:`part`) before it is
@@ -42,7 +42,7 @@ class WeightedMean:
         self._total, self._row = np.zeros(self._size), np.empty(0)
         self._weight = 0.0
         self._sums: dict[str, int | float] = {}
-        self._means: dict[str, tuple[np.ndarray, float]] = {}
+        self._means: dict[str, tuple[Any, float]] = {}
 
     @property
     def row(self) -> np.ndarray:
@@ -92,8 +92,9 @@ class WeightedMean:
             if key in _SUMMED:
                 self._sums[key] = self._sums.get(key, 0) + value
             else:
-                total, weights = self._means.get(key, (np.zeros(()), 0.0))
-                self._means[key] = total + weight * np.asarray(value, np.float64), weights + weight
+                total, weights = self._means.get(key, (0.0, 0.0))
+                value = np.array(value, np.float64) if isinstance(value, list) else value
+                self._means[key] = total + weight * value, weights + weight
 
     def problem_with_metrics(self, metrics: Mapping[str, Any]) -> str | None:
         """Say which metric cannot be averaged with those that were added; None when all can."""
@@ -115,7 +116,8 @@ class WeightedMean:
 
     def metrics(self) -> dict[str, Any]:
         """Return the sums and means of the metrics."""
-        means = {key: np.asarray(total / weight).tolist() for key, (total, weight) in self._means.items()}
+        means = {key: total / weight for key, (total, weight) in self._means.items()}
+        means = {key: mean.tolist() if isinstance(mean, np.ndarray) else mean for key, mean in means.items()}
         return {**self._sums, **means}
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from kdfed.config import Arm
 from kdfed.errors import KdfedError, shown
@@ -56,7 +57,7 @@ class Round:
     absent: tuple[Absent, ...]
     costs: Costs
     seconds: float = 0.0
-    metrics: dict[str, float | list[float]] = field(default_factory=dict)
+    metrics: dict[str, Any] = field(default_factory=dict)
     record: RoundRecord | None = None
 
     @property
@@ -79,10 +80,8 @@ class Listener:
     def on_start(self, name: str, seed: int, arm: Arm) -> None:
         """Before the first message."""
 
-    def on_phase(
-        self, phase: Phase, step: int, steps: int, accuracy: float | None, costs: Costs
-    ) -> None:
-        """A phase begins (step 0), or has made a step: ``hello``, ``teachers``, ``consolidate``.
+    def on_phase(self, phase: Phase, step: int, steps: int, accuracy: float | None, costs: Costs) -> None:
+        """Follow ``hello``, ``teachers`` or ``consolidate``: it begins (step 0), or has made a step.
 
         Parameters
         ----------
@@ -133,24 +132,24 @@ class Listeners:
         self._in_step = any(listener.in_step for listener in self._listeners)
 
     def start(self, name: str, seed: int, arm: Arm) -> None:
-        """An arm begins."""
+        """Tell that an arm begins."""
         for listener in self._listeners:
             listener.on_start(name, seed, arm)
 
     def phase(
         self, phase: Phase, costs: Costs, step: int = 0, steps: int = 0, accuracy: float | None = None
     ) -> None:
-        """A phase begins, or has made a step."""
+        """Tell that a phase begins, or has made a step."""
         for listener in self._listeners:
             listener.on_phase(phase, step, steps, accuracy, costs)
 
     def round_start(self, number: int, rounds: int) -> None:
-        """A round begins."""
+        """Tell that a round begins."""
         for listener in self._listeners:
             listener.on_round_start(number, rounds)
 
     def round(self, ended: Round) -> None:
-        """A round has ended: it is told now if a listener must be in step, else by :meth:`catch_up`."""
+        """Tell that a round has ended: now if a listener must be in step, else by :meth:`catch_up`."""
         self._untold = ended
         if self._in_step:
             self.catch_up()
@@ -158,8 +157,9 @@ class Listeners:
     def catch_up(self) -> None:
         """Tell the round that nobody was told of yet."""
         ended, self._untold = self._untold, None
-        for listener in self._listeners if ended is not None else ():
-            listener.on_round(ended)
+        if ended is not None:
+            for listener in self._listeners:
+                listener.on_round(ended)
 
     def should_stop(self) -> str | None:
         """Return the first reason to stop."""
@@ -167,7 +167,7 @@ class Listeners:
         return next((reason for reason in reasons if reason), None)
 
     def end(self, rounds: int, costs: Costs) -> None:
-        """The arm has ended."""
+        """Tell that the arm has ended."""
         for listener in self._listeners:
             listener.on_end(rounds, costs)
 
@@ -198,9 +198,7 @@ class FlowerLog(Listener):
     def __init__(self) -> None:
         self._log = logging.getLogger("flwr")
 
-    def on_phase(
-        self, phase: Phase, step: int, steps: int, accuracy: float | None, costs: Costs
-    ) -> None:
+    def on_phase(self, phase: Phase, step: int, steps: int, accuracy: float | None, costs: Costs) -> None:
         """Log the teachers' exchange, and the last epoch of the distillation."""
         if phase == "teachers":
             self._log.info("")

@@ -74,6 +74,7 @@ from kdfed.metrics import (
 from kdfed.models import State
 from kdfed.outside import code_of
 from kdfed.settings import ModelSettings, OptimiserSettings, TeacherSettings
+from kdfed.setup import Precision
 
 ARRAYS = "arrays"
 CONFIG = "config"
@@ -712,7 +713,7 @@ class Simulation:
     seed: int
     threads: int
     device: str
-    precision: str
+    precision: Precision
     names: tuple[str, ...] = ()
     folder: Path | None = None
     store: Path | None = None
@@ -764,11 +765,12 @@ class Simulation:
         record = record_of(content, SIMULATION, ConfigRecord)
         if not record:
             return None
-        texts = {key: _value(record, key, str) for key in ("data", "partition", "device", "precision")}
+        texts = {key: _value(record, key, str) for key in ("data", "partition", "device")}
         paths = {key: Path(_value(record, key, str)) for key in ("store", "folder") if key in record}
         names = json.loads(_value(record, "names", str)) if "names" in record else []
         numbers = {key: _value(record, key, int) for key in ("seed", "threads")}
-        return cls(**texts, **numbers, **paths, names=tuple(map(str, names)))
+        precision: Precision = "bfloat16" if record.get("precision") == "bfloat16" else "float32"
+        return cls(**texts, **numbers, **paths, precision=precision, names=tuple(map(str, names)))
 
 
 # ----------------------------------------------------------------------------- several in one
@@ -816,7 +818,9 @@ def _settings(config: Mapping[str, Any], key: str, kind: type[S]) -> S:
     try:
         return kind.model_validate_json(_value(config, key, str))
     except ValidationError as error:
-        raise MessageError(f"expected settings of kdfed as {key!r} in a message: {one_line(error)}") from error
+        raise MessageError(
+            f"expected settings of kdfed as {key!r} in a message: {one_line(error)}"
+        ) from error
 
 
 def _model(config: Mapping[str, Any]) -> ModelSettings:
@@ -827,4 +831,6 @@ def _local(config: Mapping[str, Any]) -> LocalMode:
     try:
         return LOCAL_MODES.parse(_value(config, "local", str))
     except ValueError as error:
-        raise MessageError(f"expected settings of kdfed as 'local' in a message: {one_line(error)}") from error
+        raise MessageError(
+            f"expected settings of kdfed as 'local' in a message: {one_line(error)}"
+        ) from error

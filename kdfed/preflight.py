@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from torch import nn
 
+from kdfed.arrays import spec_of
 from kdfed.config import Arm, Experiment
 from kdfed.config.checks import said_by, used_parts
 from kdfed.data import PreparedData, prepare
@@ -16,7 +17,6 @@ from kdfed.partition import partition_of
 from kdfed.records import load_model, load_start
 from kdfed.settings import ModelSettings
 from kdfed.thing import Thing, within
-from kdfed.arrays import spec_of
 
 
 def check_data(experiment: Experiment) -> list[Mistake]:

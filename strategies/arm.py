@@ -15,7 +15,6 @@ next one.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from dataclasses import replace
 
 from flwr.app import ArrayRecord, ConfigRecord, Message

@@ -24,7 +24,7 @@ from kdfed.distill import VanillaConsolidation
 from kdfed.distill.method import soft_refusals
 from kdfed.ensembles import AnyEnsemble, MeanLogits
 from kdfed.errors import LogitsError, RunError
-from kdfed.messages import state_of_record, ARRAYS
+from kdfed.messages import ARRAYS, state_of_record
 from kdfed.metrics import SERVER_STEPS
 from kdfed.models import State, load_state, state_of
 from kdfed.seeding import derive
@@ -103,11 +103,7 @@ class FedDF(FedAvg):
         arrays, metrics = super().aggregate_train(server_round, replies)
         if arrays is None or (self._settings.when == "first" and server_round > 1):
             return arrays, metrics
-        states = [
-            state_of_record(reply.content, ARRAYS)
-            for reply in replies
-            if reply.has_content()
-        ]
+        states = [state_of_record(reply.content, ARRAYS) for reply in replies if reply.has_content()]
         try:
             state, steps = self._distil(server_round, dict(arrays.to_torch_state_dict()), states)
         except LogitsError as error:

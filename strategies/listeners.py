@@ -146,9 +146,7 @@ class Progress(Listener):
     def __init__(self, config: ArmConfig) -> None:
         self._config = config
 
-    def on_phase(
-        self, phase: Phase, step: int, steps: int, accuracy: float | None, costs: Costs
-    ) -> None:
+    def on_phase(self, phase: Phase, step: int, steps: int, accuracy: float | None, costs: Costs) -> None:
         """Tell a phase, or a step of one."""
         self._tell(phase, step, steps, accuracy, costs)
 

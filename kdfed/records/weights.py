@@ -11,9 +11,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from kdfed.arrays import Spec, problem_with_arrays
 from kdfed.errors import DataError
 from kdfed.models import State
-from kdfed.arrays import Spec, problem_with_arrays
 
 
 def load_model(path: str | Path) -> State:

@@ -1,0 +1,183 @@
+"""Whose examples these are: what a node must know of its participants, and those of a simulation.
+
+A simulated node owns nobody: the message says which data set is partitioned how
+(:class:`kdfed.messages.Simulation`), and the node computes the same partition as every other node. A real
+device must never be told by a message what its data is, so that is honoured only inside a simulation.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from flwr.app import Context, RecordDict
+
+from clients.actors import is_simulated
+from clients.store import Store
+from kdfed.data import Examples, PreparedData, prepare
+from kdfed.device import resolve_device
+from kdfed.errors import ParticipantError, one_line
+from kdfed.messages import Simulation
+from kdfed.partition import Partition, partition_of
+from kdfed.partitions import PARTITIONS
+from kdfed.settings import DataSettings
+from kdfed.setup import Setup
+
+
+class Participants(Protocol):
+    """The participants of a node: all that the ClientApp asks of them."""
+
+    @property
+    def setup(self) -> Setup:
+        """What they learn, and how their training runs."""
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one input."""
+
+    @property
+    def classes(self) -> int:
+        """Number of classes; 1, the number of outputs, in a regression."""
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """How many examples each of them holds, int64 [P]."""
+
+    @property
+    def sha256(self) -> str:
+        """A hash of who holds which examples: equal where the data are."""
+
+    @property
+    def store(self) -> Store:
+        """Where they keep what lasts between rounds.
+
+        Raises
+        ------
+        ParticipantError
+            If there is no such place.
+        """
+
+    def gather(self, members: Sequence[int]) -> tuple[Examples, list[int]]:
+        """Return the examples of some participants on the device, one after the other, and how many each has.
+
+        Raises
+        ------
+        ParticipantError
+            If one of them does not exist.
+        """
+
+    def normalised(self, inputs: np.ndarray) -> torch.Tensor:
+        """Return inputs as a model reads them, float32 [N, ...], given as a data set stores them."""
+
+
+@dataclass(frozen=True)
+class SimulatedParticipants:
+    """The participants of one simulated experiment and seed: see :class:`Participants`.
+
+    Parameters
+    ----------
+    data
+        The whole data set; held-out splits included.
+    partition
+        Who holds which examples.
+    setup
+        What they learn, and how their training runs.
+    folder
+        Where this run's participants keep what lasts between rounds; None for nowhere.
+    """
+
+    data: PreparedData
+    partition: Partition
+    setup: Setup
+    folder: Path | None = None
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one input."""
+        return self.data.input_shape
+
+    @property
+    def classes(self) -> int:
+        """Number of classes, or of outputs."""
+        return self.data.classes
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """How many examples each holds."""
+        return self.partition.sizes
+
+    @cached_property
+    def sha256(self) -> str:
+        """SHA-256 of who holds which examples, and of their labels."""
+        found = hashlib.sha256()
+        for array in (self.partition.bounds, self.partition.examples, self.data.dataset.labels):
+            found.update(array.data)
+        return found.hexdigest()
+
+    @property
+    def store(self) -> Store:
+        """The files of this run's participants."""
+        if self.folder is None:
+            raise ParticipantError(
+                "expected a place where participants can keep a model between rounds, got none; give "
+                "ArmConfig.simulation a store (kdfed.messages.Simulation)"
+            )
+        if not self.folder.is_absolute():
+            raise ParticipantError(
+                "expected an absolute path as the simulation's store, got "
+                f"{one_line(repr(str(self.folder)), 80)}: another would be another folder on every node"
+            )
+        return Store(self.folder)
+
+    def gather(self, members: Sequence[int]) -> tuple[Examples, list[int]]:
+        """Return the examples of some participants."""
+        unknown = [member for member in members if not 0 <= member < len(self.partition)]
+        if unknown:
+            raise ParticipantError(
+                f"expected a participant from 0 to {len(self.partition) - 1}, got {unknown[0]}"
+            )
+        parts = [self.partition.indices[member] for member in members]
+        examples = self.data.examples(np.concatenate(parts))
+        return examples.to(self.setup.device), [len(part) for part in parts]
+
+    def normalised(self, inputs: np.ndarray) -> torch.Tensor:
+        """Return inputs as a model reads them."""
+        return self.data.normalisation.apply(inputs)
+
+
+def participants_of(content: RecordDict, context: Context) -> Participants:
+    """Return the participants that a message is about.
+
+    Raises
+    ------
+    ParticipantError
+        If the message describes no simulation, or this process is not part of one.
+    """
+    simulation = Simulation.from_record(content) if is_simulated(context) else None
+    if simulation is None:
+        raise ParticipantError(
+            "expected a message of a simulation, handled inside one; a device's own data is named in its "
+            "node-config, which this release does not read yet"
+        )
+    return simulated(simulation)
+
+
+@lru_cache(maxsize=16)
+def simulated(simulation: Simulation) -> SimulatedParticipants:
+    """Return the participants of a simulation; data and partition are made once for all arms of a seed."""
+    data, partition = _data_of(simulation.data, simulation.partition, simulation.seed)
+    device = resolve_device(simulation.device)
+    setup = Setup(data.task, device, simulation.threads, simulation.precision)
+    return SimulatedParticipants(data, partition, setup, simulation.store)
+
+
+@lru_cache(maxsize=4)
+def _data_of(data: str, partition: str, seed: int) -> tuple[PreparedData, Partition]:
+    prepared = prepare(DataSettings.model_validate_json(data))
+    return prepared, partition_of(prepared, PARTITIONS.parse(partition), seed)
