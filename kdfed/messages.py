@@ -88,7 +88,7 @@ INPUTS = "inputs"
 LOGITS = "logits"
 CONSENSUS = "consensus"
 
-Config: TypeAlias = dict[str, str | int]
+Config: TypeAlias = dict[str, Any]
 R = TypeVar("R", ArrayRecord, ConfigRecord, MetricRecord)
 V = TypeVar("V", str, int)
 
@@ -134,12 +134,15 @@ class HelloReply:
 
     def to_record(self) -> RecordDict:
         """Return the reply's content."""
-        metrics = {
+        metrics: dict[str, Any] = {
             "participants": len(self.examples),
             NUM_EXAMPLES: int(self.examples.sum()),
             "held": self.examples.tolist(),
         }
-        config = {"versions": json.dumps(dict(self.versions)), "partition-sha256": self.partition_sha256}
+        config: Config = {
+            "versions": json.dumps(dict(self.versions)),
+            "partition-sha256": self.partition_sha256,
+        }
         return RecordDict({METRICS: MetricRecord(metrics), CONFIG: ConfigRecord(config)})
 
     @classmethod
@@ -342,7 +345,7 @@ class QueryLogits:
             content[ARRAYS] = ArrayRecord(dict(self.arrays))
         if self.inputs is not None:
             transfer[INPUTS] = self.inputs
-        config = {
+        config: Config = {
             **self.more,
             "server-round": self.server_round,
             "seed": self.seed,
@@ -765,12 +768,18 @@ class Simulation:
         record = record_of(content, SIMULATION, ConfigRecord)
         if not record:
             return None
-        texts = {key: _value(record, key, str) for key in ("data", "partition", "device")}
-        paths = {key: Path(_value(record, key, str)) for key in ("store", "folder") if key in record}
         names = json.loads(_value(record, "names", str)) if "names" in record else []
-        numbers = {key: _value(record, key, int) for key in ("seed", "threads")}
-        precision: Precision = "bfloat16" if record.get("precision") == "bfloat16" else "float32"
-        return cls(**texts, **numbers, **paths, precision=precision, names=tuple(map(str, names)))
+        return cls(
+            data=_value(record, "data", str),
+            partition=_value(record, "partition", str),
+            seed=_value(record, "seed", int),
+            threads=_value(record, "threads", int),
+            device=_value(record, "device", str),
+            precision="bfloat16" if record.get("precision") == "bfloat16" else "float32",
+            names=tuple(map(str, names)),
+            folder=Path(_value(record, "folder", str)) if "folder" in record else None,
+            store=Path(_value(record, "store", str)) if "store" in record else None,
+        )
 
 
 # ----------------------------------------------------------------------------- several in one
@@ -818,9 +827,7 @@ def _settings(config: Mapping[str, Any], key: str, kind: type[S]) -> S:
     try:
         return kind.model_validate_json(_value(config, key, str))
     except ValidationError as error:
-        raise MessageError(
-            f"expected settings of kdfed as {key!r} in a message: {one_line(error)}"
-        ) from error
+        raise MessageError(f"expected settings as {key!r} in a message: {one_line(error)}") from error
 
 
 def _model(config: Mapping[str, Any]) -> ModelSettings:
@@ -831,6 +838,4 @@ def _local(config: Mapping[str, Any]) -> LocalMode:
     try:
         return LOCAL_MODES.parse(_value(config, "local", str))
     except ValueError as error:
-        raise MessageError(
-            f"expected settings of kdfed as 'local' in a message: {one_line(error)}"
-        ) from error
+        raise MessageError(f"expected settings as 'local' in a message: {one_line(error)}") from error

@@ -30,7 +30,7 @@ EVAL_LOSS = "eval-loss"
 EVAL_ACCURACY = "eval-acc"
 SERVER_STEPS = "server-steps"
 
-Metrics: TypeAlias = dict[str, int | float | list[float]]
+Metrics: TypeAlias = dict[str, int | float | list[int] | list[float]]
 
 _SINGLE = (NUM_EXAMPLES, LOCAL_STEPS, TRAIN_LOSS, EVAL_LOSS, EVAL_ACCURACY)
 

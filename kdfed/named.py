@@ -126,7 +126,7 @@ def problem_with_options(name: str, options: Mapping[str, Any]) -> str | None:
     except NamedError as error:
         return str(error)
     except TypeError as error:
-        return f"expected options of {shown(name)} that fit its signature {signature}, got {shown(dict(options))}: {error}"
+        return f"expected options of {shown(name)} that fit {signature}, got {shown(dict(options))}: {error}"
     return None
 
 

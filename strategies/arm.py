@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
+from typing import cast
 
 from flwr.app import ArrayRecord, ConfigRecord, Message
 from flwr.serverapp import Grid
@@ -30,7 +31,7 @@ from kdfed.limits import UPDATE_BOUND, Limits, Reach, numpy_of
 from kdfed.listeners import Listener, Listeners, Round, build_listener
 from kdfed.messages import Evaluate, Train
 from kdfed.models import State, buffer_keys, build_model, state_of
-from kdfed.records import load_start
+from kdfed.records import Stopped, load_start
 from kdfed.seeding import derive, python_seed, sample_participants
 from strategies.arm_config import ArmConfig, ServerData
 from strategies.hello import ask_nodes, number_devices
@@ -120,11 +121,10 @@ class ArmRunner:
         reason = self.listeners.should_stop()
         if reason is None:
             return False
-        if reason in ("target", "plateau"):
-            self.result.stopped = reason
-        else:
+        if reason not in ("target", "plateau"):
             log.warning("%s, seed %d: a listener stops it: %s", self.config.name, self.config.seed, reason)
-            self.result.stopped = "listener"
+            reason = "listener"
+        self.result.stopped = cast("Stopped", reason)
         return True
 
     # ------------------------------------------------------------------ hello
@@ -224,7 +224,7 @@ class ArmRunner:
             len(report.answered),
             tuple(report.absent),
             self.ledger.totals(),
-            metrics=dict(metrics or {}),
+            metrics={} if metrics is None else dict(metrics),
         )
 
     def _sample(self, number: int, spec: Spec, reach: Reach) -> None:
