@@ -15,8 +15,8 @@ from flwr.app import ArrayRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
-from kdfed import wire
 from kdfed.config import Experiment
+from kdfed.messages import Simulation
 from simulations.experiments import build_experiment, merge
 
 os.environ["RAY_ADDRESS"] = "local"  # a cluster of one's own, never one that is found
@@ -87,7 +87,7 @@ def run_arm(tmp_path: Path) -> Callable[..., Any]:
         arm, seed = experiment.arm(name), experiment.seeds[0]
         data = server_data(prepare(arm.data))
         store = tmp_path / "store" / uuid4().hex  # a run finds nothing that another one kept
-        simulation = wire.simulation_record(arm, seed, store)
+        simulation = Simulation.of(arm, seed, store)
         arm_config = ArmConfig(
             **{"arm": arm, "data": data, "seed": seed, "name": name, "simulation": simulation, **config}
         )

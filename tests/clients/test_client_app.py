@@ -12,9 +12,10 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from clients.actors import IN_PROCESS, is_simulated
 from clients.client_app import app
-from clients.participant import participants_of, store_of
-from kdfed import wire
+from clients.participants import participants_of, store_of
 from kdfed.errors import ParticipantError
+from kdfed.messages import CONFIG, METRICS, SIMULATION, Hello, Simulation, versions
+from kdfed.metrics import NUM_EXAMPLES
 
 
 @pytest.fixture(autouse=True)
@@ -27,36 +28,36 @@ def _context(**node_config: Any) -> Context:
 
 
 def _simulation(experiment: Any, **changes: Any) -> dict[str, Any]:
-    return {**wire.simulation_record(experiment.arm("cold"), 3), **changes}
+    return {**Simulation.of(experiment.arm("cold"), 3), **changes}
 
 
 def _hello(experiment: Any, **changes: Any) -> Message:
     content = RecordDict(
         {
-            wire.CONFIG: ConfigRecord({"versions": ""}),
-            wire.SIMULATION: ConfigRecord(_simulation(experiment, **changes)),
+            CONFIG: ConfigRecord({"versions": ""}),
+            SIMULATION: ConfigRecord(_simulation(experiment, **changes)),
         }
     )
-    message = Message(content, 1001, wire.HELLO)
+    message = Message(content, 1001, Hello.type)
     message.metadata.__dict__["_message_id"] = "m"
     return message
 
 
 def test_hello_tells_how_many_hold_how_much_and_the_versions(tiny):
     content = app(_hello(tiny()), _context(**{IN_PROCESS: True})).content
-    told = dict(content[wire.METRICS])
-    held = told.pop(wire.HELD)
-    assert told == {wire.PARTICIPANTS: 5, wire.NUM_EXAMPLES: 240}, "60% of 400 examples"
+    told = dict(content[METRICS])
+    held = told.pop("held")
+    assert told == {"participants": 5, NUM_EXAMPLES: 240}, "60% of 400 examples"
     assert (len(held), sum(held), min(held) >= 4) == (5, 240, True)
-    assert json.loads(content[wire.CONFIG]["versions"]) == wire.versions()
-    assert set(wire.versions()) == {"kdfed", "torch", "numpy"}
+    assert json.loads(content[CONFIG]["versions"]) == versions()
+    assert set(versions()) == {"kdfed", "torch", "numpy"}
 
 
 @pytest.mark.parametrize("changes", [{"seed": 4}, {"partition.alpha": 0.4}, {"data.limit": 390}])
 def test_the_digest_of_hello_tells_who_holds_what(tiny, changes):
     def digest(experiment: Any, **simulation: Any) -> str:
         reply = app(_hello(experiment, **simulation), _context(**{IN_PROCESS: True}))
-        return str(reply.content[wire.CONFIG][wire.DIGEST])
+        return str(reply.content[CONFIG]["partition-sha256"])
 
     seed = {key: value for key, value in changes.items() if key == "seed"}
     settings = {key: value for key, value in changes.items() if key != "seed"}

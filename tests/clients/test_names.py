@@ -13,9 +13,19 @@ from flwr.supercore.task_identity import TaskIdentity
 from clients.actors import IN_PROCESS
 from clients.client_app import app
 from clients.names import check_names
-from kdfed import wire
 from kdfed.errors import ParticipantError
 from kdfed.local import LocalMode, MutualLocal, PlainLocal
+from kdfed.messages import (
+    CONFIG,
+    SIMULATION,
+    Evaluate,
+    Hello,
+    QueryLogits,
+    Simulation,
+    Train,
+    TrainTeacher,
+    numbered,
+)
 from kdfed.models import MODELS, Model, is_shipped
 from kdfed.named import NamedError
 from kdfed.outside import is_shipped_source
@@ -62,25 +72,25 @@ def _teachers(name: str) -> str:
     return TeacherSettings(model=models).model_dump_json()
 
 
-def _content(key: str, value: str, record: str = wire.CONFIG) -> RecordDict:
+def _content(key: str, value: str, record: str = CONFIG) -> RecordDict:
     return RecordDict({record: ConfigRecord({key: value})})
 
 
 def _data(tiny: Any, source: str) -> RecordDict:
-    simulation = {**wire.simulation_record(tiny(**{"data.source": source}).arm("cold"), 3)}
-    return RecordDict({wire.SIMULATION: ConfigRecord(simulation)})
+    simulation = {**Simulation.of(tiny(**{"data.source": source}).arm("cold"), 3)}
+    return RecordDict({SIMULATION: ConfigRecord(simulation)})
 
 
 @pytest.mark.parametrize(
     ("key", "value", "record"),
     [
-        ("model", _model(THEIRS), wire.CONFIG),
-        ("model", _model(THEIRS), wire.numbered(wire.CONFIG, 7, 9)),
-        ("local", _mutual(THEIRS), wire.CONFIG),
-        ("teachers", _teachers(THEIRS), wire.CONFIG),
-        ("model", _model("torchvision.models:resnet18"), wire.CONFIG),
-        ("model", _model("torchvision:../weights"), wire.CONFIG),
-        ("model", _model("os:system"), wire.CONFIG),
+        ("model", _model(THEIRS), CONFIG),
+        ("model", _model(THEIRS), numbered(CONFIG, 7, 9)),
+        ("local", _mutual(THEIRS), CONFIG),
+        ("teachers", _teachers(THEIRS), CONFIG),
+        ("model", _model("torchvision.models:resnet18"), CONFIG),
+        ("model", _model("torchvision:../weights"), CONFIG),
+        ("model", _model("os:system"), CONFIG),
     ],
 )
 def test_a_device_looks_up_no_model_that_only_a_message_names(key, value, record, imported):
@@ -96,11 +106,11 @@ def test_a_device_looks_up_no_data_source_that_a_message_names(tiny, imported):
 
 
 @pytest.mark.parametrize(
-    "kind", [wire.HELLO, wire.TRAIN, wire.TEACHER, wire.EVALUATE, wire.LOGITS_QUERY, "train.unheard_of"]
+    "kind", [Hello.type, Train.type, TrainTeacher.type, Evaluate.type, QueryLogits.type, "train.unheard_of"]
 )
 def test_every_message_goes_through_the_gate_first(tiny, kind, imported):
     content = _data(tiny, "digits")
-    content[wire.CONFIG] = ConfigRecord({"model": _model(THEIRS)})
+    content[CONFIG] = ConfigRecord({"model": _model(THEIRS)})
     message = Message(content, 1001, kind)
     message.metadata.__dict__["_message_id"] = "m"
     try:
@@ -169,12 +179,10 @@ def test_a_simulation_looks_up_what_its_experiment_names(tiny, run_arm, imported
     experiment = tiny(model={"name": THEIRS}, **{"rounds.max": 1})
     imported.unlink()  # the experiment's own check tries the model
     del sys.modules["payload_of_a_message"]
-    content = RecordDict(
-        {wire.SIMULATION: ConfigRecord({**wire.simulation_record(experiment.arm("cold"), 3)})}
-    )
-    content[wire.CONFIG] = ConfigRecord({"model": _model(THEIRS)})
+    content = RecordDict({SIMULATION: ConfigRecord({**Simulation.of(experiment.arm("cold"), 3)})})
+    content[CONFIG] = ConfigRecord({"model": _model(THEIRS)})
     check_names(content, _context(**{IN_PROCESS: True}))
-    content[wire.CONFIG] = ConfigRecord({"model": _model("os:system")})
+    content[CONFIG] = ConfigRecord({"model": _model("os:system")})
     with pytest.raises(ParticipantError, match="or one that the experiment names, got 'os:system'"):
         check_names(content, _context(**{IN_PROCESS: True}))
     assert not imported.exists(), "the gate imports nothing itself"

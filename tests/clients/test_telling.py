@@ -14,7 +14,7 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from clients.actors import IN_PROCESS
 from clients.telling import MOST_WARNINGS, tell
-from kdfed import wire
+from kdfed.messages import WARNINGS
 
 log = logging.getLogger("kdfed.something")
 
@@ -35,7 +35,7 @@ def _told(handle: Callable[[], None], **node_config: Any) -> Message:
 
 
 def _texts(handle: Callable[[], None]) -> Any:
-    return _told(handle, **{IN_PROCESS: True}).content.config_records[wire.WARNINGS]["texts"]
+    return _told(handle, **{IN_PROCESS: True}).content.config_records[WARNINGS]["texts"]
 
 
 @pytest.mark.filterwarnings("always")

@@ -13,8 +13,8 @@ from flwr.app import ConfigRecord, Context, RecordDict
 
 from clients.actors import IN_PROCESS
 from clients.names import check_names
-from kdfed import wire
 from kdfed.errors import ParticipantError
+from kdfed.messages import CONFIG, SIMULATION
 from kdfed.named import NamedError
 from kdfed.records import RunFolder
 from simulations.engines import flower
@@ -105,8 +105,8 @@ def test_a_message_names_nothing_but_what_its_experiment_names(record: str, tmp_
         simulation = {"names": json.dumps(names), "folder": str(tmp_path)}
         return RecordDict(
             {
-                wire.SIMULATION: ConfigRecord(dict(simulation)),
-                wire.CONFIG: ConfigRecord({record: json.dumps(settings)}),
+                SIMULATION: ConfigRecord(dict(simulation)),
+                CONFIG: ConfigRecord({record: json.dumps(settings)}),
             }
         )
 

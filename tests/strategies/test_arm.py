@@ -18,8 +18,8 @@ from flwr.serverapp.strategy import (
 )
 
 from clients.client_app import app
-from kdfed import wire
 from kdfed.errors import ConfigError, RunError
+from kdfed.messages import Train
 from simulations.engines.inprocess import InProcessGrid
 from strategies.arm import layers
 
@@ -36,7 +36,7 @@ class Watched(InProcessGrid):
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         messages = list(messages)
-        if messages[0].metadata.message_type == wire.TRAIN:
+        if messages[0].metadata.message_type == Train.type:
             self.steps.append("push")
         return super().push_messages(messages)
 
@@ -135,7 +135,7 @@ class Withholding(InProcessGrid):
             metadata = None if message is None else message.metadata
             return metadata is not None and (metadata.dst_node_id, metadata.message_type) == (
                 1001,
-                wire.TRAIN,
+                Train.type,
             )
 
         return super().pull_messages([i for i in message_ids if not is_held(self._pending.get(i))])

@@ -13,11 +13,33 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, Re
 from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedAvg, FedAvgM, FedMedian, Strategy
 
-from kdfed import wire
 from kdfed.config import Arm
 from kdfed.data import Examples
 from kdfed.distill import VanillaConsolidation
 from kdfed.errors import RunError
+from kdfed.messages import (
+    ARRAYS,
+    COHORTS,
+    CONFIG,
+    METRICS,
+    SIMULATION,
+    Answers,
+    Cohorts,
+    Evaluate,
+    Hello,
+    Train,
+    TrainTeacher,
+    versions,
+)
+from kdfed.metrics import (
+    EVAL_ACCURACY,
+    EVAL_LOSS,
+    LABEL_COUNTS,
+    LOCAL_STEPS,
+    NUM_EXAMPLES,
+    SERVER_STEPS,
+    TRAIN_LOSS,
+)
 from kdfed.models import build_model, state_of
 from kdfed.partitions import UniformPartition
 from kdfed.seeding import sample_participants
@@ -41,32 +63,32 @@ def _participants() -> ClientApp:
 
     @app.query("hello")
     def hello(message: Message, context: Any) -> Message:
-        people = {wire.PARTICIPANTS: PEOPLE, wire.NUM_EXAMPLES: sum(HELD), wire.HELD: HELD}
-        config = {"versions": json.dumps(wire.versions()), wire.DIGEST: "same"}
+        people = {"participants": PEOPLE, NUM_EXAMPLES: sum(HELD), "held": HELD}
+        config = {"versions": json.dumps(versions()), "partition-sha256": "same"}
         return Message(
-            RecordDict({wire.METRICS: MetricRecord(people), wire.CONFIG: ConfigRecord(config)}),
+            RecordDict({METRICS: MetricRecord(people), CONFIG: ConfigRecord(config)}),
             reply_to=message,
         )
 
     def work(message: Message, context: Any) -> Message:
-        (participant,) = wire.Plan.from_lists(message.content[wire.COHORTS]).participants
+        (participant,) = Cohorts.from_record(message.content[COHORTS]).participants
         content = RecordDict()
-        metrics: dict[str, Any] = {wire.NUM_EXAMPLES: HELD[participant]}
+        metrics: dict[str, Any] = {NUM_EXAMPLES: HELD[participant]}
         steps = 0
-        if message.metadata.message_type == wire.EVALUATE:
-            metrics |= {wire.EVAL_LOSS: 1.0, wire.EVAL_ACCURACY: 0.1 * participant}
+        if message.metadata.message_type == Evaluate.type:
+            metrics |= {EVAL_LOSS: 1.0, EVAL_ACCURACY: 0.1 * participant}
         else:
-            state = message.content[wire.ARRAYS].to_torch_state_dict()
+            state = message.content[ARRAYS].to_torch_state_dict()
             moved = {key: value + 0.01 * (participant + 1) for key, value in state.items()}
-            content[wire.ARRAYS] = ArrayRecord(moved)
+            content[ARRAYS] = ArrayRecord(moved)
             steps = 1
-            metrics |= {wire.TRAIN_LOSS: 1.0 + participant, wire.LOCAL_STEPS: steps}
-            if "label-counts" in str(message.content[wire.CONFIG].get("teachers")) and COUNTED:
-                metrics[wire.LABEL_COUNTS] = [10.0, float(participant)]
-        content[wire.METRICS] = MetricRecord(metrics)
-        if wire.SIMULATION in message.content:
-            answers = wire.Answers((participant,), (0,), (steps,), ("",))
-            content[wire.COHORTS] = ConfigRecord(answers.to_lists())
+            metrics |= {TRAIN_LOSS: 1.0 + participant, LOCAL_STEPS: steps}
+            if "label-counts" in str(message.content[CONFIG].get("teachers")) and COUNTED:
+                metrics[LABEL_COUNTS] = [10.0, float(participant)]
+        content[METRICS] = MetricRecord(metrics)
+        if SIMULATION in message.content:
+            answers = Answers((participant,), (0,), (steps,), ("",))
+            content[COHORTS] = ConfigRecord(answers.to_record())
         return Message(content, reply_to=message)
 
     app.train()(work)
@@ -82,7 +104,7 @@ Lie = Callable[[RecordDict], None]
 class Lying(InProcessGrid):
     """One participant's replies are changed, or, without a lie, lost."""
 
-    def __init__(self, lie: Lie | None, message_type: str = wire.TRAIN, liar: int = LIAR) -> None:
+    def __init__(self, lie: Lie | None, message_type: str = Train.type, liar: int = LIAR) -> None:
         super().__init__(_participants(), PEOPLE)
         self.lie, self.message_type, self.liar = lie, message_type, liar
 
@@ -90,8 +112,8 @@ class Lying(InProcessGrid):
         reply = super()._handle(message)
         if message.metadata.message_type != self.message_type:
             return reply
-        if self.message_type != wire.HELLO:
-            plan = wire.Plan.from_lists(message.content[wire.COHORTS])
+        if self.message_type != Hello.type:
+            plan = Cohorts.from_record(message.content[COHORTS])
             if plan.participants != (self.liar,):
                 return reply
         if self.lie is None:
@@ -133,23 +155,23 @@ def _run(
 
 def _says(key: str, value: Any) -> Lie:
     def lie(content: RecordDict) -> None:
-        content[wire.METRICS][key] = value
-        if key == wire.LOCAL_STEPS and wire.COHORTS in content:
-            content[wire.COHORTS][wire.LOCAL_STEPS] = [value]
+        content[METRICS][key] = value
+        if key == LOCAL_STEPS and COHORTS in content:
+            content[COHORTS][LOCAL_STEPS] = [value]
 
     return lie
 
 
 def _weights(change: Callable[[np.ndarray], Any]) -> Lie:
     def lie(content: RecordDict) -> None:
-        for key, array in content[wire.ARRAYS].items():
-            content[wire.ARRAYS][key] = Array(np.asarray(change(array.numpy()), np.float32))
+        for key, array in content[ARRAYS].items():
+            content[ARRAYS][key] = Array(np.asarray(change(array.numpy()), np.float32))
 
     return lie
 
 
 def _padded(content: RecordDict) -> None:
-    for array in content[wire.ARRAYS].values():
+    for array in content[ARRAYS].values():
         array.data += bytes(100_000)
 
 
@@ -160,29 +182,29 @@ def _many_records(content: RecordDict) -> None:
 
 def _answers(**changes: Any) -> Lie:
     def lie(content: RecordDict) -> None:
-        content[wire.COHORTS] = ConfigRecord({**content[wire.COHORTS], **changes})
+        content[COHORTS] = ConfigRecord({**content[COHORTS], **changes})
 
     return lie
 
 
 LIES: dict[str, tuple[Lie, str]] = {
-    "a billion examples": (_says(wire.NUM_EXAMPLES, 10**12), "num-examples, got 1000000000000"),
-    "examples beyond float64": (_says(wire.NUM_EXAMPLES, 1.7e308), "a whole number, got 1.7e+308"),
-    "half an example": (_says(wire.NUM_EXAMPLES, 0.5), "a whole number, got 0.5"),
-    "less than nothing": (_says(wire.NUM_EXAMPLES, -4), "above 0"),
-    "steps below zero": (_says(wire.LOCAL_STEPS, -5), "at least 0, got -5"),
+    "a billion examples": (_says(NUM_EXAMPLES, 10**12), "num-examples, got 1000000000000"),
+    "examples beyond float64": (_says(NUM_EXAMPLES, 1.7e308), "a whole number, got 1.7e+308"),
+    "half an example": (_says(NUM_EXAMPLES, 0.5), "a whole number, got 0.5"),
+    "less than nothing": (_says(NUM_EXAMPLES, -4), "above 0"),
+    "steps below zero": (_says(LOCAL_STEPS, -5), "at least 0, got -5"),
     "all steps there are": (
-        _says(wire.LOCAL_STEPS, 2**63 - 1),
+        _says(LOCAL_STEPS, 2**63 - 1),
         "which the settings allow, got 9223372036854775807",
     ),
-    "a few steps more": (_says(wire.LOCAL_STEPS, 3), "expected at most 2 local-steps"),
-    "a loss beyond measure": (_says(wire.TRAIN_LOSS, 1e300), "expected train-loss at most 1e+30 in size"),
-    "a loss that is none": (_says(wire.TRAIN_LOSS, float("nan")), "not finite: train-loss"),
+    "a few steps more": (_says(LOCAL_STEPS, 3), "expected at most 2 local-steps"),
+    "a loss beyond measure": (_says(TRAIN_LOSS, 1e300), "expected train-loss at most 1e+30 in size"),
+    "a loss that is none": (_says(TRAIN_LOSS, float("nan")), "not finite: train-loss"),
     "endless metrics": (_says("more", [0.0] * 100_001), "expected at most 100000 numbers"),
-    "no number at all": (_says(wire.TRAIN_LOSS, []), "expected a number as train-loss, got []"),
-    "two losses": (_says(wire.TRAIN_LOSS, [0.1, 0.2]), "expected a number as train-loss"),
+    "no number at all": (_says(TRAIN_LOSS, []), "expected a number as train-loss, got []"),
+    "two losses": (_says(TRAIN_LOSS, [0.1, 0.2]), "expected a number as train-loss"),
     "an empty list": (_says("more", []), "expected a number as more, got []"),
-    "what only the server does": (_says(wire.SERVER_STEPS, 10**15), "expected no server-steps"),
+    "what only the server does": (_says(SERVER_STEPS, 10**15), "expected no server-steps"),
     "a name without end": (_says("x" * 1000, 1.0), "at most 200 characters, got 1000"),
     "bytes behind the numbers": (_padded, "bytes for"),
     "endless records": (_many_records, "expected at most 102 records"),
@@ -192,20 +214,20 @@ LIES: dict[str, tuple[Lie, str]] = {
 }
 TOLD: dict[str, tuple[Lie, str]] = {  # what only a simulation's node can say
     "one more than at hello": (
-        _says(wire.NUM_EXAMPLES, HELD[LIAR] + 1),
+        _says(NUM_EXAMPLES, HELD[LIAR] + 1),
         "expected at most 13 as num-examples",
     ),
     "a result far away": (_answers(results=[2**31]), "numbered from 0"),
     "somebody else": (_answers(participants=[0]), "expected answers of 1 participants"),
     "somebody twice": (
-        _answers(participants=[3, 3], results=[0, 0], reasons=["", ""], **{wire.LOCAL_STEPS: [1, 1]}),
+        _answers(participants=[3, 3], results=[0, 0], reasons=["", ""], **{LOCAL_STEPS: [1, 1]}),
         "expected answers of 1 participants",
     ),
     "other steps than told": (
-        _answers(**{wire.LOCAL_STEPS: [2]}),
+        _answers(**{LOCAL_STEPS: [2]}),
         "the same local-steps in metrics and answers",
     ),
-    "half a step": (_answers(**{wire.LOCAL_STEPS: [0.5]}), "expected int in the list local-steps"),
+    "half a step": (_answers(**{LOCAL_STEPS: [0.5]}), "expected int in the list local-steps"),
     "no reason": (_answers(results=[-1], reasons=[""]), "no reason was given"),
     "an endless reason": (_answers(results=[-1], reasons=["x\n" * 10**6]), "x"),
     "half a character": (_answers(results=[-1], reasons=["out \ud800 of\nreach"]), "out of reach"),
@@ -249,12 +271,12 @@ def test_a_weight_of_ones_own_that_cannot_be_costs_only_who_says_it(weight):
     class Grid(Lying):
         def _handle(self, message: Message) -> Message:
             reply = super()._handle(message)
-            if message.metadata.message_type == wire.TRAIN:
-                reply.content[wire.METRICS].setdefault("trust", 2.0)
-                if wire.Plan.from_lists(message.content[wire.COHORTS]).participants == (LIAR,):
-                    reply.content[wire.METRICS]["trust"] = 2.0 if weight is None else weight
+            if message.metadata.message_type == Train.type:
+                reply.content[METRICS].setdefault("trust", 2.0)
+                if Cohorts.from_record(message.content[COHORTS]).participants == (LIAR,):
+                    reply.content[METRICS]["trust"] = 2.0 if weight is None else weight
                     if weight is None:
-                        del reply.content[wire.METRICS]["trust"]
+                        del reply.content[METRICS]["trust"]
             return reply
 
     strategy = FedAvg(
@@ -292,12 +314,12 @@ def test_more_examples_than_the_server_allows_are_refused(kind):
 @pytest.mark.parametrize(
     ("lie", "message"),
     [
-        (_says(wire.PARTICIPANTS, 10**9), r"expected 5 participants, got 1000000000 .* from node"),
-        (_says(wire.HELD, [10**12] * 5), r"got 1000000000000 to 1000000000000"),
-        (_says(wire.HELD, [-1, 21, 12, 13, 14]), "got -1 to 21"),
-        (_says(wire.NUM_EXAMPLES, 10**12), "1000000000000 in all"),
-        (_says(wire.HELD, [60.0]), "expected every node to tell"),
-        (_says(wire.HELD, [10, 12, 11, 13, 14]), "expected every node to hold the same partition"),
+        (_says("participants", 10**9), r"expected 5 participants, got 1000000000 .* from node"),
+        (_says("held", [10**12] * 5), r"got 1000000000000 to 1000000000000"),
+        (_says("held", [-1, 21, 12, 13, 14]), "got -1 to 21"),
+        (_says(NUM_EXAMPLES, 10**12), "1000000000000 in all"),
+        (_says("held", [60.0]), "expected every node to tell"),
+        (_says("held", [10, 12, 11, 13, 14]), "expected every node to hold the same partition"),
     ],
 )
 def test_a_hello_that_cannot_be_is_refused(lie, message):
@@ -305,7 +327,7 @@ def test_a_hello_that_cannot_be_is_refused(lie, message):
         grid.lie = lambda content: None
         lie(content)
 
-    grid = Lying(of_the_first, wire.HELLO)
+    grid = Lying(of_the_first, Hello.type)
     with pytest.raises(RunError, match=message):
         _run("mean", grid)
 
@@ -315,7 +337,7 @@ def test_where_all_weights_are_huge_the_round_fails_and_names_them(kind):
     class Huge(Lying):
         def _handle(self, message: Message) -> Message:
             reply = InProcessGrid._handle(self, message)
-            if message.metadata.message_type == wire.TRAIN:
+            if message.metadata.message_type == Train.type:
                 _weights(lambda w: w * 0 + 1e30)(reply.content)
             return reply
 
@@ -360,7 +382,7 @@ def _counted(teachers: TeacherSettings) -> dict[str, Any]:
     ],
 )
 def test_label_counts_that_cannot_be_cost_only_who_sent_them(kind, counts, reason):
-    grid = Lying(_says(wire.LABEL_COUNTS, counts), wire.TEACHER)
+    grid = Lying(_says(LABEL_COUNTS, counts), TrainTeacher.type)
     start = _run(kind, grid, **_counted(EXACT)).records[0]
     ((absent),) = start.absent
     assert (absent.participant, start.answered) == (LIAR, PEOPLE - 1)
@@ -371,7 +393,7 @@ def test_label_counts_that_cannot_be_cost_only_who_sent_them(kind, counts, reaso
 @pytest.mark.parametrize("place", [0, 1])
 def test_of_two_the_one_with_a_count_too_much_is_left_out_whoever_comes_first(kind, place):
     liar = TWO[place]
-    grid = Lying(_says(wire.LABEL_COUNTS, [1.0] * 3), wire.TEACHER, liar=liar)
+    grid = Lying(_says(LABEL_COUNTS, [1.0] * 3), TrainTeacher.type, liar=liar)
     start = _run(kind, grid, **_counted(EXACT.model_copy(update={"count": 2}))).records[0]
     assert [absent.participant for absent in start.absent] == [liar]
     assert start.answered == 1
@@ -382,34 +404,34 @@ def test_of_two_the_one_with_a_count_too_much_is_left_out_whoever_comes_first(ki
 )
 def test_noisy_label_counts_may_be_negative_and_broken_but_not_beyond_the_noise(counts, absent):
     """Of scale 2: each count within 80 of the truth, and the sum within 80 sqrt(2) = 113."""
-    grid = Lying(_says(wire.LABEL_COUNTS, counts), wire.TEACHER)
+    grid = Lying(_says(LABEL_COUNTS, counts), TrainTeacher.type)
     start = _run("each", grid, **_counted(NOISY)).records[0]
     assert [left.participant for left in start.absent] == absent
 
 
 @pytest.mark.parametrize("kind", ["each", "devices"])
 def test_a_teacher_with_huge_weights_is_not_averaged(kind):
-    grid = Lying(_weights(lambda w: w * 0 + 1e30), wire.TEACHER)
+    grid = Lying(_weights(lambda w: w * 0 + 1e30), TrainTeacher.type)
     result = _run(kind, grid, start="averaged", rounds=0)
     ((absent),) = result.records[0].absent
     assert (absent.participant, "weights too far" in absent.reason) == (LIAR, True)
-    assert _same(result, _run(kind, Lying(None, wire.TEACHER), start="averaged", rounds=0))
+    assert _same(result, _run(kind, Lying(None, TrainTeacher.type), start="averaged", rounds=0))
 
 
 @pytest.mark.parametrize("kind", ["mean", "devices"])
 @pytest.mark.parametrize(
     "lie",
     [
-        _says(wire.EVAL_ACCURACY, 5.0),
-        _says(wire.EVAL_ACCURACY, -1e9),
-        _says(wire.EVAL_LOSS, 1e300),
-        _says(wire.NUM_EXAMPLES, 10**12),
+        _says(EVAL_ACCURACY, 5.0),
+        _says(EVAL_ACCURACY, -1e9),
+        _says(EVAL_LOSS, 1e300),
+        _says(NUM_EXAMPLES, 10**12),
     ],
 )
 def test_an_evaluation_that_cannot_be_is_not_in_the_mean(kind, lie):
     def evaluated(lie: Lie | None) -> Any:
         strategy = KINDS[kind][0](min_train_nodes=1, min_evaluate_nodes=1, min_available_nodes=1)
-        return _run(kind, Lying(lie, wire.EVALUATE), strategy=strategy).evaluate_metrics_clientapp[1]
+        return _run(kind, Lying(lie, Evaluate.type), strategy=strategy).evaluate_metrics_clientapp[1]
 
     assert dict(evaluated(lie)) == dict(evaluated(None))
 
@@ -417,7 +439,7 @@ def test_an_evaluation_that_cannot_be_is_not_in_the_mean(kind, lie):
 def test_of_two_with_other_metrics_the_one_that_says_what_ours_say_stays():
     teachers = TeacherSettings(count=2)
     for liar in TWO:
-        grid = Lying(_says("extra", 1.0), wire.TEACHER, liar=liar)
+        grid = Lying(_says("extra", 1.0), TrainTeacher.type, liar=liar)
         start = _run("each", grid, start="averaged", teachers=teachers, rounds=0).records[0]
         assert [(a.participant, a.reason[:24]) for a in start.absent] == [(liar, "other metrics than most:")]
 
@@ -435,7 +457,7 @@ def _counting(**options: Any) -> tuple[FedAvg, list[int]]:
 
 def test_a_weight_of_another_name_weighs_every_participant():
     """Weights are those of train-loss, 1 to 5: the mean step is 0.01 (1 + 4 + 9 + 16 + 25) / 15 = 0.0367."""
-    strategy, _ = _counting(weighted_by_key=wire.TRAIN_LOSS)
+    strategy, _ = _counting(weighted_by_key=TRAIN_LOSS)
     start = _run("mean", Lying(None), strategy=strategy, rounds=0).arrays.to_torch_state_dict()
     moved = _run("mean", InProcessGrid(_participants(), PEOPLE), strategy=strategy).arrays
     for key, value in moved.to_torch_state_dict().items():
@@ -447,7 +469,7 @@ def test_a_function_of_ones_own_gets_every_participants_metrics(kind):
     seen: list[list[int]] = []
 
     def aggregate(records: list[RecordDict], key: str) -> MetricRecord:
-        seen.append([record[wire.METRICS][wire.NUM_EXAMPLES] for record in records])
+        seen.append([record[METRICS][NUM_EXAMPLES] for record in records])
         return MetricRecord({"count": len(records)})
 
     trained, _ = _counting(train_metrics_aggr_fn=aggregate)

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from clients.client_app import app
-from kdfed import wire
 from kdfed.consensus import DIGESTS, entropy_reduction, mean_logits
 from kdfed.data import Examples, prepare
 from kdfed.errors import ConfigError
 from kdfed.local import PLAIN
+from kdfed.messages import SIMULATION, QueryLogits
 from kdfed.models import build_model, state_of
 from kdfed.partition import partition_of
 from kdfed.preflight import check_data
@@ -133,7 +133,7 @@ class _Listening(InProcessGrid):
     def push_messages(self, messages):
         messages = list(messages)
         for message in messages:
-            if message.metadata.message_type == wire.LOGITS_QUERY:
+            if message.metadata.message_type == QueryLogits.type:
                 self.heard += [
                     r.to_torch_state_dict()
                     for k, r in message.content.array_records.items()
@@ -167,8 +167,8 @@ class _Lossy(InProcessGrid):
     def push_messages(self, messages):
         messages = list(messages)
         for count, message in enumerate(messages):
-            record = message.content.config_records.get(wire.SIMULATION)
-            if record is not None and message.metadata.message_type == wire.LOGITS_QUERY:
+            record = message.content.config_records.get(SIMULATION)
+            if record is not None and message.metadata.message_type == QueryLogits.type:
                 record["store"] = f"{record['store']}-{id(message)}-{count}"
         return super().push_messages(messages)
 

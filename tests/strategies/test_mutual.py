@@ -13,9 +13,9 @@ from flwr.app import Message
 from safetensors.torch import load_file
 
 from clients.client_app import app
-from clients.participant import participants_of
-from kdfed import wire
+from clients.participants import participants_of
 from kdfed.errors import RunError
+from kdfed.messages import Simulation
 from kdfed.models import build_model, load_state
 from kdfed.task import CLASSIFICATION
 from kdfed.train import evaluate
@@ -76,7 +76,7 @@ def _personal_accuracies(run_arm: Any, experiment: Any, folder: Path) -> list[fl
     """Run an experiment; return how well each participant's personal model does on its own examples."""
     grid = InProcessGrid(app, 2)
     run_arm(experiment, grid=grid)
-    simulation = wire.simulation_record(experiment.arm("cold"), experiment.seeds[0])
+    simulation = Simulation.of(experiment.arm("cold"), experiment.seeds[0])
     participants = participants_of(simulation, next(iter(grid._contexts.values())))
     data, accuracies = participants.data, []
     model = build_model(experiment.local.model, data.input_shape, data.classes, 0)
@@ -160,4 +160,4 @@ def test_a_participant_that_fails_costs_only_itself_and_the_others_keep_the_same
 def test_a_run_that_gives_participants_no_place_is_refused(tiny, run_arm):
     experiment = tiny(**MUTUAL)
     with pytest.raises(RunError, match=r"expected a place where participants can keep a model"):
-        run_arm(experiment, simulation=wire.simulation_record(experiment.arm("cold"), 3))
+        run_arm(experiment, simulation=Simulation.of(experiment.arm("cold"), 3))

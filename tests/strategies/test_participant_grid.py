@@ -18,12 +18,25 @@ from flwr.serverapp.strategy import FedAvg, Strategy
 from flwr.serverapp.strategy.strategy_utils import sample_nodes
 
 import clients.client_app
-import clients.participant
+import clients.participants
 from clients.client_app import app
-from clients.participant import SimulatedParticipants
-from kdfed import wire
-from kdfed.errors import RunError, MessageError
+from clients.participants import SimulatedParticipants
+from kdfed.arrays import spec_of
+from kdfed.errors import MessageError, RunError
 from kdfed.ledger import Ledger
+from kdfed.messages import (
+    ARRAYS,
+    COHORTS,
+    CONFIG,
+    METRICS,
+    Answers,
+    Cohorts,
+    Hello,
+    Train,
+    TrainTeacher,
+    numbered,
+)
+from kdfed.metrics import LOCAL_STEPS, NUM_EXAMPLES, TRAIN_LOSS
 from simulations.engines.inprocess import InProcessGrid
 from simulations.engines.local_grid import error_reply
 from strategies.participant_grid import ParticipantGrid
@@ -41,25 +54,25 @@ class Recording(InProcessGrid):
         self.sent += messages
         return super().push_messages(messages)
 
-    def plans(self, message_type: str) -> list[wire.Plan]:
+    def plans(self, message_type: str) -> list[Cohorts]:
         found = [m for m in self.sent if m.metadata.message_type == message_type]
-        return [wire.Plan.from_lists(m.content.config_records[wire.COHORTS]) for m in found]
+        return [Cohorts.from_record(m.content.config_records[COHORTS]) for m in found]
 
 
 def test_one_message_a_node_carries_the_shared_arrays_once(tiny, run_arm):
     grid = Recording(app, 2)
     run_arm(tiny(**{"rounds.max": 1}), grid=grid)
-    sent = [m for m in grid.sent if m.metadata.message_type == wire.TRAIN]
+    sent = [m for m in grid.sent if m.metadata.message_type == Train.type]
     assert len(sent) == 2
     assert [len(m.content.array_records) for m in sent] == [1, 1]
-    assert [plan.cohorts for plan in grid.plans(wire.TRAIN)] == [((0, 1), (2, 3)), ((4,),)]
+    assert [plan.cohorts for plan in grid.plans(Train.type)] == [((0, 1), (2, 3)), ((4,),)]
 
 
 @pytest.mark.parametrize("nodes", [1, 3])
 def test_cohorts_do_not_depend_on_nodes(tiny, run_arm, nodes):
     grid = Recording(app, nodes)
     run_arm(tiny(**{"rounds.max": 1}), grid=grid)
-    cohorts = sorted(cohort for plan in grid.plans(wire.TRAIN) for cohort in plan.cohorts)
+    cohorts = sorted(cohort for plan in grid.plans(Train.type) for cohort in plan.cohorts)
     assert cohorts == [(0, 1), (2, 3), (4,)]
 
 
@@ -223,7 +236,7 @@ class Withholding(InProcessGrid):
 
 def test_a_reply_after_the_deadline_is_named_late_and_never_aggregated(tiny, run_arm):
     experiment = tiny(**{"server.deadlines.train": 0.5, "rounds.max": 3})
-    grid = Withholding(app, 3, node=1002, message_type=wire.TRAIN)
+    grid = Withholding(app, 3, node=1002, message_type=Train.type)
 
     def release(record: Any) -> None:
         if record.round == 2:
@@ -253,8 +266,8 @@ class Deaf(InProcessGrid):
     """One node's work always ends in an error reply."""
 
     def _handle(self, message: Message) -> Message:
-        if message.metadata.dst_node_id == 1001 and message.metadata.message_type == wire.TRAIN:
-            message.content.config_records.pop(wire.COHORTS)
+        if message.metadata.dst_node_id == 1001 and message.metadata.message_type == Train.type:
+            message.content.config_records.pop(COHORTS)
         return super()._handle(message)
 
 
@@ -267,14 +280,14 @@ def test_an_error_reply_of_a_node_costs_its_participants_only(tiny, run_arm):
 class Tampering(InProcessGrid):
     """Changes one participant's reply; cohorts must hold one participant each."""
 
-    def __init__(self, *args: Any, tamper: Any, message_type: str = wire.TRAIN) -> None:
+    def __init__(self, *args: Any, tamper: Any, message_type: str = Train.type) -> None:
         super().__init__(*args)
         self.tamper, self.message_type = tamper, message_type
 
     def _handle(self, message: Message) -> Message:
         reply = super()._handle(message)
         if message.metadata.message_type == self.message_type:
-            plan = wire.Plan.from_lists(message.content.config_records[wire.COHORTS])
+            plan = Cohorts.from_record(message.content.config_records[COHORTS])
             if 3 in plan.participants:
                 count = len(plan.participants)
                 self.tamper(reply.content, plan.participants.index(3), count)
@@ -282,26 +295,26 @@ class Tampering(InProcessGrid):
 
 
 def _corrupt_bytes(content: Any, index: int, count: int) -> None:
-    record = content[wire.numbered("arrays", index, count)]
+    record = content[numbered("arrays", index, count)]
     record[next(iter(record))].data = b"nonsense"
 
 
 def _extra_metric(content: Any, index: int, count: int) -> None:
-    content[wire.numbered("metrics", index, count)]["extra"] = 1.0
+    content[numbered("metrics", index, count)]["extra"] = 1.0
 
 
 def _endless_loss(content: Any, index: int, count: int) -> None:
-    content[wire.numbered("metrics", index, count)]["train-loss"] = float("inf")
+    content[numbered("metrics", index, count)]["train-loss"] = float("inf")
 
 
 def _other_shape(content: Any, index: int, count: int) -> None:
-    record = content[wire.numbered("arrays", index, count)]
+    record = content[numbered("arrays", index, count)]
     key = next(iter(record))
     record[key] = Array(record[key].numpy()[:1])
 
 
 def _words_as_loss(content: Any, index: int, count: int) -> None:
-    content[wire.numbered("metrics", index, count)]["train-loss"] = [0.5]
+    content[numbered("metrics", index, count)]["train-loss"] = [0.5]
 
 
 @pytest.mark.parametrize(
@@ -335,7 +348,7 @@ def test_a_metric_that_only_one_cohort_sends_is_its_own_in_the_mean(tiny, run_ar
 
 def test_a_reply_that_cannot_be_read_costs_its_participants(tiny, run_arm):
     def unreadable(content: Any, index: int, count: int) -> None:
-        content.config_records.pop(wire.COHORTS)
+        content.config_records.pop(COHORTS)
 
     record = run_arm(tiny(**{"rounds.max": 1}), grid=Tampering(app, 3, tamper=unreadable)).records[1]
     assert [absent.participant for absent in record.absent] == [2, 3]
@@ -344,11 +357,11 @@ def test_a_reply_that_cannot_be_read_costs_its_participants(tiny, run_arm):
 
 def test_a_teacher_that_overflows_is_left_out_of_the_ensemble(tiny, run_arm):
     def huge(content: Any, index: int, count: int) -> None:
-        record = content[wire.numbered("arrays", index, count)]
+        record = content[numbered("arrays", index, count)]
         for key, array in record.items():
             record[key] = Array(array.numpy() * 0 + 3e38)
 
-    grid = Tampering(app, 2, tamper=huge, message_type=wire.TEACHER)
+    grid = Tampering(app, 2, tamper=huge, message_type=TrainTeacher.type)
     unbounded = {"rounds.max": 0, "server.update-bound": 1e60}
     start = run_arm(tiny(**unbounded), "consolidated", grid=grid).records[0]
     assert start.answered == 4
@@ -357,7 +370,7 @@ def test_a_teacher_that_overflows_is_left_out_of_the_ensemble(tiny, run_arm):
 
 def test_models_of_a_round_that_overflow_together_are_named_with_advice_that_fits(tiny, run_arm):
     def huge(content: Any, index: int, count: int) -> None:
-        record = content[wire.numbered("arrays", index, count)]
+        record = content[numbered("arrays", index, count)]
         for key, array in record.items():
             record[key] = Array(array.numpy() * 0 + 1e38)
 
@@ -417,8 +430,8 @@ def test_nodes_with_different_data_are_noticed(tiny, run_arm):
     class TwoWorlds(InProcessGrid):
         def _handle(self, message: Message) -> Message:
             reply = super()._handle(message)
-            if message.metadata.message_type == wire.HELLO and message.metadata.dst_node_id == 1002:
-                reply.content[wire.CONFIG][wire.DIGEST] = digest
+            if message.metadata.message_type == Hello.type and message.metadata.dst_node_id == 1002:
+                reply.content[CONFIG]["partition-sha256"] = digest
             return reply
 
     digest: Any = "abc"
@@ -438,7 +451,7 @@ def test_a_node_with_other_versions_is_refused(tiny, run_arm, monkeypatch):
 
 
 def test_an_evaluation_trip_goes_only_to_those_who_are_not_busy(tiny, run_arm):
-    grid = Withholding(app, 3, node=1002, message_type=wire.TRAIN)
+    grid = Withholding(app, 3, node=1002, message_type=Train.type)
     experiment = tiny(**{"server.deadlines.train": 0.3, "rounds.max": 1})
     strategy = FedAvg(min_train_nodes=1, min_evaluate_nodes=1, min_available_nodes=1)
     result = run_arm(experiment, grid=grid, strategy=strategy)
@@ -500,27 +513,27 @@ def _instant_app() -> ClientApp:
 
     @instant.train()
     def train(message: Message, context: Any) -> Message:
-        plan = wire.Plan.from_lists(message.content.config_records[wire.COHORTS])
+        plan = Cohorts.from_record(message.content.config_records[COHORTS])
         count = len(plan.cohorts)
         content = RecordDict()
         rows = []
         for index, cohort in enumerate(plan.cohorts):
-            content[wire.numbered(wire.ARRAYS, index, count)] = message.content[wire.ARRAYS]
-            content[wire.numbered(wire.METRICS, index, count)] = MetricRecord(
-                {wire.NUM_EXAMPLES: 2 * len(cohort), wire.TRAIN_LOSS: 1.0, wire.LOCAL_STEPS: len(cohort)}
+            content[numbered(ARRAYS, index, count)] = message.content[ARRAYS]
+            content[numbered(METRICS, index, count)] = MetricRecord(
+                {NUM_EXAMPLES: 2 * len(cohort), TRAIN_LOSS: 1.0, LOCAL_STEPS: len(cohort)}
             )
             rows += [(participant, index, 1, "") for participant in cohort]
-        content[wire.COHORTS] = ConfigRecord(wire.Answers(*zip(*rows, strict=True)).to_lists())
+        content[COHORTS] = Answers(*zip(*rows, strict=True)).to_record()
         return Message(content, reply_to=message)
 
     return instant
 
 
 def _round(grid: ParticipantGrid, participants: int, arrays: ArrayRecord) -> list[Message]:
-    spec = wire.spec_of(arrays.to_torch_state_dict())
+    spec = spec_of(arrays.to_torch_state_dict())
     grid.select(range(participants), phase="rounds", round_number=1, spec_of=lambda participant: spec)
-    content = RecordDict({wire.ARRAYS: arrays, wire.CONFIG: ConfigRecord({"seed": 0})})
-    messages = [Message(content, participant, wire.TRAIN) for participant in grid.get_node_ids()]
+    content = RecordDict({ARRAYS: arrays, CONFIG: ConfigRecord({"seed": 0})})
+    messages = [Message(content, participant, Train.type) for participant in grid.get_node_ids()]
     return list(grid.send_and_receive(messages, timeout=60))
 
 
@@ -561,13 +574,13 @@ def test_a_round_of_many_participants_is_one_mean(participants):
     network = InProcessGrid(_instant_app(), 2)
     grid = ParticipantGrid(network, cohort_size=8, ledger=Ledger(), reply="mean", simulation={"seed": 0})
     (reply,) = _round(grid, participants, arrays)
-    assert reply.content[wire.METRICS] == {
-        wire.NUM_EXAMPLES: 2 * participants,
-        wire.LOCAL_STEPS: participants,
-        wire.TRAIN_LOSS: 1.0,
+    assert reply.content[METRICS] == {
+        NUM_EXAMPLES: 2 * participants,
+        LOCAL_STEPS: participants,
+        TRAIN_LOSS: 1.0,
     }
     assert grid.ledger.totals().participant_uploads == participants
-    for key, array in reply.content[wire.ARRAYS].items():
+    for key, array in reply.content[ARRAYS].items():
         np.testing.assert_array_equal(array.numpy(), arrays[key].numpy())
 
 
@@ -582,7 +595,7 @@ def test_the_first_result_is_summed_before_the_last_arrives_and_then_dropped():
     ]
     (reply,) = _round(grid, 6, arrays)
     assert network.seen == [[(3, [0, 0, 0])], [(3, [0, 0, 1])], [(2, [0, 1])]]
-    assert reply.content[wire.METRICS][wire.NUM_EXAMPLES] == 12
+    assert reply.content[METRICS][NUM_EXAMPLES] == 12
 
 
 class OneByOne(InProcessGrid):
@@ -619,8 +632,8 @@ def test_work_for_meanwhile_runs_between_sending_and_looking_for_replies():
     grid.select(
         [0, 1, 2], phase="rounds", round_number=1, spec_of=lambda participant: {"w": ((4,), "float32")}
     )
-    content = RecordDict({wire.ARRAYS: arrays})
-    messages = [Message(content, participant, wire.TRAIN) for participant in range(3)]
+    content = RecordDict({ARRAYS: arrays})
+    messages = [Message(content, participant, Train.type) for participant in range(3)]
     grid.send_and_receive(messages, timeout=0, meanwhile=lambda: order.append("meanwhile"))
     assert order == ["push", "push", "meanwhile", "pull"]
     assert grid.report.answered == [0, 1, 2], "however long it took, there is one look"
@@ -699,7 +712,7 @@ class Dying(InProcessGrid):
     died = 0
 
     def _handle(self, message: Message) -> Message:
-        if message.metadata.dst_node_id == 1001 and message.metadata.message_type == wire.TRAIN:
+        if message.metadata.dst_node_id == 1001 and message.metadata.message_type == Train.type:
             self.died += 1
             return error_reply(message, f"{RAY_DIED} {self.died}")
         return super()._handle(message)
@@ -719,8 +732,8 @@ def test_why_nobody_answers_hello_is_one_line_too(tiny, run_arm, monkeypatch, ca
     def prepare(*args: Any) -> Any:
         raise OSError("no disk\n" + "x" * 10_000)
 
-    monkeypatch.setattr("clients.participant.prepare", prepare)
-    clients.participant._simulated.cache_clear()
+    monkeypatch.setattr("clients.participants.prepare", prepare)
+    clients.participants._simulated.cache_clear()
     with pytest.raises(RunError, match="expected an answer to hello from a node, got none: OSError: no disk"):
         run_arm(tiny())
     assert any("Traceback" in text and "x" * 3_000 in text for text in caplog.messages)

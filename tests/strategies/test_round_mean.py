@@ -11,10 +11,12 @@ from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp.strategy import FedAvg
 from flwr.supercore.task_identity import TaskIdentity
 
-from kdfed import wire
+from kdfed.arrays import Spec
+from kdfed.messages import ARRAYS, METRICS, Train
+from kdfed.metrics import LOCAL_STEPS, NUM_EXAMPLES, TRAIN_LOSS
 from strategies.round_mean import RoundMean, problem_with_arrays
 
-SPEC: wire.Spec = {
+SPEC: Spec = {
     "weight": ((3, 4, 2), "float32"),
     "bias": ((5,), "float64"),
     "half": ((2,), "float16"),
@@ -29,11 +31,9 @@ def _result(seed: int, **metrics: Any) -> RecordDict:
         key: Array(np.asarray(10 * generator.standard_normal(shape), dtype=dtype))
         for key, (shape, dtype) in SPEC.items()
     }
-    numbers = {wire.NUM_EXAMPLES: int(generator.integers(1, 90)), wire.TRAIN_LOSS: float(generator.random())}
-    steps = {wire.LOCAL_STEPS: int(generator.integers(0, 50))}
-    return RecordDict(
-        {wire.ARRAYS: ArrayRecord(arrays), wire.METRICS: MetricRecord({**numbers, **steps, **metrics})}
-    )
+    numbers = {NUM_EXAMPLES: int(generator.integers(1, 90)), TRAIN_LOSS: float(generator.random())}
+    steps = {LOCAL_STEPS: int(generator.integers(0, 50))}
+    return RecordDict({ARRAYS: ArrayRecord(arrays), METRICS: MetricRecord({**numbers, **steps, **metrics})})
 
 
 def _mean(results: list[RecordDict]) -> RecordDict:
@@ -44,24 +44,24 @@ def _mean(results: list[RecordDict]) -> RecordDict:
 
 def test_one_result_is_its_own_mean():
     result, mean = _result(1), _mean([_result(1)])
-    for key, array in result[wire.ARRAYS].items():
+    for key, array in result[ARRAYS].items():
         exact = key != "bias"  # float64 has no digits to spare for the weight
-        np.testing.assert_allclose(mean[wire.ARRAYS][key].numpy(), array.numpy(), rtol=0 if exact else 1e-15)
-    assert dict(mean[wire.METRICS]) == dict(result[wire.METRICS])
+        np.testing.assert_allclose(mean[ARRAYS][key].numpy(), array.numpy(), rtol=0 if exact else 1e-15)
+    assert dict(mean[METRICS]) == dict(result[METRICS])
 
 
 def test_a_worked_number():
     """(1 * 2 + 3 * 4) / 4 = 3.5; the counter (1 * 2 + 3 * 4) / 4 = 3.5 is rounded to even, 4."""
-    spec: wire.Spec = {"w": ((1,), "float32"), "n": ((), "int64")}
+    spec: Spec = {"w": ((1,), "float32"), "n": ((), "int64")}
     mean = RoundMean(spec)
     for weight, value in ((1, 2), (3, 4)):
         arrays = ArrayRecord({"w": Array(np.array([value], np.float32)), "n": Array(np.array(value))})
-        metrics = MetricRecord({wire.NUM_EXAMPLES: weight, wire.LOCAL_STEPS: 5, "extra": float(value)})
-        mean.add(RecordDict({wire.ARRAYS: arrays, wire.METRICS: metrics}))
+        metrics = MetricRecord({NUM_EXAMPLES: weight, LOCAL_STEPS: 5, "extra": float(value)})
+        mean.add(RecordDict({ARRAYS: arrays, METRICS: metrics}))
     result = mean.result()
-    assert result[wire.ARRAYS]["w"].numpy().tolist() == [3.5]
-    assert result[wire.ARRAYS]["n"].numpy() == 4
-    assert dict(result[wire.METRICS]) == {wire.NUM_EXAMPLES: 4, wire.LOCAL_STEPS: 10, "extra": 3.5}
+    assert result[ARRAYS]["w"].numpy().tolist() == [3.5]
+    assert result[ARRAYS]["n"].numpy() == 4
+    assert dict(result[METRICS]) == {NUM_EXAMPLES: 4, LOCAL_STEPS: 10, "extra": 3.5}
 
 
 def test_it_agrees_with_flowers_own_averaging_over_the_same_replies():
@@ -70,7 +70,7 @@ def test_it_agrees_with_flowers_own_averaging_over_the_same_replies():
     results = [_result(seed) for seed in range(40)]
     replies = []
     for node, result in enumerate(results):
-        asked = Message(RecordDict(), node, wire.TRAIN)
+        asked = Message(RecordDict(), node, Train.type)
         asked.metadata.__dict__["_message_id"] = str(node)
         replies.append(Message(result, reply_to=asked))
     twin, metrics = FedAvg(fraction_evaluate=0.0).aggregate_train(1, replies)
@@ -79,59 +79,59 @@ def test_it_agrees_with_flowers_own_averaging_over_the_same_replies():
     mean = _mean(results)
     tolerance = {"half": 1e-2, "batches": 0.5, "nothing": 0.0}
     for key, array in twin.items():
-        mine = mean[wire.ARRAYS][key].numpy()
+        mine = mean[ARRAYS][key].numpy()
         assert (mine.shape, str(mine.dtype)) == SPEC[key]
         np.testing.assert_allclose(mine, array.numpy(), atol=tolerance.get(key, 1e-6), rtol=1e-6)
-    assert mean[wire.METRICS][wire.TRAIN_LOSS] == pytest.approx(metrics[wire.TRAIN_LOSS])
-    steps = [result[wire.METRICS][wire.LOCAL_STEPS] for result in results]
-    assert mean[wire.METRICS][wire.LOCAL_STEPS] == sum(steps)
+    assert mean[METRICS][TRAIN_LOSS] == pytest.approx(metrics[TRAIN_LOSS])
+    steps = [result[METRICS][LOCAL_STEPS] for result in results]
+    assert mean[METRICS][LOCAL_STEPS] == sum(steps)
 
 
 def test_an_array_that_is_packed_in_another_way_means_the_same():
     """NumPy stores the transpose of a matrix in Fortran's order; the header is then another one."""
-    spec: wire.Spec = {"w": ((2, 3), "float32")}
+    spec: Spec = {"w": ((2, 3), "float32")}
     plain = np.arange(6, dtype=np.float32).reshape(2, 3)
     mean = RoundMean(spec)
     for array in (plain, np.asfortranarray(plain)):
-        metrics = MetricRecord({wire.NUM_EXAMPLES: 1})
+        metrics = MetricRecord({NUM_EXAMPLES: 1})
         assert mean.add(RecordDict({"arrays": ArrayRecord({"w": Array(array)}), "metrics": metrics})) is None
     np.testing.assert_array_equal(mean.result()["arrays"]["w"].numpy(), plain)
 
 
 def _without_an_array(result: RecordDict) -> None:
-    del result[wire.ARRAYS]["bias"]
+    del result[ARRAYS]["bias"]
 
 
 def _without_arrays(result: RecordDict) -> None:
-    del result[wire.ARRAYS]
+    del result[ARRAYS]
 
 
 def _not_finite(result: RecordDict) -> None:
-    result[wire.ARRAYS]["half"] = Array(np.array([1, np.inf], np.float16))
+    result[ARRAYS]["half"] = Array(np.array([1, np.inf], np.float16))
 
 
 def _other_shape(result: RecordDict) -> None:
-    result[wire.ARRAYS]["weight"] = Array(np.zeros((4, 3, 2), np.float32))
+    result[ARRAYS]["weight"] = Array(np.zeros((4, 3, 2), np.float32))
 
 
 def _other_dtype(result: RecordDict) -> None:
-    result[wire.ARRAYS]["bias"] = Array(np.zeros(5, np.float32))
+    result[ARRAYS]["bias"] = Array(np.zeros(5, np.float32))
 
 
 def _cut_off(result: RecordDict) -> None:
-    result[wire.ARRAYS]["bias"].data = result[wire.ARRAYS]["bias"].data[:-8]
+    result[ARRAYS]["bias"].data = result[ARRAYS]["bias"].data[:-8]
 
 
 def _other_stype(result: RecordDict) -> None:
-    result[wire.ARRAYS]["bias"].stype = "pickle"
+    result[ARRAYS]["bias"].stype = "pickle"
 
 
 def _no_examples(result: RecordDict) -> None:
-    result[wire.METRICS][wire.NUM_EXAMPLES] = 0
+    result[METRICS][NUM_EXAMPLES] = 0
 
 
 def _listed(result: RecordDict) -> None:
-    result[wire.METRICS][wire.TRAIN_LOSS] = [1.0, 2.0]
+    result[METRICS][TRAIN_LOSS] = [1.0, 2.0]
 
 
 @pytest.mark.parametrize(
@@ -158,9 +158,9 @@ def test_whatever_is_wrong_is_named_and_nothing_of_it_is_added(tamper, reason):
     assert re.search(reason, problem)
     assert mean.add(_result(2)) is None
     found, expected = mean.result(), _mean([_result(1), _result(2)])
-    for key, array in expected[wire.ARRAYS].items():
-        np.testing.assert_array_equal(found[wire.ARRAYS][key].numpy(), array.numpy())
-    assert dict(found[wire.METRICS]) == dict(expected[wire.METRICS])
+    for key, array in expected[ARRAYS].items():
+        np.testing.assert_array_equal(found[ARRAYS][key].numpy(), array.numpy())
+    assert dict(found[METRICS]) == dict(expected[METRICS])
 
 
 def test_arrays_are_checked_alike_where_results_are_not_summed():

@@ -10,11 +10,12 @@ from flwr.app import ArrayRecord, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedAvg, FedProx
 
-from clients.participant import participants_of
-from kdfed import wire
+from clients.participants import participants_of
+from kdfed.arrays import spec_of
 from kdfed.data import prepare
 from kdfed.errors import ConfigError, KdfedError
 from kdfed.local import LOCAL_MODES
+from kdfed.messages import Simulation
 from kdfed.models import build_model, load_state, state_of
 from kdfed.seeding import derive
 from kdfed.task import CLASSIFICATION
@@ -42,7 +43,7 @@ def test_models_with_batch_norm_go_through_every_strategy(tiny, run_arm, name):
     state = result.arrays.to_torch_state_dict()
     data = prepare(experiment.data)
     model = build_model(experiment.model, data.input_shape, data.classes, seed=0)
-    assert wire.spec_of(state) == wire.spec_of(state_of(model)), "dtypes and shapes of the initial model"
+    assert spec_of(state) == spec_of(state_of(model)), "dtypes and shapes of the initial model"
     variances = [value for key, value in state.items() if key.endswith("running_var")]
     assert variances
     assert all(bool((value > 0).all()) for value in variances)
@@ -75,7 +76,7 @@ def test_one_participant_is_local_training(tiny, run_arm):
     """FedAvg over one participant returns what that participant trained, to the bit."""
     experiment = tiny(**{"partition.participants": 1, "rounds.max": 1})
     grid = InProcessGrid(ClientApp(), 1)
-    simulation = wire.simulation_record(experiment.arm("cold"), 3)
+    simulation = Simulation.of(experiment.arm("cold"), 3)
     participants = participants_of(simulation, next(iter(grid._contexts.values())))
     data = prepare(experiment.data)
     model = build_model(experiment.model, data.input_shape, data.classes, derive(3, "init"))

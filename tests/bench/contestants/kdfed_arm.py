@@ -13,7 +13,7 @@ from flwr.serverapp import Grid
 from work import SEED, Work
 
 from contestants.gate import Gate
-from kdfed import wire
+from kdfed.messages import Simulation
 from strategies.arm import ArmRunner
 from strategies.arm_config import ArmConfig, ServerData
 from strategies.catalogue import make_strategy
@@ -36,7 +36,7 @@ def run(work: Work, gate: Gate, grid: Grid) -> None:
         data=server,
         seed=SEED,
         name="cold",
-        simulation=wire.simulation_record(arm, SEED),
+        simulation=Simulation.of(arm, SEED),
     )
     strategy = make_strategy(config)
     runner = ArmRunner(strategy, config, grid)

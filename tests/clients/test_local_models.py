@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
+from clients.local_models import PairedModels, ReceivedModel
 from clients.store import Store
-from clients.trainees import PairedModels, ReceivedModel
 from kdfed.cohort import stack_states
 from kdfed.local.pairs import ModelPair, pair_state, split_pair
 from kdfed.models import State

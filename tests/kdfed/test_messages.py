@@ -7,21 +7,21 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from kdfed.wire import Answers, Plan, numbered, problem_with, problem_with_metrics, spec_of
 
 from kdfed.errors import MessageError
 from kdfed.limits import Limits
-from kdfed.wire import Answers, Plan, numbered, problem_with, problem_with_metrics, spec_of
 
 
 @given(st.lists(st.lists(st.integers(0, 99), min_size=1, max_size=4), min_size=1, max_size=5))
 def test_a_plan_reads_back_equal(cohorts):
     plan = Plan(tuple(map(tuple, cohorts)), tuple(0 for c in cohorts for _ in c), "mean")
-    assert Plan.from_lists(plan.to_lists()) == plan
+    assert Plan.from_lists(plan.to_record()) == plan
 
 
 def test_answers_read_back_equal():
     answers = Answers((4, 7), (0, -1), (2, 0), ("", "not finite: w"))
-    assert Answers.from_lists(answers.to_lists()) == answers
+    assert Answers.from_record(answers.to_record()) == answers
 
 
 @pytest.mark.parametrize(
@@ -41,7 +41,7 @@ def test_a_plan_that_does_not_fit_together_is_refused(lists):
 def test_the_limits_of_a_plan_read_back_equal():
     for buffers in (frozenset[str](), frozenset({"mean", "variance"})):
         plan = Plan(((1, 2), (3,)), (0, 0, 0), "mean", Limits(12, 3.5, buffers))
-        assert Plan.from_lists(plan.to_lists()) == plan
+        assert Plan.from_lists(plan.to_record()) == plan
 
 
 COHORTS = ((4, 7), (9,))
@@ -82,14 +82,14 @@ def test_answers_that_do_not_fit_the_plan_are_refused(reply, participants, resul
 @pytest.mark.parametrize("key", ["participants", "results", "local-steps", "reasons"])
 @pytest.mark.parametrize("odd", [1.5, None, True])
 def test_answers_that_are_no_whole_numbers_or_texts_are_refused(key, odd):
-    lists = Answers((4,), (0,), (1,), ("",)).to_lists()
+    lists = Answers((4,), (0,), (1,), ("",)).to_record()
     with pytest.raises(MessageError, match=f"in the list {key} of answers, got {odd}"):
-        Answers.from_lists({**lists, key: [odd]})
+        Answers.from_record({**lists, key: [odd]})
 
 
 def test_answers_of_different_lengths_are_refused():
     with pytest.raises(MessageError, match="one entry a participant"):
-        Answers.from_lists({"participants": [1, 2], "results": [0], "local-steps": [1], "reasons": [""]})
+        Answers.from_record({"participants": [1, 2], "results": [0], "local-steps": [1], "reasons": [""]})
 
 
 def test_records_are_numbered_only_where_there_are_several():
