@@ -112,7 +112,10 @@ class WeightedMean:
         assert self._weight > 0, "nothing was added"
         self._total /= self._weight
         parts = {key: self._total[self._slices[key]].reshape(shape) for key, (shape, _) in self._spec.items()}
-        return {key: np.rint(part) if _is_whole(self._spec[key][1]) else part for key, part in parts.items()}
+        return {
+            key: np.asarray(np.rint(part)) if _is_whole(self._spec[key][1]) else part
+            for key, part in parts.items()
+        }
 
     def metrics(self) -> dict[str, Any]:
         """Return the sums and means of the metrics."""

@@ -166,14 +166,18 @@ class HelloReply:
             and all(type(each) is int for each in held)
         ):
             raise MessageError(
-                "expected every node to tell its versions, the number of participants, of their examples, "
-                f"those of each and a hash, got {told!r:.80}, {count!r:.40}, {examples!r:.40}, {held!r:.40} "
-                f"and {sha256!r:.80}"
+                "expected every node to tell the number of participants, of their examples, those of each, "
+                f"a hash and its versions, got {count!r:.40}, {examples!r:.40}, {held!r:.40}, {sha256!r:.80} "
+                f"and {told!r:.80}"
             )
-        if len(held) != count or not held or min(held) < 0 or sum(held) != examples:
+        if len(held) != count or not held:
             raise MessageError(
-                f"expected the examples of each of {count} participants, {examples} in all, got {len(held)} "
-                f"numbers with the sum {sum(held)}"
+                f"expected the examples of each participant, got those of {len(held)} for {count} participants"
+            )
+        if min(held) < 0 or sum(held) != examples:
+            raise MessageError(
+                f"expected at least 0 examples of each participant, {examples} in all, got {min(held)} to "
+                f"{max(held)}, {sum(held)} in all"
             )
         try:
             versions = json.loads(told)

@@ -150,7 +150,7 @@ def _known(reply: Message, participants: int, most: int) -> HelloReply:
         )
     if known.examples.max() > most:
         raise RunError(
-            f"expected at most {most} examples of each participant (server.max-examples), got "
-            f"{known.examples.max()} from {node}"
+            f"expected from 0 to {most} examples of each participant (server.max-examples), got "
+            f"{known.examples.min()} to {known.examples.max()} from {node}"
         )
     return known

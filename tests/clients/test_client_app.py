@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +14,7 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from clients.actors import IN_PROCESS, is_simulated
 from clients.client_app import app
-from clients.participants import participants_of, store_of
+from clients.participants import participants_of
 from kdfed.errors import ParticipantError
 from kdfed.messages import CONFIG, METRICS, SIMULATION, Hello, Simulation, versions
 from kdfed.metrics import NUM_EXAMPLES
@@ -27,15 +29,16 @@ def _context(**node_config: Any) -> Context:
     return Context(1, 1001, {"partition-id": 0, "num-partitions": 2, **node_config}, RecordDict(), {})
 
 
-def _simulation(experiment: Any, **changes: Any) -> dict[str, Any]:
-    return {**Simulation.of(experiment.arm("cold"), 3), **changes}
+def _simulation(experiment: Any, **changes: Any) -> RecordDict:
+    simulation = replace(Simulation.of(experiment.arm("cold"), 3), **changes)
+    return RecordDict({SIMULATION: simulation.to_record()})
 
 
 def _hello(experiment: Any, **changes: Any) -> Message:
     content = RecordDict(
         {
             CONFIG: ConfigRecord({"versions": ""}),
-            SIMULATION: ConfigRecord(_simulation(experiment, **changes)),
+            **_simulation(experiment, **changes),
         }
     )
     message = Message(content, 1001, Hello.type)
@@ -54,15 +57,15 @@ def test_hello_tells_how_many_hold_how_much_and_the_versions(tiny):
 
 
 @pytest.mark.parametrize("changes", [{"seed": 4}, {"partition.alpha": 0.4}, {"data.limit": 390}])
-def test_the_digest_of_hello_tells_who_holds_what(tiny, changes):
-    def digest(experiment: Any, **simulation: Any) -> str:
+def test_the_hash_of_hello_tells_who_holds_what(tiny, changes):
+    def sha256(experiment: Any, **simulation: Any) -> str:
         reply = app(_hello(experiment, **simulation), _context(**{IN_PROCESS: True}))
         return str(reply.content[CONFIG]["partition-sha256"])
 
     seed = {key: value for key, value in changes.items() if key == "seed"}
     settings = {key: value for key, value in changes.items() if key != "seed"}
-    assert digest(tiny(), device="cpu") == digest(tiny(), threads=1)
-    assert digest(tiny(**settings), **seed) != digest(tiny())
+    assert sha256(tiny(), device="cpu") == sha256(tiny(), threads=1)
+    assert sha256(tiny(**settings), **seed) != sha256(tiny())
 
 
 def test_a_device_is_not_told_by_a_message_what_its_data_is(tiny):
@@ -93,10 +96,12 @@ def test_participants_hold_nothing_that_the_server_holds(tiny):
 
 
 def test_a_store_is_only_where_a_simulation_says_and_never_relative(tiny):
-    simulation = _simulation(tiny(), store="/somewhere")
-    assert str(store_of(simulation, _context(**{IN_PROCESS: True})).root) == "/somewhere"
-    for told, node in ((simulation, {}), (simulation, {IN_PROCESS: True, "data": "/mine"})):
-        with pytest.raises(ParticipantError, match="expected a place where participants can keep a model"):
-            store_of(told, _context(**node))
+    inside = _context(**{IN_PROCESS: True})
+    there = _simulation(tiny(), store=Path("/somewhere"))
+    assert str(participants_of(there, inside).store.root) == "/somewhere"
+    with pytest.raises(ParticipantError, match="expected a message of a simulation"):
+        participants_of(there, _context(**{IN_PROCESS: True, "data": "/mine"}))
+    with pytest.raises(ParticipantError, match="expected a place where participants can keep a model"):
+        _ = participants_of(_simulation(tiny()), inside).store
     with pytest.raises(ParticipantError, match=r"expected an absolute path as the simulation's store"):
-        store_of(_simulation(tiny(), store="../elsewhere"), _context(**{IN_PROCESS: True}))
+        _ = participants_of(_simulation(tiny(), store=Path("../elsewhere")), inside).store

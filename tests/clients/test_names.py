@@ -77,8 +77,8 @@ def _content(key: str, value: str, record: str = CONFIG) -> RecordDict:
 
 
 def _data(tiny: Any, source: str) -> RecordDict:
-    simulation = {**Simulation.of(tiny(**{"data.source": source}).arm("cold"), 3)}
-    return RecordDict({SIMULATION: ConfigRecord(simulation)})
+    simulation = Simulation.of(tiny(**{"data.source": source}).arm("cold"), 3)
+    return RecordDict({SIMULATION: simulation.to_record()})
 
 
 @pytest.mark.parametrize(
@@ -179,7 +179,7 @@ def test_a_simulation_looks_up_what_its_experiment_names(tiny, run_arm, imported
     experiment = tiny(model={"name": THEIRS}, **{"rounds.max": 1})
     imported.unlink()  # the experiment's own check tries the model
     del sys.modules["payload_of_a_message"]
-    content = RecordDict({SIMULATION: ConfigRecord({**Simulation.of(experiment.arm("cold"), 3)})})
+    content = RecordDict({SIMULATION: Simulation.of(experiment.arm("cold"), 3).to_record()})
     content[CONFIG] = ConfigRecord({"model": _model(THEIRS)})
     check_names(content, _context(**{IN_PROCESS: True}))
     content[CONFIG] = ConfigRecord({"model": _model("os:system")})

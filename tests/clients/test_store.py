@@ -87,9 +87,7 @@ def test_public_examples_are_whole_for_nodes_that_keep_them_at_the_same_time(tmp
 )
 def test_a_digest_is_no_path(tmp_path: Path, digest: str) -> None:
     store = Store(tmp_path / "deep" / "deeper" / "store")
-    with pytest.raises(
-        MessageError, match="expected the SHA-256 of public examples, 64 lowercase hex"
-    ):
+    with pytest.raises(MessageError, match="expected the SHA-256 of public examples, 64 lowercase hex"):
         store.save_public(digest, torch.zeros(1))
     with pytest.raises(MessageError, match="expected the SHA-256"):
         store.load_public(digest)

@@ -1,22 +1,172 @@
-"""Plans, answers and the checks on arrays."""
+"""Every message reads back equal; whatever is lacking or does not fit together is refused."""
 
 from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 from hypothesis import given
 from hypothesis import strategies as st
-from kdfed.wire import Answers, Plan, numbered, problem_with, problem_with_metrics, spec_of
 
 from kdfed.errors import MessageError
 from kdfed.limits import Limits
+from kdfed.local import MutualLocal, PlainLocal
+from kdfed.messages import (
+    CONFIG,
+    SIMULATION,
+    Answers,
+    Cohorts,
+    Evaluate,
+    Evaluation,
+    Hello,
+    HelloReply,
+    QueryLogits,
+    Simulation,
+    Train,
+    TrainTeacher,
+    Update,
+    item,
+    numbered,
+)
+from kdfed.settings import LabelCountSettings, ModelSettings, OptimiserSettings, TeacherSettings
+
+MODEL = ModelSettings(name="mlp", options={"hidden": (4, 3)})
+STATE = {"w": torch.arange(6.0).view(2, 3), "half": torch.ones(2, dtype=torch.float16), "n": torch.tensor(3)}
+IMAGES = torch.arange(8, dtype=torch.uint8).view(2, 1, 2, 2)
+
+MESSAGES: list[Any] = [
+    TrainTeacher(seed=1, model=MODEL, settings=TeacherSettings(epochs=3), arrays=STATE),
+    TrainTeacher(
+        seed=1,
+        model=MODEL,
+        settings=TeacherSettings(upload="logits", init="own", label_counts=LabelCountSettings(send=True)),
+        inputs=IMAGES,
+    ),
+    Train(seed=1, server_round=2, model=MODEL, local=PlainLocal(lr=0.3), arrays=STATE),
+    Train(seed=1, server_round=2, model=MODEL, local=MutualLocal(model=MODEL), arrays=STATE),
+    QueryLogits(
+        seed=1,
+        server_round=4,
+        model=MODEL,
+        local=PlainLocal(),
+        strategy="fedmd",
+        digest=OptimiserSettings(epochs=2),
+        images=None,
+        count=2,
+        public_sha256="ab" * 32,
+        inputs=IMAGES,
+        arrays=STATE,
+    ),
+    QueryLogits(
+        seed=1,
+        server_round=5,
+        model=MODEL,
+        local=PlainLocal(),
+        strategy="ds_fl",
+        digest=OptimiserSettings(epochs=2),
+        images=2,
+        count=2,
+        public_sha256="ab" * 32,
+        consensus=(4, torch.ones(2, 3, dtype=torch.float16)),
+    ),
+    Evaluate(seed=1, server_round=2, model=MODEL, arrays=STATE),
+    Update(num_examples=7, train_loss=0.5, local_steps=3, label_counts=[1.0, 2.5], arrays=STATE),
+    Update(num_examples=7),
+    Evaluation(num_examples=7, loss=0.5, accuracy=-2.0),
+]
+
+
+def _same(one: Any, other: Any) -> bool:
+    if isinstance(one, torch.Tensor):
+        return one.dtype == other.dtype and torch.equal(one, other)
+    if isinstance(one, dict):
+        return list(one) == list(other) and all(_same(value, other[key]) for key, value in one.items())
+    if isinstance(one, tuple | list):
+        return len(one) == len(other) and all(map(_same, one, other))
+    return bool(one == other)
+
+
+@pytest.mark.parametrize("message", MESSAGES, ids=lambda message: type(message).__name__)
+def test_every_message_reads_back_equal(message):
+    again = type(message).from_record(message.to_record())
+    assert all(_same(value, getattr(again, key)) for key, value in vars(message).items())
+
+
+def test_what_a_strategy_is_given_as_configuration_travels_beside_the_settings():
+    sent = TrainTeacher(seed=1, model=MODEL, settings=TeacherSettings(), more={"lr": 0.5, "seed": 9})
+    config = sent.to_record()[CONFIG]
+    assert (config["lr"], config["seed"]) == (0.5, 1)
+
+
+@pytest.mark.parametrize("message", MESSAGES[:7], ids=lambda message: type(message).__name__)
+def test_a_message_without_a_setting_is_refused_and_says_which(message):
+    for key in message.to_record()[CONFIG]:
+        content = message.to_record()
+        del content[CONFIG][key]
+        with pytest.raises(MessageError, match=f"expected '{key}' in a message, of type (int|str), got None"):
+            type(message).from_record(content)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"epochs": "many"}', '{"unheard-of": 1}'])
+@pytest.mark.parametrize(("message", "key"), [(MESSAGES[0], "teachers"), (MESSAGES[2], "local")])
+def test_settings_that_cannot_be_read_are_refused(message, key, text):
+    content = message.to_record()
+    content[CONFIG][key] = text
+    with pytest.raises(MessageError, match=f"expected settings as '{key}' in a message"):
+        type(message).from_record(content)
+
+
+def test_a_hello_and_its_reply_read_back_equal():
+    assert Hello({"kdfed": "1"}).to_record()[CONFIG]["versions"] == '{"kdfed": "1"}'
+    reply = HelloReply({"kdfed": "1"}, np.array([3, 4]), "abc")
+    again = HelloReply.from_record(reply.to_record())
+    assert (again.versions, again.examples.tolist(), again.partition_sha256) == (
+        {"kdfed": "1"},
+        [3, 4],
+        "abc",
+    )
+
+
+@pytest.mark.parametrize(
+    "simulation",
+    [
+        Simulation("{}", "{}", 1, 2, "cpu", "float32"),
+        Simulation("{}", "{}", 1, 2, "cuda:1", "bfloat16", ("a:b",), Path("/there"), Path("/store")),
+    ],
+)
+def test_a_simulation_reads_back_equal(simulation):
+    assert Simulation.from_record(RecordDict({SIMULATION: simulation.to_record()})) == simulation
+
+
+def test_a_message_without_a_simulation_has_none():
+    assert Simulation.from_record(RecordDict()) is None
+    with pytest.raises(MessageError, match="expected 'partition' in a message"):
+        Simulation.from_record(RecordDict({SIMULATION: ConfigRecord({"data": "{}"})}))
+
+
+def test_one_of_several_contents_is_an_ordinary_one():
+    content = RecordDict(
+        {
+            "arrays-1": ArrayRecord({"w": torch.ones(1)}),
+            "config-0": ConfigRecord({"seed": 0}),
+            "config-1": ConfigRecord({"seed": 1}),
+            "cohorts": ConfigRecord({"reply": "each"}),
+        }
+    )
+    assert list(item(content, 0, 2)) == [CONFIG]
+    assert set(item(content, 1, 2)) == {"arrays", CONFIG}
+    assert item(content, 1, 2)[CONFIG]["seed"] == 1
+    assert item(RecordDict({CONFIG: ConfigRecord({"seed": 3})}), 0, 1)[CONFIG]["seed"] == 3
 
 
 @given(st.lists(st.lists(st.integers(0, 99), min_size=1, max_size=4), min_size=1, max_size=5))
-def test_a_plan_reads_back_equal(cohorts):
-    plan = Plan(tuple(map(tuple, cohorts)), tuple(0 for c in cohorts for _ in c), "mean")
-    assert Plan.from_lists(plan.to_record()) == plan
+def test_cohorts_read_back_equal(cohorts):
+    asked = Cohorts(tuple(map(tuple, cohorts)), tuple(0 for c in cohorts for _ in c), "mean")
+    assert Cohorts.from_record(asked.to_record()) == asked
 
 
 def test_answers_read_back_equal():
@@ -33,18 +183,18 @@ def test_answers_read_back_equal():
         {"participants": ["x"], "sizes": [1], "variants": [0], "reply": "mean"},
     ],
 )
-def test_a_plan_that_does_not_fit_together_is_refused(lists):
+def test_cohorts_that_do_not_fit_together_is_refused(lists):
     with pytest.raises(MessageError, match="expected"):
-        Plan.from_lists(lists)
+        Cohorts.from_record(lists)
 
 
-def test_the_limits_of_a_plan_read_back_equal():
+def test_the_limits_of_cohorts_read_back_equal():
     for buffers in (frozenset[str](), frozenset({"mean", "variance"})):
-        plan = Plan(((1, 2), (3,)), (0, 0, 0), "mean", Limits(12, 3.5, buffers))
-        assert Plan.from_lists(plan.to_record()) == plan
+        asked = Cohorts(((1, 2), (3,)), (0, 0, 0), "mean", Limits(12, 3.5, buffers))
+        assert Cohorts.from_record(asked.to_record()) == asked
 
 
-COHORTS = ((4, 7), (9,))
+ASKED = ((4, 7), (9,))
 
 
 @pytest.mark.parametrize(
@@ -58,7 +208,7 @@ COHORTS = ((4, 7), (9,))
 )
 def test_answers_say_whose_work_is_in_a_result(reply, results, members):
     answers = Answers((4, 7, 9), results, (1, 1, 1), ("", "", ""))
-    assert answers.members(Plan(COHORTS, (0, 0, 0), reply)) == members
+    assert answers.members(Cohorts(ASKED, (0, 0, 0), reply)) == members
 
 
 @pytest.mark.parametrize(
@@ -73,18 +223,18 @@ def test_answers_say_whose_work_is_in_a_result(reply, results, members):
         ("each", (4, 7, 9), (0, 1, 3)),
     ],
 )
-def test_answers_that_do_not_fit_the_plan_are_refused(reply, participants, results):
+def test_answers_that_do_not_fit_what_was_asked_are_refused(reply, participants, results):
     answers = Answers(participants, results, (1, 1, 1), ("", "", ""))
     with pytest.raises(MessageError, match="expected"):
-        answers.members(Plan(COHORTS, (0, 0, 0), reply))
+        answers.members(Cohorts(ASKED, (0, 0, 0), reply))
 
 
 @pytest.mark.parametrize("key", ["participants", "results", "local-steps", "reasons"])
-@pytest.mark.parametrize("odd", [1.5, None, True])
-def test_answers_that_are_no_whole_numbers_or_texts_are_refused(key, odd):
+@pytest.mark.parametrize("wrong", [1.5, None, True])
+def test_answers_that_are_no_whole_numbers_or_texts_are_refused(key, wrong):
     lists = Answers((4,), (0,), (1,), ("",)).to_record()
-    with pytest.raises(MessageError, match=f"in the list {key} of answers, got {odd}"):
-        Answers.from_record({**lists, key: [odd]})
+    with pytest.raises(MessageError, match=f"in the list {key} of answers, got {wrong}"):
+        Answers.from_record({**lists, key: [wrong]})
 
 
 def test_answers_of_different_lengths_are_refused():
@@ -94,55 +244,3 @@ def test_answers_of_different_lengths_are_refused():
 
 def test_records_are_numbered_only_where_there_are_several():
     assert [numbered("arrays", 0, 1), numbered("arrays", 1, 2)] == ["arrays", "arrays-1"]
-
-
-@pytest.mark.parametrize(
-    ("changed", "problem"),
-    [
-        ({}, None),
-        ({"w": np.full((2, 3), np.nan, np.float32)}, "not finite: w"),
-        ({"w": np.full((2, 3), np.inf, np.float32)}, "not finite: w"),
-        ({"w": np.zeros((3, 2), np.float32)}, r"wrong shape of w: expected (2, 3), got (3, 2)"),
-        ({"w": np.zeros((2, 3), np.float64)}, "wrong dtype of w: expected float32, got float64"),
-        ({"v": np.zeros(1)}, "unexpected ['v']"),
-    ],
-)
-def test_the_first_thing_that_is_wrong_with_arrays_is_named(changed, problem):
-    good = {"w": np.zeros((2, 3), np.float32), "n": np.array(4)}
-    found = problem_with({**good, **changed}, spec_of(good))
-    assert found is None if problem is None else problem in found
-
-
-def test_tensors_and_arrays_have_the_same_spec():
-    assert spec_of({"w": torch.zeros(2, 3)}) == spec_of({"w": np.zeros((2, 3), np.float32)})
-
-
-@pytest.mark.parametrize("count", [0, -1, None, float("nan"), "5", 0.5, 7.0, 1.7e308, True])
-def test_a_participant_without_examples_cannot_be_weighted(count):
-    assert "num-examples above 0" in problem_with_metrics({"num-examples": count})
-    assert problem_with_metrics({"num-examples": 5}) is None
-
-
-@pytest.mark.parametrize("steps", [-1, 1.5, float("inf"), "3"])
-def test_steps_are_a_whole_number(steps):
-    assert "whole number" in problem_with_metrics({"num-examples": 5, "local-steps": steps})
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), [1.0, float("nan")]])
-def test_a_metric_that_is_not_finite_is_named(value):
-    assert problem_with_metrics({"num-examples": 5, "more": value}) == "not finite: more"
-
-
-@pytest.mark.parametrize("value", [1e31, -1e31, [1.0, 1e300], 2**200])
-def test_a_metric_that_is_absurd_is_named(value):
-    found = problem_with_metrics({"num-examples": 5, "more": value})
-    assert found is not None
-    assert "expected more at most 1e+30 in size, got" in found
-    assert len(found) < 150
-
-
-@pytest.mark.parametrize(
-    ("score", "good"), [(1.0, True), (-3.5, True), (1.1, False), (-2e6, False), ([1.0], False)]
-)
-def test_a_score_is_at_most_one(score, good):
-    assert (problem_with_metrics({"num-examples": 5, "eval-acc": score}) is None) == good

@@ -16,6 +16,8 @@ from flwr.supercore.run import Run
 
 from kdfed.ledger import Ledger
 from simulations.engines.inprocess import InProcessGrid
+from strategies.hello import Present
+from strategies.parcels import Exchange
 from strategies.participant_grid import ParticipantGrid
 
 ABSTRACT = {
@@ -98,14 +100,16 @@ def test_the_in_process_grid_keeps_the_contract():
     (reply,) = grid.send_and_receive(
         [Message(RecordDict({"config": ConfigRecord({"fail": True})}), 1001, "query.echo")]
     )
-    assert reply.error.reason.startswith("RuntimeError: asked to fail (test_grids.py, line 38)\n")
+    assert reply.error.reason.startswith("RuntimeError: asked to fail (test_grids.py, line 40)\n")
 
 
 def test_the_participant_grid_keeps_the_contract():
     network = InProcessGrid(_echo_app(), 4)
     roster = dict(enumerate(network.get_node_ids()))
-    grid = ParticipantGrid(network, cohort_size=8, ledger=Ledger(), reply="each", roster=roster)
-    grid.select(list(range(4)), phase="rounds", round_number=1, spec_of=lambda participant: {})
+    grid = ParticipantGrid(
+        network, cohort_size=8, ledger=Ledger(), reply="each", present=Present(roster=roster)
+    )
+    grid.begin(Exchange(phase="rounds", round=1, spec_of=lambda participant: {}), range(4))
     _contract(_Forwarding(grid), 4)
 
 
@@ -147,7 +151,7 @@ def test_the_ray_grid_keeps_the_contract():
         (reply,) = grid.send_and_receive(
             [Message(RecordDict({"config": ConfigRecord({"fail": True})}), 1001, "query.echo")]
         )
-        assert reply.error.reason.startswith("RuntimeError: asked to fail (test_grids.py, line 38)\n")
+        assert reply.error.reason.startswith("RuntimeError: asked to fail (test_grids.py, line 40)\n")
         grid.close()
 
 

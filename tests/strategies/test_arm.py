@@ -21,7 +21,7 @@ from clients.client_app import app
 from kdfed.errors import ConfigError, RunError
 from kdfed.messages import Train
 from simulations.engines.inprocess import InProcessGrid
-from strategies.arm import layers
+from strategies.wrapped import layers
 
 NEVER = (1.0,)
 """A target that nobody reaches: whether to stop is asked after every round, so nothing can overlap."""

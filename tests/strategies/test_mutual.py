@@ -13,7 +13,7 @@ from flwr.app import Message
 from safetensors.torch import load_file
 
 from clients.client_app import app
-from clients.participants import participants_of
+from clients.participants import simulated
 from kdfed.errors import RunError
 from kdfed.messages import Simulation
 from kdfed.models import build_model, load_state
@@ -77,7 +77,7 @@ def _personal_accuracies(run_arm: Any, experiment: Any, folder: Path) -> list[fl
     grid = InProcessGrid(app, 2)
     run_arm(experiment, grid=grid)
     simulation = Simulation.of(experiment.arm("cold"), experiment.seeds[0])
-    participants = participants_of(simulation, next(iter(grid._contexts.values())))
+    participants = simulated(simulation)
     data, accuracies = participants.data, []
     model = build_model(experiment.local.model, data.input_shape, data.classes, 0)
     for member, kept in enumerate(_last(folder, experiment.rounds.max, len(participants.partition))):

@@ -39,7 +39,9 @@ from kdfed.messages import (
 from kdfed.metrics import LOCAL_STEPS, NUM_EXAMPLES, TRAIN_LOSS
 from simulations.engines.inprocess import InProcessGrid
 from simulations.engines.local_grid import error_reply
+from strategies.parcels import Exchange
 from strategies.participant_grid import ParticipantGrid
+from tests.setups import A_SIMULATION
 
 
 class Recording(InProcessGrid):
@@ -440,7 +442,7 @@ def test_nodes_with_different_data_are_noticed(tiny, run_arm):
     ):
         run_arm(tiny(), grid=TwoWorlds(app, 2))
     digest = 7
-    with pytest.raises(RunError, match=r"expected every node to tell the number of .*got 5, 240, .* and 7"):
+    with pytest.raises(RunError, match=r"expected every node to tell the number of .*got 5, 240, .*, 7 and"):
         run_arm(tiny(), grid=TwoWorlds(app, 2))
 
 
@@ -531,7 +533,7 @@ def _instant_app() -> ClientApp:
 
 def _round(grid: ParticipantGrid, participants: int, arrays: ArrayRecord) -> list[Message]:
     spec = spec_of(arrays.to_torch_state_dict())
-    grid.select(range(participants), phase="rounds", round_number=1, spec_of=lambda participant: spec)
+    grid.begin(Exchange(phase="rounds", round=1, spec_of=lambda participant: spec), range(participants))
     content = RecordDict({ARRAYS: arrays, CONFIG: ConfigRecord({"seed": 0})})
     messages = [Message(content, participant, Train.type) for participant in grid.get_node_ids()]
     return list(grid.send_and_receive(messages, timeout=60))
@@ -559,7 +561,7 @@ def test_the_servers_own_work_grows_with_participants_by_a_few_calls_each():
 
     def calls(participants: int) -> int:
         network = InProcessGrid(_instant_app(), 2)
-        grid = ParticipantGrid(network, cohort_size=8, ledger=Ledger(), reply="mean", simulation={"seed": 0})
+        grid = ParticipantGrid(network, cohort_size=8, ledger=Ledger(), reply="mean", simulation=A_SIMULATION)
         _round(grid, participants, arrays)
         return _calls(lambda: _round(grid, participants, arrays))
 
@@ -572,14 +574,15 @@ def test_the_servers_own_work_grows_with_participants_by_a_few_calls_each():
 def test_a_round_of_many_participants_is_one_mean(participants):
     arrays = ArrayRecord({f"w{i}": torch.randn(20, 20) for i in range(8)})
     network = InProcessGrid(_instant_app(), 2)
-    grid = ParticipantGrid(network, cohort_size=8, ledger=Ledger(), reply="mean", simulation={"seed": 0})
+    ledger = Ledger()
+    grid = ParticipantGrid(network, cohort_size=8, ledger=ledger, reply="mean", simulation=A_SIMULATION)
     (reply,) = _round(grid, participants, arrays)
     assert reply.content[METRICS] == {
         NUM_EXAMPLES: 2 * participants,
         LOCAL_STEPS: participants,
         TRAIN_LOSS: 1.0,
     }
-    assert grid.ledger.totals().participant_uploads == participants
+    assert ledger.totals().participant_uploads == participants
     for key, array in reply.content[ARRAYS].items():
         np.testing.assert_array_equal(array.numpy(), arrays[key].numpy())
 
@@ -588,10 +591,10 @@ def test_the_first_result_is_summed_before_the_last_arrives_and_then_dropped():
     """Three nodes answer in the order 2, 0, 1: node 2's result waits for its turn, node 0's does not."""
     arrays = ArrayRecord({"w": torch.ones(4)})
     network = OneByOne(_instant_app(), 3, turns=[1003, 1001, 1002])
-    grid = ParticipantGrid(network, cohort_size=2, ledger=Ledger(), reply="mean", simulation={"seed": 0})
+    grid = ParticipantGrid(network, cohort_size=2, ledger=Ledger(), reply="mean", simulation=A_SIMULATION)
     network.watch = lambda: [
-        (len(bundle.total.waiting), [len(one.results) for one in bundle.total.waiting])
-        for bundle in list(grid._open.values())[:1]
+        (len(total.waiting), [len(parcel.results) for parcel in total.waiting])
+        for total in list(grid._inbox._totals.values())[:1]
     ]
     (reply,) = _round(grid, 6, arrays)
     assert network.seen == [[(3, [0, 0, 0])], [(3, [0, 0, 1])], [(2, [0, 1])]]
@@ -628,10 +631,9 @@ def test_work_for_meanwhile_runs_between_sending_and_looking_for_replies():
 
     arrays = ArrayRecord({"w": torch.ones(4)})
     network = Ordered(_instant_app(), 2)
-    grid = ParticipantGrid(network, cohort_size=2, ledger=Ledger(), reply="mean", simulation={"seed": 0})
-    grid.select(
-        [0, 1, 2], phase="rounds", round_number=1, spec_of=lambda participant: {"w": ((4,), "float32")}
-    )
+    grid = ParticipantGrid(network, cohort_size=2, ledger=Ledger(), reply="mean", simulation=A_SIMULATION)
+    spec = {"w": ((4,), "float32")}
+    grid.begin(Exchange(phase="rounds", round=1, spec_of=lambda participant: spec), [0, 1, 2])
     content = RecordDict({ARRAYS: arrays})
     messages = [Message(content, participant, Train.type) for participant in range(3)]
     grid.send_and_receive(messages, timeout=0, meanwhile=lambda: order.append("meanwhile"))
@@ -733,7 +735,8 @@ def test_why_nobody_answers_hello_is_one_line_too(tiny, run_arm, monkeypatch, ca
         raise OSError("no disk\n" + "x" * 10_000)
 
     monkeypatch.setattr("clients.participants.prepare", prepare)
-    clients.participants._simulated.cache_clear()
+    clients.participants.simulated.cache_clear()
+    clients.participants._data_of.cache_clear()
     with pytest.raises(RunError, match="expected an answer to hello from a node, got none: OSError: no disk"):
         run_arm(tiny())
     assert any("Traceback" in text and "x" * 3_000 in text for text in caplog.messages)

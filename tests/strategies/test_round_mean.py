@@ -14,7 +14,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from kdfed.arrays import Spec
 from kdfed.messages import ARRAYS, METRICS, Train
 from kdfed.metrics import LOCAL_STEPS, NUM_EXAMPLES, TRAIN_LOSS
-from strategies.round_mean import RoundMean, problem_with_arrays
+from strategies.round_mean import RoundMean, problem_with_result
 
 SPEC: Spec = {
     "weight": ((3, 4, 2), "float32"),
@@ -164,9 +164,9 @@ def test_whatever_is_wrong_is_named_and_nothing_of_it_is_added(tamper, reason):
 
 
 def test_arrays_are_checked_alike_where_results_are_not_summed():
-    assert problem_with_arrays(_result(1), SPEC) is None
+    assert problem_with_result(_result(1), SPEC) is None
     bad = _result(1)
     _not_finite(bad)
-    assert problem_with_arrays(bad, SPEC) == "not finite: half"
+    assert problem_with_result(bad, SPEC) == "not finite: half"
     _cut_off(bad)
-    assert str(problem_with_arrays(bad, SPEC)).startswith("arrays that cannot be read")
+    assert str(problem_with_result(bad, SPEC)).startswith("arrays that cannot be read")

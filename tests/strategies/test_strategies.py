@@ -10,7 +10,7 @@ from flwr.app import ArrayRecord, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedAvg, FedProx
 
-from clients.participants import participants_of
+from clients.participants import simulated
 from kdfed.arrays import spec_of
 from kdfed.data import prepare
 from kdfed.errors import ConfigError, KdfedError
@@ -75,9 +75,8 @@ def test_mu_pulls_towards_the_received_model(tiny, run_arm):
 def test_one_participant_is_local_training(tiny, run_arm):
     """FedAvg over one participant returns what that participant trained, to the bit."""
     experiment = tiny(**{"partition.participants": 1, "rounds.max": 1})
-    grid = InProcessGrid(ClientApp(), 1)
     simulation = Simulation.of(experiment.arm("cold"), 3)
-    participants = participants_of(simulation, next(iter(grid._contexts.values())))
+    participants = simulated(simulation)
     data = prepare(experiment.data)
     model = build_model(experiment.model, data.input_shape, data.classes, derive(3, "init"))
     examples, _ = participants.gather([0])
