@@ -841,5 +841,5 @@ def _model(config: Mapping[str, Any]) -> ModelSettings:
 def _local(config: Mapping[str, Any]) -> LocalMode:
     try:
         return LOCAL_MODES.parse(_value(config, "local", str))
-    except ValueError as error:
+    except (ValueError, AttributeError) as error:
         raise MessageError(f"expected settings as 'local' in a message: {one_line(error)}") from error
