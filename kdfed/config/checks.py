@@ -126,12 +126,13 @@ def _refusals(arm: Arm) -> Iterator[Refusal]:
         yield from _need_classes(arm)
     for key, part in everything:
         if isinstance(part, Thing):
-            yield from (within(refusal, key) for refusal in said_by(part, lambda part: part.refusals(arm)))
+            refusals = refusals_from(part, lambda part: part.refusals(arm))
+            yield from (within(refusal, key) for refusal in refusals)
     if arm.start in ("consolidated", "averaged"):
         yield from _check_teachers(arm)
 
 
-def said_by(thing: Thing, ask: Callable[[Thing], Iterator[Refusal]]) -> list[Refusal]:
+def refusals_from(thing: Thing, ask: Callable[[Thing], Iterator[Refusal]]) -> list[Refusal]:
     """Return what a thing refuses; a user's may fail at that, which is a mistake too."""
     name = origin_of(thing)
     try:
