@@ -163,7 +163,7 @@ def told(error: BaseException, name: str) -> str:
     error
         What was raised.
     name
-        What the user named. The place is the innermost frame of its package, or of other code that is not
+        What the user named. The location is the innermost frame of its package, or of other code that is not
         installed.
 
     Returns
@@ -171,17 +171,17 @@ def told(error: BaseException, name: str) -> str:
     str
         For example ``ValueError: no width (my_models.py, line 12)``.
     """
-    place = _place(error, name.partition(":")[0].partition(".")[0])
+    location = _location(error, name.partition(":")[0].partition(".")[0])
     text = error.msg if isinstance(error, SyntaxError) else text_of(error)
     if isinstance(error, SystemExit):
         text = f"{text}; code that is imported or called must not end the program"
     reason = shortened(
         ": ".join(part for part in (type(error).__name__, " ".join(text.split())) if part), 500
     )
-    return f"{reason} ({place})" if place else reason
+    return f"{reason} ({location})" if location else reason
 
 
-def _place(error: BaseException, package: str) -> str:
+def _location(error: BaseException, package: str) -> str:
     """Return file and line of a mistake; empty where no code of the user's was running."""
     if isinstance(error, SyntaxError) and error.filename and Path(error.filename).exists():
         return f"{error.filename}, line {error.lineno}"

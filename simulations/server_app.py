@@ -59,14 +59,14 @@ def main(grid: Grid, context: Context) -> None:
             run_experiment(grid, experiment, folder, "flower", on_event)
         log.info("records and report: %s", out)
     except Exception as error:
-        on_event(Event(arm="", seed=0, phase="failed", message=_told(error)))
+        on_event(Event(arm="", seed=0, phase="failed", message=_reason_text(error)))
         raise
 
 
 def run_experiment(
     grid: Grid, experiment: Experiment, folder: RunFolder, engine: str, on_event: OnEvent = ignore
 ) -> dict[str, Any]:
-    """Run every arm of every seed that is not finished, and leave the records of DESIGN behind.
+    """Run every arm of every seed that is not finished, and leave its records in the run folder.
 
     An arm that cannot go on costs itself alone: the others run on, and its reason is recorded.
 
@@ -164,8 +164,8 @@ def conclude(
     except Exception as error:  # whatever a drawing library raises: the records are what counts
         logging.getLogger("kdfed").exception("the report could not be made")
         return summary, (
-            f"the records are complete, but the report could not be made: {_told(error)}; `kdfed report "
-            f"{folder.path}` tries again"
+            f"the records are complete, but the report could not be made: {_reason_text(error)}; "
+            f"`kdfed report {folder.path}` tries again"
         )
     return summary, ""
 
@@ -253,7 +253,7 @@ def _run_arm(grid: Grid, config: ArmConfig, folder: RunFolder, on_event: OnEvent
             raise
         if not isinstance(error, KdfedError):
             logging.getLogger("kdfed").exception("arm %s, seed %d", name, seed)
-        return Failure(name, seed, phase, _told(error))
+        return Failure(name, seed, phase, _reason_text(error))
     consolidation = None
     if result.consolidation is not None:
         consolidation = {"method": arm.consolidation.method, **asdict(result.consolidation)}
@@ -271,7 +271,7 @@ def _run_arm(grid: Grid, config: ArmConfig, folder: RunFolder, on_event: OnEvent
     return None
 
 
-def _told(error: BaseException) -> str:
+def _reason_text(error: BaseException) -> str:
     return str(error) if isinstance(error, KdfedError) else one_line(reason_of(error))
 
 

@@ -17,7 +17,7 @@ from kdfed.config.merging import merge, undotted
 from kdfed.config.mistakes import describe_all, related, remove_all
 from kdfed.config.overrides import sections_without_effect, unused
 from kdfed.errors import ConfigError, DataError, Mistake, near, shown
-from kdfed.families import NOBODYS
+from kdfed.families import ALL_FAMILIES
 from kdfed.family import Families
 from kdfed.named import ends_program, search_in, told
 from kdfed.paths import user_path
@@ -174,7 +174,7 @@ def read_recorded(path: Path) -> Experiment:
         If it is none.
     """
     values = read_mapping(path)
-    families = NOBODYS.hollow(values)
+    families = ALL_FAMILIES.with_placeholders(values)
     kind = experiment_type(families)
     try:
         return validate(kind, values, families)
