@@ -43,7 +43,7 @@ class Family(Generic[T]):
         Where an experiment names one, e.g. ``consolidation.method``. Its last part is the field that tells
         them apart.
     base
-        What each of them derives from: its abstract methods are what a thing owes.
+        What each of them derives from: its abstract methods are what a thing must provide.
     members
         The registry, in the order of lists.
     default
@@ -123,8 +123,8 @@ class Family(Generic[T]):
 
     def placeholder(self, name: str) -> type[T]:
         """Return what stands for somebody's thing where their code must not be imported: any keys."""
-        owed = {key: lambda self, *_: None for key in getattr(self.base, "__abstractmethods__", ())}
-        body = {**owed, "__module__": __name__, "model_config": ConfigDict(extra="allow")}
+        methods = {key: lambda self, *_: None for key in getattr(self.base, "__abstractmethods__", ())}
+        body = {**methods, "__module__": __name__, "model_config": ConfigDict(extra="allow")}
         placeholder: Any = type(self.base)(self.base.__name__, (self.base,), body)
         return cast("type[T]", _named(self.base, self.tag, name, placeholder))
 
@@ -134,12 +134,12 @@ class Family(Generic[T]):
         if not (isinstance(found, type) and issubclass(found, self.base)):
             what = f"the class {found.__name__}" if isinstance(found, type) else f"{shown(found)}"
             raise NamedError(f"{wanted} ({self.noun}), got {what}")
-        for owed in sorted(_public(self.base)):
-            theirs, ours = (inspect.signature(getattr(kind, owed)) for kind in (found, self.base))
-            if owed in getattr(found, "__abstractmethods__", ()):
-                raise NamedError(f"{wanted} that has {owed}{ours}, got none")
+        for method in sorted(_public(self.base)):
+            theirs, ours = (inspect.signature(getattr(kind, method)) for kind in (found, self.base))
+            if method in getattr(found, "__abstractmethods__", ()):
+                raise NamedError(f"{wanted} that has {method}{ours}, got none")
             if not _takes(theirs, ours):
-                raise NamedError(f"{wanted} whose {owed} takes {ours}, got {theirs}")
+                raise NamedError(f"{wanted} whose {method} takes {ours}, got {theirs}")
         return found
 
 

@@ -15,7 +15,7 @@ from kdfed.errors import KdfedError, shortened, shown, text_of
 from kdfed.reasons import users_frame
 
 SIGNALLED = frozenset(128 + number for number in (1, 2, 15))
-"""Exit codes of a process that was told to end: such an exit is nobody's mistake."""
+"""Exit codes of a process that a signal ended: such an exit is no mistake in any code."""
 
 
 class NamedError(KdfedError):
@@ -50,7 +50,7 @@ def search_in(folder: Path) -> None:
 
 
 def _refuse_hidden(name: str) -> None:
-    """Refuse a module beside the experiment of whose name there is another, which would be found first."""
+    """Refuse a module beside the experiment that another one of the same name, found first, would hide."""
     top = name.partition(":")[0].partition(".")[0]
     beside = [
         file for folder in _FOLDERS for file in (folder / f"{top}.py", folder / top / "__init__.py")

@@ -196,7 +196,7 @@ def _check(settings: PartitionBase, labels: np.ndarray, classes: int) -> None:
 
 
 def _check_dealt(settings: PartitionBase, dealt: np.ndarray, sizes: np.ndarray, count: int) -> None:
-    """Refuse what somebody's partition may deal by mistake."""
+    """Check what a partition dealt: one of a user's may be wrong."""
     expected = (
         f"partition {settings.kind!r}: expected indices from 0 to {count - 1}, each dealt once at most, to "
         f"{settings.participants} participants"

@@ -25,7 +25,7 @@ class PairedRuns:
     baseline
         Cost of the baseline, or None when it missed the target.
     arm
-        Cost of the arm; of a miss, what it is counted as (None when that cannot be told).
+        Cost of the arm; of a miss, what it is counted as (None when that is unknown).
     arm_missed
         Whether the arm missed the target.
     """

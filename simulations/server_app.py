@@ -68,7 +68,7 @@ def run_experiment(
 ) -> dict[str, Any]:
     """Run every arm of every seed that is not finished, and leave its records in the run folder.
 
-    An arm that cannot go on costs itself alone: the others run on, and its reason is recorded.
+    An arm that fails does not stop the others; its reason is recorded.
 
     Parameters
     ----------
@@ -81,7 +81,7 @@ def run_experiment(
     engine
         The engine's name, for the record.
     on_event
-        Told every step.
+        Called with every event.
 
     Returns
     -------

@@ -2,7 +2,7 @@
 
 Characters that the terminal's encoding lacks come out as ``?``. A reader that went away (``kdfed list | head
 -1``) is not missed, and a stream that was closed from the start is as good as one that nobody reads. Output
-that could not be written for another reason (a full disk) is told at the end.
+that could not be written for another reason (a full disk) is reported at the end.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a partition owes: dealing examples to participants.
+"""What a partition must provide: examples dealt to participants.
 
 Legend: N examples, P participants, K classes.
 """

@@ -115,7 +115,7 @@ def run_study(
     workers
         Processes. Default: the cores that are there.
     console
-        Told how much there is to do, and how far it is.
+        Where to print how much there is to do, and how far it is.
 
     Returns
     -------
