@@ -224,7 +224,7 @@ def one_line(text: object, most: int = MOST_OF_A_LINE) -> str:
     Parameters
     ----------
     text
-        An error, or what was told about one.
+        An error, or a text about one.
     most
         Characters of the result, at least 1.
 
@@ -238,8 +238,8 @@ def one_line(text: object, most: int = MOST_OF_A_LINE) -> str:
     if len(whole) > 2 * _MOST_READ:
         whole = f"{whole[:_MOST_READ]}\n{whole[-_MOST_READ:]}"
     lines = [line for line in map(plain, whole.expandtabs().splitlines()) if line.strip()]
-    frames = [place for place, line in enumerate(lines) if _FRAME.match(line)]
-    begins = next((place for place, line in enumerate(lines) if line.startswith("Traceback (")), len(lines))
+    frames = [number for number, line in enumerate(lines) if _FRAME.match(line)]
+    begins = next((number for number, line in enumerate(lines) if line.startswith("Traceback (")), len(lines))
     said = lines[: min([begins, *frames[:1]])]
     if not said and frames:
         said = [line for line in lines[frames[-1] + 1 :] if not line[0].isspace()] or lines[-1:]

@@ -1,4 +1,4 @@
-"""What a run tells while it goes on, for progress displays.
+"""What a run reports while it goes on, for progress displays.
 
 Events are not records: nothing in ``rounds.jsonl`` or ``summary.json`` depends on them.
 """

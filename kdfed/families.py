@@ -1,4 +1,7 @@
-"""The families that kdfed itself holds, and what reads a record without any of them."""
+"""The families of kdfed: what an experiment can choose by name, but for the strategies.
+
+kdfed imports no strategy; whoever must know only where an experiment names one uses :data:`ALL_FAMILIES`.
+"""
 
 from kdfed.distill import METHODS
 from kdfed.ensembles import ENSEMBLES
@@ -11,5 +14,5 @@ from kdfed.transfer_sets import TRANSFER_SETS
 KDFED = (PARTITIONS, LOCAL_MODES, METHODS, TRANSFER_SETS, ENSEMBLES)
 """All but the strategies."""
 
-NOBODYS = Families((*KDFED, Family("strategy", "server.strategy", ServerBase, {})))
-"""The families, of whose things nothing is asked: see :meth:`kdfed.family.Families.hollow`."""
+ALL_FAMILIES = Families((*KDFED, Family("strategy", "server.strategy", ServerBase, {})))
+"""All families, the strategies without a member: enough to find what an experiment names."""

@@ -43,7 +43,7 @@ class Family(Generic[T]):
         Where an experiment names one, e.g. ``consolidation.method``. Its last part is the field that tells
         them apart.
     base
-        What each of them derives from: its abstract methods are what a thing owes.
+        What each of them derives from: its abstract methods are what a thing must provide.
     members
         The registry, in the order of lists.
     default
@@ -123,10 +123,10 @@ class Family(Generic[T]):
 
     def placeholder(self, name: str) -> type[T]:
         """Return what stands for somebody's thing where their code must not be imported: any keys."""
-        owed = {key: lambda self, *_: None for key in getattr(self.base, "__abstractmethods__", ())}
-        body = {**owed, "__module__": __name__, "model_config": ConfigDict(extra="allow")}
-        hollow: Any = type(self.base)(self.base.__name__, (self.base,), body)
-        return cast("type[T]", _named(self.base, self.tag, name, hollow))
+        methods = {key: lambda self, *_: None for key in getattr(self.base, "__abstractmethods__", ())}
+        body = {**methods, "__module__": __name__, "model_config": ConfigDict(extra="allow")}
+        placeholder: Any = type(self.base)(self.base.__name__, (self.base,), body)
+        return cast("type[T]", _named(self.base, self.tag, name, placeholder))
 
     def _checked(self, name: str) -> type[Thing]:
         found = load_named(name)
@@ -134,12 +134,12 @@ class Family(Generic[T]):
         if not (isinstance(found, type) and issubclass(found, self.base)):
             what = f"the class {found.__name__}" if isinstance(found, type) else f"{shown(found)}"
             raise NamedError(f"{wanted} ({self.noun}), got {what}")
-        for owed in sorted(_public(self.base)):
-            theirs, ours = (inspect.signature(getattr(kind, owed)) for kind in (found, self.base))
-            if owed in getattr(found, "__abstractmethods__", ()):
-                raise NamedError(f"{wanted} that has {owed}{ours}, got none")
+        for method in sorted(_public(self.base)):
+            theirs, ours = (inspect.signature(getattr(kind, method)) for kind in (found, self.base))
+            if method in getattr(found, "__abstractmethods__", ()):
+                raise NamedError(f"{wanted} that has {method}{ours}, got none")
             if not _takes(theirs, ours):
-                raise NamedError(f"{wanted} whose {owed} takes {ours}, got {theirs}")
+                raise NamedError(f"{wanted} whose {method} takes {ours}, got {theirs}")
         return found
 
 
@@ -215,10 +215,10 @@ class Families:
         for key, value in _leaves(values):
             if not isinstance(value, str):
                 continue
-            place = re.sub(r"^(\.\d+\.)?(arms\.[^.]*\.)?", "", key)
+            own_key = re.sub(r"^(\.\d+\.)?(arms\.[^.]*\.)?", "", key)
             for family in self.every:
-                inside = family.inner and re.fullmatch(rf"server\.\w+\.{family.tag}", place)
-                if place == family.key or inside:
+                inside = family.inner and re.fullmatch(rf"server\.\w+\.{family.tag}", own_key)
+                if own_key == family.key or inside:
                     yield key, family, value
 
     def open_to(self, values: Any) -> tuple[Families, list[tuple[str, str]]]:
@@ -258,8 +258,8 @@ class Families:
             families = families.including(family.key, name, kind)
         return families, problems
 
-    def hollow(self, values: Any) -> Families:
-        """Return families in which whatever values name takes any keys, and nobody's code is imported."""
+    def with_placeholders(self, values: Any) -> Families:
+        """Return families with a :meth:`~Family.placeholder` for every name in values, importing nothing."""
         families = Families(
             tuple(family if family.inner else replace(family, members={}) for family in self.every)
         )
@@ -326,7 +326,7 @@ def _leaves(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
                 continue
             yield from _leaves(value, f"{prefix}.{key}" if prefix else str(key))
     elif isinstance(values, list):
-        for place, value in enumerate(values):
-            yield from _leaves(value, f"{prefix}.{place}")
+        for number, value in enumerate(values):
+            yield from _leaves(value, f"{prefix}.{number}")
     else:
         yield prefix, values

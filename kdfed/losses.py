@@ -91,8 +91,8 @@ def peer_losses(logits_NC: Sequence[torch.Tensor], labels_N: torch.Tensor | None
     for own, log_NC in enumerate(logs):
         others = [
             functional.kl_div(log_NC, peer.detach(), reduction="batchmean", log_target=True)
-            for place, peer in enumerate(logs)
-            if place != own
+            for index, peer in enumerate(logs)
+            if index != own
         ]
         loss = torch.stack(others).mean()
         if labels_N is not None:

@@ -172,7 +172,7 @@ class HelloReply:
             )
         if len(held) != count or not held:
             raise MessageError(
-                f"expected the examples of each participant, got those of {len(held)} for {count} participants"
+                f"expected the examples of each participant, got those of {len(held)} for {count} of them"
             )
         if min(held) < 0 or sum(held) != examples:
             raise MessageError(

@@ -15,7 +15,7 @@ from kdfed.errors import KdfedError, shortened, shown, text_of
 from kdfed.reasons import users_frame
 
 SIGNALLED = frozenset(128 + number for number in (1, 2, 15))
-"""Exit codes of a process that was told to end: such an exit is nobody's mistake."""
+"""Exit codes of a process that a signal ended: such an exit is no mistake in any code."""
 
 
 class NamedError(KdfedError):
@@ -50,7 +50,7 @@ def search_in(folder: Path) -> None:
 
 
 def _refuse_hidden(name: str) -> None:
-    """Refuse a module beside the experiment of whose name there is another, which would be found first."""
+    """Refuse a module beside the experiment that another one of the same name, found first, would hide."""
     top = name.partition(":")[0].partition(".")[0]
     beside = [
         file for folder in _FOLDERS for file in (folder / f"{top}.py", folder / top / "__init__.py")
@@ -175,7 +175,7 @@ def told(error: BaseException, name: str) -> str:
     error
         What was raised.
     name
-        What the user named. The place is the innermost frame of its package, or of other code that is not
+        What the user named. The location is the innermost frame of its package, or of other code that is not
         installed.
 
     Returns
@@ -183,17 +183,17 @@ def told(error: BaseException, name: str) -> str:
     str
         For example ``ValueError: no width (my_models.py, line 12)``.
     """
-    place = _place(error, name.partition(":")[0].partition(".")[0])
+    location = _location(error, name.partition(":")[0].partition(".")[0])
     text = error.msg if isinstance(error, SyntaxError) else text_of(error)
     if isinstance(error, SystemExit):
         text = f"{text}; code that is imported or called must not end the program"
     reason = shortened(
         ": ".join(part for part in (type(error).__name__, " ".join(text.split())) if part), 500
     )
-    return f"{reason} ({place})" if place else reason
+    return f"{reason} ({location})" if location else reason
 
 
-def _place(error: BaseException, package: str) -> str:
+def _location(error: BaseException, package: str) -> str:
     """Return file and line of a mistake; empty where no code of the user's was running."""
     if isinstance(error, SyntaxError) and error.filename and Path(error.filename).exists():
         return f"{error.filename}, line {error.lineno}"

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from kdfed.choosing import parts
 from kdfed.config import Arm
 from kdfed.data.sources import SOURCES, kind_of
-from kdfed.families import NOBODYS
+from kdfed.families import ALL_FAMILIES
 from kdfed.models import is_shipped
 from kdfed.named import is_named
 from kdfed.settings import DataSettings, ModelSettings, Settings
@@ -28,7 +28,7 @@ def outside_names(*settings: Settings) -> Iterator[tuple[str, str]]:
             yield "model", part.name
         if isinstance(part, DataSettings) and not is_shipped_source(part.source):
             yield "data source", part.source
-        for family in NOBODYS:
+        for family in ALL_FAMILIES:
             if isinstance(part, family.base) and is_named(name := getattr(part, family.tag)):
                 yield family.noun, name
 

@@ -75,8 +75,8 @@ class _Parts(Sequence[np.ndarray]):
     def __getitem__(self, index: int | slice) -> np.ndarray | list[np.ndarray]:
         if isinstance(index, slice):
             return [self[one] for one in range(*index.indices(len(self)))]
-        place = range(len(self))[index]
-        return self._flat[self._bounds[place] : self._bounds[place + 1]]
+        number = range(len(self))[index]
+        return self._flat[self._bounds[number] : self._bounds[number + 1]]
 
     def __iter__(self) -> Iterator[np.ndarray]:
         return (self[index] for index in range(len(self)))
@@ -196,9 +196,9 @@ def _check(settings: PartitionBase, labels: np.ndarray, classes: int) -> None:
 
 
 def _check_dealt(settings: PartitionBase, dealt: np.ndarray, sizes: np.ndarray, count: int) -> None:
-    """Refuse what somebody's partition may deal by mistake."""
+    """Check what a partition dealt: one of a user's may be wrong."""
     expected = (
-        f"partition {settings.kind!r}: expected places from 0 to {count - 1}, each dealt once at most, to "
+        f"partition {settings.kind!r}: expected indices from 0 to {count - 1}, each dealt once at most, to "
         f"{settings.participants} participants"
     )
     if len(sizes) != settings.participants or dealt.dtype.kind not in "iu":
@@ -261,11 +261,11 @@ def _meet_minimum(
                     "partition.min-examples",
                 )
             own = held.setdefault(giver, list(range(ends[giver] - sizes[giver], ends[giver])))
-            place = len(own) - 1
+            position = len(own) - 1
             if counts is not None:
                 free = wanted & (counts[giver] > 1)
-                place = next(i for i in range(place, -1, -1) if free[labels[own[i]]])
-            example = own.pop(place)
+                position = next(i for i in range(position, -1, -1) if free[labels[own[i]]])
+            example = own.pop(position)
             owner[example] = receiver
             for participant, change in ((giver, -1), (int(receiver), 1)):
                 sizes[participant] += change

@@ -8,7 +8,7 @@ from torch import nn
 
 from kdfed.arrays import spec_of
 from kdfed.config import Arm, Experiment
-from kdfed.config.checks import said_by, used_parts
+from kdfed.config.checks import refusals_from, used_parts
 from kdfed.data import PreparedData, prepare
 from kdfed.device import resolve_device
 from kdfed.errors import ConfigError, DataError, Mistake
@@ -74,7 +74,7 @@ def _check_arm(arm: Arm, data: PreparedData | None, key: _Keys) -> Iterator[Mist
     if data is not None:
         for where, part in everything:
             if isinstance(part, Thing):
-                for refusal in said_by(part, lambda thing: thing.misfits(arm, data)):
+                for refusal in refusals_from(part, lambda thing: thing.misfits(arm, data)):
                     yield Mistake(key(within(refusal, where).key), refusal.message)
     if arm.start.startswith("file:"):
         yield from _check_start(arm.start.removeprefix("file:"), student, key("start"))

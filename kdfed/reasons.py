@@ -48,16 +48,16 @@ def reason_of(error: BaseException) -> str:
         ``NameError: name 'foo' is not defined (mymodel.py, line 12)``. An error of ours in which no code of
         the user's is involved has no traceback. About :data:`MOST_OF_A_TEXT` characters at most.
     """
-    source, place = _place(error)
-    if isinstance(error, KdfedError) and not place:
+    source, location = _location(error)
+    if isinstance(error, KdfedError) and not location:
         return _capped(f"{type(error).__name__}: {error}")
     if isinstance(source, SyntaxError):  # its message has file and line
-        place = ""
-    said = one_line(f"{type(source).__name__}: {text_of(source)}", MOST_OF_A_LINE - len(place))
-    return _capped(f"{said}{place}\n{''.join(traceback.format_exception(error))}")
+        location = ""
+    line = one_line(f"{type(source).__name__}: {text_of(source)}", MOST_OF_A_LINE - len(location))
+    return _capped(f"{line}{location}\n{''.join(traceback.format_exception(error))}")
 
 
-def _place(error: BaseException) -> tuple[BaseException, str]:
+def _location(error: BaseException) -> tuple[BaseException, str]:
     """Return the first error with a frame that is the user's, and file and line of the innermost."""
     for one in reversed(list(_chain(error))):
         found = users_frame(one)
@@ -95,14 +95,14 @@ class Once:
 
     def __init__(self, log: logging.Logger) -> None:
         self._log = log
-        self._told: set[str] = set()
+        self._logged: set[str] = set()
 
     def warn(self, what: str, text: str) -> str:
         """Log ``what: text``, unless the text was logged already; return its one line."""
         line = one_line(text) or "no reason was given"
-        if line not in self._told and len(self._told) <= MOST_TEXTS:
-            self._told.add(line)
-            if len(self._told) > MOST_TEXTS:
+        if line not in self._logged and len(self._logged) <= MOST_TEXTS:
+            self._logged.add(line)
+            if len(self._logged) > MOST_TEXTS:
                 self._log.warning("more than %d different texts: no more of them are logged", MOST_TEXTS)
             else:
                 self._log.warning("%s: %s", what, _capped(text) or line)

@@ -17,15 +17,15 @@ from kdfed.optional import optional
 
 
 @dataclass(frozen=True)
-class Pair:
-    """One seed's costs of reaching one target.
+class PairedRuns:
+    """Baseline and arm of one seed: what each paid to reach one target.
 
     Parameters
     ----------
     baseline
         Cost of the baseline, or None when it missed the target.
     arm
-        Cost of the arm; of a miss, what it is counted as (None when that cannot be told).
+        Cost of the arm; of a miss, what it is counted as (None when that is unknown).
     arm_missed
         Whether the arm missed the target.
     """
@@ -35,7 +35,7 @@ class Pair:
     arm_missed: bool
 
 
-def compare(pairs: Sequence[Pair]) -> dict[str, object]:
+def compare(pairs: Sequence[PairedRuns]) -> dict[str, object]:
     """Compare an arm with the baseline by one cost.
 
     Parameters
@@ -54,7 +54,7 @@ def compare(pairs: Sequence[Pair]) -> dict[str, object]:
 
     Examples
     --------
-    >>> compare([Pair(10, 5, False)])["saved_percent"]
+    >>> compare([PairedRuns(10, 5, False)])["saved_percent"]
     {'mean': 50.0, 'low': 50.0, 'high': 50.0}
     """
     used = [(pair.baseline, pair.arm) for pair in pairs if pair.baseline is not None and pair.arm is not None]

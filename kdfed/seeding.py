@@ -46,8 +46,8 @@ def derive_many(seed: int, phase: str, round_number: int, participants: Sequence
     entropy = [seed, zlib.crc32(phase.encode()), round_number, 0]
     low, high = np.random.SeedSequence(entropy).generate_state(2, np.uint32)
     server = int(high) << 32 | int(low)
-    places = (np.asarray(participants, dtype=np.int64) + 1).astype(np.uint64)
-    mixed = np.where(places == 0, np.uint64(server), _mix(np.uint64(server) + places * _GOLDEN))
+    numbers = (np.asarray(participants, dtype=np.int64) + 1).astype(np.uint64)  # 0 is the server
+    mixed = np.where(numbers == 0, np.uint64(server), _mix(np.uint64(server) + numbers * _GOLDEN))
     seeds: list[int] = (mixed & np.uint64(2**63 - 1)).tolist()
     return seeds
 
@@ -84,11 +84,11 @@ def shuffled(seeds: Sequence[int], epoch: int, counts: Sequence[int]) -> np.ndar
         int64 [B, max N_b]; the first N_b entries of row b are a permutation of 0 to N_b - 1, the rest of the
         row means nothing.
     """
-    places = np.arange(max(counts), dtype=np.uint64)
+    examples = np.arange(max(counts), dtype=np.uint64)
     with np.errstate(over="ignore"):
         base = _mix(np.asarray(seeds, dtype=np.uint64) + np.uint64(epoch + 1) * _GOLDEN)
-        keys = _mix(base[:, None] + (places + np.uint64(1)) * _GOLDEN)
-    keys[places >= np.asarray(counts, dtype=np.uint64)[:, None]] = np.iinfo(np.uint64).max
+        keys = _mix(base[:, None] + (examples + np.uint64(1)) * _GOLDEN)
+    keys[examples >= np.asarray(counts, dtype=np.uint64)[:, None]] = np.iinfo(np.uint64).max
     return np.argsort(keys, axis=1, kind="stable")
 
 

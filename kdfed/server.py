@@ -1,4 +1,4 @@
-"""What a strategy's settings owe; strategies are on the server side, which kdfed never imports."""
+"""What a strategy's settings must provide; strategies are on the server side, which kdfed never imports."""
 
 from __future__ import annotations
 

@@ -181,6 +181,8 @@ def run(
 ) -> None:
     """Run an experiment and count what each arm paid to reach its targets.
 
+    It counts exchanges (communication rounds, the teachers' included), participants' uploads and bytes.
+
     EXPERIMENT is a YAML file, or the name of one that comes with kdfed.
     """
     for option, given in (("--address", address is not None), ("--pin", pin)):

@@ -40,7 +40,7 @@ PLAIN_LINES = 10
 
 
 @dataclass
-class _Run:
+class _RunProgress:
     """What is known of one arm and seed; times in seconds."""
 
     event: Event
@@ -91,7 +91,7 @@ class Progress:
         self._expected = len(experiment.arms) * len(experiment.seeds)
         self._console = console
         self._clock = clock
-        self._runs: dict[tuple[str, int], _Run] = {}
+        self._runs: dict[tuple[str, int], _RunProgress] = {}
         self._begin = clock()
         self._live = Live(get_renderable=self._render, console=console, refresh_per_second=4)
 
@@ -120,7 +120,7 @@ class Progress:
             return
         if run is None:
             self._close_all(now)  # arms run one after the other
-            run = self._runs[key] = _Run(event, now, now)
+            run = self._runs[key] = _RunProgress(event, now, now)
         run.take(event, now)
         if event.phase in ("done", "failed"):
             run.ended = now
@@ -151,7 +151,7 @@ class Progress:
             return None
         return left + (self._expected - len(self._runs)) * sum(lengths) / len(lengths)
 
-    def _line(self, event: Event, run: _Run, now: float) -> str:
+    def _line(self, event: Event, run: _RunProgress, now: float) -> str:
         words = [PHASES[event.phase]]
         if event.steps:
             words[0] += f" {event.step}/{event.steps}"

@@ -41,7 +41,7 @@ def savings_table(summaries: Sequence[Mapping[str, Any]]) -> str:
             groups.setdefault((comparison["arm"], comparison["target"]), {})[comparison["cost"]] = comparison
         for (arm, target), by_cost in groups.items():
             one = by_cost["exchanges"]
-            missed = " / ".join(str(one["censored"][who]) for who in ("baseline", "arm", "both"))
+            missed = " / ".join(str(one["censored"][missing]) for missing in ("baseline", "arm", "both"))
             saved = [_interval(by_cost[cost]["saved_percent"], one["pairs"]) for cost in COSTS]
             rows.append([summary["experiment"], arm, target, *saved, str(one["pairs"]), missed])
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)

@@ -60,16 +60,16 @@ def main(grid: Grid, context: Context) -> None:
             run_experiment(grid, experiment, folder, "flower", on_event)
         log.info("records and report: %s", out)
     except Exception as error:
-        on_event(Event(arm="", seed=0, phase="failed", message=_told(error)))
+        on_event(Event(arm="", seed=0, phase="failed", message=_reason_text(error)))
         raise
 
 
 def run_experiment(
     grid: Grid, experiment: Experiment, folder: RunFolder, engine: str, on_event: OnEvent = ignore
 ) -> dict[str, Any]:
-    """Run every arm of every seed that is not finished, and leave the records of DESIGN behind.
+    """Run every arm of every seed that is not finished, and leave its records in the run folder.
 
-    An arm that cannot go on costs itself alone: the others run on, and its reason is recorded.
+    An arm that fails does not stop the others; its reason is recorded.
 
     Parameters
     ----------
@@ -82,7 +82,7 @@ def run_experiment(
     engine
         The engine's name, for the record.
     on_event
-        Told every step.
+        Called with every event.
 
     Returns
     -------
@@ -165,8 +165,8 @@ def conclude(
     except Exception as error:  # whatever a drawing library raises: the records are what counts
         logging.getLogger("kdfed").exception("the report could not be made")
         return summary, (
-            f"the records are complete, but the report could not be made: {_told(error)}; `kdfed report "
-            f"{folder.path}` tries again"
+            f"the records are complete, but the report could not be made: {_reason_text(error)}; "
+            f"`kdfed report {folder.path}` tries again"
         )
     return summary, ""
 
@@ -195,9 +195,7 @@ def _run_seed(
                 name=name,
                 targets=targets,
                 never_stop=sets_targets,
-                simulation=Simulation.of(
-                    arm, seed, folder.store_path(name, seed), experiment.folder
-                ),
+                simulation=Simulation.of(arm, seed, folder.store_path(name, seed), experiment.folder),
                 on_record=folder.append,
             )
             failure = _run_arm(grid, config, folder, on_event)
@@ -254,7 +252,7 @@ def _run_arm(grid: Grid, config: ArmConfig, folder: RunFolder, on_event: OnEvent
             raise
         if not isinstance(error, KdfedError):
             logging.getLogger("kdfed").exception("arm %s, seed %d", name, seed)
-        return Failure(name, seed, phase, _told(error))
+        return Failure(name, seed, phase, _reason_text(error))
     consolidation = None
     if result.consolidation is not None:
         consolidation = {"method": arm.consolidation.method, **asdict(result.consolidation)}
@@ -272,7 +270,7 @@ def _run_arm(grid: Grid, config: ArmConfig, folder: RunFolder, on_event: OnEvent
     return None
 
 
-def _told(error: BaseException) -> str:
+def _reason_text(error: BaseException) -> str:
     return str(error) if isinstance(error, KdfedError) else one_line(reason_of(error))
 
 

@@ -2,7 +2,7 @@
 
 Characters that the terminal's encoding lacks come out as ``?``. A reader that went away (``kdfed list | head
 -1``) is not missed, and a stream that was closed from the start is as good as one that nobody reads. Output
-that could not be written for another reason (a full disk) is told at the end.
+that could not be written for another reason (a full disk) is reported at the end.
 """
 
 from __future__ import annotations
@@ -67,9 +67,9 @@ class Patient:
             self.failure = error
         # Python writes the rest of the stream's buffer when it ends: that must have somewhere to go.
         with suppress(OSError, ValueError, AttributeError):
-            place = cast(TextIO, self.stream).fileno()
+            descriptor = cast(TextIO, self.stream).fileno()
             null = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(null, place)
+            os.dup2(null, descriptor)
             os.close(null)
 
     def __getattr__(self, name: str) -> Any:
@@ -101,9 +101,9 @@ def patient_streams() -> Iterator[Patient]:
 
 def _occupy_standard_descriptors() -> None:
     """Open what was closed: the next file would get its number, and what children print would go there."""
-    while (place := os.open(os.devnull, os.O_RDWR)) <= 2:
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass
-    os.close(place)
+    os.close(descriptor)
 
 
 def _reconfigure(stream: io.TextIOWrapper, errors: str) -> None:

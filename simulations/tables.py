@@ -14,6 +14,9 @@ from rich.table import Table
 
 from simulations.report.figures import short_name
 
+EXCHANGE = "An exchange is a communication round: a federated round, or the one that collects the teachers."
+"""What the first table says below itself."""
+
 SHOWN_PARTICIPANTS = 40
 """Rows of the partition table; more participants are summed up in one line."""
 
@@ -31,6 +34,7 @@ def cost_table(summary: Mapping[str, Any]) -> Table:
     """
     headers = ("rounds", "exchanges", "uploads", "bytes", "missed")
     table = _table("cost to target (mean over the seeds that reached it)", ("arm", "target"), headers)
+    table.caption = EXCHANGE
     for arm, target in dict.fromkeys((run["arm"], run["target"]) for run in summary["runs"]):
         runs = [run for run in summary["runs"] if (run["arm"], run["target"]) == (arm, target)]
         hits = [hit for hit in (run[f"{run['rule']}_hit"] for run in runs) if hit is not None]

@@ -130,18 +130,19 @@ def _refusals(arm: Arm) -> Iterator[Refusal]:
         yield from _need_classes(arm)
     for key, part in everything:
         if isinstance(part, Thing):
-            yield from (within(refusal, key) for refusal in said_by(part, lambda part: part.refusals(arm)))
+            refusals = refusals_from(part, lambda part: part.refusals(arm))
+            yield from (within(refusal, key) for refusal in refusals)
     if arm.start in ("consolidated", "averaged"):
         yield from _check_teachers(arm)
 
 
-def said_by(thing: Thing, ask: Callable[[Thing], Iterator[Refusal]]) -> list[Refusal]:
-    """Return what a thing refuses; a user's may fail at that, which is a mistake too."""
+def refusals_from(thing: Thing, ask: Callable[[Thing], Iterator[Refusal]]) -> list[Refusal]:
+    """Return what a thing refuses; where a user's class raises instead, that is a refusal too."""
     name = origin_of(thing)
     try:
         with blamed(name, f"expected {name} to say what it refuses"):
-            said = list(ask(thing))
-            refusals = [Refusal(*refusal) if isinstance(refusal, tuple) else refusal for refusal in said]
+            given = list(ask(thing))
+            refusals = [Refusal(*refusal) if isinstance(refusal, tuple) else refusal for refusal in given]
             for refusal in refusals:
                 if not isinstance(refusal, Refusal) or not all(
                     isinstance(text, str) for text in (refusal.key, refusal.message, *refusal.depends)

@@ -217,7 +217,7 @@ def _holder(location: Sequence[int | str], values: Any) -> Mapping[str, Any]:
 def _without_effect(
     key: int | str, holder: Mapping[str, Any], models: Sequence[type[BaseModel]]
 ) -> str | None:
-    """Say whose key it is, where it belongs to something else than what is chosen; None where to nothing."""
+    """Say that a key belongs to something that was not chosen; None where it belongs to nothing."""
     for model in models:
         for field, kinds in choices(model).items():
             owners = [name for name, kind in kinds.items() if key in own_keys(kind, field)]

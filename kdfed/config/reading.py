@@ -17,7 +17,7 @@ from kdfed.config.merging import merge, undotted
 from kdfed.config.mistakes import describe_all, related, remove_all
 from kdfed.config.overrides import sections_without_effect, unused
 from kdfed.errors import ConfigError, DataError, Mistake, near, shown
-from kdfed.families import NOBODYS
+from kdfed.families import ALL_FAMILIES
 from kdfed.family import Families
 from kdfed.named import ends_program, search_in, told
 from kdfed.paths import user_path
@@ -166,7 +166,7 @@ def build_experiment(values: Mapping[str, Any], families: Families, source: str 
 
 
 def read_recorded(path: Path) -> Experiment:
-    """Read an experiment that was checked before it was recorded: nobody's code is imported for it.
+    """Read an experiment that was checked before it was recorded; no code of a user's is imported.
 
     Raises
     ------
@@ -174,7 +174,7 @@ def read_recorded(path: Path) -> Experiment:
         If it is none.
     """
     values = read_mapping(path)
-    families = NOBODYS.hollow(values)
+    families = ALL_FAMILIES.with_placeholders(values)
     kind = experiment_type(families)
     try:
         return validate(kind, values, families)
@@ -218,7 +218,7 @@ def _check(values: dict[str, Any], families: Families) -> tuple[Experiment | Non
 
 
 def _unmade(error: BaseException, key: str = "") -> Mistake:
-    """Say that the code of a thing of the user's failed while its settings were made, or written."""
+    """Say that a class of the user's raised something while its settings were made, or written."""
     if ends_program(error):
         raise error
     return Mistake(key, f"expected settings that can be made and written; they raised {told(error, '')}")
@@ -230,7 +230,7 @@ def undotted_arms(arms: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def unrelated(found: Iterable[Mistake], known: Iterable[Mistake]) -> list[Mistake]:
-    """Return the mistakes of whose keys nothing is known yet."""
+    """Return the mistakes whose keys have nothing to do with a mistake that is known already."""
     keys = [mistake.key for mistake in known]
     return [mistake for mistake in found if not any(related(mistake.key, key) for key in keys)]
 

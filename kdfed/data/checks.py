@@ -79,7 +79,7 @@ def check_inputs(inputs: Inputs, source: str, where: Callable[[int], str]) -> In
     source
         For messages.
     where
-        Names the row at a place of ``inputs``.
+        Names the row of ``inputs`` at an index.
 
     Returns
     -------
@@ -143,12 +143,12 @@ def check_normalised(
         ends = inputs[:1]
     broken = np.argwhere(~np.isfinite(apply(ends).numpy()))
     if len(broken):
-        end, place = broken[0, :2]
-        value = ends[end, place].item()
-        row = "" if len(shape) == 3 else f" in row {int((inputs[:, place] == value).argmax())}"
+        end, column = broken[0, :2]
+        value = ends[end, column].item()
+        row = "" if len(shape) == 3 else f" in row {int((inputs[:, column] == value).argmax())}"
         raise DataError(
             f"expected inputs that are finite in float32 after normalisation, {value:g} of "
-            f"{'channel' if len(shape) == 3 else 'feature'} {place} of {source}{row} is not: correct "
+            f"{'channel' if len(shape) == 3 else 'feature'} {column} of {source}{row} is not: correct "
             "it or set data.normalise",
             key,
         )

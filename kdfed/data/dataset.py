@@ -233,7 +233,7 @@ def check_labels(
     if labels.ndim != 1 or labels.dtype.kind not in "iub":
         hint = {
             "f": ": make them integers; for numbers to predict set data.task: regression",
-            "U": ": give the place of each in the class names",
+            "U": ": give the index of each in the class names",
         }.get(labels.dtype.kind, "")
         raise DataError(
             f"expected whole numbers as labels in {source}, got {labels.dtype} {labels.shape}{hint}"
@@ -281,14 +281,14 @@ def check_numbers(
 
 
 def labels_from_names(values: list[str], names: tuple[str, ...], source: str) -> np.ndarray:
-    """Map class names to their places in ``names``, which are in :func:`one_form`; int64 [N].
+    """Map class names to their indices in ``names``, which are in :func:`one_form`; int64 [N].
 
     Raises
     ------
     DataError
         If the data hold a name that ``names`` does not.
     """
-    index = {name: place for place, name in enumerate(names)}
+    index = {name: number for number, name in enumerate(names)}
     form = {value: one_form([value])[0] for value in set(values)}
     values = [form[value] for value in values]
     unknown = sorted(set(values) - set(index))

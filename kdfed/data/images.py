@@ -118,16 +118,17 @@ def read_images(
     fits(first.shape)
     images = np.empty((len(rows), *first.shape), dtype=np.uint8)
 
-    def fill(places: np.ndarray) -> None:
-        for place in places:
-            image = decode(int(rows[place]))
+    def fill(numbers: np.ndarray) -> None:
+        for number in numbers:
+            image = decode(int(rows[number]))
             if image.shape != first.shape:
                 raise DataError(
                     f"images of {source} differ: {where(int(rows[0]))} is {first.shape} (channels, height, "
-                    f"width), {where(int(rows[place]))} is {image.shape}; set data.shape to convert them all",
+                    f"width), {where(int(rows[number]))} is {image.shape}; set data.shape to convert them "
+                    "all",
                     "data.shape",
                 )
-            images[place] = image
+            images[number] = image
 
     # PIL decodes without Python's lock, but for small images the threads would only wait for one another.
     workers = min(8, os.cpu_count() or 1) if first.size > _LARGE else 1

@@ -195,13 +195,13 @@ def _normalisation(dataset: Dataset, splits: Splits, settings: DataSettings) -> 
         raise DataError(
             f"expected one mean and std for each of the {size} {unit}s, got {len(mean)} and {len(std)}", key
         )
-    for place, (middle, width) in enumerate(zip(mean, std, strict=True)):
+    for index, (middle, width) in enumerate(zip(mean, std, strict=True)):
         with np.errstate(over="ignore"):
             fits = np.isfinite(np.float32(middle)) and 0 < np.float32(width) < np.inf
         if not fits:
             raise DataError(
                 f"expected a finite mean and a std above 0 in float32 for each {unit} of {settings.source}, "
-                f"got {middle:g} and {width:g} for {unit} {place}",
+                f"got {middle:g} and {width:g} for {unit} {index}",
                 key,
             )
     return Normalisation(mean, std)

@@ -40,8 +40,8 @@ class Splits:
 def stratified_order(labels: np.ndarray, generator: np.random.Generator) -> np.ndarray:
     """Order examples so that every slice of the order holds every class in proportion.
 
-    The i-th of a class's n examples, in random order, gets the place ``(i + u) / n`` with one uniform
-    draw ``u`` per class (systematic sampling); places are then sorted. A slice holds a class's share of
+    The i-th of a class's n examples, in random order, gets the position ``(i + u) / n`` with one uniform
+    draw ``u`` per class (systematic sampling); positions are then sorted. A slice holds a class's share of
     its length, up to one example.
 
     Parameters
@@ -58,12 +58,12 @@ def stratified_order(labels: np.ndarray, generator: np.random.Generator) -> np.n
     """
     shuffled = generator.permutation(len(labels))
     strata = labels[shuffled]
-    place = np.empty(len(labels))
+    position = np.empty(len(labels))
     for stratum in np.unique(labels):
         members = np.flatnonzero(strata == stratum)
-        place[members] = (np.arange(len(members)) + generator.random()) / len(members)
+        position[members] = (np.arange(len(members)) + generator.random()) / len(members)
     del strata  # of millions of examples, every array counts
-    return shuffled[np.argsort(place, kind="stable")]
+    return shuffled[np.argsort(position, kind="stable")]
 
 
 def strata_of(labels: np.ndarray, reference: np.ndarray | None = None) -> np.ndarray:

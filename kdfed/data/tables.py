@@ -99,8 +99,8 @@ def list_tables(
 
     def where(row: int) -> str:
         part = int(np.searchsorted(ends, row, side="right"))
-        place = f"row {row - int(ends[part]) + sizes[part]}"
-        return place if len(parts) == 1 else f"{place} of {list(parts)[part]}"
+        text = f"row {row - int(ends[part]) + sizes[part]}"
+        return text if len(parts) == 1 else f"{text} of {list(parts)[part]}"
 
     names, labels = _labels(table[label], features.get(label, {}), settings, source, where)
     inputs = inputs or _input_columns(table, features, label, where)
@@ -265,10 +265,10 @@ def _feature_reader(table: Any, names: tuple[str, ...], source: str, where: Call
             "data.limit",
         )
         inputs = np.empty((len(rows), len(names)), dtype=np.float32)
-        for place, name in enumerate(names):
+        for column, name in enumerate(names):
             with np.errstate(over="ignore"):
-                inputs[:, place] = table[name].to_numpy()[rows]
-            bad = np.flatnonzero(~np.isfinite(inputs[:, place]))
+                inputs[:, column] = table[name].to_numpy()[rows]
+            bad = np.flatnonzero(~np.isfinite(inputs[:, column]))
             if len(bad):
                 raise DataError(
                     f"expected a number in every row of column {name!r} of {source}, {len(bad)} are missing "

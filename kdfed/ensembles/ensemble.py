@@ -1,4 +1,4 @@
-r"""What an ensemble owes: one target of several teachers' logits, probabilities at temperature T.
+r"""What an ensemble must provide: one target of several teachers' logits, probabilities at temperature T.
 
 Below, :math:`p_k = \mathrm{softmax}(t_k / T)` are the probabilities of teacher k with logits
 :math:`t_k`. One teacher alone is its own target in every ensemble, and the order of teachers does not matter.

@@ -12,7 +12,7 @@ from kdfed.errors import DataError
 
 
 def by_flower(make: Callable[[Any], Any], labels: np.ndarray) -> list[np.ndarray]:
-    """Run one of flwr-datasets' partitioners on labels; returns places in random order."""
+    """Run one of flwr-datasets' partitioners on labels; returns indices in random order."""
     try:
         import datasets
         import flwr_datasets.partitioner as partitioners

@@ -42,7 +42,7 @@ class KClassesPartition(PartitionBase):
         most K.
         """
         k = self.classes
-        present, places = np.unique(labels, return_inverse=True)
+        present, class_index = np.unique(labels, return_inverse=True)
         rank = generator.permutation(len(present))  # which classes get one shard more, or any, is random
         shards = by_flower(
             lambda partitioners: partitioners.PathologicalPartitioner(
@@ -52,7 +52,7 @@ class KClassesPartition(PartitionBase):
                 class_assignment_mode="deterministic",
                 seed=int(generator.integers(2**32)),
             ),
-            rank[places],
+            rank[class_index],
         )
         stacks = [shards[first :: len(present)] for first in range(len(present))]
         left = np.array([len(stack) for stack in stacks])

@@ -41,18 +41,20 @@ class LabelOverlapPartition(PartitionBase):
         common: list[np.ndarray] = []
         own: list[list[np.ndarray]] = [[] for _ in range(-(-classes // size))]
         for label in range(classes):
-            places = np.flatnonzero(labels == label)
-            cut = round(self.overlap * len(places))
-            common.append(places[:cut])
-            own[group_of[label]].append(places[cut:])
+            indices = np.flatnonzero(labels == label)
+            cut = round(self.overlap * len(indices))
+            common.append(indices[:cut])
+            own[group_of[label]].append(indices[cut:])
         parts = [[part] for part in _cut(common, self.participants, generator)]
-        for group, places_of_group in enumerate(own):
+        for group, indices_of_group in enumerate(own):
             members = range(group, self.participants, len(own))
             if members:
-                for member, part in zip(members, _cut(places_of_group, len(members), generator), strict=True):
+                for member, part in zip(
+                    members, _cut(indices_of_group, len(members), generator), strict=True
+                ):
                     parts[member].append(part)
         return [generator.permutation(np.concatenate(part)) for part in parts]
 
 
-def _cut(places: list[np.ndarray], parts: int, generator: np.random.Generator) -> list[np.ndarray]:
-    return np.array_split(generator.permutation(np.concatenate(places)), parts)
+def _cut(indices: list[np.ndarray], parts: int, generator: np.random.Generator) -> list[np.ndarray]:
+    return np.array_split(generator.permutation(np.concatenate(indices)), parts)

@@ -1,4 +1,4 @@
-"""What a partition owes: dealing examples to participants.
+"""What a partition must provide: examples dealt to participants.
 
 Legend: N examples, P participants, K classes.
 """
@@ -46,14 +46,14 @@ class PartitionBase(Thing):
         Returns
         -------
         sequence of numpy.ndarray
-            For each of the P participants, places in ``labels``, int64, in random order. Nobody shares an
+            For each of the P participants, indices into ``labels``, int64, in random order. Nobody shares an
             example; what is left out is nobody's.
         """
 
     def deal_flat(
         self, labels: np.ndarray, classes: int, generator: np.random.Generator
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Deal as :meth:`deal` does: all places, one participant's after the other's, and sizes [P]."""
+        """Deal as :meth:`deal` does: all indices, one participant's after the other's, and sizes [P]."""
         parts = self.deal(labels, classes, generator)
         return np.concatenate(parts), np.array([len(part) for part in parts])
 

@@ -18,8 +18,8 @@ class UniformPartition(PartitionBase):
 
     def deal(self, labels: np.ndarray, classes: int, generator: np.random.Generator) -> Sequence[np.ndarray]:
         """Cut the examples into equal slices."""
-        places, sizes = self.deal_flat(labels, classes, generator)
-        return np.split(places, np.cumsum(sizes)[:-1])
+        indices, sizes = self.deal_flat(labels, classes, generator)
+        return np.split(indices, np.cumsum(sizes)[:-1])
 
     def deal_flat(
         self, labels: np.ndarray, classes: int, generator: np.random.Generator

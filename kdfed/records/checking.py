@@ -154,12 +154,12 @@ def check_summary(summary: Mapping[str, Any], experiment: Experiment, records: S
         if rounds is None:
             whose = f"arm {short(run['arm'])}, seed {run['seed']}"
             raise ValueError(f"runs.{number}: expected evaluations of {whose} in rounds.jsonl, got none")
-        places = {
+        entries = {
             "totals": run["totals"],
             "first_hit": run["first_hit"],
             "sustained_hit": run["sustained_hit"],
         }
-        for name, costs in places.items():
+        for name, costs in entries.items():
             if costs is not None and costs["round"] > rounds:
                 raise ValueError(
                     f"runs.{number}.{name}.round: expected at most {rounds}, the last round in rounds.jsonl, "

@@ -17,7 +17,7 @@ from kdfed.errors import RunFolderError
 
 
 class FolderLock:
-    """An exclusive hold on a folder, by ``flock`` on a file in it that tells who holds it.
+    """An exclusive hold on a folder, by ``flock`` on a file in it that says which process holds it.
 
     Parameters
     ----------
@@ -110,7 +110,7 @@ def _holder() -> dict[str, str | int]:
 
 def _describe(content: bytes) -> str:
     try:
-        told = json.loads(content)
-        return f"process {told['pid']} on {told['host']} ({told['program']}), since {told['since']}"
+        holder = json.loads(content)
+        return f"process {holder['pid']} on {holder['host']} ({holder['program']}), since {holder['since']}"
     except (ValueError, KeyError, TypeError):
         return "another process"

@@ -119,7 +119,7 @@ def _refuse_starts(folder: RecordedRun, experiment: Experiment, names: Iterable[
 
 
 def _refuse_other(folder: RecordedRun, experiment: Experiment, present: list[str]) -> None:
-    """Refuse records of another experiment, or of nobody knows which."""
+    """Refuse records of another experiment, or of an unknown one."""
     file = folder.experiment_file
     if not file.exists():
         raise RunFolderError(

@@ -137,7 +137,7 @@ class RecordedRun:
         return records
 
     def read_outcomes(self) -> list[Outcome]:
-        """Return how runs ended that finished, in the order they did; broken lines are passed over."""
+        """Return how finished runs ended, in the order they finished; broken lines are skipped."""
         outcomes = []
         for line in (self._read(OUTCOMES) if self.has_outcomes else b"").split(b"\n"):
             with suppress(ValueError):

@@ -28,7 +28,7 @@ _Target = Annotated[
 _Percent = Annotated[float, Field(ge=-1e30, le=1e30)]
 
 
-class Part(BaseModel):
+class StrictModel(BaseModel):
     """Base of every part of the summary: no value is converted, no number is infinite."""
 
     model_config = ConfigDict(
@@ -40,7 +40,7 @@ class Part(BaseModel):
     )
 
 
-class Costs(Part):
+class CumulativeCosts(StrictModel):
     """What a run had cost by one of its evaluations; see :class:`kdfed.records.RoundRecord`."""
 
     round: Count
@@ -61,7 +61,7 @@ class Costs(Part):
     """On the test split at that evaluation; null where it was not finite."""
 
 
-class RunEntry(Part):
+class RunEntry(StrictModel):
     """How one arm and seed came to one target."""
 
     arm: _Name
@@ -79,13 +79,13 @@ class RunEntry(Part):
     """By the rule; null for a miss."""
     exchanges_to_target: Count | None
     """By the rule; null for a miss."""
-    first_hit: Costs | None
+    first_hit: CumulativeCosts | None
     """All costs at the first evaluation that reached it; null for a miss."""
-    sustained_hit: Costs | None
+    sustained_hit: CumulativeCosts | None
     """All costs at the first round from which the mean of three evaluations reached it; null for a miss."""
     rounds_to_plateau: Count | None
     """Null when the curve never went flat."""
-    totals: Costs
+    totals: CumulativeCosts
     """All costs of the whole run."""
     stopped: Stopped
     """Why the run ended."""
@@ -99,16 +99,16 @@ class RunEntry(Part):
     @model_validator(mode="after")
     def _agrees(self) -> Self:
         hit = self.first_hit if self.rule == "first" else self.sustained_hit
-        told = (self.rounds_to_target, self.exchanges_to_target)
-        if told != ((None, None) if hit is None else (hit.round, hit.exchanges)):
+        recorded = (self.rounds_to_target, self.exchanges_to_target)
+        if recorded != ((None, None) if hit is None else (hit.round, hit.exchanges)):
             raise ValueError(
                 f"expected rounds_to_target and exchanges_to_target to be those of {self.rule}_hit, got "
-                f"{told}"
+                f"{recorded}"
             )
         return self
 
 
-class Saved(Part):
+class Saved(StrictModel):
     """Percent of the baseline's cost: a mean over pairs, and its 95% interval."""
 
     mean: Annotated[_Percent, Field(le=100)]
@@ -125,7 +125,7 @@ class Saved(Part):
         return self
 
 
-class Ratio(Part):
+class Ratio(StrictModel):
     """Cost of the arm over that of the baseline, with the interval of the mean of its logarithm."""
 
     geometric_mean: Annotated[float, Field(gt=0)]
@@ -136,7 +136,7 @@ class Ratio(Part):
     """Upper end."""
 
 
-class Censored(Part):
+class Censored(StrictModel):
     """How many seeds missed the target."""
 
     baseline: Count
@@ -147,7 +147,7 @@ class Censored(Part):
     """Both; left out of the mean."""
 
 
-class ComparisonEntry(Part):
+class ComparisonEntry(StrictModel):
     """What one arm saved of one cost on its way to one target."""
 
     baseline: _Name
@@ -172,7 +172,7 @@ class ComparisonEntry(Part):
     """Seeds left out because a run failed."""
 
 
-class PartitionEntry(Part):
+class PartitionEntry(StrictModel):
     """Who holds which classes in one seed."""
 
     seed: Count
@@ -204,7 +204,7 @@ class PartitionEntry(Part):
         return self
 
 
-class FailureEntry(Part):
+class FailureEntry(StrictModel):
     """A run that could not go on."""
 
     arm: _Name
@@ -217,7 +217,7 @@ class FailureEntry(Part):
     """What was expected, what arrived and what to change."""
 
 
-class ConsolidationEntry(Part):
+class ConsolidationEntry(StrictModel):
     """What the consolidation of one arm and seed took: its method's name, and what that tells."""
 
     model_config = ConfigDict(extra="allow")
@@ -228,7 +228,7 @@ class ConsolidationEntry(Part):
     """Which seed."""
 
 
-class Summary(Part):
+class Summary(StrictModel):
     """All of ``summary.json``."""
 
     experiment: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)]

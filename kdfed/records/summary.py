@@ -15,14 +15,14 @@ from kdfed.records.schema import (
     ComparisonEntry,
     ConsolidationEntry,
     Cost,
-    Costs,
+    CumulativeCosts,
     FailureEntry,
     PartitionEntry,
     RunEntry,
     Summary,
 )
 from kdfed.records.versions import versions
-from kdfed.savings import Pair, compare
+from kdfed.savings import PairedRuns, compare
 from kdfed.task import TASKS
 
 Curves = dict[tuple[str, int], list[RoundRecord]]
@@ -159,8 +159,8 @@ def _run(
     )
 
 
-def _costs(record: RoundRecord) -> Costs:
-    return Costs.model_validate(record, from_attributes=True)
+def _costs(record: RoundRecord) -> CumulativeCosts:
+    return CumulativeCosts.model_validate(record, from_attributes=True)
 
 
 def _compare(
@@ -187,7 +187,7 @@ def _compare(
             failed += 1
             continue
         pairs.append(
-            Pair(
+            PairedRuns(
                 baseline=None if reached is None else _cost(reached, cost),
                 arm=_cost_of_miss(other, cost, experiment.rounds.max) if hit is None else _cost(hit, cost),
                 arm_missed=hit is None,

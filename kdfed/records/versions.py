@@ -22,7 +22,7 @@ def versions(names: Iterable[str] = ()) -> dict[str, str]:
 
 
 def _hash_of(name: str) -> str:
-    digest = hashlib.sha256()
+    sha256 = hashlib.sha256()
     for file in files_of(name):
-        digest.update(file.read_bytes())
-    return digest.hexdigest()[:16]
+        sha256.update(file.read_bytes())
+    return sha256.hexdigest()[:16]

@@ -80,9 +80,9 @@ def weights_sha256(state: Mapping[str, torch.Tensor]) -> str:
     str
         64 hexadecimal digits.
     """
-    digest = hashlib.sha256()
+    sha256 = hashlib.sha256()
     for key in sorted(state):
         tensor = state[key].detach().cpu().contiguous()
-        digest.update(json.dumps([key, str(tensor.dtype), list(tensor.shape)]).encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+        sha256.update(json.dumps([key, str(tensor.dtype), list(tensor.shape)]).encode())
+        sha256.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return sha256.hexdigest()

@@ -57,7 +57,7 @@ _STYLE: Any = {
     "svg.hashsalt": "kdfed",
 }
 
-_USUAL = {"text.parse_math": False}
+_NO_MATHEMATICS = {"text.parse_math": False}
 """A name may hold dollar signs, which would begin mathematics."""
 
 
@@ -80,7 +80,7 @@ def drawing(style: Mapping[str, Any] = _STYLE) -> Iterator[None]:
             "MPLCONFIGDIR name a folder that can be written to"
         ) from error
     defaults = {key: value for key, value in matplotlib.rcParamsDefault.items() if key != "backend"}
-    with matplotlib.rc_context({**defaults, **_USUAL, **style}), warnings.catch_warnings():
+    with matplotlib.rc_context({**defaults, **_NO_MATHEMATICS, **style}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)
         yield
 
@@ -100,9 +100,9 @@ def _load_matplotlib() -> ModuleType:
     return import_module("matplotlib")
 
 
-Costs = Callable[[RoundRecord], float]
+CostOf = Callable[[RoundRecord], float]
 
-PANELS: dict[str, tuple[str, Costs]] = {
+PANELS: dict[str, tuple[str, CostOf]] = {
     "exchanges": ("exchanges", lambda record: record.exchanges),
     "uploads": ("participant uploads", lambda record: record.participant_uploads),
     "bytes": ("bytes up and down", lambda record: record.bytes_up + record.bytes_down),
@@ -229,12 +229,12 @@ def _levels(summary: Mapping[str, Any]) -> dict[str, float]:
 def _name_targets(axes: Axes, levels: Mapping[str, float]) -> None:
     """Write the targets' names to the right of the last panel, so that they do not cover one another."""
     low, high = axes.get_ylim()
-    place = -np.inf
+    height = -np.inf
     for target, level in levels.items():
-        place = max(level, place + 0.045 * (high - low))
+        height = max(level, height + 0.045 * (high - low))
         axes.annotate(
             target_words(target),
-            (1.015, place),
+            (1.015, height),
             xycoords=("axes fraction", "data"),
             va="center",
             color=INK,
@@ -292,10 +292,10 @@ def partition_figure(entry: Mapping[str, Any]) -> Figure:
         bars.set_ylabel("examples")
         bars.set_title(_partition_title(entry, participants))
         bars.yaxis.set_major_locator(MaxNLocator(nbins=3, integer=True))
-        who, what = np.nonzero(counts)
+        holder, held = np.nonzero(counts)
         across = min(step, (width - 1.5) / participants) * 72 * 0.92
-        area = across**2 * counts[who, what] / max(1, counts.max())
-        bubbles.scatter(who, what, s=np.maximum(area, 1.0), color=ARM_COLOURS[0], linewidths=0, alpha=0.85)
+        area = across**2 * counts[holder, held] / max(1, counts.max())
+        bubbles.scatter(holder, held, s=np.maximum(area, 1.0), color=ARM_COLOURS[0], linewidths=0, alpha=0.85)
         bubbles.set_xlabel("participant")
         bubbles.set_ylabel("class")
         every = -(-classes // 40)
@@ -313,10 +313,10 @@ def partition_figure(entry: Mapping[str, Any]) -> Figure:
 
 def _partition_title(entry: Mapping[str, Any], shown: int) -> str:
     everyone = int(entry["participants"])
-    whom = (
+    participants = (
         f"{everyone} participants" if shown == everyone else f"the first {shown} of {everyone} participants"
     )
-    return f"Who holds what, seed {entry['seed']}: {whom}"
+    return f"Who holds what, seed {entry['seed']}: {participants}"
 
 
 def short_name(name: str, most: int = 18) -> str:

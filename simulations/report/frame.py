@@ -24,7 +24,7 @@ class Cell(NamedTuple):
     code, bold
         How it looks.
     colour
-        Place of an arm's colour, shown before the text.
+        Number of an arm's colour, shown before the text.
     """
 
     text: str

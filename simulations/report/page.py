@@ -302,8 +302,14 @@ def _absent(records: Sequence[RoundRecord]) -> Table:
     return Table(
         ["arm", "seed", "round", "participants", "reason"],
         [
-            [arm, str(seed), str(number), ", ".join(map(str, who)), short_name(reason, _REASON_SHOWN)]
-            for (arm, seed, number, reason), who in grouped.items()
+            [
+                arm,
+                str(seed),
+                str(number),
+                ", ".join(map(str, participants)),
+                short_name(reason, _REASON_SHOWN),
+            ]
+            for (arm, seed, number, reason), participants in grouped.items()
         ],
     )
 

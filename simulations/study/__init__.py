@@ -3,10 +3,12 @@
 ::
 
     settings    STUDY.yaml, checked
-    cells       what is compared with what: distributions x methods x seeds, other factors one at a time
-    code        digests of code and data, which the cache's keys hold
-    work        one model trained, one trial distilled; each is kept in a cache by what it depends on
-    running     cells in parallel processes
+    design      what is compared with what: every condition (distributions x seeds, other factors one at a
+                time), and the trials of each method in it; their cache keys
+    hashes      SHA-256 of code and data, which are part of the cache keys
+    jobs        one job: train the models of a condition, or run one trial; results are kept in a cache
+    running     the jobs in parallel processes
+    rows        results of trials -> study.json
     report      study.json -> study.html
 """
 

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 Row = Mapping[str, Any]
 
 
-class Against(NamedTuple):
-    """Tuned KD against its best rival, and (distribution, why) where it is not ahead."""
+class Comparison(NamedTuple):
+    """Tuned KD beside its best rival, and (distribution, why) where it is not ahead."""
 
     table: Table | None
     reasons: list[tuple[str, str]]
@@ -48,8 +48,8 @@ def render(study: StudySettings, summary: Mapping[str, Any]) -> str:
         points="hundredths" if regression else "percentage points",
         own="range of the label" if regression else "classes",
         by_method=_by_method(centre, study.methods),
-        against_untuned=_against(study, centre, grid, rivals),
-        against_searched=_against(study, centre, grid, [f"{method}-searched" for method in rivals]),
+        against_untuned=_compare(study, centre, grid, rivals),
+        against_searched=_compare(study, centre, grid, [f"{method}-searched" for method in rivals]),
         ablation=_by_method(centre, _ablation(study)),
         heat_maps=_heat_maps(grid),
         factors=_factors(cells, study.methods),
@@ -95,14 +95,14 @@ def _ablation(study: StudySettings) -> list[str]:
     return []
 
 
-def _against(
+def _compare(
     study: StudySettings, rows: Sequence[Row], grid: Sequence[Row], rivals: Sequence[str]
-) -> Against:
+) -> Comparison:
     """Compare the first method that searches with the best of those that do not."""
     lines, reasons = [], []
     ours = next((method for method in study.methods if study.method(method).searches), None)
     if ours is None:
-        return Against(None, [])
+        return Comparison(None, [])
     for name in _distinct(row["distribution"] for row in rows):
         here = [row for row in rows if row["distribution"] == name]
         gains = {
@@ -111,7 +111,7 @@ def _against(
         }
         present = [method for method in rivals if gains[method]]
         if not gains[ours] or not present:
-            return Against(None, [])
+            return Comparison(None, [])
         rival = max(present, key=lambda method: fmean(gains[method].values()))
         differences = [gains[ours][seed] - gains[rival][seed] for seed in gains[ours]]
         mean, low, high = mean_interval(differences)
@@ -146,7 +146,7 @@ def _against(
         "relative",
         "verdict",
     ]
-    return Against(Table(heads, lines, numbers_from=1), reasons)
+    return Comparison(Table(heads, lines, numbers_from=1), reasons)
 
 
 def _why(study: StudySettings, tried: Sequence[Row], rival: str, base: float) -> str:
@@ -196,8 +196,8 @@ def _heat_maps(grid: Sequence[Row]) -> list[str]:
     if len(weights) < 2 or len(temperatures) < 2:
         return []
     return [
-        to_svg(_heat_map(grid, name, temperatures, weights), f"heat-{place}")
-        for place, name in enumerate(_distinct(row["distribution"] for row in grid))
+        to_svg(_heat_map(grid, name, temperatures, weights), f"heat-{number}")
+        for number, name in enumerate(_distinct(row["distribution"] for row in grid))
     ]
 
 
@@ -238,12 +238,12 @@ def _heat_map(
 
 def _recommendations(cells: Sequence[Row], methods: Sequence[str]) -> Table:
     lines = []
-    places = _distinct(
+    settings = _distinct(
         (row["distribution"], row["transfer"], row["labels"])
         for row in cells
         if row["factor"] in ("", "transfer", "labels")
     )
-    for name, transfer, labels in places:
+    for name, transfer, labels in settings:
         here = [
             row
             for row in cells

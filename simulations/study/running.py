@@ -27,11 +27,16 @@ from kdfed.errors import ConfigError, DataError, Mistake, RunError, RunFolderErr
 from kdfed.records import write_atomically
 from simulations.engines.process_state import preserved
 from simulations.signals import withheld
-from simulations.study.cells import Point, Trial, generated_key, models_key, points, trial_key, trials
-from simulations.study.report import render
-from simulations.study.rows import rows_of
-from simulations.study.settings import StudySettings, read_study
-from simulations.study.work import (
+from simulations.study.design import (
+    Condition,
+    Trial,
+    conditions,
+    generated_key,
+    models_key,
+    trial_key,
+    trials,
+)
+from simulations.study.jobs import (
     check_teachers,
     distil,
     generate_at,
@@ -43,42 +48,54 @@ from simulations.study.work import (
     transfer_of,
     trial_file,
 )
+from simulations.study.report import render
+from simulations.study.rows import rows_of
+from simulations.study.settings import StudySettings, read_study
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What a study has to do: the cache keys of all trials, and what the cache lacks.
+class RemainingWork:
+    """What a study still has to do.
 
-    ``models`` and ``generated`` are points whose models, or generated transfer sets, come first.
+    Parameters
+    ----------
+    trial_keys
+        Cache keys of all trials of the study.
+    models
+        A condition for each group of models that must be trained first.
+    generated
+        A condition for each transfer set that must be generated before the trials.
+    trials
+        What the cache lacks, with the condition of each.
     """
 
-    keys: set[str]
-    models: list[Point]
-    generated: list[Point]
-    missing: list[tuple[Point, Trial]]
+    trial_keys: set[str]
+    models: list[Condition]
+    generated: list[Condition]
+    trials: list[tuple[Condition, Trial]]
 
 
-def plan(study: StudySettings, cache: Path) -> Plan:
-    """Look up what is missing; two points that share models or trials count once."""
+def remaining_work(study: StudySettings, cache: Path) -> RemainingWork:
+    """Look up what the cache lacks; two conditions that share models or trials count once."""
     keys: set[str] = set()
-    missing: list[tuple[Point, Trial]] = []
-    models: dict[str, Point] = {}
-    generated: dict[str, Point] = {}
-    for point in points(study):
-        for trial in trials(study, point):
-            key = trial_key(study, point, trial)
+    missing: list[tuple[Condition, Trial]] = []
+    models: dict[str, Condition] = {}
+    generated: dict[str, Condition] = {}
+    for condition in conditions(study):
+        for trial in trials(study, condition):
+            key = trial_key(study, condition, trial)
             if key in keys:
                 continue
             keys.add(key)
             if read_trial(cache, key) is None:
-                missing.append((point, trial))
-                models.setdefault(models_key(study, point), point)
-                if study.transfer_set(point.transfer).needs_teachers:
-                    generated.setdefault(generated_key(study, point), point)
-    return Plan(
+                missing.append((condition, trial))
+                models.setdefault(models_key(study, condition), condition)
+                if study.transfer_set(condition.transfer).needs_teachers:
+                    generated.setdefault(generated_key(study, condition), condition)
+    return RemainingWork(
         keys,
-        [point for point in models.values() if not has_models(study, point, cache)],
-        [point for point in generated.values() if not has_generated(study, point, cache)],
+        [condition for condition in models.values() if not has_models(study, condition, cache)],
+        [condition for condition in generated.values() if not has_generated(study, condition, cache)],
         missing,
     )
 
@@ -98,7 +115,7 @@ def run_study(
     workers
         Processes. Default: the cores that are there.
     console
-        Told how much there is to do, and how far it is.
+        Where to print how much there is to do, and how far it is.
 
     Returns
     -------
@@ -118,15 +135,15 @@ def run_study(
     cache = out / "cache"
     _check_folder(cache)
     _check_data(study, cache)
-    todo = plan(study, cache)
+    todo = remaining_work(study, cache)
     console.print(
-        f"{study.name}: {len(todo.keys)} trials, {len(todo.missing)} of them to run, "
+        f"{study.name}: {len(todo.trial_keys)} trials, {len(todo.trials)} of them to run, "
         f"{len(todo.models)} groups of models to train first"
     )
     try:
-        if todo.missing:
+        if todo.trials:
             _run(study, cache, todo, workers, console)
-        results = {key: _result(cache, key) for key in todo.keys}
+        results = {key: _result(cache, key) for key in todo.trial_keys}
         summary = rows_of(study, results)
         write_atomically(out / "study.json", (json.dumps(summary, indent=1, allow_nan=False) + "\n").encode())
         write_atomically(out / "study.html", render(study, summary).encode(errors="backslashreplace"))
@@ -167,21 +184,21 @@ def _check_data(study: StudySettings, cache: Path) -> None:
         prepare(study.data)
     except DataError as error:
         raise ConfigError(study.name, [Mistake(error.key, str(error))]) from error
-    for point in points(study):
+    for condition in conditions(study):
         try:
-            if study.transfer_set(point.transfer).needs_teachers:
-                partition_at(study, point)
-                check_teachers(study, point)
+            if study.transfer_set(condition.transfer).needs_teachers:
+                partition_at(study, condition)
+                check_teachers(study, condition)
             else:
-                transfer_of(study, point, cache)
+                transfer_of(study, condition, cache)
         except DataError as error:
-            key = error.key or f"distributions.{point.distribution}"
-            mistakes.setdefault(f"{key} {error}", Mistake(key, f"{error} ({point.distribution})"))
+            key = error.key or f"distributions.{condition.distribution}"
+            mistakes.setdefault(f"{key} {error}", Mistake(key, f"{error} ({condition.distribution})"))
     if mistakes:
         raise ConfigError(study.name, list(mistakes.values()))
 
 
-def _run(study: StudySettings, cache: Path, todo: Plan, workers: int, console: Console) -> None:
+def _run(study: StudySettings, cache: Path, todo: RemainingWork, workers: int, console: Console) -> None:
     with Progress(
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
         console=console,
@@ -202,41 +219,47 @@ def _run_in(
     pool: ProcessPoolExecutor,
     study: StudySettings,
     cache: Path,
-    todo: Plan,
+    todo: RemainingWork,
     workers: int,
     progress: Progress,
 ) -> None:
     bar = progress.add_task("models", total=len(todo.models))
-    _all(pool, _pretrain, [(point,) for point in todo.models], lambda: progress.advance(bar))
+    _run_all(pool, _pretrain, [(condition,) for condition in todo.models], lambda: progress.advance(bar))
     if todo.generated:
         bar = progress.add_task("generated transfer sets", total=len(todo.generated))
-        _all(pool, _generate, [(point,) for point in todo.generated], lambda: progress.advance(bar))
-    if todo.missing:
-        _estimate(study, cache, todo.missing, workers, progress.console)
-    bar = progress.add_task("trials", total=len(todo.missing))
-    _all(pool, _distil, todo.missing, lambda: progress.advance(bar))
+        _run_all(
+            pool, _generate, [(condition,) for condition in todo.generated], lambda: progress.advance(bar)
+        )
+    if todo.trials:
+        _estimate(study, cache, todo.trials, workers, progress.console)
+    bar = progress.add_task("trials", total=len(todo.trials))
+    _run_all(pool, _distil, todo.trials, lambda: progress.advance(bar))
 
 
 def _estimate(
-    study: StudySettings, cache: Path, missing: Sequence[tuple[Point, Trial]], workers: int, console: Console
+    study: StudySettings,
+    cache: Path,
+    missing: Sequence[tuple[Condition, Trial]],
+    workers: int,
+    console: Console,
 ) -> None:
     """Run some trials, and say how long the rest may take. The first one also imports and warms up."""
     seconds, effort = 0.0, 0.0
-    for count, place in enumerate(sorted({0, len(missing) // 3, 2 * len(missing) // 3, len(missing) - 1})):
-        point, trial = missing[place]
+    for count, index in enumerate(sorted({0, len(missing) // 3, 2 * len(missing) // 3, len(missing) - 1})):
+        condition, trial = missing[index]
         began = time.monotonic()
-        distil(study, point, trial, cache)
+        distil(study, condition, trial, cache)
         if count > 0 or len(missing) == 1:
             seconds += time.monotonic() - began
-            effort += _effort(study, point, trial)
-    everything = sum(_effort(study, point, trial) for point, trial in missing)
+            effort += _effort(study, condition, trial)
+    everything = sum(_effort(study, condition, trial) for condition, trial in missing)
     console.print(f"about {seconds / effort * everything / workers / 60:.1f} minutes for the trials")
 
 
-def _effort(study: StudySettings, point: Point, trial: Trial) -> float:
+def _effort(study: StudySettings, condition: Condition, trial: Trial) -> float:
     """Return how much a trial costs against others: passes times examples times models trained."""
-    models = point.teachers + 1 if study.method(trial.method).needs_teachers else 1
-    return trial.passes * models * (point.images or len(prepare(study.data).splits.transfer))
+    models = condition.teachers + 1 if study.method(trial.method).needs_teachers else 1
+    return trial.passes * models * (condition.images or len(prepare(study.data).splits.transfer))
 
 
 # ----------------------------------------------------------------------------- in a worker
@@ -257,29 +280,29 @@ def _end_with(leash: Connection) -> None:
     os._exit(1)
 
 
-def _pretrain(point: Point) -> None:
+def _pretrain(condition: Condition) -> None:
     study, cache = _STUDY
-    pretrain(study, point, cache)
+    pretrain(study, condition, cache)
 
 
-def _generate(point: Point) -> None:
+def _generate(condition: Condition) -> None:
     study, cache = _STUDY
-    generate_at(study, point, cache)
+    generate_at(study, condition, cache)
 
 
-def _distil(point: Point, trial: Trial) -> None:
+def _distil(condition: Condition, trial: Trial) -> None:
     study, cache = _STUDY
-    distil(study, point, trial, cache)
+    distil(study, condition, trial, cache)
 
 
-def _all(
+def _run_all(
     pool: ProcessPoolExecutor,
-    work: Callable[..., None],
+    job: Callable[..., None],
     arguments: Iterable[tuple[Any, ...]],
     advance: Callable[[], None],
 ) -> None:
     with withheld(but=[signal.SIGTERM]):  # the pool needs it
-        waiting: dict[Future[None], tuple[Any, ...]] = {pool.submit(work, *own): own for own in arguments}
+        waiting: dict[Future[None], tuple[Any, ...]] = {pool.submit(job, *own): own for own in arguments}
     try:
         for future in as_completed(waiting):
             future.result()

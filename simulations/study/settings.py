@@ -13,7 +13,7 @@ from pydantic import Field, ValidationError, create_model
 
 from kdfed.choosing import Choosing, gathered, parts
 from kdfed.config import merge, parse_set, read_mapping, unrelated
-from kdfed.config.checks import data_problems, momentum_problem, regression_problem, said_by
+from kdfed.config.checks import data_problems, momentum_problem, refusals_from, regression_problem
 from kdfed.config.mistakes import describe_all
 from kdfed.distill import KDMethod
 from kdfed.ensembles import AnyEnsemble, MeanProbabilities
@@ -48,7 +48,7 @@ class Pretraining(OptimiserSettings):
     """Passes over a model's own examples."""
 
 
-class Distillation(OptimiserSettings, Choosing):
+class StudyDistillation(OptimiserSettings, Choosing):
     """How a student is trained on the transfer set, whatever the method."""
 
     epochs: Passes = 20
@@ -80,7 +80,7 @@ class Search(Settings):
 
 
 class Centre(Settings):
-    """The point from which other factors vary one at a time."""
+    """The condition from which other factors vary one at a time."""
 
     teachers: PositiveInt = 1
     """Teachers of the student; with one, a pair of models."""
@@ -130,7 +130,7 @@ class StudySettings(Settings):
     """Architecture of teachers and student."""
     pretraining: Pretraining = Pretraining()
     """Before distillation."""
-    distillation: Distillation = Distillation()
+    distillation: StudyDistillation = StudyDistillation()
     """On the transfer set."""
     search: Search = Search()
     """On the validation split."""
@@ -186,7 +186,7 @@ def study_type(families: Families) -> type[StudySettings]:
     method: Any = Literal[tuple(methods)]
     transfer: Any = Literal[tuple(sets)]
     partition: Any = families["partition.kind"].union
-    distillation = families.opened(Distillation)
+    distillation = families.opened(StudyDistillation)
     centre = _narrowed(Centre, transfer=transfer)
     vary = _narrowed(Vary, transfer=tuple[transfer, ...])
     fields: dict[str, Any] = {
@@ -391,7 +391,7 @@ def _check_transfer_sets(study: StudySettings) -> Iterator[Mistake]:
             if isinstance(part, DataSettings):
                 for inner, message, *_ in data_problems(part):
                     yield Mistake(f"{key}.{inner}".lstrip("."), message)
-        for refusal in said_by(chosen, lambda thing: thing.refusals(as_arm(study))):
+        for refusal in refusals_from(chosen, lambda thing: thing.refusals(as_arm(study))):
             yield Mistake(within(refusal, "").key.lstrip("."), refusal.message)
 
 

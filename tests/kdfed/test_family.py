@@ -350,13 +350,13 @@ def test_what_holds_an_opened_thing_keeps_its_own_default(write: Write) -> None:
     assert (other.ensemble.ensemble, other.ensemble.offset) == (name, 1)
 
 
-def test_hollow_families_import_nothing_and_take_any_keys(write: Write) -> None:
+def test_placeholders_import_nothing_and_take_any_keys(write: Write) -> None:
     name = f"{write('raise RuntimeError')}:Own"
-    hollow = FAMILIES.hollow({"local": {"mode": name}, "consolidation": {"ensemble": name}})
-    assert set(hollow["local.mode"].members) == {name}
-    thing: Any = hollow["local.mode"].find(name)(epochs=2, whatever=3)
+    families = FAMILIES.with_placeholders({"local": {"mode": name}, "consolidation": {"ensemble": name}})
+    assert set(families["local.mode"].members) == {name}
+    thing: Any = families["local.mode"].find(name)(epochs=2, whatever=3)
     assert (thing.mode, thing.epochs, thing.whatever) == (name, 2, 3)
-    assert set(hollow["consolidation.ensemble"].members) == {*ENSEMBLES.members, name}
+    assert set(families["consolidation.ensemble"].members) == {*ENSEMBLES.members, name}
     assert name.partition(":")[0] not in sys.modules
 
 

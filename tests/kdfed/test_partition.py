@@ -247,7 +247,7 @@ def test_a_partition_of_ones_own_is_dealt_as_it_says_and_the_rest_is_counted() -
     ],
 )
 def test_what_a_partition_of_ones_own_deals_by_mistake_is_refused(dealt: Any, got: str) -> None:
-    expected = "partition 'own': expected places from 0 to 2499, each dealt once at most, to 2 participants"
+    expected = "partition 'own': expected indices from 0 to 2499, each dealt once at most, to 2 participants"
     with pytest.raises(DataError, match=f"{expected}, {got}") as caught:
         own(*dealt)
     assert caught.value.key == "partition.kind"

@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 
 from kdfed.errors import RunError
-from kdfed.savings import Pair, compare, mean_interval
+from kdfed.savings import PairedRuns, compare, mean_interval
 
 
 def test_the_interval_of_three_savings_is_the_textbooks():
@@ -26,9 +26,9 @@ def test_one_value_gives_no_interval():
 
 def test_without_scipy_several_values_are_refused_and_one_is_not(monkeypatch):
     monkeypatch.setitem(sys.modules, "scipy.stats", None)
-    assert compare([Pair(10, 5, False)])["saved_percent"] == {"mean": 50, "low": 50, "high": 50}
+    assert compare([PairedRuns(10, 5, False)])["saved_percent"] == {"mean": 50, "low": 50, "high": 50}
     with pytest.raises(RunError, match=r"intervals over seeds need the package 'scipy': .*kdfed\[sim\]"):
-        compare([Pair(10, 5, False), Pair(8, 2, False)])
+        compare([PairedRuns(10, 5, False), PairedRuns(8, 2, False)])
 
 
 def test_equal_savings_have_an_interval_of_no_width():
@@ -37,7 +37,7 @@ def test_equal_savings_have_an_interval_of_no_width():
 
 def test_savings_and_ratios_are_paired():
     """5/10 and 2/8 save 50% and 75%, 62.5% on average; the geometric mean of 1/2 and 1/4 is sqrt(1/8)."""
-    result = compare([Pair(10, 5, False), Pair(8, 2, False)])
+    result = compare([PairedRuns(10, 5, False), PairedRuns(8, 2, False)])
     assert result["saved_percent"]["mean"] == pytest.approx(62.5)
     assert result["ratio"]["geometric_mean"] == pytest.approx(math.sqrt(1 / 8))
     logs = [math.log(1 / 2), math.log(1 / 4)]
@@ -47,20 +47,30 @@ def test_savings_and_ratios_are_paired():
 
 
 def test_a_baseline_compared_with_itself_saves_nothing():
-    result = compare([Pair(10, 10, False), Pair(8, 8, False)])
+    result = compare([PairedRuns(10, 10, False), PairedRuns(8, 8, False)])
     assert result["saved_percent"] == {"mean": 0, "low": 0, "high": 0}
     assert result["ratio"] == {"geometric_mean": 1, "low": 1, "high": 1}
 
 
 def test_the_order_of_seeds_does_not_matter():
-    pairs = [Pair(10, 5, False), Pair(8, 2, False), Pair(None, 3, False), Pair(9, 41, True)]
+    pairs = [
+        PairedRuns(10, 5, False),
+        PairedRuns(8, 2, False),
+        PairedRuns(None, 3, False),
+        PairedRuns(9, 41, True),
+    ]
     there, back = compare(pairs), compare(pairs[::-1])
     assert there["saved_percent"] == pytest.approx(back["saved_percent"])
     assert there["censored"] == back["censored"]
 
 
 def test_misses_are_counted_by_kind_and_only_those_of_the_arm_stay_in_the_mean():
-    pairs = [Pair(10, 5, False), Pair(10, 41, True), Pair(None, 5, False), Pair(None, 41, True)]
+    pairs = [
+        PairedRuns(10, 5, False),
+        PairedRuns(10, 41, True),
+        PairedRuns(None, 5, False),
+        PairedRuns(None, 41, True),
+    ]
     result = compare(pairs)
     assert result["censored"] == {"baseline": 1, "arm": 1, "both": 1}
     assert result["pairs"] == 2
@@ -68,10 +78,10 @@ def test_misses_are_counted_by_kind_and_only_those_of_the_arm_stay_in_the_mean()
 
 
 def test_a_cost_of_nothing_has_no_ratio():
-    arm_free = compare([Pair(10, 0, False)])
+    arm_free = compare([PairedRuns(10, 0, False)])
     assert arm_free["saved_percent"]["mean"] == 100
     assert arm_free["ratio"] is None
-    baseline_free = compare([Pair(0, 1, False), Pair(4, 2, False)])
+    baseline_free = compare([PairedRuns(0, 1, False), PairedRuns(4, 2, False)])
     assert baseline_free["saved_percent"] is None
     assert baseline_free["ratio"] is None
     assert baseline_free["pairs"] == 2

@@ -19,8 +19,13 @@ RAISES = "raise ValueError('no idea')"
         ("kd-method", "class ReverseKL", "class Other", "has no attribute 'ReverseKL'"),
         ("ensemble", "trimmed: Annotated", "weight: Annotated", "keys of its own, got 'weight', which"),
         ("ensemble", "float, scores_KC", "float, *, scores_KC", "whose target takes (self, logits_KNC"),
-        ("partition", "generator.permutation(places[owner == one])", "places", "got 0 twice"),
-        ("partition", "generator.permutation(places", "np.float32(places", "got float32 for 4 participants"),
+        ("partition", "generator.permutation(indices[owner == one])", "indices", "got 0 twice"),
+        (
+            "partition",
+            "generator.permutation(indices",
+            "np.float32(indices",
+            "got float32 for 4 participants",
+        ),
         (
             "partition",
             "owner = ",

@@ -87,6 +87,11 @@ def test_a_saving_that_cannot_be_known_is_a_dash():
     assert "–" in text
 
 
+def test_the_table_of_costs_says_what_an_exchange_is():
+    text = text_of(cost_table({"runs": [run("cold", hit(4))]}), width=80)
+    assert "An exchange is a communication round" in " ".join(text.split())
+
+
 def test_headers_and_names_are_whole_on_a_narrow_terminal():
     entries = [comparison(cost, arm="consolidated", target="90%-of-best") for cost in COSTS]
     text = text_of(savings_table({"comparisons": entries}), width=80)

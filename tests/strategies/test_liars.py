@@ -316,7 +316,7 @@ def test_more_examples_than_the_server_allows_are_refused(kind):
 @pytest.mark.parametrize(
     ("lie", "message"),
     [
-        (_says("participants", 10**9), r"got those of 5 for 1000000000 participants from node"),
+        (_says("participants", 10**9), r"got those of 5 for 1000000000 of them from node"),
         (_says("held", [10**12] * 5), r"got 1000000000000 to 1000000000000"),
         (_says("held", [-1, 21, 12, 13, 14]), "got -1 to 21"),
         (_says(NUM_EXAMPLES, 10**12), "1000000000000 in all"),

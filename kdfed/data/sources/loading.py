@@ -50,7 +50,7 @@ def load_source(settings: DataSettings) -> Dataset:
     check_shape(settings.shape)
     listing = _find(settings)
     rows = _limited(listing, settings)
-    inputs = check_inputs(listing.read(rows), settings.source, lambda place: listing.where(int(rows[place])))
+    inputs = check_inputs(listing.read(rows), settings.source, lambda index: listing.where(int(rows[index])))
     mean, std = listing.mean, listing.std
     if inputs.ndim == 4:
         stored = inputs.shape[1]

@@ -66,8 +66,8 @@ def torchvision(argument: str, settings: DataSettings) -> Listing:
     sizes = [len(part) for part in parts]
 
     def where(row: int) -> str:
-        part, place = ("training", row) if row < sizes[0] else ("test", row - sizes[0])
-        return f"row {place} of the {part} part"
+        part, number = ("training", row) if row < sizes[0] else ("test", row - sizes[0])
+        return f"row {number} of the {part} part"
 
     try:
         labels = np.concatenate([_labels(part) for part in parts])

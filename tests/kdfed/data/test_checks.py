@@ -127,13 +127,13 @@ def test_inputs_of_another_kind_are_refused(own: Make, inputs: np.ndarray, messa
         (np.where(LABELS == 1, np.nan, 0.0), "got nan in row 1"),
         (LABELS / 2, "got 0.5 in row 1"),
         (LABELS * 1.0, "make them integers"),
-        (np.array(["a", "b"] * 20), "give the place of each in the class names"),
+        (np.array(["a", "b"] * 20), "give the index of each in the class names"),
         (np.array(["a", None] * 20, dtype=object), "expected whole numbers"),
         (LABELS * 3 - 1, "got -1 in row 0"),
         (LABELS[:, None], "expected whole numbers"),
     ],
 )
-def test_labels_that_are_no_places_of_classes_are_refused(
+def test_labels_that_are_no_indices_of_classes_are_refused(
     own: Make, labels: np.ndarray, message: str
 ) -> None:
     assert message in str(refusal({"source": own((INPUTS, labels, NAMES))}))

@@ -149,6 +149,14 @@ def test_the_headline_is_the_saving_of_the_summary(run):
     assert "instead of" in words
 
 
+def test_an_exchange_is_explained_where_the_page_first_names_it(run, tmp_path):
+    alone = make_run(tmp_path, arms={"cold": {"start": "random"}})
+    build_report(alone.path)
+    for _, words in (read_page(run), read_page(alone)):
+        assert words.count("An exchange is a communication round") == 1
+        assert words.index("xchange") == words.index("xchange is a communication round")
+
+
 def test_a_page_needs_no_other_file(run):
     source, _ = read_page(run)
     assert not re.search(r"<(script|link|img|iframe)\b", source)

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from kdfed.savings import Pair, compare
+from kdfed.savings import PairedRuns, compare
 from simulations.experiments import build_experiment
 from simulations.report.words import headline, number, saving
 
@@ -13,7 +13,7 @@ EXPERIMENT = build_experiment(
 
 def said(*costs: tuple[int | None, int | None]) -> tuple[str, str]:
     """Return the headline for (cold, warm) exchanges by seed; None is a miss."""
-    pairs = [Pair(cold, 42 if warm is None else warm, warm is None) for cold, warm in costs]
+    pairs = [PairedRuns(cold, 42 if warm is None else warm, warm is None) for cold, warm in costs]
     runs = [
         {"arm": arm, "seed": seed, "target": "90%-of-best", "exchanges_to_target": cost}
         for seed, both in enumerate(costs)
@@ -112,7 +112,7 @@ def test_nothing_evaluated_is_said_so():
     ],
 )
 def test_a_tile_is_coloured_only_where_the_whole_interval_agrees(pairs, figure, interval, tone):
-    found = saving(compare([Pair(cold, warm, False) for cold, warm in pairs]))
+    found = saving(compare([PairedRuns(cold, warm, False) for cold, warm in pairs]))
     assert (found.figure, found.interval, found.tone) == (figure, interval, tone)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from kdfed.partitions import DirichletPartition
 from simulations.experiments import FAMILIES
-from simulations.study.report import _against
+from simulations.study.report import _compare
 from simulations.study.settings import study_type
 
 STUDY = study_type(FAMILIES)(name="study", distributions={"skewed": DirichletPartition(alpha=0.1)})
@@ -33,7 +33,7 @@ def _told(
         _row(method, gain, seed) for seed in (0, 1) for method, gain in (("tuned", tuned), ("mutual", rival))
     ]
     tried = [_row("vanilla", gain, seed, *pair) for seed in (0, 1) for pair, gain in grid.items()]
-    found = _against(STUDY, cells, tried, ("vanilla", "mutual"))
+    found = _compare(STUDY, cells, tried, ("vanilla", "mutual"))
     assert found.table is not None
     (row,) = found.table.rows
     return list(row), found.reasons

@@ -28,13 +28,9 @@ from kdfed.models import build_model
 from kdfed.seeding import derive
 from kdfed.train import fit, predict
 from simulations.cli import SHIPPED, main
-from simulations.study import cells, load_study, run_study
-from simulations.study.cells import models_key, points, trial_key, trials
-from simulations.study.report import render
-from simulations.study.rows import rows_of
-from simulations.study.running import _all, plan
-from simulations.study.settings import StudySettings, Vary
-from simulations.study.work import (
+from simulations.study import design, load_study, run_study
+from simulations.study.design import conditions, models_key, trial_key, trials
+from simulations.study.jobs import (
     distil,
     generated_file,
     models_file,
@@ -43,6 +39,10 @@ from simulations.study.work import (
     transfer_of,
     trial_file,
 )
+from simulations.study.report import render
+from simulations.study.rows import rows_of
+from simulations.study.running import _run_all, remaining_work
+from simulations.study.settings import StudySettings, Vary
 from tests.setups import CPU
 
 pytestmark = pytest.mark.xdist_group("study")  # a study that is shared is run once
@@ -84,7 +84,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[StudySettings, P
 
 
 @pytest.mark.slow
-def test_the_summary_has_a_row_for_every_point_and_method(finished):
+def test_the_summary_has_a_row_for_every_condition_and_method(finished):
     study, out, summary = finished
     assert json.loads((out / "study.json").read_text()) == summary
     contract = {
@@ -94,14 +94,16 @@ def test_the_summary_has_a_row_for_every_point_and_method(finished):
     for row in summary["cells"]:
         assert contract <= row.keys()
         assert row["gain"] == pytest.approx(row["after"] - row["before"])
-    for point in points(study):
+    for condition in conditions(study):
         methods = [
-            row["method"] for row in summary["cells"] if {key: row[key] for key in point.row()} == point.row()
+            row["method"]
+            for row in summary["cells"]
+            if {key: row[key] for key in condition.row()} == condition.row()
         ]
         expected = {"vanilla", "tuned", "mutual", "partitioned"}
-        expected |= {"tuned-temperature", "tuned-weight"} if point.labels else set()
+        expected |= {"tuned-temperature", "tuned-weight"} if condition.labels else set()
         expected |= (
-            {f"{m}-searched" for m in ("vanilla", "mutual", "partitioned")} if not point.factor else set()
+            {f"{m}-searched" for m in ("vanilla", "mutual", "partitioned")} if not condition.factor else set()
         )
         assert sorted(methods) == sorted(expected)
     centre = [row for row in summary["cells"] if not row["factor"]]
@@ -110,7 +112,7 @@ def test_the_summary_has_a_row_for_every_point_and_method(finished):
 
 
 @pytest.mark.slow
-def test_methods_of_a_point_share_teacher_and_student(finished):
+def test_methods_of_a_condition_share_teacher_and_student(finished):
     _, _, summary = finished
     shared: dict[Any, set[Any]] = {}
     for row in summary["cells"]:
@@ -123,7 +125,7 @@ def test_methods_of_a_point_share_teacher_and_student(finished):
 def test_a_second_run_computes_nothing(finished):
     study, out, summary = finished
     before = {file: file.stat().st_mtime_ns for file in (out / "cache").iterdir()}
-    assert plan(study, out / "cache").missing == []
+    assert remaining_work(study, out / "cache").trials == []
     assert run_study(study, out, workers=1) == summary
     assert {file: file.stat().st_mtime_ns for file in (out / "cache").iterdir()} == before
 
@@ -151,19 +153,21 @@ def test_the_page_answers_the_questions_and_needs_no_other_file(finished):
 def test_a_trial_agrees_with_the_slow_twin(tmp_path):
     """Everybody trained alone, then distilled, spelt out."""
     study = load_study(write(tmp_path))
-    point = next(p for p in points(study) if p.distribution == "disjoint" and p.seed == 1 and not p.factor)
-    trial = next(
-        t for t in trials(study, point) if (t.method, t.temperature, t.weight) == ("vanilla", 4.0, 0.5)
+    condition = next(
+        p for p in conditions(study) if p.distribution == "disjoint" and p.seed == 1 and not p.factor
     )
-    pretrain(study, point, tmp_path)
-    distil(study, point, trial, tmp_path)
-    found = json.loads(trial_file(tmp_path, trial_key(study, point, trial)).read_text())
+    trial = next(
+        t for t in trials(study, condition) if (t.method, t.temperature, t.weight) == ("vanilla", 4.0, 0.5)
+    )
+    pretrain(study, condition, tmp_path)
+    distil(study, condition, trial, tmp_path)
+    found = json.loads(trial_file(tmp_path, trial_key(study, condition, trial)).read_text())
 
-    data, partition = prepare(study.data), partition_at(study, point)
+    data, partition = prepare(study.data), partition_at(study, condition)
     models = []
     for member in (0, 1):
         seed = derive(1, "init", 0, member)
-        model = build_model(point.model, data.input_shape, data.classes, seed)
+        model = build_model(condition.model, data.input_shape, data.classes, seed)
         own = data.examples(partition.indices[member])
         fit(model, own, study.pretraining, PLAIN, derive(1, "pretraining", 0, member))
         models.append(model)
@@ -178,7 +182,7 @@ def test_a_trial_agrees_with_the_slow_twin(tmp_path):
         temperature=4.0, weight=0.5, labels=True, epochs=2, batch_size=16, lr=study.distillation.lr
     )
     validation = data.examples(data.splits.validation)
-    transfer = transfer_of(study, point, tmp_path)
+    transfer = transfer_of(study, condition, tmp_path)
     consolidate(student, [teacher], transfer, validation, settings, derive(1, "distil"), setup=CPU)
     after = predict(student, test.inputs).argmax(1) == test.labels
     assert found["after"] == pytest.approx(float(after.double().mean()), abs=0.02)
@@ -190,9 +194,9 @@ def test_a_trial_agrees_with_the_slow_twin(tmp_path):
 def test_searches_choose_on_validation_and_never_on_test(tmp_path):
     study = load_study(write(tmp_path, seeds=[0], vary={}))
     results = {}
-    for point in points(study):
-        for place, trial in enumerate(trials(study, point)):
-            results[trial_key(study, point, trial)] = {
+    for condition in conditions(study):
+        for place, trial in enumerate(trials(study, condition)):
+            results[trial_key(study, condition, trial)] = {
                 "validation_accuracy": place / 100,
                 "after": 1 - place / 100,
                 "before": 0.0,
@@ -217,9 +221,9 @@ def test_every_transfer_set_is_what_it_says(tmp_path, transfer):
             **({"proxy": proxy} if transfer == "proxy" else {}),
         )
     )
-    point = next(p for p in points(study) if p.transfer == transfer)
-    examples = transfer_of(study, point, tmp_path)
-    data, partition = prepare(study.data), partition_at(study, point)
+    condition = next(p for p in conditions(study) if p.transfer == transfer)
+    examples = transfer_of(study, condition, tmp_path)
+    data, partition = prepare(study.data), partition_at(study, condition)
     expected = {
         "public": data.splits.transfer,
         "own": partition.indices[0],
@@ -232,7 +236,7 @@ def test_every_transfer_set_is_what_it_says(tmp_path, transfer):
         assert sorted(examples.labels.tolist()) == sorted(rows.labels.tolist())
         assert examples.inputs.sum().item() == pytest.approx(rows.inputs.sum().item(), rel=1e-4)
         return
-    assert not point.labels
+    assert not condition.labels
     assert len(examples) == len(data.splits.transfer)
     if transfer == "noise":
         assert abs(float(examples.inputs.mean())) < 0.02
@@ -252,21 +256,21 @@ GENERATED: dict[str, Any] = {
 @pytest.mark.slow
 def test_a_generated_transfer_set_is_made_once_from_the_teachers_and_kept(tmp_path):
     study, out = load_study(write(tmp_path, **GENERATED)), tmp_path / "out"
-    point = next(p for p in points(study) if p.transfer == "generated")
+    condition = next(p for p in conditions(study) if p.transfer == "generated")
     summary = run_study(study, out, workers=1)
     rows = [row for row in summary["cells"] if row["transfer"] == "generated"]
     assert {row["method"] for row in rows} == {"vanilla", "mutual"}
     assert {row["labels"] for row in rows} == {False}
-    kept = transfer_of(study, point, out / "cache")
-    pretrain(study, point, tmp_path / "alone")
-    assert torch.equal(transfer_of(study, point, tmp_path / "alone").inputs, kept.inputs)
+    kept = transfer_of(study, condition, out / "cache")
+    pretrain(study, condition, tmp_path / "alone")
+    assert torch.equal(transfer_of(study, condition, tmp_path / "alone").inputs, kept.inputs)
     again = load_study(write(tmp_path, **{**GENERATED, "weight": 1.0}))
-    before = generated_file(out / "cache", study, point).stat().st_mtime_ns
-    assert plan(again, out / "cache").generated == []
-    assert generated_file(out / "cache", again, point).stat().st_mtime_ns == before
+    before = generated_file(out / "cache", study, condition).stat().st_mtime_ns
+    assert remaining_work(again, out / "cache").generated == []
+    assert generated_file(out / "cache", again, condition).stat().st_mtime_ns == before
     longer = load_study(write(tmp_path, **{**GENERATED, "generator": {"steps": 6}}))
-    assert plan(longer, out / "cache").generated == [point]
-    assert [p.transfer for p, _ in plan(longer, out / "cache").missing] == ["generated"] * 2
+    assert remaining_work(longer, out / "cache").generated == [condition]
+    assert [p.transfer for p, _ in remaining_work(longer, out / "cache").trials] == ["generated"] * 2
 
 
 def test_teachers_that_the_generator_cannot_read_are_refused_before_anything_runs(tmp_path):
@@ -292,7 +296,7 @@ def test_a_study_that_is_killed_goes_on_where_it_stopped(tmp_path):
     study = load_study(file)
     kept = {path: path.stat().st_mtime_ns for path in out.glob("cache/*.json")}
     assert len(kept) >= 5
-    assert plan(study, out / "cache").missing
+    assert remaining_work(study, out / "cache").trials
     assert not (out / "study.json").exists()
     assert main(words) == 0
     assert (out / "study.html").exists()
@@ -342,7 +346,7 @@ def test_a_worker_that_dies_is_an_error_that_says_what_to_change():
         ProcessPoolExecutor(1, context) as pool,
         pytest.raises(RunError, match=r"a worker process died.*use fewer --workers"),
     ):
-        _all(pool, os._exit, [(9,)], lambda: None)
+        _run_all(pool, os._exit, [(9,)], lambda: None)
 
 
 def test_a_study_whose_folder_cannot_be_written_to_computes_nothing(tmp_path, monkeypatch, capsys):
@@ -381,12 +385,12 @@ def cached(tmp_path_factory: pytest.TempPathFactory) -> tuple[StudySettings, Pat
     """A study of one trial that was run: its settings, its folder, the trial's file and the models' file."""
     folder = tmp_path_factory.mktemp("cached")
     study = load_study(write(folder, **SMALL))
-    (point,), cache = points(study), folder / "cache"
-    (trial,) = trials(study, point)
-    pretrain(study, point, cache)
-    distil(study, point, trial, cache)
-    models = models_file(cache, models_key(study, point))
-    return study, folder, trial_file(cache, trial_key(study, point, trial)), models
+    (condition,), cache = conditions(study), folder / "cache"
+    (trial,) = trials(study, condition)
+    pretrain(study, condition, cache)
+    distil(study, condition, trial, cache)
+    models = models_file(cache, models_key(study, condition))
+    return study, folder, trial_file(cache, trial_key(study, condition, trial)), models
 
 
 def _changed(content: bytes, **changes: Any) -> bytes:
@@ -412,8 +416,8 @@ def test_a_damaged_result_in_the_cache_is_computed_again(cached, damage):
     study, out, file, _ = cached
     whole = file.read_bytes()
     file.write_bytes(damage(whole))
-    ((point, trial),) = plan(study, out / "cache").missing
-    distil(study, point, trial, out / "cache")
+    ((condition, trial),) = remaining_work(study, out / "cache").trials
+    distil(study, condition, trial, out / "cache")
     assert file.read_bytes() == whole
     assert len(run_study(study, out, workers=1)["cells"]) == 1
 
@@ -435,8 +439,8 @@ def test_damaged_models_in_the_cache_are_trained_again(cached, damage):
     whole, result = file.read_bytes(), trial.read_bytes()
     trial.unlink()
     file.write_bytes(damage(whole))
-    (point,) = plan(study, out / "cache").models
-    pretrain(study, point, out / "cache")
+    (condition,) = remaining_work(study, out / "cache").models
+    pretrain(study, condition, out / "cache")
     assert file.read_bytes() == whole
     trial.write_bytes(result)
 
@@ -445,22 +449,25 @@ def test_a_folder_in_the_place_of_a_result_is_refused(cached, tmp_path):
     study, _, file, models = cached
     (tmp_path / file.name).mkdir()
     (tmp_path / models.name).write_bytes(models.read_bytes())
-    ((point, trial),) = plan(study, tmp_path).missing
+    ((condition, trial),) = remaining_work(study, tmp_path).trials
     with pytest.raises(RunFolderError, match=f"{file.name}: expected a file that can be written"):
-        distil(study, point, trial, tmp_path)
+        distil(study, condition, trial, tmp_path)
 
 
-@pytest.mark.parametrize("what", ["code_digest", "data_digest", "version"])
+@pytest.mark.parametrize("what", ["code_sha256", "data_sha256", "version"])
 def test_other_code_other_data_and_another_torch_are_computed_anew(cached, monkeypatch, what):
     study, out, file, models = cached
-    assert (plan(study, out / "cache").missing, plan(study, out / "cache").models) == ([], [])
+    assert (remaining_work(study, out / "cache").trials, remaining_work(study, out / "cache").models) == (
+        [],
+        [],
+    )
     if what == "version":
         monkeypatch.setattr(torch, "__version__", "0.0.1")
     else:
-        monkeypatch.setattr(cells, what, lambda asked: "edited")
-    todo = plan(study, out / "cache")
-    assert (len(todo.missing), len(todo.models)) == (1, 1)
-    assert todo.keys.isdisjoint({file.stem, models.stem})
+        monkeypatch.setattr(design, what, lambda asked: "edited")
+    todo = remaining_work(study, out / "cache")
+    assert (len(todo.trials), len(todo.models)) == (1, 1)
+    assert todo.trial_keys.isdisjoint({file.stem, models.stem})
 
 
 def test_a_trial_depends_on_the_data_of_its_proxy(tmp_path, monkeypatch):
@@ -468,8 +475,8 @@ def test_a_trial_depends_on_the_data_of_its_proxy(tmp_path, monkeypatch):
     changes: dict[str, Any] = {"data": {**TINY["data"], "source": "mnist5k"}, "vary": {"transfer": ["proxy"]}}
     study = load_study(write(tmp_path, seeds=[0], proxy=proxy, **changes))
     asked = []
-    monkeypatch.setattr(cells, "data_digest", lambda settings: asked.append(settings) or "same")
-    centre, other = points(study)[0], next(p for p in points(study) if p.transfer == "proxy")
+    monkeypatch.setattr(design, "data_sha256", lambda settings: asked.append(settings) or "same")
+    centre, other = conditions(study)[0], next(p for p in conditions(study) if p.transfer == "proxy")
     trial_key(study, centre, trials(study, centre)[0])
     assert {settings.source for settings in asked} == {"mnist5k"}
     trial_key(study, other, trials(study, other)[0])
@@ -487,7 +494,11 @@ def test_a_name_of_a_distribution_can_hold_anything(cached, tmp_path):
     changes["distributions"] = {name: {"kind": "uniform"} for name in names}
     study = load_study(write(tmp_path, **changes))
     result = json.loads(file.read_bytes())
-    keys = [trial_key(study, point, trial) for point in points(study) for trial in trials(study, point)]
+    keys = [
+        trial_key(study, condition, trial)
+        for condition in conditions(study)
+        for trial in trials(study, condition)
+    ]
     page = render(study, rows_of(study, dict.fromkeys(keys, result)))
     assert "<script" not in page
     assert "$\\frac" in page
@@ -591,8 +602,8 @@ def test_a_study_of_a_regression_holds_r2(tmp_path):
         assert len(whole) == 10
         assert np.average(whole, weights=sizes) == pytest.approx(row["after"]), "the parts make the whole"
     (row, *_) = [row for row in summary["cells"] if row["method"] == "vanilla"]
-    point, trial = points(study)[0], trials(study, points(study)[0])[0]
-    student = pretrained(study, point, tmp_path / "out" / "cache")
+    condition, trial = conditions(study)[0], trials(study, conditions(study)[0])[0]
+    student = pretrained(study, condition, tmp_path / "out" / "cache")
     test = data.examples(data.splits.test)
     residual = (predict(student, test.inputs)[:, 0] - test.labels).square().sum()
     around = (test.labels - test.labels.mean()).square().sum()
@@ -603,10 +614,10 @@ def test_a_study_of_a_regression_holds_r2(tmp_path):
     assert "ccuracy" not in page
 
 
-def pretrained(study, point, cache):
-    from simulations.study.work import _models
+def pretrained(study, condition, cache):
+    from simulations.study.jobs import _models
 
-    return _models(study, point, cache)[0]
+    return _models(study, condition, cache)[0]
 
 
 def test_what_a_regression_does_not_have_is_refused_at_once(tmp_path):
@@ -623,16 +634,16 @@ def test_what_a_regression_does_not_have_is_refused_at_once(tmp_path):
 
 
 def test_a_method_that_no_trial_carries_out_is_refused_and_never_left_out_or_replaced(tmp_path):
-    from simulations.study.cells import Trial
-    from simulations.study.work import _settings
+    from simulations.study.design import Trial
+    from simulations.study.jobs import _settings
 
     study = load_study(write(tmp_path))
-    (point, *_) = points(study)
+    (condition, *_) = conditions(study)
     own = study.model_copy(update={"methods": ("vanilla", "own")})
     with pytest.raises(KdfedError, match=r"expected one of vanilla, .* or package.module:name, got 'own'"):
-        trials(own, point)
+        trials(own, condition)
     with pytest.raises(KdfedError, match=r"expected one of vanilla, .* or package.module:name, got 'own'"):
-        _settings(study, point, Trial("own", 1.0, 1.0))
+        _settings(study, condition, Trial("own", 1.0, 1.0))
 
 
 def test_a_search_stays_within_what_a_training_takes(tmp_path):

@@ -187,7 +187,7 @@ def test_a_set_whose_parts_do_not_agree_is_refused(monkeypatch: pytest.MonkeyPat
     expected = {
         "unlike": "the same classes, in the same order, in both parts",
         "ragged": "one label an example",
-        "words": "give the place of each",
+        "words": "give the index of each",
         "few": "got 2 and 4",
     }
     with pytest.raises(DataError, match=expected[broken]):

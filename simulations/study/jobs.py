@@ -1,6 +1,7 @@
-"""One unit of work: a point's models trained, or one trial distilled. Results are files, named by their key.
+"""The jobs of a study: train the models of a condition, or run one trial.
 
-A file is there whole or not at all, so a study that is killed loses only what was in flight.
+A result is a file, named by its cache key. It is there whole or not at all, so a
+study that is killed loses only what was in flight.
 """
 
 from __future__ import annotations
@@ -36,8 +37,8 @@ from kdfed.setup import Setup
 from kdfed.thing import origin_of
 from kdfed.train import predict
 from kdfed.transfer_sets.transfer_set import HeldSet, examples_of, without_labels
-from simulations.study.cells import (
-    Point,
+from simulations.study.design import (
+    Condition,
     Trial,
     generated_key,
     models_key,
@@ -53,61 +54,63 @@ def trial_file(cache: Path, key: str) -> Path:
 
 
 def models_file(cache: Path, key: str) -> Path:
-    """Return where a point's models lie."""
+    """Return where a condition's models lie."""
     return cache / f"{key}.safetensors"
 
 
-def generated_file(cache: Path, study: StudySettings, point: Point) -> Path:
-    """Return where a point's generated transfer set lies."""
-    return cache / f"{generated_key(study, point)}.safetensors"
+def generated_file(cache: Path, study: StudySettings, condition: Condition) -> Path:
+    """Return where a condition's generated transfer set lies."""
+    return cache / f"{generated_key(study, condition)}.safetensors"
 
 
 def read_trial(cache: Path, key: str) -> dict[str, Any] | None:
     """Return a trial's result; None where the cache holds none that can be read, so that it is run again."""
     try:
         row: dict[str, Any] = parse_json(trial_file(cache, key).read_text(encoding="utf-8"))
-        _Result.model_validate(row)
+        _TrialResult.model_validate(row)
     except (OSError, ValueError):  # pydantic's error is a ValueError
         return None
     return row
 
 
-def has_models(study: StudySettings, point: Point, cache: Path) -> bool:
-    """Whether the cache holds a point's models, whole and finite."""
-    spec = spec_of(state_of(_build(prepare(study.data), point, 0)))
+def has_models(study: StudySettings, condition: Condition, cache: Path) -> bool:
+    """Whether the cache holds a condition's models, whole and finite."""
+    spec = spec_of(state_of(_build(prepare(study.data), condition, 0)))
     try:
-        states = _read_states(models_file(cache, models_key(study, point)))
+        states = _read_states(models_file(cache, models_key(study, condition)))
     except (OSError, ValueError, SafetensorError):
         return False
     whole = all(problem_with_arrays(state, spec) is None for state in states)
-    return whole and len(states) == point.teachers + 1
+    return whole and len(states) == condition.teachers + 1
 
 
-def has_generated(study: StudySettings, point: Point, cache: Path) -> bool:
-    """Whether the cache holds a point's generated transfer set, whole and finite."""
+def has_generated(study: StudySettings, condition: Condition, cache: Path) -> bool:
+    """Whether the cache holds a condition's generated transfer set, whole and finite."""
     data = prepare(study.data)
-    count = point.images or len(data.splits.transfer)
+    count = condition.images or len(data.splits.transfer)
     try:
-        inputs = _tensors(generated_file(cache, study, point))["inputs"]
+        inputs = _tensors(generated_file(cache, study, condition))["inputs"]
     except (OSError, KeyError, SafetensorError):
         return False
     return tuple(inputs.shape) == (count, *data.input_shape) and bool(inputs.isfinite().all())
 
 
-def partition_at(study: StudySettings, point: Point) -> Partition:
+def partition_at(study: StudySettings, condition: Condition) -> Partition:
     """Deal the train split: to the student first, then to its teachers."""
-    return partition_of(prepare(study.data), partition_settings(study, point), point.seed)
+    return partition_of(prepare(study.data), partition_settings(study, condition), condition.seed)
 
 
-def pretrain(study: StudySettings, point: Point, cache: Path) -> None:
+def pretrain(study: StudySettings, condition: Condition, cache: Path) -> None:
     """Train the student and its teachers, each on its own examples from weights of its own."""
-    file = models_file(cache, models_key(study, point))
-    if has_models(study, point, cache):
+    file = models_file(cache, models_key(study, condition))
+    if has_models(study, condition, cache):
         return
-    data, partition = prepare(study.data), partition_at(study, point)
-    members = range(point.teachers + 1)
-    model = _build(data, point, 0)
-    starts = [state_of(_build(data, point, derive(point.seed, "init", 0, member))) for member in members]
+    data, partition = prepare(study.data), partition_at(study, condition)
+    members = range(condition.teachers + 1)
+    model = _build(data, condition, 0)
+    starts = [
+        state_of(_build(data, condition, derive(condition.seed, "init", 0, member))) for member in members
+    ]
     parts = [partition.indices[member] for member in members]
     states: list[State] = [{}] * len(parts)
     for trained in train_cohort(
@@ -117,36 +120,38 @@ def pretrain(study: StudySettings, point: Point, cache: Path) -> None:
         [len(part) for part in parts],
         study.pretraining,
         plain_loss(data.task),
-        derive_many(point.seed, "pretraining", 0, list(members)),
+        derive_many(condition.seed, "pretraining", 0, list(members)),
         setup=_setup(data),
     ):
-        for place, state, _ in trained.each():
-            states[place] = state
-    tensors = {f"{place}/{key}": value for place, state in enumerate(states) for key, value in state.items()}
+        for member, state, _ in trained.each():
+            states[member] = state
+    tensors = {
+        f"{member}/{key}": value for member, state in enumerate(states) for key, value in state.items()
+    }
     write_atomically(file, save(tensors))
 
 
-def distil(study: StudySettings, point: Point, trial: Trial, cache: Path) -> None:
+def distil(study: StudySettings, condition: Condition, trial: Trial, cache: Path) -> None:
     """Run one trial, and write what came of it."""
-    key = trial_key(study, point, trial)
+    key = trial_key(study, condition, trial)
     if read_trial(cache, key) is not None:
         return
     data = prepare(study.data)
-    student, *teachers = _models(study, point, cache)
+    student, *teachers = _models(study, condition, cache)
     validation, test = data.examples(data.splits.validation), data.examples(data.splits.test)
-    transfer = transfer_of(study, point, cache)
+    transfer = transfer_of(study, condition, cache)
     before = predict(student, test.inputs)
-    settings = _settings(study, point, trial)
+    settings = _settings(study, condition, trial)
     sources: list[nn.Module] | torch.Tensor = (
         teachers if study.method(trial.method).needs_teachers else teacher_logits(teachers, transfer.inputs)
     )
-    seed = derive(point.seed, "distil")
-    expected = f"method {trial.method!r}, {_where(point)}: expected a student"
+    seed = derive(condition.seed, "distil")
+    expected = f"method {trial.method!r}, {_where(condition)}: expected a student"
     with blamed(origin_of(settings), expected):
         result = consolidate(student, sources, transfer, validation, settings, seed, setup=_setup(data))
     after = predict(student, test.inputs)
     strata = torch.from_numpy(data.strata[data.splits.test])
-    held = np.unique(data.strata[partition_at(study, point).indices[0]])
+    held = np.unique(data.strata[partition_at(study, condition).indices[0]])
     own = torch.from_numpy(np.isin(strata.numpy(), held))
     labels, task = test.labels, data.task
     scores_before, scores_after = task.scores(before, labels), task.scores(after, labels)
@@ -166,60 +171,62 @@ def distil(study: StudySettings, point: Point, trial: Trial, cache: Path) -> Non
     write_atomically(trial_file(cache, key), json.dumps(row).encode())
 
 
-def transfer_of(study: StudySettings, point: Point, cache: Path) -> Examples:
-    """Return the transfer set of a point; see :data:`kdfed.transfer_sets.TRANSFER_SETS`.
+def transfer_of(study: StudySettings, condition: Condition, cache: Path) -> Examples:
+    """Return the transfer set of a condition; see :data:`kdfed.transfer_sets.TRANSFER_SETS`.
 
     Raises
     ------
     DataError
         If there are fewer examples than asked for, or the proxy's inputs do not fit.
     """
-    data, partition = prepare(study.data), partition_at(study, point)
-    chosen = study.transfer_set(point.transfer, point.images)
+    data, partition = prepare(study.data), partition_at(study, condition)
+    chosen = study.transfer_set(condition.transfer, condition.images)
     if not isinstance(chosen, HeldSet):
         if chosen.needs_teachers:
-            generate_at(study, point, cache)
-            return without_labels(_tensors(generated_file(cache, study, point))["inputs"])
-        return examples_of(chosen, data.examples(data.splits.transfer), (), derive(point.seed, "transfer"))
-    student, *teachers = (partition.indices[member] for member in range(point.teachers + 1))
-    expected = f"transfer set {point.transfer!r}, {_where(point)}: expected the indices of examples"
+            generate_at(study, condition, cache)
+            return without_labels(_tensors(generated_file(cache, study, condition))["inputs"])
+        return examples_of(
+            chosen, data.examples(data.splits.transfer), (), derive(condition.seed, "transfer")
+        )
+    student, *teachers = (partition.indices[member] for member in range(condition.teachers + 1))
+    expected = f"transfer set {condition.transfer!r}, {_where(condition)}: expected the indices of examples"
     with blamed(origin_of(chosen), expected):
-        places = np.asarray(chosen.indices(data.splits.transfer, student, teachers))
-        if places.ndim != 1 or places.dtype.kind not in "iu":
-            raise TypeError(f"returned {places.dtype} {places.shape}")
-    places = numpy_generator(point.seed, "transfer").permutation(places)
-    if point.images is not None and point.images > len(places):
+        indices = np.asarray(chosen.indices(data.splits.transfer, student, teachers))
+        if indices.ndim != 1 or indices.dtype.kind not in "iu":
+            raise TypeError(f"returned {indices.dtype} {indices.shape}")
+    indices = numpy_generator(condition.seed, "transfer").permutation(indices)
+    if condition.images is not None and condition.images > len(indices):
         raise DataError(
-            f"expected at least {point.images} examples in the transfer set {point.transfer!r}, got "
-            f"{len(places)}; lower images or hold out a larger data.splits.transfer",
+            f"expected at least {condition.images} examples in the transfer set {condition.transfer!r}, got "
+            f"{len(indices)}; lower images or hold out a larger data.splits.transfer",
             "vary.images",
         )
-    return data.examples(places[: point.images])
+    return data.examples(indices[: condition.images])
 
 
-def check_teachers(study: StudySettings, point: Point) -> None:
+def check_teachers(study: StudySettings, condition: Condition) -> None:
     """Refuse teachers that a transfer set cannot be made of."""
     data = prepare(study.data)
-    for refusal in study.transfer_set(point.transfer).misfits(as_arm(study, point.model), data):
+    for refusal in study.transfer_set(condition.transfer).misfits(as_arm(study, condition.model), data):
         raise DataError(refusal.message, refusal.key.lstrip("."))
 
 
-def generate_at(study: StudySettings, point: Point, cache: Path) -> None:
-    """Generate the transfer set of a point from its teachers, for all methods there."""
-    file = generated_file(cache, study, point)
-    if has_generated(study, point, cache):
+def generate_at(study: StudySettings, condition: Condition, cache: Path) -> None:
+    """Generate the transfer set of a condition from its teachers, for all methods there."""
+    file = generated_file(cache, study, condition)
+    if has_generated(study, condition, cache):
         return
     data = prepare(study.data)
-    _, *teachers = _models(study, point, cache)
-    public, seed = data.examples(data.splits.transfer), derive(point.seed, "transfer")
-    made = examples_of(study.transfer_set(point.transfer, point.images), public, teachers, seed)
+    _, *teachers = _models(study, condition, cache)
+    public, seed = data.examples(data.splits.transfer), derive(condition.seed, "transfer")
+    made = examples_of(study.transfer_set(condition.transfer, condition.images), public, teachers, seed)
     write_atomically(file, save({"inputs": made.inputs}))
 
 
-def _settings(study: StudySettings, point: Point, trial: Trial) -> KDMethod:
+def _settings(study: StudySettings, condition: Condition, trial: Trial) -> KDMethod:
     chosen, kind = study.distillation, study.method(trial.method)
     values: dict[str, Any] = dict(chosen) | {
-        "labels": point.labels,
+        "labels": condition.labels,
         "lr": chosen.lr * trial.rate,
         "epochs": max(1, round(chosen.epochs * trial.passes)),
         "temperature": trial.temperature,
@@ -233,24 +240,24 @@ def _setup(data: PreparedData) -> Setup:
     return Setup(data.task, torch.device("cpu"), threads=1, precision="float32")
 
 
-def _where(point: Point) -> str:
-    return f"distribution {point.distribution!r}, seed {point.seed}"
+def _where(condition: Condition) -> str:
+    return f"distribution {condition.distribution!r}, seed {condition.seed}"
 
 
-def _build(data: PreparedData, point: Point, seed: int) -> nn.Module:
-    return build_model(point.model, data.input_shape, data.classes, seed)
+def _build(data: PreparedData, condition: Condition, seed: int) -> nn.Module:
+    return build_model(condition.model, data.input_shape, data.classes, seed)
 
 
-def _models(study: StudySettings, point: Point, cache: Path) -> list[nn.Module]:
+def _models(study: StudySettings, condition: Condition, cache: Path) -> list[nn.Module]:
     data, models = prepare(study.data), []
-    for state in _states(models_file(cache, models_key(study, point))):
-        model = _build(data, point, 0)
+    for state in _states(models_file(cache, models_key(study, condition))):
+        model = _build(data, condition, 0)
         load_state(model, state)
         models.append(model)
     return models
 
 
-class _Result(BaseModel):
+class _TrialResult(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
     teacher_accuracy: Score
@@ -276,9 +283,9 @@ def _states(file: Path) -> list[State]:
 def _read_states(file: Path) -> list[State]:
     found: dict[int, State] = {}
     for name, value in _tensors(file).items():
-        place, _, key = name.partition("/")
-        found.setdefault(int(place), {})[key] = value
-    return [found[place] for place in sorted(found)]
+        member, _, key = name.partition("/")
+        found.setdefault(int(member), {})[key] = value
+    return [found[member] for member in sorted(found)]
 
 
 def _per_class(scores: torch.Tensor, strata: torch.Tensor, count: int) -> list[float | None]:

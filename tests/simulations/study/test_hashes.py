@@ -12,8 +12,8 @@ import pytest
 import kdfed
 from kdfed.data import Dataset
 from simulations.experiments import build_experiment
-from simulations.study import code
-from simulations.study.code import code_digest, data_digest
+from simulations.study import hashes
+from simulations.study.hashes import code_sha256, data_sha256
 
 OWN = "my_study_code"
 
@@ -21,11 +21,11 @@ OWN = "my_study_code"
 @pytest.fixture(autouse=True)
 def _anew() -> Iterator[None]:
     """Forget what was hashed, before and after: here code and data change within a process."""
-    code._code_digest.cache_clear()
-    data_digest.cache_clear()
+    hashes._code_sha256.cache_clear()
+    data_sha256.cache_clear()
     yield
-    code._code_digest.cache_clear()
-    data_digest.cache_clear()
+    hashes._code_sha256.cache_clear()
+    data_sha256.cache_clear()
 
 
 def named(folder: Path, monkeypatch: pytest.MonkeyPatch, **files: str) -> None:
@@ -34,7 +34,7 @@ def named(folder: Path, monkeypatch: pytest.MonkeyPatch, **files: str) -> None:
     for name, text in files.items():
         (folder / f"{name}.py").write_text(text)
         sys.modules.pop(name, None)
-    code._code_digest.cache_clear()
+    hashes._code_sha256.cache_clear()
 
 
 def test_the_code_of_kdfed_is_hashed_file_by_file(monkeypatch, tmp_path):
@@ -46,22 +46,22 @@ def test_the_code_of_kdfed_is_hashed_file_by_file(monkeypatch, tmp_path):
     found = []
     for text in ("a = 1\n", "a = 2\n", "a = 1\n"):
         (package / "distill" / "vanilla.py").write_text(text)
-        code._code_digest.cache_clear()
-        found.append(code_digest([]))
+        hashes._code_sha256.cache_clear()
+        found.append(code_sha256([]))
     assert found[0] == found[2] != found[1]
     (package / "distill" / "vanilla.py").rename(package / "distill" / "other.py")
-    code._code_digest.cache_clear()
-    assert code_digest([]) not in found
+    hashes._code_sha256.cache_clear()
+    assert code_sha256([]) not in found
 
 
-def test_an_edit_of_named_code_gives_another_digest(monkeypatch, tmp_path):
+def test_an_edit_of_named_code_gives_another_hash(monkeypatch, tmp_path):
     named(tmp_path, monkeypatch, **{OWN: "def model(): return 1\n"})
-    before = code_digest([f"{OWN}:model"])
-    assert before != code_digest([])
+    before = code_sha256([f"{OWN}:model"])
+    assert before != code_sha256([])
     named(tmp_path, monkeypatch, **{OWN: "def model(): return 2\n"})
-    assert code_digest([f"{OWN}:model"]) != before
+    assert code_sha256([f"{OWN}:model"]) != before
     named(tmp_path, monkeypatch, **{OWN: "def model(): return 1\n"})
-    assert code_digest(iter([f"{OWN}:model", f"{OWN}:model"])) == before
+    assert code_sha256(iter([f"{OWN}:model", f"{OWN}:model"])) == before
 
 
 def test_named_code_is_hashed_where_it_is_defined_too(monkeypatch, tmp_path):
@@ -69,16 +69,16 @@ def test_named_code_is_hashed_where_it_is_defined_too(monkeypatch, tmp_path):
     for value in (1, 2):
         inner = {f"{OWN}_inner": f"def model(): return {value}\n"}
         named(tmp_path, monkeypatch, **{OWN: f"from {OWN}_inner import model\n"}, **inner)
-        found.append(code_digest([f"{OWN}:model"]))
+        found.append(code_sha256([f"{OWN}:model"]))
     assert found[0] != found[1]
 
 
 def test_code_without_a_file_is_no_error():
-    assert code_digest(["builtins:len"]) == code_digest([])
+    assert code_sha256(["builtins:len"]) == code_sha256([])
 
 
 @pytest.mark.parametrize("key", ["inputs", "labels", "official_test", "class_names"])
-def test_other_data_give_another_digest(monkeypatch, key):
+def test_other_data_give_another_hash(monkeypatch, key):
     same: dict[str, Any] = {
         "inputs": np.zeros((9000, 2), np.float32),
         "labels": np.zeros(9000, np.int64),
@@ -93,10 +93,10 @@ def test_other_data_give_another_digest(monkeypatch, key):
     }
     settings = build_experiment({"name": "x", "arms": {"cold": {}}}).data
 
-    def digest(values: dict[str, Any]) -> str:
+    def hashed(values: dict[str, Any]) -> str:
         data = SimpleNamespace(dataset=Dataset(**values))
-        monkeypatch.setattr(code, "prepare", lambda asked: data)
-        data_digest.cache_clear()
-        return data_digest(settings)
+        monkeypatch.setattr(hashes, "prepare", lambda asked: data)
+        data_sha256.cache_clear()
+        return data_sha256(settings)
 
-    assert digest(same) == digest(dict(same)) != digest({**same, key: other[key]})
+    assert hashed(same) == hashed(dict(same)) != hashed({**same, key: other[key]})

@@ -1,6 +1,6 @@
 """What results depend on beside the study's settings: the code that computes them, and the data.
 
-Both digests are computed once a process.
+Both hashes are computed once a process.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ ROWS = 4096
 """Rows of the inputs that are hashed at once."""
 
 
-def code_digest(names: Iterable[str]) -> str:
+def code_sha256(names: Iterable[str]) -> str:
     """Return the SHA-256 of all code that a result depends on.
 
     Parameters
@@ -35,28 +35,28 @@ def code_digest(names: Iterable[str]) -> str:
     Returns
     -------
     str
-        64 hexadecimal digits: of the package kdfed, of :mod:`simulations.study.work`, and of these files.
+        64 hexadecimal digits: of the package kdfed, of :mod:`simulations.study.jobs`, and of these files.
     """
-    return _code_digest(tuple(sorted(set(names))))
+    return _code_sha256(tuple(sorted(set(names))))
 
 
 @cache
-def _code_digest(names: tuple[str, ...]) -> str:
+def _code_sha256(names: tuple[str, ...]) -> str:
     package = Path(kdfed.__file__).parent
     files = {file.relative_to(package.parent).as_posix(): file for file in sorted(package.rglob("*.py"))}
-    files["work"] = Path(__file__).with_name("work.py")
+    files["jobs"] = Path(__file__).with_name("jobs.py")
     for name in names:
-        files |= {f"{name} {place}": file for place, file in enumerate(files_of(name))}
-    digest = hashlib.sha256()
+        files |= {f"{name} {number}": file for number, file in enumerate(files_of(name))}
+    sha256 = hashlib.sha256()
     for name, file in files.items():
         content = file.read_bytes()
-        digest.update(f"{name}\n{len(content)}\n".encode())
-        digest.update(content)
-    return digest.hexdigest()
+        sha256.update(f"{name}\n{len(content)}\n".encode())
+        sha256.update(content)
+    return sha256.hexdigest()
 
 
 @cache
-def data_digest(settings: DataSettings) -> str:
+def data_sha256(settings: DataSettings) -> str:
     """Return the SHA-256 of what a source holds: inputs, labels, class names and its own test part.
 
     Raises
@@ -65,15 +65,15 @@ def data_digest(settings: DataSettings) -> str:
         If the data cannot be read.
     """
     data = prepare(settings).dataset
-    digest = hashlib.sha256()
-    _add(digest, data.labels)
+    sha256 = hashlib.sha256()
+    _add(sha256, data.labels)
     for start in range(0, len(data), ROWS):
-        _add(digest, data.inputs[start : start + ROWS])
-    _add(digest, np.zeros(0) if data.official_test is None else data.official_test)
-    digest.update(json.dumps([data.class_names, data.mean, data.std]).encode())
-    return digest.hexdigest()
+        _add(sha256, data.inputs[start : start + ROWS])
+    _add(sha256, np.zeros(0) if data.official_test is None else data.official_test)
+    sha256.update(json.dumps([data.class_names, data.mean, data.std]).encode())
+    return sha256.hexdigest()
 
 
-def _add(digest: Any, array: np.ndarray) -> None:
-    digest.update(json.dumps([str(array.dtype), array.shape]).encode())
-    digest.update(np.ascontiguousarray(array).data)
+def _add(sha256: Any, array: np.ndarray) -> None:
+    sha256.update(json.dumps([str(array.dtype), array.shape]).encode())
+    sha256.update(np.ascontiguousarray(array).data)
