@@ -79,21 +79,15 @@ def consolidate(
             f"augmentation {list(settings.augmentation)} needs teachers' weights: uploaded logits belong to "
             "the images as they are; remove it or set teachers.upload: weights"
         )
+    student = student.to(setup.device)
+    transfer, validation = transfer.to(setup.device), validation.to(setup.device)
     if settings.views is not None:
         draw = torch_generator(seed, "augmentation")
         transfer = views_of(transfer, settings.augmentation, settings.views, draw)
     for model in (student, *(() if isinstance(teachers, torch.Tensor) else teachers)):
         spare_inputs(model)
     work = Distillation(
-        student.to(setup.device),
-        teachers,
-        transfer.to(setup.device),
-        validation.to(setup.device),
-        settings,
-        seed,
-        setup,
-        label_counts,
-        on_epoch,
+        student, teachers, transfer, validation, settings, seed, setup, label_counts, on_epoch
     )
     result = settings.distil(work)
     if not isinstance(result, ConsolidationResult):

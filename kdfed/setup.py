@@ -70,11 +70,6 @@ class Setup:
         """
         return cls(task, resolve_device(settings.device), settings.threads, settings.precision)
 
-    @classmethod
-    def here(cls, task: Task) -> Setup:
-        """Return float32 on this machine's GPU, or else its CPU, with torch's threads as they are."""
-        return cls(task, resolve_device("auto"), torch.get_num_threads(), "float32")
-
     def autocast(self) -> AbstractContextManager[object]:
         """Return a context in which layers run in :attr:`precision`."""
         if self.precision == "float32":

@@ -307,7 +307,7 @@ class FoldedModel:
 
 
 def _in_place(part: nn.Module | fx.Node) -> bool:
-    """Tell whether a registered layer or function is told to write into its input."""
+    """Tell whether a registered layer or function writes into its input."""
     if isinstance(part, nn.Module):
         return bool(getattr(part, "inplace", False))
     return part.op == "call_function" and any(value is True for value in (*part.args, *part.kwargs.values()))

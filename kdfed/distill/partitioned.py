@@ -45,7 +45,7 @@ class PartitionedConsolidation(KDMethod):
     needs_classes: ClassVar[str] = (
         "it asks which model is surest, and a number says nothing of how sure a model is"
     )
-    reads_labels: ClassVar[bool] = True  # they say who is surest
+    reads_labels: ClassVar[bool] = True  # they say which model is surest
     knows: ClassVar[str] = "which chooses example by example who teaches"
 
     def distil(self, work: Distillation) -> ConsolidationResult:
@@ -95,7 +95,7 @@ def assign(
     >>> teacher, student = torch.tensor([[[4.0, 0.0], [1.0, 0.0]]]), torch.tensor([[1.0, 0.0], [0.0, 3.0]])
     >>> assign(teacher, student, None).tolist()
     [0, 1]
-    >>> assign(teacher, student, torch.tensor([1, 0])).tolist()  # who doubts the wrong class less
+    >>> assign(teacher, student, torch.tensor([1, 0])).tolist()  # the one that doubts the wrong class less
     [1, 0]
     """
     probabilities = torch.softmax(torch.cat([teachers_KNC, student_NC.unsqueeze(0)]), dim=2)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,6 +14,8 @@ from kdfed.consolidate import consolidate
 from kdfed.data import Examples
 from kdfed.distill import (
     METHODS,
+    ConsolidationResult,
+    Distillation,
     KDMethod,
     PartitionedConsolidation,
     VanillaConsolidation,
@@ -368,6 +371,21 @@ def test_a_teacher_that_is_not_finite_is_named(teachers: list[nn.Module]) -> Non
     logits[3, 7, 0] = math.inf
     with pytest.raises(KdfedError, match="from teacher 3 of 4"):
         consolidate(some_model(5), logits, TRANSFER, VALIDATION, settings(), 1, setup=CPU)
+
+
+def test_student_and_examples_are_put_on_the_device_of_the_setup(teachers: list[nn.Module]) -> None:
+    found = []
+
+    class Looking(VanillaConsolidation):
+        def distil(self, work: Distillation) -> ConsolidationResult:
+            parameters = next(work.student.parameters())
+            tensors = (parameters, work.transfer.inputs, work.validation.labels, work.inputs)
+            found.extend(tensor.device.type for tensor in tensors)
+            return ConsolidationResult(0, 1, 1, 0.0, None)
+
+    elsewhere = replace(CPU, device=torch.device("meta"))
+    consolidate(some_model(5), teachers, TRANSFER, VALIDATION, Looking(), 1, setup=elsewhere)
+    assert found == ["meta"] * 4
 
 
 def test_what_does_not_go_together_is_refused(teachers: list[nn.Module]) -> None:

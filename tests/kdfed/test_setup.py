@@ -30,13 +30,6 @@ def test_a_device_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) 
     assert caught.value.key == "device"
 
 
-@pytest.mark.parametrize(("gpus", "kind"), [(0, "cpu"), (2, "cuda")])
-def test_here_is_this_machine_as_it_is(monkeypatch: pytest.MonkeyPatch, gpus: int, kind: str) -> None:
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
-    threads = torch.get_num_threads()
-    assert Setup.here(CLASSIFICATION) == Setup(CLASSIFICATION, torch.device(kind), threads, "float32")
-
-
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_layers_run_in_its_precision_and_only_inside(precision: str) -> None:
     setup = dataclasses.replace(CPU, precision=precision)
