@@ -12,13 +12,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import PurePath
 
-from flwr.app import ConfigRecord, Context, Error, Message
-from flwr.common.constant import ErrorCode
+from flwr.app import ConfigRecord, Context, Message
 
 from clients.actors import is_simulated
 from kdfed import wire
 from kdfed.errors import MOST_OF_A_LINE, one_line
 from kdfed.named import ends_program
+from kdfed.private.flwr import error_reply
 from kdfed.reasons import reason_of
 
 MOST_WARNINGS = 20
@@ -42,7 +42,7 @@ def tell(message: Message, context: Context, handle: Callable[[Message, Context]
         except (Exception, SystemExit) as error:
             if ends_program(error):
                 raise
-            reply = Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason_of(error)), reply_to=message)
+            reply = error_reply(message, reason_of(error))
     if simulated and texts and reply.has_content():
         reply.content[wire.WARNINGS] = ConfigRecord({"texts": list(texts)})
         return reply

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from flwr.serverapp.strategy import FedAdagrad, FedAdam, FedAvg, FedAvgM, FedProx, FedYogi, Strategy
-from flwr.serverapp.strategy.strategy_utils import aggregate_metricrecords
 
 from kdfed import wire
+from kdfed.private.flwr import aggregate_metrics
 
 WEIGHTED_MEANS: frozenset[type[Strategy]] = frozenset(
     {FedAvg, FedProx, FedAvgM, FedAdagrad, FedAdam, FedYogi}
@@ -24,7 +24,7 @@ def takes_means(strategy: Strategy) -> bool:
         type(strategy) in WEIGHTED_MEANS
         and isinstance(strategy, FedAvg)
         and strategy.weighted_by_key == wire.NUM_EXAMPLES
-        and strategy.train_metrics_aggr_fn is aggregate_metricrecords
+        and strategy.train_metrics_aggr_fn is aggregate_metrics
         and not any(callable(getattr(type(strategy), name, None)) for name in vars(strategy))
     )
 

@@ -10,11 +10,10 @@ from typing import Any
 import pytest
 from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
-from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid, ServerApp
-from flwr.supercore.run import Run
 
 from kdfed.ledger import Ledger
+from kdfed.private.flwr import NodeInfo, Run
 from simulations.engines.inprocess import InProcessGrid
 from strategies.participant_grid import ParticipantGrid
 
@@ -98,7 +97,7 @@ def test_the_in_process_grid_keeps_the_contract():
     (reply,) = grid.send_and_receive(
         [Message(RecordDict({"config": ConfigRecord({"fail": True})}), 1001, "query.echo")]
     )
-    assert reply.error.reason.startswith("RuntimeError: asked to fail (test_grids.py, line 38)\n")
+    assert reply.error.reason.startswith("RuntimeError: asked to fail (test_grids.py, line 37)\n")
 
 
 def test_the_participant_grid_keeps_the_contract():
@@ -147,7 +146,7 @@ def test_the_ray_grid_keeps_the_contract():
         (reply,) = grid.send_and_receive(
             [Message(RecordDict({"config": ConfigRecord({"fail": True})}), 1001, "query.echo")]
         )
-        assert reply.error.reason.startswith("RuntimeError: asked to fail (test_grids.py, line 38)\n")
+        assert reply.error.reason.startswith("RuntimeError: asked to fail (test_grids.py, line 37)\n")
         grid.close()
 
 

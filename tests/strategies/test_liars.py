@@ -20,10 +20,10 @@ from kdfed.distill import VanillaConsolidation
 from kdfed.errors import RunError
 from kdfed.models import build_model, state_of
 from kdfed.partitions import UniformPartition
+from kdfed.private.flwr import error_reply
 from kdfed.seeding import sample_participants
 from kdfed.settings import LabelCountSettings, ModelSettings, TeacherSettings
 from simulations.engines.inprocess import InProcessGrid
-from simulations.engines.local_grid import error_reply
 from strategies.arm import ArmResult
 from strategies.arm_config import ArmConfig, ServerData
 from strategies.fedavg import FedAvgServer
