@@ -5,7 +5,7 @@ BIN := .venv/bin
 INSTALLED := .venv/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo check format test bench bench-quick study savings docs
+.PHONY: help install demo check format test test-flower bench bench-quick study savings docs
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -35,6 +35,9 @@ format: $(INSTALLED)  ## format the code, and mend what the linter can mend
 
 test: $(INSTALLED)  ## every test, on the cores that are there
 	$(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadgroup
+
+test-flower: $(INSTALLED)  ## what touches Flower, on the oldest and newest releases that are allowed
+	$(BIN)/python tests/releases.py
 
 bench: $(INSTALLED)  ## a round beside a bare PyTorch loop and other frameworks (long)
 	$(BIN)/python tests/bench/bench.py --out runs/bench

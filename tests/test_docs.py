@@ -53,7 +53,7 @@ def commands(block: str) -> Iterator[list[str]]:
 
 
 def targets_of_makefile() -> set[str]:
-    return set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    return set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
 
 
 def options_of(command: str) -> set[str]:

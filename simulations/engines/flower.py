@@ -23,13 +23,15 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kdfed.config import Experiment
 from kdfed.errors import KdfedError, Mistake, RunError
 from kdfed.events import FOLDER, OVERWRITE, PROGRESS, Event, OnEvent
+from kdfed.private.flwr import COMPLETED, HEALTH, Control, submitted, superlink_environment
+from kdfed.private.ray import TEMPORARY_FOLDER
 from kdfed.records import Failure
 from simulations.engines.checks import missing_packages, no_place, refuse
 from simulations.engines.home import MARK, temporary_home
@@ -146,7 +148,7 @@ def _run(
     with _superlink(home, address, environment) as superlink:
         run_id = _submit(home, folder.path, environment, _federation(experiment, nodes))
         status, details = _follow(superlink, address, run_id, events, home / "superlink.log")
-    if status != "finished:completed":
+    if status != COMPLETED:
         reason = events.failure or details or _tail(home / "superlink.log")
         raise RunError(f"the run ended as {status}: {reason}")
 
@@ -161,13 +163,9 @@ def _environment(home: Path, threads: int, events: Path) -> dict[str, str]:
         # Flower starts its own commands by name: they must be those of this Python.
         "PATH": os.pathsep.join([str(_commands()), os.environ.get("PATH", "")]),
         MARK: str(home),
-        "FLWR_HOME": str(home),
-        "FLWR_TELEMETRY_ENABLED": "0",
-        "FLWR_DISABLE_UPDATE_CHECK": "1",
-        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-        "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",
+        **superlink_environment(home),
         "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_TMPDIR": str(home),
+        TEMPORARY_FOLDER: str(home),
         "RAY_ADDRESS": "local",  # a cluster of one's own, not whichever is running
         "OMP_NUM_THREADS": str(threads),
         "PYTHONUNBUFFERED": "1",
@@ -227,7 +225,7 @@ def _wait_until_ready(superlink: subprocess.Popen[bytes], address: str, log: Pat
 
 def _answers(address: str) -> bool:
     try:
-        with urllib.request.urlopen(f"http://{address}/health", timeout=2) as reply:
+        with urllib.request.urlopen(f"http://{address}{HEALTH}", timeout=2) as reply:
             answered: bool = reply.status == 200
             return answered
     except (urllib.error.URLError, OSError):
@@ -261,14 +259,10 @@ def _submit(home: Path, folder: Path, environment: dict[str, str], federation: s
     reply = subprocess.run(  # noqa: S603
         command, env=environment, cwd=home, stdin=subprocess.DEVNULL, capture_output=True, text=True
     )
-    try:
-        answer = json.loads(reply.stdout)
-    except json.JSONDecodeError:
-        answer = {}
-    if not answer.get("success"):
-        reason = answer.get("error-message") or (reply.stderr + reply.stdout).strip()
-        raise RunError(f"Flower did not take the run: {reason}")
-    return int(answer["run-id"])
+    run_id, reason = submitted(reply.stdout)
+    if run_id is None:
+        raise RunError(f"Flower did not take the run: {reason or (reply.stderr + reply.stdout).strip()}")
+    return run_id
 
 
 def _follow(
@@ -278,31 +272,21 @@ def _follow(
 
     The run's own log is added to the SuperLink's when it failed.
     """
-    from flwr.proto.control_pb2 import ListRunsRequest, StreamLogsRequest
-    from flwr.supercore.control import ControlHttpClient
-    from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
-
-    client = ControlHttpClient.from_server_address(
-        address, True, None, [RuntimeVersionHttpInterceptor(component_name="flwr CLI")]
-    )
-    try:
+    with closing(Control(address)) as control:
         for turn in itertools.count():
             events.read()
             if superlink.poll() is not None:
                 return "lost", f"Flower's SuperLink ended with exit code {superlink.returncode}"
             if events.ended or turn % 5 == 0:
-                status = client.ListRuns(ListRunsRequest(run_id=run_id)).run_dict[run_id].status
-                if status.status == "finished":
+                state = control.state(run_id)
+                if state.finished:
                     break
             time.sleep(POLL_SECONDS)
         events.read()
-        if status.sub_status != "completed":
+        if state.text != COMPLETED:
             with log.open("a", encoding="utf-8") as file:
-                for reply in client.StreamLogs(StreamLogsRequest(run_id=run_id, after_timestamp=0.0)):
-                    file.write(reply.log_output)
-        return f"{status.status}:{status.sub_status}", status.details
-    finally:
-        client.close()
+                file.writelines(control.log(run_id))
+        return state.text, state.details
 
 
 class _Events:

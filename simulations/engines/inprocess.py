@@ -14,6 +14,7 @@ from clients.actors import IN_PROCESS
 from clients.client_app import app as client_app
 from kdfed.config import Experiment
 from kdfed.events import OnEvent
+from kdfed.private.flwr import name_message
 from kdfed.records import RunFolder
 from simulations.engines.local_grid import LocalGrid, call
 from simulations.engines.process_state import preserved
@@ -66,7 +67,7 @@ class InProcessGrid(LocalGrid):
         """Take messages; they are handled when their replies are pulled."""
         ids = []
         for message in messages:
-            message.metadata.__dict__["_message_id"] = str(uuid4())
+            name_message(message, str(uuid4()))
             self._pending[message.metadata.message_id] = message
             ids.append(message.metadata.message_id)
         return ids
@@ -80,5 +81,5 @@ class InProcessGrid(LocalGrid):
 
     def _handle(self, message: Message) -> Message:
         reply = call(self.app, deepcopy(message), self._contexts[message.metadata.dst_node_id])
-        reply.metadata.__dict__["_message_id"] = str(uuid4())
+        name_message(reply, str(uuid4()))
         return reply

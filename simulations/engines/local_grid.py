@@ -7,13 +7,11 @@ from collections.abc import Iterable
 from time import monotonic, sleep
 from typing import Any
 
-from flwr.app import Context, Error, Message, RecordDict
+from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
-from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
-from flwr.supercore.run import Run
-from flwr.supercore.task_identity import TaskIdentity
 
+from kdfed.private.flwr import Run, empty_run, error_reply, identify
 from kdfed.reasons import reason_of
 
 _SERVER_NODE = 1
@@ -35,7 +33,7 @@ class LocalGrid(Grid, ABC):
     """Seconds between two looks for replies, where pulling does not wait by itself."""
 
     def __init__(self, nodes: int, **node_config: Any) -> None:
-        self._run = Run.create_empty(run_id=1)
+        self._run = empty_run()
         self._contexts = {
             _FIRST_NODE + index: Context(
                 run_id=1,
@@ -46,7 +44,7 @@ class LocalGrid(Grid, ABC):
             )
             for index in range(nodes)
         }
-        TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, _SERVER_NODE, 1
+        identify(run_id=1, node_id=_SERVER_NODE)
 
     def set_run(self, run: Run) -> None:
         """Set the run."""
@@ -94,8 +92,3 @@ def call(app: ClientApp, message: Message, context: Context) -> Message:
         return app(message, context)
     except Exception as error:
         return error_reply(message, reason_of(error))
-
-
-def error_reply(message: Message, reason: str) -> Message:
-    """Return the error reply to a message."""
-    return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message)

@@ -15,9 +15,8 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
-from flwr.supercore.task_identity import TaskIdentity
 
-_IDENTITY = ("_run_id", "_node_id", "_task_id")
+from kdfed.private.flwr import identity, restore
 
 
 @contextmanager
@@ -39,7 +38,7 @@ def preserved() -> Iterator[None]:
     environment, threads, hook = dict(os.environ), torch.get_num_threads(), sys.excepthook
     draws = random.getstate(), np.random.get_state(), torch.get_rng_state()
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
-    identity = {name: getattr(TaskIdentity, name) for name in _IDENTITY}
+    part = identity()
     loggers = [(logger, logger.level, list(logger.handlers), logger.propagate) for logger in _loggers()]
     handlers = {number: signal.getsignal(number) for number in signal.valid_signals()}
     faults = faulthandler.is_enabled()
@@ -57,8 +56,7 @@ def preserved() -> Iterator[None]:
         torch.set_rng_state(draws[2])
         if cuda:
             torch.cuda.set_rng_state_all(cuda)
-        for name, value in identity.items():
-            setattr(TaskIdentity, name, value)
+        restore(part)
         for logger, level, own, propagate in loggers:
             logger.setLevel(level)
             logger.handlers[:] = own

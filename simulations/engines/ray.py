@@ -33,17 +33,25 @@ from uuid import uuid4
 import torch
 from flwr.app import ArrayRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
-from flwr.supercore.task_identity import TaskIdentity
 
 from clients.client_app import app as client_app
 from kdfed.config import Experiment
 from kdfed.errors import Mistake, RunError
 from kdfed.events import OnEvent
+from kdfed.private.flwr import error_reply, identify, name_message
+from kdfed.private.ray import (
+    GPU_WARNING,
+    INLINE_LIMIT,
+    TEMPORARY_OPTION,
+    WORKER_NICENESS,
+    around_last_stop,
+    find_cluster,
+)
 from kdfed.reasons import reason_of
 from kdfed.records import RunFolder
 from simulations.engines.checks import missing_packages, no_place, refuse
 from simulations.engines.home import MARK, temporary_home
-from simulations.engines.local_grid import LocalGrid, call, error_reply
+from simulations.engines.local_grid import LocalGrid, call
 from simulations.engines.loopback import bypass_proxies
 from simulations.engines.process_state import preserved
 from simulations.server_app import run_experiment
@@ -152,20 +160,19 @@ def started(workers: int, address: str | None = None) -> Iterator[None]:
     settings: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
     with ExitStack() as stack:
         stack.enter_context(preserved())
-        # Ray runs its workers at niceness 15, so that whatever else the machine does comes first.
         os.environ |= {
             "RAY_USAGE_STATS_ENABLED": "0",
-            "RAY_worker_niceness": "0",
-            "RAY_max_direct_call_object_size": str(INLINE_BYTES),
+            WORKER_NICENESS: "0",
+            INLINE_LIMIT: str(INLINE_BYTES),
         }
-        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else a warning, once a process
+        os.environ.setdefault(GPU_WARNING, "0")
         bypass_proxies(os.environ)
         if address is None:
             home = str(stack.enter_context(temporary_home()))
             os.environ[MARK] = home
             # As many CPUs as workers, so that there can be more workers than cores.
             settings |= {"address": "local", "num_cpus": workers, "include_dashboard": False}
-            settings["_temp_dir"] = home
+            settings[TEMPORARY_OPTION] = home
         else:
             settings["address"] = address
         stack.callback(_shut_down)
@@ -186,19 +193,15 @@ def _shut_down() -> None:
     import ray
 
     with held():
-        node: Any = ray._private.worker._global_node
-        if node is not None:  # what is stopped after the driver
-            node.kill_all_processes = held()(node.kill_all_processes)
+        around_last_stop(held())
         ray.shutdown()
 
 
 def _no_cluster(address: str) -> Iterator[Mistake]:
     """Say at once what Ray would try to reach for half a minute: no address, or nothing listens there."""
     if address == "auto":
-        from ray._private.services import canonicalize_bootstrap_address_or_die
-
         try:
-            address = str(canonicalize_bootstrap_address_or_die("auto"))
+            address = find_cluster()
         except (ConnectionError, ValueError) as error:
             yield Mistake("--address", f"no Ray cluster is found: {error}")
             return
@@ -270,8 +273,7 @@ class Worker:
         """
         for key, reference in arrays.items():
             message.content[key] = self._fetch(reference)
-        TaskIdentity.run_id, TaskIdentity.task_id = message.metadata.run_id, 1
-        TaskIdentity.node_id = message.metadata.dst_node_id
+        identify(message.metadata.run_id, message.metadata.dst_node_id)
         return call(self._app, message, context), context.state
 
     def _fetch(self, reference: Any) -> ArrayRecord:
@@ -387,7 +389,7 @@ class RayGrid(LocalGrid):
         """Take messages, and hand to the actors what they have room for."""
         ids = []
         for message in messages:
-            message.metadata.__dict__["_message_id"] = str(uuid4())
+            name_message(message, str(uuid4()))
             records = message.content.array_records.values()
             large = [record for record in records if record.count_bytes() > INLINE_BYTES]
             job = Job(message, [self._store(record) for record in large])
@@ -501,7 +503,7 @@ class RayGrid(LocalGrid):
 
     def _finish(self, job: Job, reply: Message) -> None:
         job.done = True
-        reply.metadata.__dict__["_message_id"] = str(uuid4())
+        name_message(reply, str(uuid4()))
         message_id = job.message.metadata.message_id
         self._replies[message_id] = reply
         del self._open[message_id]

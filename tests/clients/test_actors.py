@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Iterator
+from importlib import import_module
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from flwr.app import Context, RecordDict
 
 from clients import actors
 from clients.actors import ACTORS, IN_PROCESS, is_simulated
+from kdfed.private.flwr import SIMULATION_ACTORS
 
 
 def _context(**node_config: Any) -> Context:
@@ -31,13 +33,15 @@ def test_a_node_with_a_participant_or_data_of_its_own_is_never_simulated(key, mo
     assert not is_simulated(_context(**{key: "0", IN_PROCESS: True}))
 
 
+def _named(name: str) -> Any:
+    module, _, attribute = name.rpartition(".")
+    return getattr(import_module(module), attribute)
+
+
 def test_the_names_are_those_of_classes_that_exist():
     pytest.importorskip("ray")
-    from importlib import import_module
-
     for name in ACTORS:
-        module, _, attribute = name.rpartition(".")
-        assert hasattr(import_module(module), attribute), name
+        assert _named(name), name
 
 
 @pytest.fixture
@@ -60,7 +64,6 @@ class Foreign:
 @pytest.mark.usefixtures("_collected")
 def test_anybody_elses_actor_is_no_simulation_and_flowers_is():
     import ray
-    from flwr.simulation.ray_transport.ray_actor import ClientAppActor
 
     from simulations.engines import ray as engine
 
@@ -73,6 +76,7 @@ def test_anybody_elses_actor_is_no_simulation_and_flowers_is():
     with engine.started(1):
         foreign = ray.remote(num_cpus=0)(Foreign).remote()
         assert ray.get(foreign.simulated.remote()) == (f"{__name__}.Foreign", False)
-        flower = ClientAppActor.options(num_cpus=0).remote()
-        _, told, _ = ray.get(flower.run.remote(Asked, None, "1", None))
-        assert told == ("flwr.simulation.ray_transport.ray_actor.ClientAppActor", True)
+        for name in SIMULATION_ACTORS:
+            flower = _named(name).options(num_cpus=0).remote()
+            _, told, _ = ray.get(flower.run.remote(Asked, None, "1", None))
+            assert told == (name, True)

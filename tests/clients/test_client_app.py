@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 from flwr.app import ConfigRecord, Context, Message, RecordDict
-from flwr.supercore.task_identity import TaskIdentity
 
 from clients.actors import IN_PROCESS, is_simulated
 from clients.client_app import app
@@ -18,11 +17,12 @@ from clients.participants import participants_of
 from kdfed.errors import ParticipantError
 from kdfed.messages import CONFIG, METRICS, SIMULATION, Hello, Simulation, versions
 from kdfed.metrics import NUM_EXAMPLES
+from kdfed.private.flwr import identify, name_message
 
 
 @pytest.fixture(autouse=True)
 def _task_identity() -> None:
-    TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1
+    identify(1, 1)
 
 
 def _context(**node_config: Any) -> Context:
@@ -42,7 +42,7 @@ def _hello(experiment: Any, **changes: Any) -> Message:
         }
     )
     message = Message(content, 1001, Hello.type)
-    message.metadata.__dict__["_message_id"] = "m"
+    name_message(message, "m")
     return message
 
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 from flwr.app import ConfigRecord, Context, Message, RecordDict
-from flwr.supercore.task_identity import TaskIdentity
 
 from clients.actors import IN_PROCESS
 from clients.client_app import app
@@ -29,6 +28,7 @@ from kdfed.messages import (
 from kdfed.models import MODELS, Model, is_shipped
 from kdfed.named import NamedError
 from kdfed.outside import is_shipped_source
+from kdfed.private.flwr import identify, name_message
 from kdfed.settings import ModelSettings, TeacherSettings
 
 OURS = [name for name, model in MODELS.items() if isinstance(model, Model)]
@@ -37,7 +37,7 @@ THEIRS = "payload_of_a_message:run"
 
 @pytest.fixture(autouse=True)
 def _task_identity() -> None:
-    TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1
+    identify(1, 1)
 
 
 @pytest.fixture(autouse=True)
@@ -112,7 +112,7 @@ def test_every_message_goes_through_the_gate_first(tiny, kind, imported):
     content = _data(tiny, "digits")
     content[CONFIG] = ConfigRecord({"model": _model(THEIRS)})
     message = Message(content, 1001, kind)
-    message.metadata.__dict__["_message_id"] = "m"
+    name_message(message, "m")
     try:
         told = app(message, _context()).error.reason
     except ValueError as error:  # Flower knows of no such handler

@@ -10,18 +10,18 @@ from typing import Any
 
 import pytest
 from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
-from flwr.supercore.task_identity import TaskIdentity
 
 from clients.actors import IN_PROCESS
 from clients.telling import MOST_WARNINGS, tell
 from kdfed.messages import WARNINGS
+from kdfed.private.flwr import identify, name_message
 
 log = logging.getLogger("kdfed.something")
 
 
 @pytest.fixture(autouse=True)
 def _task_identity() -> None:
-    TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1
+    identify(1, 1)
 
 
 def _told(handle: Callable[[], None], **node_config: Any) -> Message:
@@ -30,7 +30,7 @@ def _told(handle: Callable[[], None], **node_config: Any) -> Message:
         return Message(RecordDict({"metrics": MetricRecord({"num-examples": 1})}), reply_to=message)
 
     message = Message(RecordDict({"config": ConfigRecord({})}), 1001, "train")
-    message.metadata.__dict__["_message_id"] = "m"
+    name_message(message, "m")
     return tell(message, Context(1, 1001, {**node_config}, RecordDict(), {}), answer)
 
 

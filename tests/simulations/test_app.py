@@ -8,10 +8,9 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from flwr.cli.build import build_fab_from_disk
-from flwr.cli.config_utils import load_and_validate
 
 import simulations
+from kdfed.private.flwr import app_bundle, app_complaints
 
 pytestmark = pytest.mark.filterwarnings("ignore:GitWildMatchPattern:DeprecationWarning")  # Flower's
 
@@ -20,7 +19,7 @@ APP = Path(simulations.__file__).parent
 
 @pytest.fixture(scope="module")
 def names() -> list[str]:
-    return zipfile.ZipFile(io.BytesIO(build_fab_from_disk(APP))).namelist()
+    return zipfile.ZipFile(io.BytesIO(app_bundle(APP))).namelist()
 
 
 def test_the_bundle_holds_experiments_and_nothing_that_python_could_import(names):
@@ -34,8 +33,7 @@ def test_the_bundle_holds_every_shipped_experiment(names):
 
 
 def test_flower_has_no_complaint_about_the_app():
-    _, warnings = load_and_validate(APP / "pyproject.toml")
-    assert warnings == []
+    assert app_complaints(APP / "pyproject.toml") == []
 
 
 def test_the_app_installs_nothing_and_its_run_config_keys_are_the_agreed_ones():

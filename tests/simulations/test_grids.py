@@ -10,11 +10,10 @@ from typing import Any
 import pytest
 from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
-from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid, ServerApp
-from flwr.supercore.run import Run
 
 from kdfed.ledger import Ledger
+from kdfed.private.flwr import NodeInfo, Run
 from simulations.engines.inprocess import InProcessGrid
 from strategies.hello import Present
 from strategies.parcels import Exchange

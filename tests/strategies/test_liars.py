@@ -43,11 +43,11 @@ from kdfed.metrics import (
 )
 from kdfed.models import build_model, state_of
 from kdfed.partitions import UniformPartition
+from kdfed.private.flwr import error_reply
 from kdfed.seeding import sample_participants
 from kdfed.settings import LabelCountSettings, ModelSettings, TeacherSettings
 from kdfed.task import CLASSIFICATION
 from simulations.engines.inprocess import InProcessGrid
-from simulations.engines.local_grid import error_reply
 from strategies.arm_config import ArmConfig, ServerData
 from strategies.fedavg import FedAvgServer
 from strategies.pre_consolidation import PreConsolidation

@@ -15,7 +15,6 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedAvg, Strategy
-from flwr.serverapp.strategy.strategy_utils import sample_nodes
 
 import clients.client_app
 import clients.participants
@@ -37,8 +36,8 @@ from kdfed.messages import (
     numbered,
 )
 from kdfed.metrics import LOCAL_STEPS, NUM_EXAMPLES, TRAIN_LOSS
+from kdfed.private.flwr import SAMPLING_SLEEP, error_reply, sample_nodes
 from simulations.engines.inprocess import InProcessGrid
-from simulations.engines.local_grid import error_reply
 from strategies.parcels import Exchange
 from strategies.participant_grid import ParticipantGrid
 from tests.setups import A_SIMULATION
@@ -745,7 +744,7 @@ def test_why_nobody_answers_hello_is_one_line_too(tiny, run_arm, monkeypatch, ca
 def test_a_strategy_that_waits_for_more_than_there_are_is_told_so(tiny, run_arm, monkeypatch):
     """Flower's ``sample_nodes`` asks for nodes until there are enough, and here there never are."""
     monkeypatch.setattr("strategies.participant_grid._ASKS", (3, 0.0))
-    monkeypatch.setattr("flwr.serverapp.strategy.strategy_utils.sleep", lambda seconds: None)
+    monkeypatch.setattr(SAMPLING_SLEEP, lambda seconds: None)
 
     class Own(Strategy):
         """It is no FedAvg, and nobody can see what it waits for."""

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp.strategy import FedAvg
-from flwr.supercore.task_identity import TaskIdentity
 
 from kdfed.arrays import Spec
 from kdfed.messages import ARRAYS, METRICS, Train
 from kdfed.metrics import LOCAL_STEPS, NUM_EXAMPLES, TRAIN_LOSS
+from kdfed.private.flwr import identify, name_message
 from strategies.round_mean import RoundMean, problem_with_result
 
 SPEC: Spec = {
@@ -66,12 +66,12 @@ def test_a_worked_number():
 
 def test_it_agrees_with_flowers_own_averaging_over_the_same_replies():
     """FedAvg over 40 replies, which it averages in their own precision and leaves counters as floats."""
-    TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1
+    identify(1, 1)
     results = [_result(seed) for seed in range(40)]
     replies = []
     for node, result in enumerate(results):
         asked = Message(RecordDict(), node, Train.type)
-        asked.metadata.__dict__["_message_id"] = str(node)
+        name_message(asked, str(node))
         replies.append(Message(result, reply_to=asked))
     twin, metrics = FedAvg(fraction_evaluate=0.0).aggregate_train(1, replies)
     assert twin is not None

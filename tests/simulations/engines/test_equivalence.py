@@ -13,7 +13,8 @@ from kdfed.records import RunFolder
 from simulations.engines import flower, inprocess
 
 
-def _records(engine: Any, experiment: Any, out: Path, nodes: int) -> tuple[list[dict[str, Any]], list[str]]:
+def _records(engine: Any, experiment: Any, out: Path, nodes: int) -> tuple[Any, ...]:
+    """Return rounds, weights, and the versions of whatever process wrote them."""
     events: list[Event] = []
     folder = RunFolder.open_for(out, experiment)
     engine.run(experiment, folder, nodes=nodes, on_event=events.append)
@@ -21,7 +22,8 @@ def _records(engine: Any, experiment: Any, out: Path, nodes: int) -> tuple[list[
     rows = [json.loads(line) for line in (out / "rounds.jsonl").read_text().splitlines()]
     for row in rows:
         del row["seconds"]
-    return rows, [run["weights_sha256"] for run in folder.read_summary()["runs"]]
+    summary = folder.read_summary()
+    return rows, [run["weights_sha256"] for run in summary["runs"]], summary["versions"]
 
 
 @pytest.mark.sim

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from flwr.supercore.task_identity import TaskIdentity
 
 from kdfed.events import Event
+from kdfed.private.flwr import identify, identity
 from kdfed.records import RunFolder
 from simulations.cli import main
 from simulations.engines import inprocess
@@ -30,7 +30,7 @@ def snapshot() -> dict[str, Any]:
     return {
         "environment": dict(os.environ),
         "threads": torch.get_num_threads(),
-        "identity": (TaskIdentity._run_id, TaskIdentity._node_id, TaskIdentity._task_id),
+        "identity": identity(),
         "signals": {number: signal.getsignal(number) for number in signal.valid_signals()},
         "loggers": [(one.name, one.level, list(one.handlers), one.propagate) for one in loggers],
         "warnings": list(warnings.filters),
@@ -86,7 +86,7 @@ def test_whatever_is_changed_is_put_back():
             os.environ["KDFED_TEST"] = "1"
             del os.environ["PATH"]
             torch.set_num_threads(3)
-            TaskIdentity.run_id = 77
+            identify(77, 77)
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
             logging.getLogger("flwr").setLevel(logging.CRITICAL)
             warnings.simplefilter("ignore")

@@ -287,18 +287,18 @@ def test_ray_that_runs_already_is_not_taken_over(grid, tiny, tmp_path):
 
 
 _SIGNALLED = """
-import os, signal, ray
+import os, signal
+from kdfed.private.ray import around_last_stop
 from simulations.engines.ray import started
 
-with started(1):
-    node = ray._private.worker._global_node
-    kill = node.kill_all_processes
-
-    def signalled(*arguments, **options):
+def signalled(kill):
+    def signalled_kill(*arguments, **options):
         os.kill(os.getpid(), signal.SIGTERM)
         kill(*arguments, **options)
+    return signalled_kill
 
-    node.kill_all_processes = signalled
+with started(1):
+    around_last_stop(signalled)
 print("whole")
 """
 
