@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import re
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -99,7 +100,7 @@ def test_the_in_process_grid_keeps_the_contract():
     (reply,) = grid.send_and_receive(
         [Message(RecordDict({"config": ConfigRecord({"fail": True})}), 1001, "query.echo")]
     )
-    assert reply.error.reason.startswith("RuntimeError: asked to fail (test_grids.py, line 40)\n")
+    assert re.match(r"RuntimeError: asked to fail \(test_grids\.py, line \d+\)\n", reply.error.reason)
 
 
 def test_the_participant_grid_keeps_the_contract():
@@ -150,7 +151,7 @@ def test_the_ray_grid_keeps_the_contract():
         (reply,) = grid.send_and_receive(
             [Message(RecordDict({"config": ConfigRecord({"fail": True})}), 1001, "query.echo")]
         )
-        assert reply.error.reason.startswith("RuntimeError: asked to fail (test_grids.py, line 40)\n")
+        assert re.match(r"RuntimeError: asked to fail \(test_grids\.py, line \d+\)\n", reply.error.reason)
         grid.close()
 
 
