@@ -121,7 +121,7 @@ def signature_of(name: str, function: Callable[..., Any]) -> inspect.Signature:
 def problem_with_options(name: str, options: Mapping[str, Any]) -> str | None:
     """Say why what a user named cannot be called with these keyword arguments; None where it can."""
     try:
-        signature = signature_of(name, load_named(name))
+        signature = signature_of(name, load_named(name)).replace(return_annotation=inspect.Signature.empty)
         signature.bind(**options)
     except NamedError as error:
         return str(error)

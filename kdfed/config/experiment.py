@@ -71,6 +71,8 @@ class ArmSettings(Settings):
     """Teachers into one student; only arms with ``start: consolidated`` use it."""
     server: ServerBase = GivenStrategy()
     """Strategy, sampling, cohorts, deadlines."""
+    listeners: Annotated[tuple[ListenerSettings, ...], Field(max_length=100)] = ()
+    """Who follows the arm beside evaluation, records and progress, in this order."""
 
 
 class Arm(ArmSettings):
@@ -93,8 +95,6 @@ class Arm(ArmSettings):
     """Who holds what."""
     rounds: RoundSettings = RoundSettings()
     """How long an arm runs and how its curve is read."""
-    listeners: Annotated[tuple[ListenerSettings, ...], Field(max_length=100)] = ()
-    """Who follows every arm beside evaluation, records and progress, in this order."""
 
 
 _SHARE = r"^(100(\.0+)?|[1-9][0-9]?(\.[0-9]+)?|0\.[0-9]*[1-9][0-9]*)%-of-best$"

@@ -32,7 +32,7 @@ def test_there_is_a_page_for_every_family() -> None:
         module, _, name = base.rpartition(".")
         assert getattr(__import__(module, fromlist=[name]), name) is family.base
     assert [page for page in PAGES if f"]({page}.md)" not in index] == []
-    assert len(PAGES) == len(list(FAMILIES)) + 2  # data sources and models
+    assert len(PAGES) == len(list(FAMILIES)) + 3  # data sources, models and listeners
 
 
 def test_the_code_of_the_page_changes_the_result(
