@@ -15,7 +15,14 @@ from pydantic.fields import FieldInfo
 
 from kdfed.config import combinations, experiment_type
 from kdfed.family import Family
-from kdfed.settings import DataSettings, ModelSettings, RoundSettings, Settings, TeacherSettings
+from kdfed.settings import (
+    DataSettings,
+    ListenerSettings,
+    ModelSettings,
+    RoundSettings,
+    Settings,
+    TeacherSettings,
+)
 from kdfed.thing import Thing
 from simulations.experiments import FAMILIES
 
@@ -33,6 +40,7 @@ SECTIONS: dict[str, type[Settings] | None] = {
     "consolidation": None,
     "server": None,
     "rounds": RoundSettings,
+    "listeners": ListenerSettings,
 }
 """The sections in their order; None where a family's things are whole sections."""
 
@@ -60,8 +68,8 @@ before anything starts.
 """
 
 ARM_KEYS = """\
-An arm can replace `start`, `model`, `local`, `teachers`, `consolidation` and `server`, or single keys of
-them. Everything else is shared by all arms: data, participants, seeds, targets, rounds.
+An arm can replace `start`, `model`, `local`, `teachers`, `consolidation`, `server` and `listeners`, or single
+keys of them. Everything else is shared by all arms: data, participants, seeds, targets, rounds.
 
 ```yaml
 arms:

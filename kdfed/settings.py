@@ -215,7 +215,7 @@ class DistillationSettings(OptimiserSettings):
 
 
 class ListenerSettings(Settings):
-    """Somebody who follows an arm: see :class:`kdfed.listeners.Listener`."""
+    """A list; each entry is somebody who follows the arm, see [Your own listener](own/listener.md)."""
 
     name: Text
     """``package.module:name`` of a class, or of a function that returns a listener."""

@@ -46,7 +46,9 @@ def read_page(name: str) -> Page:
     """Return the blocks of a page, word for word."""
     text = (ROOT / "docs" / "own" / f"{name}.md").read_text(encoding="utf-8")
     files = dict(re.findall(r"^`([\w.]+)`:\n\n```\w+\n(.*?)^```", text, re.DOTALL | re.MULTILINE))
-    commands = [shlex.split(block) for block in re.findall(r"^```bash\n(.*?)^```", text, re.DOTALL | re.MULTILINE)]
+    commands = [
+        shlex.split(block) for block in re.findall(r"^```bash\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    ]
     (refused,) = (words for words in commands if "--set" in words)
     error = re.search(r"^```text\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
     assert error is not None
