@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from kdfed.records import RunFolder
 from simulations.engines import flower
 from simulations.experiments import build_experiment
 from tests.own.pages import PAGES, Page, imports_undone, in_a_process, kdfed, weights
+from tests.setups import A_SIMULATION
 
 
 def _named(page: Page, folder: Path, module: str, name: str) -> list[str]:
@@ -102,10 +104,10 @@ def test_a_message_names_nothing_but_what_its_experiment_names(record: str, tmp_
     context = Context(1, 1001, {IN_PROCESS: True}, RecordDict(), {})
 
     def content(*names: str) -> RecordDict:
-        simulation = {"names": json.dumps(names), "folder": str(tmp_path)}
+        simulation = replace(A_SIMULATION, names=names, folder=tmp_path)
         return RecordDict(
             {
-                SIMULATION: ConfigRecord(dict(simulation)),
+                SIMULATION: simulation.to_record(),
                 CONFIG: ConfigRecord({record: json.dumps(settings)}),
             }
         )
