@@ -11,5 +11,5 @@ from kdfed.task import CLASSIFICATION, REGRESSION
 CPU = Setup(CLASSIFICATION, torch.device("cpu"), threads=1, precision="float32")
 CPU_REGRESSION = Setup(REGRESSION, torch.device("cpu"), threads=1, precision="float32")
 
-A_SIMULATION = Simulation("{}", "{}", seed=0, threads=1, device="cpu", precision="float32")
+A_SIMULATION = Simulation("{}", '{"kind": "uniform"}', seed=0, threads=1, device="cpu", precision="float32")
 """For ClientApps that do not look at it."""
