@@ -31,6 +31,7 @@ from kdfed.limits import UPDATE_BOUND, Limits, Reach, numpy_of
 from kdfed.listeners import Listener, Listeners, Round, build_listener
 from kdfed.messages import Evaluate, Train
 from kdfed.models import State, buffer_keys, build_model, state_of
+from kdfed.reasons import Once
 from kdfed.records import Stopped, load_start
 from kdfed.seeding import derive, python_seed, sample_participants
 from strategies.arm_config import ArmConfig, ServerData
@@ -84,9 +85,9 @@ class ArmRunner:
         """
         model = self.config.build(self.arm.model, "evaluation").to(self.config.setup.device)
         self.listeners = Listeners(self._listeners(model, evaluate_fn))
-        self.listeners.start(self.config.name, self.config.seed, self.arm)
         ended: Round | None = None
         try:
+            self.listeners.start(self.config.name, self.config.seed, self.arm)
             self.grid = self._hello()
             ended = self._start(dict(initial_arrays.to_torch_state_dict()), num_rounds, train_config)
             self.listeners.round(ended)
@@ -132,6 +133,7 @@ class ArmRunner:
     def _hello(self) -> ParticipantGrid:
         """Find out who is there, and return the grid whose nodes they are."""
         config, server, participants = self.config, self.arm.server, self.arm.partition.participants
+        once = Once(log)
         if config.simulation is None:
             present = number_devices(self.network, participants, server.deadlines.hello)
         else:
@@ -143,6 +145,7 @@ class ArmRunner:
                 server.max_examples,
                 server.deadlines.hello,
                 self.ledger,
+                once,
             )
         return ParticipantGrid(
             self.network,
@@ -152,6 +155,7 @@ class ArmRunner:
             simulation=config.simulation,
             present=present,
             limits=Limits(server.max_examples, server.update_bound),
+            log=once,
         )
 
     # ------------------------------------------------------------------ the start

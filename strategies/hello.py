@@ -7,7 +7,6 @@ each, and a hash of who holds what. Their bytes are counted as if each had been 
 from __future__ import annotations
 
 import json
-import logging
 import time
 from dataclasses import dataclass
 
@@ -17,9 +16,10 @@ from flwr.serverapp import Grid
 
 from kdfed.errors import MessageError, RunError
 from kdfed.ledger import Ledger
-from kdfed.messages import SIMULATION, WARNINGS, Hello, HelloReply, Simulation, record_of, versions
+from kdfed.messages import SIMULATION, Hello, HelloReply, Simulation, versions
 from kdfed.metrics import NUM_EXAMPLES
 from kdfed.reasons import Once
+from strategies.inbox import pass_warnings_on
 
 _FIRST_NODE_SECONDS = 60.0
 
@@ -78,7 +78,13 @@ def number_devices(network: Grid, participants: int, timeout: float) -> Present:
 
 
 def ask_nodes(
-    network: Grid, simulation: Simulation, participants: int, most: int, timeout: float, ledger: Ledger
+    network: Grid,
+    simulation: Simulation,
+    participants: int,
+    most: int,
+    timeout: float,
+    ledger: Ledger,
+    log: Once,
 ) -> Present:
     """Ask every node of a simulation what it knows, and make sure that all know the same.
 
@@ -92,6 +98,8 @@ def ask_nodes(
         Seconds to wait.
     ledger
         Counts a hello of each participant.
+    log
+        Gets what nodes complain of, each distinct text once.
 
     Raises
     ------
@@ -99,7 +107,6 @@ def ask_nodes(
         If no node answers, one runs other versions than the server, tells what cannot be, or nodes hold
         different data.
     """
-    log = Once(logging.getLogger("kdfed.strategies"))
     content = Hello(versions()).to_record()
     down = sum(record.count_bytes() for record in content.values())
     content[SIMULATION] = simulation.to_record()
@@ -111,9 +118,7 @@ def ask_nodes(
         reasons = reasons or {f"no reply within {timeout:g} seconds"}
         raise RunError(f"expected an answer to hello from a node, got none: {'; '.join(sorted(reasons))}")
     for reply in good:
-        texts = record_of(reply.content, WARNINGS, ConfigRecord).get("texts")
-        for text in texts if isinstance(texts, list) else ():
-            log.warn("a participant warns", str(text))
+        pass_warnings_on(reply.content, log)
     known = [_known(reply, participants, most) for reply in good]
     first = known[0].examples
     told = {(len(one.examples), int(one.examples.sum()), one.partition_sha256) for one in known}

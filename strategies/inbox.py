@@ -92,11 +92,15 @@ class Inbox:
         How much a participant may say.
     held
         Examples of each participant, int64 [P], as hello told. Default: nobody told.
+    log
+        Where reasons and warnings are logged, each distinct text once. Default: a new one.
     """
 
-    def __init__(self, ledger: Ledger, limits: Limits, held: np.ndarray | None = None) -> None:
+    def __init__(
+        self, ledger: Ledger, limits: Limits, held: np.ndarray | None = None, log: Once | None = None
+    ) -> None:
         self.report = Report()
-        self.log = Once(logging.getLogger("kdfed.strategies"))
+        self._log = log or Once(logging.getLogger("kdfed.strategies"))
         self._ledger, self._limits, self._held = ledger, limits, held
         self._exchange: Exchange | None = None
         self._totals: dict[Parcel, _Total] = {}
@@ -119,7 +123,7 @@ class Inbox:
     def take(self, parcel: Parcel, reply: Message) -> None:
         """Take the reply to a parcel; nothing else will come of it."""
         if reply.has_content():
-            self.pass_on(reply.content)
+            pass_warnings_on(reply.content, self._log)
         if parcel.late:
             self._count_late(parcel, reply)
         elif reply.has_error():
@@ -156,12 +160,6 @@ class Inbox:
         self.report.answered.sort()
         self.report.absent.sort(key=lambda absent: absent.participant)
         return replies
-
-    def pass_on(self, content: RecordDict) -> None:
-        """Log the warnings that a node's reply brought along."""
-        texts = record_of(content, WARNINGS, ConfigRecord).get("texts")
-        for text in texts[:_MOST_WARNINGS] if isinstance(texts, list) else ():
-            self.log.warn("a participant warns", str(text))
 
     def _pop(self, message_ids: Collection[str]) -> list[_Ready]:
         wanted = set(message_ids)
@@ -296,7 +294,7 @@ class Inbox:
         """Name who is left out, with one line of the reason; the log gets the whole of it, once."""
         left_out = list(participants)
         names = ", ".join(map(str, left_out[:5])) + (", ..." if len(left_out) > 5 else "")
-        line = self.log.warn(f"{self._exchange}: without participant {names}", reason)
+        line = self._log.warn(f"{self._exchange}: without participant {names}", reason)
         return [Absent(participant, line) for participant in left_out]
 
 
@@ -351,6 +349,13 @@ def _result(content: RecordDict, index: int, count: int) -> RecordDict:
     if not metrics:
         raise MessageError(f"expected a {METRICS} record in every result, got none in result {index}")
     return RecordDict({**({ARRAYS: arrays} if arrays else {}), METRICS: metrics})
+
+
+def pass_warnings_on(content: RecordDict, log: Once) -> None:
+    """Log the warnings that a node's reply brought along."""
+    texts = record_of(content, WARNINGS, ConfigRecord).get("texts")
+    for text in texts[:_MOST_WARNINGS] if isinstance(texts, list) else ():
+        log.warn("a participant warns", str(text))
 
 
 def bytes_of(content: RecordDict) -> int:

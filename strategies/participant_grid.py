@@ -20,6 +20,7 @@ from kdfed.ledger import Ledger
 from kdfed.limits import Limits
 from kdfed.messages import ReplyKind, Simulation
 from kdfed.private.flwr import Run, name_message
+from kdfed.reasons import Once
 from kdfed.records import Absent
 from strategies.hello import Present, nodes_of
 from strategies.inbox import COHORTS_BYTES, Inbox, Report, bytes_of
@@ -51,6 +52,8 @@ class ParticipantGrid(Grid):
         Who is there. Default: nodes own nobody, and cohorts are dealt to any of them.
     limits
         How much a participant may say.
+    log
+        Where reasons and warnings are logged, each distinct text once. Default: a new one.
 
     Notes
     -----
@@ -67,6 +70,7 @@ class ParticipantGrid(Grid):
         simulation: Simulation | None = None,
         present: Present | None = None,
         limits: Limits | None = None,
+        log: Once | None = None,
     ) -> None:
         present = present or Present()
         self.network = grid
@@ -74,7 +78,7 @@ class ParticipantGrid(Grid):
         self._ledger, self._reply, self._roster = ledger, reply, present.roster
         self._cohort_size = cohort_size if present.roster is None else 1
         self._simulation = None if simulation is None else simulation.to_record()
-        self._inbox = Inbox(ledger, self.limits, present.held)
+        self._inbox = Inbox(ledger, self.limits, present.held, log)
         self._exchange: Exchange | None = None
         self._sampled: dict[int, None] = {}  # a set that keeps its order
         self._cohorts: list[Cohort] = []
