@@ -7,6 +7,7 @@ a teacher's handler is called.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Literal, TypeAlias
 
@@ -33,13 +34,24 @@ from strategies.wrapped import layers
 OwnModel: TypeAlias = Callable[[], nn.Module] | str | ModelSettings
 """A class or function without arguments, its ``package.module:name``, or that with options."""
 
-CONSOLIDATION = VanillaConsolidation(
-    temperature=3.0, epochs=60, batch_size=32, optimizer="adam", lr=3e-3, schedule="cosine"
-)
-"""A distillation whose student comes close to its ensemble: Adam takes steps of the same size whatever the
-scale of a model's inputs and of its loss."""
-
 _HELD_BACK = 5  # one of so many transfer examples becomes a validation example
+
+
+def default_consolidation(examples: int) -> VanillaConsolidation:
+    """Return a distillation on so many examples whose student comes close to its ensemble.
+
+    Adam takes steps of the same size whatever the scale of a model's inputs and of its loss. There are 60
+    epochs, or as many as make 2,000 steps of 32 examples.
+    """
+    steps = math.ceil(examples / 32)
+    return VanillaConsolidation(
+        temperature=3.0,
+        epochs=max(60, math.ceil(2000 / steps)),
+        batch_size=32,
+        optimizer="adam",
+        lr=3e-3,
+        schedule="cosine",
+    )
 
 
 def arm_around(
@@ -50,7 +62,7 @@ def arm_around(
     transfer: Loadable,
     validation: Loadable | None = None,
     teacher_epochs: int = 10,
-    consolidation: KDMethod = CONSOLIDATION,
+    consolidation: KDMethod | None = None,
     start: str = "consolidated",
     sampled: int | float | Literal["all"] = "all",
     targets: tuple[float, ...] = (),
@@ -84,7 +96,7 @@ def arm_around(
         model=settings,
         local=_local(strategy),
         teachers=TeacherSettings(epochs=teacher_epochs, batch_size=1),
-        consolidation=consolidation,
+        consolidation=consolidation or default_consolidation(len(held)),
         partition=UniformPartition(participants=participants),
         server=GivenStrategy(sampled=sampled),
     )
@@ -118,8 +130,8 @@ def settings_of(model: OwnModel) -> ModelSettings:
         found = None
     if found is not model:
         problem = (
-            f"expected a class or function that can be imported by its name, got {shown(model)}; define it at "
-            "the top of a module, or give ModelSettings(name='package.module:name', options={...})"
+            f"expected a class or function that can be imported by its name, got {shown(model)}; define it "
+            "at the top of a module, or give ModelSettings(name='package.module:name', options={...})"
         )
         raise ConfigError("model", [Mistake("model", problem)])
     return ModelSettings(name=name)

@@ -29,10 +29,9 @@ from kdfed.local import ProximalLocal
 from kdfed.private.flwr import log_start
 from strategies.arm import ArmRunner
 from strategies.arm_config import ArmConfig
-from strategies.around import CONSOLIDATION, OwnModel, arm_around
+from strategies.around import OwnModel, arm_around
 from strategies.result import ArmResult
 from strategies.wrapped import layers, minima
-
 
 log = logging.getLogger("flwr")
 
@@ -74,7 +73,7 @@ class PreConsolidation(Strategy):
         transfer: Loadable,
         validation: Loadable | None = None,
         teacher_epochs: int = 10,
-        consolidation: KDMethod = CONSOLIDATION,
+        consolidation: KDMethod | None = None,
         start: str = "consolidated",
         sampled: int | float | Literal["all"] = "all",
         targets: tuple[float, ...] = (),
@@ -104,7 +103,8 @@ class PreConsolidation(Strategy):
         teacher_epochs
             How often a participant's train handler is called for its teacher.
         consolidation
-            How teachers become one student.
+            How teachers become one student. Default: vanilla KD with Adam, of at least 60 epochs and 2,000
+            steps (:func:`strategies.around.default_consolidation`).
         start
             ``consolidated``; ``random`` runs the same arm without the warm start, ``averaged`` averages the
             teachers' weights, ``file:PATH`` starts from a .safetensors file.

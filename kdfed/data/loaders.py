@@ -35,7 +35,7 @@ def examples_of_loader(data: Loadable, name: str) -> Examples:
 
     Returns
     -------
-    Examples
+    kdfed.data.Examples
         float32 [N, ...] and int64 [N], on the CPU.
 
     Raises
