@@ -41,12 +41,12 @@ def default_consolidation(examples: int) -> VanillaConsolidation:
     """Return a distillation on so many examples whose student comes close to its ensemble.
 
     Adam takes steps of the same size whatever the scale of a model's inputs and of its loss. There are 60
-    epochs, or as many as make 2,000 steps of 32 examples.
+    epochs, or as many as make 1,000 steps of 32 examples.
     """
     steps = math.ceil(examples / 32)
     return VanillaConsolidation(
         temperature=3.0,
-        epochs=max(60, math.ceil(2000 / steps)),
+        epochs=max(60, math.ceil(1000 / steps)),
         batch_size=32,
         optimizer="adam",
         lr=3e-3,

@@ -103,7 +103,7 @@ class PreConsolidation(Strategy):
         teacher_epochs
             How often a participant's train handler is called for its teacher.
         consolidation
-            How teachers become one student. Default: vanilla KD with Adam, of at least 60 epochs and 2,000
+            How teachers become one student. Default: vanilla KD with Adam, of at least 60 epochs and 1,000
             steps (:func:`strategies.around.default_consolidation`).
         start
             ``consolidated``; ``random`` runs the same arm without the warm start, ``averaged`` averages the
