@@ -250,7 +250,7 @@ class FlowerLog(Listener):
             self._item("Left out: participants %s", left_out)
         if ended.number > 0:
             self._item("From %d participants; a mean of all is one result", record.answered)
-        own = {"accuracy": round(record.accuracy, 4), "loss": round(record.loss, 4)}
+        own = f"accuracy {_shown(record.accuracy)}, loss {_shown(record.loss)}"
         if ended.number == 0:
             self._log.info("Initial evaluation on validation examples: %s", own)
             if ended.evaluation:

@@ -142,8 +142,10 @@ def _held_back(examples: Examples, seed: int) -> tuple[Examples, Examples]:
     if len(examples) < _HELD_BACK:
         raise DataError(f"expected at least {_HELD_BACK} transfer examples, got {len(examples)}")
     order = torch.randperm(len(examples), generator=torch_generator(seed, "validation"))
-    parts = order.split([len(order) - len(order) // _HELD_BACK, len(order) // _HELD_BACK])
-    rest, drawn = (Examples(examples.inputs[part], examples.labels[part]) for part in parts)
+    cut = len(order) // _HELD_BACK
+    rest, drawn = (
+        Examples(examples.inputs[part], examples.labels[part]) for part in (order[cut:], order[:cut])
+    )
     return rest, drawn
 
 
