@@ -12,11 +12,13 @@ or given to ``ArmConfig.listeners`` as an object.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from kdfed.config import Arm
+from kdfed.distill import ConsolidationResult
 from kdfed.errors import KdfedError, shown
 from kdfed.events import Phase
 from kdfed.ledger import Costs
@@ -46,8 +48,12 @@ class Round:
         Since the arm began, when the round was evaluated.
     metrics
         What the strategy made of the participants' metrics.
+    consolidation
+        What the consolidation took; of the start only, and None without one.
     record
         Its evaluation: None until the first listener, which evaluates, has seen it.
+    evaluation
+        What the ServerApp's own evaluation found, if it has one; empty until then.
     """
 
     number: int
@@ -58,7 +64,9 @@ class Round:
     costs: Costs
     seconds: float = 0.0
     metrics: dict[str, Any] = field(default_factory=dict)
+    consolidation: ConsolidationResult | None = None
     record: RoundRecord | None = None
+    evaluation: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def evaluated(self) -> RoundRecord:
@@ -100,6 +108,9 @@ class Listener:
 
     def on_round(self, ended: Round) -> None:
         """After the start, and after each federated round: it has been evaluated."""
+
+    def on_client_evaluation(self, number: int, metrics: Mapping[str, Any]) -> None:
+        """After participants evaluated a round: what the strategy made of their metrics."""
 
     def should_stop(self) -> str | None:
         """Return why the arm should stop; None to go on. Asked before each round of those in step."""
@@ -161,6 +172,11 @@ class Listeners:
             for listener in self._listeners:
                 listener.on_round(ended)
 
+    def client_evaluation(self, number: int, metrics: Mapping[str, Any]) -> None:
+        """Tell what participants found when they evaluated a round."""
+        for listener in self._listeners:
+            listener.on_client_evaluation(number, metrics)
+
     def should_stop(self) -> str | None:
         """Return the first reason to stop."""
         reasons = (listener.should_stop() for listener in self._listeners if listener.in_step)
@@ -197,43 +213,73 @@ class FlowerLog(Listener):
 
     def __init__(self) -> None:
         self._log = logging.getLogger("flwr")
+        self._began = 0.0
+
+    def on_start(self, name: str, seed: int, arm: Arm) -> None:
+        """Start the clock."""
+        self._began = time.monotonic()
 
     def on_phase(self, phase: Phase, step: int, steps: int, accuracy: float | None, costs: Costs) -> None:
-        """Log the teachers' exchange, and the last epoch of the distillation."""
+        """Log a phase when it begins."""
         if phase == "teachers":
-            self._log.info("")
-            self._log.info("[TEACHERS]")
+            self._title("[TEACHERS]")
         elif phase == "consolidate" and step == 1:
-            self._log.info("consolidate: distilling the teachers into one student, %d epochs", steps)
-        if phase == "consolidate" and step == steps:
-            self._log.info("\t└──> epoch %d of %d, validation accuracy %s", step, steps, _shown(accuracy))
+            self._title("[CONSOLIDATION]")
 
     def on_round_start(self, number: int, rounds: int) -> None:
         """Log the round, as Flower does."""
-        self._log.info("")
-        self._log.info("[ROUND %s/%s]", number, rounds)
+        self._title(f"[ROUND {number}/{rounds}]")
 
     def on_round(self, ended: Round) -> None:
-        """Log the evaluation on the server's validation split."""
-        where = "Initial global evaluation results" if ended.number == 0 else "\t└──> Global evaluation"
-        record = ended.evaluated
+        """Log who answered, what they measured, and the evaluation on the server."""
+        if ended.consolidation is not None:
+            found = ended.consolidation
+            self._log.info(
+                "consolidate: %d teachers into one student, %d steps: accuracy %s, the ensemble's %s",
+                ended.answered,
+                found.steps,
+                _shown(found.accuracy),
+                _shown(found.ensemble_accuracy),
+            )
+            self._log.info("")
         if ended.metrics:
-            self._log.info("\t└──> Aggregated MetricRecord: %s", ended.metrics)
-        self._log.info(
-            "%s: {'accuracy': %s, 'loss': %s}", where, _shown(record.accuracy), _shown(record.loss)
-        )
+            self._item("Aggregated MetricRecord: %s", dict(ended.metrics))
+        record = ended.evaluated
+        if record.absent:
+            left_out = ", ".join(str(absent.participant) for absent in record.absent)
+            self._item("Left out: participants %s", left_out)
+        if ended.number > 0:
+            self._item("From %d participants; a mean of all is one result", record.answered)
+        own = f"accuracy {_shown(record.accuracy)}, loss {_shown(record.loss)}"
+        if ended.number == 0:
+            self._log.info("Initial evaluation on validation examples: %s", own)
+            if ended.evaluation:
+                self._log.info("Initial global evaluation results: %s", dict(ended.evaluation))
+            return
+        self._item("Evaluation on validation examples: %s", own)
+        if ended.evaluation:
+            self._log.info("Global evaluation")
+            self._item("MetricRecord: %s", dict(ended.evaluation))
+
+    def on_client_evaluation(self, number: int, metrics: Mapping[str, Any]) -> None:
+        """Log what participants measured."""
+        self._item("Aggregated MetricRecord: %s", dict(metrics))
 
     def on_end(self, rounds: int, costs: Costs) -> None:
-        """Log what the arm cost."""
-        self._log.info("")
-        self._log.info(
-            "Strategy execution finished: %d rounds, %d exchanges, %d uploads, %d bytes up, %d bytes down",
-            rounds,
-            costs.exchanges,
-            costs.participant_uploads,
-            costs.bytes_up,
-            costs.bytes_down,
+        """Log how long it took, and what it cost."""
+        self._title(f"Strategy execution finished in {time.monotonic() - self._began:.2f}s")
+        self._item("%d rounds, %d exchanges, %d uploads", rounds, costs.exchanges, costs.participant_uploads)
+        self._item(
+            "%.2f MB up, %.2f MB down, teachers counted", costs.bytes_up / 2**20, costs.bytes_down / 2**20
         )
+        self._log.info("")
+
+    def _title(self, text: str) -> None:
+        self._log.info("")
+        self._log.info(text)
+
+    def _item(self, text: str, *values: object) -> None:
+        self._log.info(f"\t└──> {text}", *values)
 
 
 def _shown(number: float | None) -> str:

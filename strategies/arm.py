@@ -41,7 +41,7 @@ from strategies.parcels import Exchange
 from strategies.participant_grid import ParticipantGrid
 from strategies.result import ArmResult
 from strategies.teachers import TeacherPhase, average
-from strategies.wrapped import OwnReplies, minima, repaired, takes_means, weight_key
+from strategies.wrapped import OwnReplies, minima, repaired, takes_means, teacher_config, weight_key
 
 log = logging.getLogger("kdfed.strategies")
 
@@ -169,7 +169,7 @@ class ArmRunner:
             state = load_start(start.removeprefix("file:"), spec)
             return Round(0, rounds, state, 0, (), self.ledger.totals())
         self.listeners.phase("teachers", self.ledger.totals())
-        phase = TeacherPhase(self.config, self.grid, common, train_config)
+        phase = TeacherPhase(self.config, self.grid, common, teacher_config(self.strategy, train_config))
         teachers = phase.train()
         report = self.grid.report
         least = min(self.arm.server.minimum, phase.count)
@@ -180,7 +180,15 @@ class ArmRunner:
             state, self.result.consolidation = phase.consolidate(teachers, self._distilled)
             advice = "lower consolidation.lr or the temperature"
         self._require_usable(state, spec, "consolidation", advice)
-        return Round(0, rounds, state, len(report.answered), tuple(report.absent), self.ledger.totals())
+        return Round(
+            0,
+            rounds,
+            state,
+            len(report.answered),
+            tuple(report.absent),
+            self.ledger.totals(),
+            consolidation=self.result.consolidation,
+        )
 
     def _distilled(self, epoch: int, epochs: int, accuracy: float | None) -> None:
         self.listeners.phase("consolidate", self.ledger.totals(), epoch, epochs, accuracy)
@@ -295,6 +303,7 @@ class ArmRunner:
             metrics = strategy.aggregate_evaluate(number, replies)
             if metrics is not None:
                 self.result.evaluate_metrics_clientapp[number] = metrics
+                self.listeners.client_evaluation(number, dict(metrics))
 
     # ------------------------------------------------------------------ what must hold to go on
 

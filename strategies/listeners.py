@@ -78,7 +78,10 @@ class Evaluating(Listener):
         )
         metrics = MetricRecord({"accuracy": accuracy, "loss": loss})
         if self._evaluate_fn is not None:
-            metrics = self._evaluate_fn(ended.number, ArrayRecord(dict(ended.state))) or metrics
+            found = self._evaluate_fn(ended.number, ArrayRecord(dict(ended.state)))
+            if found is not None:
+                metrics = found
+                ended.evaluation = dict(found)
         self._result.evaluate_metrics_serverapp[ended.number] = metrics
 
 

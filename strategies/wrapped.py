@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Literal, Protocol, runtime_checkable
 
 import torch
-from flwr.app import ArrayRecord, Message
+from flwr.app import ArrayRecord, ConfigRecord, Message
 from flwr.serverapp.strategy import FedAdagrad, FedAdam, FedAvg, FedAvgM, FedProx, FedYogi, Strategy
 
 from kdfed.arrays import Spec
@@ -77,6 +77,15 @@ def minima(strategy: Strategy, trip: Literal["train", "evaluate"]) -> dict[str, 
             for option in ("min_available_nodes", f"min_{trip}_nodes"):
                 least[option] = max(least.get(option, 0), getattr(layer, option))
     return least
+
+
+def teacher_config(strategy: Strategy, train_config: ConfigRecord | None) -> ConfigRecord:
+    """Return what a train handler finds in ``config`` beside kdfed's settings, for a teacher.
+
+    FedProx adds the weight of its proximal term to every round; teachers train freely, so theirs is 0.
+    """
+    free = {"proximal-mu": 0.0} if any(isinstance(layer, FedProx) for layer in layers(strategy)) else {}
+    return ConfigRecord({**(train_config or {}), **free})
 
 
 def repaired(

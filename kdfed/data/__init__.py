@@ -5,6 +5,7 @@ source), :mod:`kdfed.data.splits`, :mod:`kdfed.data.prepared`.
 """
 
 from kdfed.data.dataset import Dataset
+from kdfed.data.loaders import Loadable, examples_of_loader
 from kdfed.data.prepared import Examples, Normalisation, PreparedData, prepare
 from kdfed.data.sources import SOURCES, Source, load_source
 from kdfed.data.splits import Splits, split
@@ -13,10 +14,12 @@ __all__ = [
     "SOURCES",
     "Dataset",
     "Examples",
+    "Loadable",
     "Normalisation",
     "PreparedData",
     "Source",
     "Splits",
+    "examples_of_loader",
     "load_source",
     "prepare",
     "split",

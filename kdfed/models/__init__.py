@@ -7,7 +7,7 @@ Reading order: :mod:`kdfed.models.model` (what a model is), :mod:`kdfed.models.r
 :mod:`kdfed.models.weights`.
 """
 
-from kdfed.models.building import build_model, check_model
+from kdfed.models.building import build_model, check_model, outputs_of
 from kdfed.models.inputs import SPARING, frozen, has_copies, spare_inputs
 from kdfed.models.model import Model, Origin
 from kdfed.models.registry import MODELS, find_model, is_shipped
@@ -29,6 +29,7 @@ __all__ = [
     "has_copies",
     "is_shipped",
     "load_state",
+    "outputs_of",
     "spare_inputs",
     "state_of",
 ]

@@ -58,7 +58,55 @@ def build_model(settings: ModelSettings, input_shape: tuple[int, ...], classes: 
     raise ConfigError("model", [Mistake("model", message)]) from cause
 
 
+def outputs_of(settings: ModelSettings, input_shape: tuple[int, ...]) -> int | None:
+    """Return the number of logits of a model that needs no data to be built, as ``Net()``.
+
+    Parameters
+    ----------
+    settings
+        Name and options.
+    input_shape
+        Shape of one input.
+
+    Returns
+    -------
+    int or None
+        None of a model that is built for as many classes as there are.
+
+    Raises
+    ------
+    ConfigError
+        If the name or an option is wrong, or the model does not map [1, *input_shape] to [1, classes].
+    """
+    message, cause = check_model(settings), None
+    if message is None:
+        kind = find_model(settings.name)
+        if _takes_data(signature_of(settings.name, kind.build), settings.options):
+            return None
+        try:
+            with torch_seed(0):
+                _, found = _tried(kind, settings, tuple(input_shape), 0)
+            if isinstance(found, tuple) and len(found) == 2 and found[0] == 1:
+                return found[1]
+            message = f"{settings.name!r} must map one input to logits of shape (1, classes), got {found}"
+        except MisfitError as misfit:
+            message, cause = str(misfit), misfit
+    raise ConfigError("model", [Mistake("model", message)]) from cause
+
+
 def _build(kind: Model, settings: ModelSettings, input_shape: tuple[int, ...], classes: int) -> nn.Module:
+    model, found = _tried(kind, settings, input_shape, classes)
+    if found != (1, classes):
+        raise MisfitError(
+            f"{settings.name!r} must map one input to logits of shape (1, {classes}), got {found}"
+        )
+    return model.train()
+
+
+def _tried(
+    kind: Model, settings: ModelSettings, input_shape: tuple[int, ...], classes: int
+) -> tuple[nn.Module, tuple[int, ...] | str]:
+    """Return a new model, and the shape of its output for one input, or the name of what else it returns."""
     name = settings.name
     if kind.images_only and len(input_shape) != 3:
         raise MisfitError(
@@ -71,7 +119,9 @@ def _build(kind: Model, settings: ModelSettings, input_shape: tuple[int, ...], c
     )
     try:
         with blamed(name, expected):  # whatever a foreign constructor or a too small image raises
-            model: object = kind.build(input_shape, classes, **settings.options)
+            needed = _takes_data(signature_of(name, kind.build), settings.options)
+            data = (input_shape, classes) if needed else ()
+            model: object = kind.build(*data, **settings.options)
             if not isinstance(model, nn.Module):
                 raise TypeError(f"expected a torch.nn.Module, got {shown(model)}")
             _check_unscripted(name, model)
@@ -80,10 +130,28 @@ def _build(kind: Model, settings: ModelSettings, input_shape: tuple[int, ...], c
                 logits = model(torch.zeros(1, *input_shape))
     except KdfedError as error:
         raise MisfitError(str(error)) from error
-    shape = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
-    if shape != (1, classes):
-        raise MisfitError(f"{name!r} must map one input to logits of shape (1, {classes}), got {shape}")
-    return model.train()
+    return model, tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+
+
+def _takes_data(signature: inspect.Signature, options: Mapping[str, Any]) -> bool:
+    """Tell whether a builder is given (input_shape, classes); one that is complete without them is not.
+
+    So ``Net()``, and ``Net(width=32, dropout=0.5)`` whose parameters all have a default.
+    """
+    if not _binds(signature, **options):
+        return True
+    if not _binds(signature, (), 0, **options):
+        return False
+    first = next(iter(signature.parameters.values()))
+    return first.kind is first.VAR_POSITIONAL or "shape" in first.name
+
+
+def _binds(signature: inspect.Signature, *arguments: Any, **options: Any) -> bool:
+    try:
+        signature.bind(*arguments, **options)
+    except TypeError:
+        return False
+    return True
 
 
 def _check_unscripted(name: str, model: nn.Module) -> None:
@@ -124,7 +192,8 @@ def _problem_with_options(name: str, builder: Builder, options: Mapping[str, Any
     """Compare options with a signature, of ours with its types too."""
     signature = signature_of(name, builder)
     parameters = signature.parameters
-    known = list(parameters)[2:]  # after input_shape and classes
+    needed = _takes_data(signature, options)
+    known = list(parameters)[2 if needed else 0 :]  # after input_shape and classes
     takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
     types = (
         get_type_hints(
@@ -142,7 +211,7 @@ def _problem_with_options(name: str, builder: Builder, options: Mapping[str, Any
         except ValidationError as error:
             return f"option {option!r} of {name!r}: {error.errors()[0]['msg']}, got {shown(value)}"
     try:
-        signature.bind((), 0, **options)
+        signature.bind(*((), 0) if needed else (), **options)
     except TypeError as error:
         return f"expected {name!r} to take (input_shape, classes, **options), got {signature}: {error}"
     return None

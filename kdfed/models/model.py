@@ -11,7 +11,8 @@ from typing import Any, TypeAlias
 from torch import nn
 
 Builder: TypeAlias = Callable[..., nn.Module]
-"""Takes (input_shape, classes, **options): of its options everything is read from its signature."""
+"""Takes (input_shape, classes, **options); a user's may take options alone. Of those everything is read from
+its signature."""
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from kdfed.models.model import Model, Origin
 from kdfed.named import load_named
 
-_DESCRIPTION = "your own callable (input_shape, classes, **options) -> torch.nn.Module"
+_DESCRIPTION = "your own callable (input_shape, classes, **options), or (**options), -> torch.nn.Module"
 
 
 def find(name: str) -> Model:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from copy import copy
 from functools import lru_cache
 from io import BytesIO
 from math import prod
@@ -15,10 +16,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from flwr.app import Array, Error, Message
+from flwr.app import Array, Error, Message, RecordDict
 from flwr.common.constant import ErrorCode
 from flwr.proto.node_pb2 import NodeInfo
-from flwr.serverapp.strategy.strategy_utils import aggregate_metricrecords, sample_nodes
+from flwr.serverapp.strategy.strategy_utils import (
+    aggregate_metricrecords,
+    log_strategy_start_info,
+    sample_nodes,
+)
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
@@ -40,7 +45,9 @@ __all__ = [
     "flat_view",
     "identify",
     "identity",
+    "log_start",
     "name_message",
+    "readdressed",
     "restore",
     "sample_nodes",
     "submitted",
@@ -69,6 +76,20 @@ def name_message(message: Message, message_id: str) -> None:
     set. When it moves: build the message with the id, or use the setter that replaced this.
     """
     message.metadata.__dict__["_message_id"] = message_id
+
+
+def readdressed(message: Message, message_type: str, content: RecordDict) -> Message:
+    """Return a message with the same metadata, but of another type, with other content.
+
+    ``clients.teacher`` hands an app's own train handler what it would get in a round, and the reply must
+    still answer the teacher message. ``Metadata`` and ``Message`` have no public way to say that. When it
+    moves: build the message anew, and give the reply the id of the one that was asked.
+    """
+    metadata = copy(message.metadata)
+    metadata.message_type = message_type
+    changed = copy(message)
+    changed.__dict__.update(_metadata=metadata, _content=content)
+    return changed
 
 
 def error_reply(message: Message, reason: str) -> Message:
@@ -153,6 +174,13 @@ aggregate_metrics = aggregate_metricrecords
 
 A strategy holds it as ``train_metrics_aggr_fn``; that this very function is there tells that a weighted mean
 of a cohort's metrics will do. When it moves: ``FedAvg().train_metrics_aggr_fn`` is the same object."""
+
+
+log_start = log_strategy_start_info
+"""Logs rounds, the bytes of the weights and the configurations, as ``Strategy.start`` does.
+
+A strategy that brings its own ``start`` has no other way to begin its log like Flower's. When it moves: write
+those four lines."""
 
 
 # ----------------------------------------------------------------------------- Flower's simulation

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import logging
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -15,7 +16,7 @@ from typing import Any, get_args, get_type_hints
 
 import numpy as np
 import pytest
-from flwr.app import Array, Message, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAdam, FedAvg
 
@@ -162,6 +163,36 @@ def a_strategy_that_was_given_none_has_it(aggregate_metrics: Any, given: SimpleN
     for strategy in (FedAvg(), FedAdam()):
         assert strategy.train_metrics_aggr_fn is aggregate_metrics
         assert strategy.evaluate_metrics_aggr_fn is aggregate_metrics
+
+
+@check("flwr.log_start")
+def rounds_are_logged(log_start: Any, given: SimpleNamespace) -> None:
+    lines: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
+    logger = logging.getLogger("flwr")
+    logger.addHandler(handler)
+    try:
+        log_start(7, ArrayRecord({"w": np.zeros(3)}), ConfigRecord({"lr": 0.5}), None)
+    finally:
+        logger.removeHandler(handler)
+    assert "Number of rounds: 7" in "\n".join(lines)
+    assert "lr" in "\n".join(lines)
+
+
+@check("flwr.readdressed")
+def a_reply_still_answers_the_message(readdressed: Any, given: SimpleNamespace) -> None:
+    identify, name_message = (
+        getattr(import_module("kdfed.private.flwr"), n) for n in ("identify", "name_message")
+    )
+    identify(1, 1)
+    asked = Message(RecordDict(), 7, "train.teacher")
+    name_message(asked, "the-id")
+    content = RecordDict({"config": ConfigRecord({"lr": 0.5})})
+    changed = readdressed(asked, "train", content)
+    assert (changed.metadata.message_type, changed.content) == ("train", content)
+    assert (asked.metadata.message_type, len(asked.content)) == ("train.teacher", 0)
+    assert Message(RecordDict(), reply_to=changed).metadata.reply_to_message_id == "the-id"
 
 
 @check("flwr.SIMULATION_ACTORS")
