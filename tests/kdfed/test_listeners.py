@@ -201,6 +201,6 @@ def test_flowers_log_reads_like_flowers_own(tiny, run_arm, caplog) -> None:
     lines = [text for text in caplog.messages if text]
     first, last = lines.index("[ROUND 1/2]"), lines.index("[ROUND 2/2]")
     assert lines.index("[TEACHERS]") < first
-    assert f"'accuracy': {result.records[1].accuracy:.4f}" in "\n".join(lines[first:last])
-    assert f"'accuracy': {result.records[2].accuracy:.4f}" in "\n".join(lines[last:])
+    assert f"accuracy {result.records[1].accuracy:.4f}" in "\n".join(lines[first:last])
+    assert f"accuracy {result.records[2].accuracy:.4f}" in "\n".join(lines[last:])
     assert any("aggregate_train: Received" in text for text in lines[first:last]), "of Flower's own"

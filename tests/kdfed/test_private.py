@@ -173,7 +173,7 @@ def rounds_are_logged(log_start: Any, given: SimpleNamespace) -> None:
     logger = logging.getLogger("flwr")
     logger.addHandler(handler)
     try:
-        log_start(7, ArrayRecord({"w": np.zeros(3)}), ConfigRecord({"lr": 0.5}), None)
+        log_start(7, ArrayRecord([np.zeros(3)]), ConfigRecord({"lr": 0.5}), None)
     finally:
         logger.removeHandler(handler)
     assert "Number of rounds: 7" in "\n".join(lines)
