@@ -21,8 +21,8 @@ _SUMMED = (NUM_EXAMPLES, LOCAL_STEPS)
 class WeightedMean:
     r"""The mean :math:`\sum_k w_k x_k / \sum_k w_k`, summed in float64, in the order of adding.
 
-    Another order gives another mean in its last bits, so whoever adds keeps one. Whole numbers are exact as long
-    as their weighted sums are at most 2^53; a zero loses its sign.
+    Another order gives another mean in its last bits, so whoever adds keeps one. Whole numbers are exact as
+    long as their weighted sums are at most 2^53; a zero loses its sign.
 
     Every mean of kdfed's is one of these: that of a cohort (on a node), of a round, of teachers. Nothing is
     kept of a model once it is added. A model is written into one flat buffer (:meth:`part`) before it is

@@ -307,6 +307,13 @@ def test_sums_that_nobody_can_have_are_done_again_one_by_one(change: Change) -> 
     assert_mean_of(results[0, 2], 0, 2)
 
 
+@pytest.mark.parametrize("at_once", [1, 9])
+def test_what_is_not_finite_is_found_also_where_nothing_is_bounded(at_once: int) -> None:
+    answers, results = answered(asking("mean"), Work(at_once, only(1, _not_finite)))
+    assert answers.reasons == ("", "not finite: w", "", "", "")
+    assert_mean_of(results[0, 2], 0, 2)
+
+
 def test_where_the_server_looks_at_each_itself_nodes_have_no_bound() -> None:
     answers, _ = answered(asking("each", limits=None), Work(change=only(1, _far_away)))
     assert set(answers.reasons) == {""}

@@ -422,7 +422,7 @@ def test_of_other_metrics_the_most_frequent_stay_also_where_ours_are_among_them(
         (
             replace(ROUND, label_counts=LabelCounts(2)),
             result,
-            {"p0": {LABEL_COUNTS: [1.0, 2.0], "own": 1}, "p1": {LABEL_COUNTS: [1.0, 2.0]}},
+            {"p0": {LABEL_COUNTS: [1.0, 2.0], TRAIN_LOSS: None}, "p1": {LABEL_COUNTS: [1.0, 2.0]}},
             "m1",
         ),
     ],
@@ -432,7 +432,7 @@ def test_of_equally_frequent_metrics_ours_stay(exchange, make, changes, stay):
 
 
 def test_of_equally_frequent_metrics_that_are_not_ours_the_fewest_stay():
-    replies, inbox, _ = concluded(ROUND, p0={**OWN, "more": 1.0}, p1=OWN)
+    replies, inbox, _ = concluded(ROUND, p0={**OWN, "zeal": 1.0}, p1=OWN)
     assert (replies, [participant for participant, _ in absences(inbox)]) == (["m1"], [0])
 
 
