@@ -21,6 +21,9 @@ _SUMMED = (NUM_EXAMPLES, LOCAL_STEPS)
 class WeightedMean:
     r"""The mean :math:`\sum_k w_k x_k / \sum_k w_k`, summed in float64, in the order of adding.
 
+    Another order gives another mean in its last bits, so whoever adds keeps one. Whole numbers are exact as
+    long as their weighted sums are at most 2^53; a zero loses its sign.
+
     Every mean of kdfed's is one of these: that of a cohort (on a node), of a round, of teachers. Nothing is
     kept of a model once it is added. A model is written into one flat buffer (:meth:`part`) before it is
     added, so that whoever writes it can look at all of it first.
@@ -63,8 +66,9 @@ class WeightedMean:
         weight
             w, 0 or larger.
         """
-        self.row[:] *= weight
-        self._total += self.row
+        row = self.row
+        row *= weight
+        self._total += row
         self._weight += weight
 
     def add_sums(self, sums: Mapping[str, torch.Tensor], weight: float) -> None:
@@ -85,8 +89,8 @@ class WeightedMean:
         """Add the numbers, or lists of numbers, that come with a model.
 
         ``num-examples`` and ``local-steps`` are summed; any other metric becomes the mean over those that
-        have it, with their weights. A list has as many numbers as the first of its name
-        (:meth:`problem_with_metrics`).
+        have it, with their weights, which must not all be 0. A list has as many numbers as the first of its
+        name (:meth:`problem_with_metrics`).
         """
         for key, value in metrics.items():
             if key in _SUMMED:

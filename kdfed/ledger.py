@@ -5,7 +5,8 @@ together. Rules of counting:
 
 - an exchange is one server -> participants -> server trip; hello is none, but its bytes count;
 - a participant upload is one participant's reply in one exchange; a reply that is refused is none, like one
-  that failed: its numbers cannot be trusted;
+  that failed: its numbers cannot be trusted. One that is right in itself counts, also where it is not used:
+  it came late, or its metrics are others than most send;
 - a client evaluation trip is counted apart: it is in no total.
 """
 

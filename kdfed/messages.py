@@ -181,7 +181,7 @@ class HelloReply:
             )
         try:
             versions = json.loads(told)
-        except ValueError:
+        except (ValueError, RecursionError):
             versions = {"versions": told}
         return cls(versions, np.array(held, dtype=np.int64), one_line(sha256))
 
