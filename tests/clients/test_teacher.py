@@ -10,11 +10,11 @@ import pytest
 import torch
 from flwr.app import ArrayRecord, Context, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
-from flwr.supercore.task_identity import TaskIdentity
 
 from clients.teacher import teacher
 from kdfed.errors import ParticipantError
 from kdfed.messages import TrainTeacher
+from kdfed.private.flwr import identify, name_message
 from kdfed.settings import ModelSettings, TeacherSettings
 
 NOWHERE = ModelSettings(name="a_module_that_must_not_be_imported:net")
@@ -22,7 +22,7 @@ NOWHERE = ModelSettings(name="a_module_that_must_not_be_imported:net")
 
 @pytest.fixture(autouse=True)
 def _task() -> None:
-    TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1
+    identify(1, 1)
 
 
 def context() -> Context:
@@ -39,7 +39,7 @@ def message(more: dict[str, Any] | None = None, **settings: Any) -> Message:
         more=more or {},
     )
     sent = Message(asked.to_record(), 7, TrainTeacher.type, group_id="teachers")
-    sent.metadata.__dict__["_message_id"] = "m"
+    name_message(sent, "m")
     return sent
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
@@ -15,6 +16,7 @@ from kdfed.errors import RunError
 from kdfed.ledger import Costs, Ledger
 from kdfed.messages import CONFIG, METRICS, SIMULATION, WARNINGS, HelloReply, Simulation, versions
 from kdfed.private.flwr import error_reply, identify, name_message
+from kdfed.reasons import Once
 from strategies import hello
 from strategies.hello import Present, ask_nodes, nodes_of, number_devices
 from tests.setups import A_SIMULATION
@@ -58,7 +60,15 @@ def said(held: Sequence[int] = (4, 0, 7), sha256: str = "ab", **running: str) ->
 
 def asked(network: Network, participants: int = 3, most: int = 7, ledger: Ledger | None = None) -> Present:
     grid = cast(Grid, network)
-    return ask_nodes(grid, A_SIMULATION, participants, most, 5.0, ledger or Ledger())
+    return ask_nodes(
+        grid,
+        A_SIMULATION,
+        participants,
+        most,
+        5.0,
+        ledger or Ledger(),
+        Once(logging.getLogger("kdfed.strategies")),
+    )
 
 
 # ----------------------------------------------------------------------------- nodes of a simulation
