@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from operator import itemgetter
-from typing import Generic, Protocol, Self, TypeAlias, TypeVar
+from typing import Generic, TypeAlias, TypeVar
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
@@ -22,25 +22,13 @@ from kdfed.cohort import state_at
 from kdfed.cohort.folded import Stack
 from kdfed.errors import ParticipantError, one_line
 from kdfed.limits import Limits, Reach, numpy_of
-from kdfed.messages import ARRAYS, COHORTS, METRICS, Answers, Cohorts, item, numbered, record_of
+from kdfed.messages import ARRAYS, COHORTS, METRICS, Answers, Asked, Cohorts, item, numbered, record_of
 from kdfed.metrics import LOCAL_STEPS, NUM_EXAMPLES, Metrics, problem_with_metrics
 from kdfed.models import State
 from kdfed.named import ends_program
 from kdfed.reasons import reason_of
 
 log = logging.getLogger("kdfed.clients")
-
-
-class Asked(Protocol):
-    """A message of the server's: one of :mod:`kdfed.messages`."""
-
-    @property
-    def arrays(self) -> State:
-        """The received weights; empty when none were sent."""
-
-    @classmethod
-    def from_record(cls, content: RecordDict) -> Self:
-        """Read a message."""
 
 
 M = TypeVar("M", bound=Asked)

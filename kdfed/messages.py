@@ -51,7 +51,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeAlias, TypeVar, cast
+from typing import Any, ClassVar, Literal, Self, TypeAlias, TypeVar, cast
 
 import numpy as np
 import torch
@@ -190,122 +190,163 @@ class HelloReply:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainTeacher:
-    """A participant trains a teacher, and uploads its weights or its logits on the transfer set.
+class Asked:
+    """What every message to a participant says.
 
     Parameters
     ----------
     seed
         The run's.
     model
-        The teacher's architecture.
+        The participant's architecture.
+    arrays
+        The received weights; empty where none are sent. A Flower strategy puts them beside :meth:`config`.
+    """
+
+    type: ClassVar[str]
+
+    seed: int
+    model: ModelSettings
+    arrays: State = field(default_factory=dict)
+
+    def config(self) -> Config:
+        """Return the settings as ``config`` holds them, for a Flower strategy's ``train_config`` too."""
+        return {"seed": self.seed, "model": self.model.model_dump_json()}
+
+    def transfer(self) -> State:
+        """Return what ``transfer`` holds."""
+        return {}
+
+    def to_record(self) -> RecordDict:
+        """Return the message's content."""
+        content, transfer = RecordDict(), self.transfer()
+        if self.arrays:
+            content[ARRAYS] = ArrayRecord(dict(self.arrays))
+        content[CONFIG] = ConfigRecord(self.config())
+        if transfer:
+            content[TRANSFER] = ArrayRecord(transfer)
+        return content
+
+    @classmethod
+    def from_record(cls, content: RecordDict) -> Self:
+        """Read a message.
+
+        Raises
+        ------
+        MessageError
+            If a setting is missing, or cannot be read.
+        """
+        config, transfer = record_of(content, CONFIG, ConfigRecord), state_of_record(content, TRANSFER)
+        return cls(
+            seed=_value(config, "seed", int),
+            model=_settings(config, "model", ModelSettings),
+            arrays=state_of_record(content, ARRAYS),
+            **cls._more(config, transfer),
+        )
+
+    @classmethod
+    def _more(cls, config: ConfigRecord, transfer: State) -> dict[str, Any]:
+        """Return the fields that a message has beside those of all."""
+        return {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainTeacher(Asked):
+    """A participant trains a teacher, and uploads its weights or its logits on the transfer set.
+
+    Parameters
+    ----------
     settings
         How it is trained, and what is uploaded.
-    arrays
-        The weights that it starts from; empty where each participant draws its own.
     inputs
         The transfer set's, [N, ...] as stored; None where weights are uploaded.
     more
         What the ServerApp's own ``train_config`` adds.
+    seed, model, arrays
+        Of :class:`Asked`; without weights each participant draws its own.
     """
 
     type: ClassVar[str] = "train.teacher"
 
-    seed: int
-    model: ModelSettings
     settings: TeacherSettings
-    arrays: State = field(default_factory=dict)
     inputs: torch.Tensor | None = None
     more: Mapping[str, Any] = field(default_factory=dict)
 
-    def to_record(self) -> RecordDict:
-        """Return the message's content."""
-        content = RecordDict()
-        if self.arrays:
-            content[ARRAYS] = ArrayRecord(dict(self.arrays))
-        content[CONFIG] = ConfigRecord(
-            {
-                **self.more,
-                "seed": self.seed,
-                "model": self.model.model_dump_json(),
-                "teachers": self.settings.model_dump_json(exclude={"model", "count"}),
-            }
-        )
-        if self.inputs is not None:
-            content[TRANSFER] = ArrayRecord({INPUTS: self.inputs})
-        return content
+    def config(self) -> Config:
+        """Return the settings."""
+        teachers = self.settings.model_dump_json(exclude={"model", "count"})
+        return {**self.more, **super().config(), "teachers": teachers}
+
+    def transfer(self) -> State:
+        """Return the transfer set's inputs."""
+        return {} if self.inputs is None else {INPUTS: self.inputs}
 
     @classmethod
-    def from_record(cls, content: RecordDict) -> TrainTeacher:
-        """Read a message."""
-        config = record_of(content, CONFIG, ConfigRecord)
-        return cls(
-            seed=_value(config, "seed", int),
-            model=_model(config),
-            settings=_settings(config, "teachers", TeacherSettings),
-            arrays=state_of_record(content, ARRAYS),
-            inputs=state_of_record(content, TRANSFER).get(INPUTS),
-        )
+    def _more(cls, config: ConfigRecord, transfer: State) -> dict[str, Any]:
+        settings = _settings(config, "teachers", TeacherSettings)
+        return {"settings": settings, "inputs": transfer.get(INPUTS)}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Train:
+class Evaluate(Asked):
+    """A participant evaluates the global model on its own examples.
+
+    Parameters
+    ----------
+    server_round
+        The federated round.
+    seed, model, arrays
+        Of :class:`Asked`.
+    """
+
+    type: ClassVar[str] = "evaluate"
+
+    server_round: int
+
+    def config(self) -> Config:
+        """Return the settings."""
+        return {"server-round": self.server_round, **super().config()}
+
+    @classmethod
+    def _more(cls, config: ConfigRecord, transfer: State) -> dict[str, Any]:
+        return {"server_round": _value(config, "server-round", int)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train(Asked):
     """A participant trains the global model for one federated round.
 
     Parameters
     ----------
-    seed, server_round
-        The run's seed, and the round.
-    model
-        The federated architecture.
+    server_round
+        The federated round.
     local
         How a participant trains.
-    arrays
-        The global weights. A Flower strategy puts them beside :meth:`config`.
+    seed, model, arrays
+        Of :class:`Asked`.
     """
 
     type: ClassVar[str] = "train"
 
-    seed: int
     server_round: int
-    model: ModelSettings
     local: LocalMode
-    arrays: State = field(default_factory=dict)
 
     def config(self) -> Config:
-        """Return the settings, for the ``train_config`` of a Flower strategy."""
-        return {
-            "server-round": self.server_round,
-            "seed": self.seed,
-            "model": self.model.model_dump_json(),
-            "local": self.local.model_dump_json(),
-        }
-
-    def to_record(self) -> RecordDict:
-        """Return the message's content, as a Flower strategy makes it."""
-        return RecordDict({ARRAYS: ArrayRecord(dict(self.arrays)), CONFIG: ConfigRecord(self.config())})
+        """Return the settings."""
+        local = self.local.model_dump_json()
+        return {"server-round": self.server_round, **super().config(), "local": local}
 
     @classmethod
-    def from_record(cls, content: RecordDict) -> Train:
-        """Read a message."""
-        config = record_of(content, CONFIG, ConfigRecord)
-        return cls(
-            seed=_value(config, "seed", int),
-            server_round=_value(config, "server-round", int),
-            model=_model(config),
-            local=_local(config),
-            arrays=state_of_record(content, ARRAYS),
-        )
+    def _more(cls, config: ConfigRecord, transfer: State) -> dict[str, Any]:
+        return {"server_round": _value(config, "server-round", int), "local": _local(config)}
 
 
 @dataclass(frozen=True, kw_only=True)
-class QueryLogits:
+class QueryLogits(Train):
     """A participant distils the last consensus, trains, and sends its logits on public examples.
 
     Parameters
     ----------
-    seed, server_round, model, local
-        As in :class:`Train`; ``model`` is the participant's own architecture.
     strategy
         Which loss distils the consensus: see :func:`kdfed.consensus.digest_loss`.
     digest
@@ -320,18 +361,15 @@ class QueryLogits:
         The public examples, [M, ...] as stored, in a participant's first message; else None.
     consensus
         float16 [N, C], with the round that it is of; None before the first.
-    arrays
-        The weights that participants of the federated architecture start from, in the first message.
     more
         What else the strategy was given as configuration.
+    seed, model, arrays, server_round, local
+        Of :class:`Train`. ``model`` is the participant's own architecture. Weights come in its first message
+        alone, where it has the federated architecture: what it starts from.
     """
 
     type: ClassVar[str] = "query.logits"
 
-    seed: int
-    server_round: int
-    model: ModelSettings
-    local: LocalMode
     strategy: str
     digest: OptimiserSettings
     images: int | None
@@ -339,97 +377,41 @@ class QueryLogits:
     public_sha256: str
     inputs: torch.Tensor | None = None
     consensus: tuple[int, torch.Tensor] | None = None
-    arrays: State = field(default_factory=dict)
     more: Mapping[str, Any] = field(default_factory=dict)
 
-    def to_record(self) -> RecordDict:
-        """Return the message's content."""
-        content, transfer = RecordDict(), {}
-        if self.arrays:
-            content[ARRAYS] = ArrayRecord(dict(self.arrays))
-        if self.inputs is not None:
-            transfer[INPUTS] = self.inputs
-        config: Config = {
+    def config(self) -> Config:
+        """Return the settings."""
+        return {
             **self.more,
-            "server-round": self.server_round,
-            "seed": self.seed,
-            "model": self.model.model_dump_json(),
-            "local": self.local.model_dump_json(),
+            **super().config(),
             "strategy": self.strategy,
             "digest": self.digest.model_dump_json(),
             "images": self.images or 0,
             "count": self.count,
             "public": self.public_sha256,
+            **({} if self.consensus is None else {"consensus-round": self.consensus[0]}),
         }
-        if self.consensus is not None:
-            config["consensus-round"], transfer[CONSENSUS] = self.consensus
-        if transfer:
-            content[TRANSFER] = ArrayRecord(transfer)
-        content[CONFIG] = ConfigRecord(config)
-        return content
+
+    def transfer(self) -> State:
+        """Return public examples and consensus, those that are sent."""
+        inputs = {} if self.inputs is None else {INPUTS: self.inputs}
+        return inputs | ({} if self.consensus is None else {CONSENSUS: self.consensus[1]})
 
     @classmethod
-    def from_record(cls, content: RecordDict) -> QueryLogits:
-        """Read a message."""
-        config, transfer = record_of(content, CONFIG, ConfigRecord), state_of_record(content, TRANSFER)
+    def _more(cls, config: ConfigRecord, transfer: State) -> dict[str, Any]:
         consensus = None
         if CONSENSUS in transfer:
             consensus = _value(config, "consensus-round", int), transfer[CONSENSUS]
-        return cls(
-            seed=_value(config, "seed", int),
-            server_round=_value(config, "server-round", int),
-            model=_model(config),
-            local=_local(config),
-            strategy=_value(config, "strategy", str),
-            digest=_settings(config, "digest", OptimiserSettings),
-            images=_value(config, "images", int) or None,
-            count=_value(config, "count", int),
-            public_sha256=_value(config, "public", str),
-            inputs=transfer.get(INPUTS),
-            consensus=consensus,
-            arrays=state_of_record(content, ARRAYS),
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Evaluate:
-    """A participant evaluates the global model on its own examples.
-
-    Parameters
-    ----------
-    seed, server_round, model, arrays
-        As in :class:`Train`.
-    """
-
-    type: ClassVar[str] = "evaluate"
-
-    seed: int
-    server_round: int
-    model: ModelSettings
-    arrays: State = field(default_factory=dict)
-
-    def config(self) -> Config:
-        """Return the settings, for the ``evaluate_config`` of a Flower strategy."""
         return {
-            "server-round": self.server_round,
-            "seed": self.seed,
-            "model": self.model.model_dump_json(),
+            **super()._more(config, transfer),
+            "strategy": _value(config, "strategy", str),
+            "digest": _settings(config, "digest", OptimiserSettings),
+            "images": _value(config, "images", int) or None,
+            "count": _value(config, "count", int),
+            "public_sha256": _value(config, "public", str),
+            "inputs": transfer.get(INPUTS),
+            "consensus": consensus,
         }
-
-    def to_record(self) -> RecordDict:
-        """Return the message's content, as a Flower strategy makes it."""
-        return RecordDict({ARRAYS: ArrayRecord(dict(self.arrays)), CONFIG: ConfigRecord(self.config())})
-
-    @classmethod
-    def from_record(cls, content: RecordDict) -> Evaluate:
-        """Read a message."""
-        config = record_of(content, CONFIG, ConfigRecord)
-        return cls(
-            seed=_value(config, "seed", int),
-            server_round=_value(config, "server-round", int),
-            model=_model(config),
-            arrays=state_of_record(content, ARRAYS),
-        )
 
 
 # ----------------------------------------------------------------------------- up
@@ -832,10 +814,6 @@ def _settings(config: Mapping[str, Any], key: str, kind: type[S]) -> S:
         return kind.model_validate_json(_value(config, key, str))
     except ValidationError as error:
         raise MessageError(f"expected settings as {key!r} in a message: {one_line(error)}") from error
-
-
-def _model(config: Mapping[str, Any]) -> ModelSettings:
-    return _settings(config, "model", ModelSettings)
 
 
 def _local(config: Mapping[str, Any]) -> LocalMode:

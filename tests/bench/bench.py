@@ -70,7 +70,11 @@ class Bench:
         rows: list[dict[str, Any]] = []
         for model, participants, workers in self.cases():
             work = Work(model, participants, workers, self.cohort_size(participants, workers))
-            names = [name for name in CONTESTANTS if name in self.options.contestants]
+            names = [
+                name
+                for name, entry in CONTESTANTS.items()
+                if name in self.options.contestants and (self.options.before or not entry.before)
+            ]
             fresh = self.race(work, names)
             rows += fresh
             harness.add_ratios(rows, [name for name, entry in CONTESTANTS.items() if entry.peer])
@@ -194,9 +198,11 @@ class Bench:
     def contestant(self, name: str, work: Work) -> harness.Contestant:
         threads = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
         here = Path(__file__).parent
+        if CONTESTANTS[name].before:
+            here = self.options.before.resolve() / "tests" / "bench"
         environment = {
             **dict.fromkeys(threads, "1"),
-            "PYTHONPATH": os.pathsep.join(map(str, (here, here.parents[1]))),  # this checkout, no other
+            "PYTHONPATH": os.pathsep.join(map(str, (here, here.parents[1]))),  # its checkout, no other
             "RAY_ADDRESS": "local",  # frameworks join any cluster that they find
             "RAY_USAGE_STATS_ENABLED": "0",
             "FLWR_TELEMETRY_ENABLED": "0",
@@ -205,7 +211,7 @@ class Bench:
         }
         return harness.Contestant(
             name,
-            [sys.executable, "-m", "contestants", CONTESTANTS[name].module, work.write()],
+            [sys.executable, "-P", "-m", "contestants", CONTESTANTS[name].module, work.write()],
             self.logs / f"{name}-{work.model}-{work.participants}-{work.workers}.txt",
             self.cores(work.workers),
             environment,
@@ -281,6 +287,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--cohort-size", type=int, help="participants that kdfed trains in one call; default: by case")
     add("--teachers", nargs="+", type=int, default=[20, 100, 300], help="for consolidation")
     add("--scale", nargs="+", type=int, default=[100, 500, 1000, 2000, 5000, 10_000], help="participants")
+    add("--before", type=Path, help="another checkout of kdfed, to race this one with")
     peers = os.environ.get("KDFED_BENCH_PEERS")
     add("--peers", type=Path, default=peers and Path(peers), help="folder where peers are installed")
     options = parser.parse_args(arguments)

@@ -359,7 +359,7 @@ def test_a_content_that_cannot_be_read_costs_only_its_own(reply: ReplyKind) -> N
     assert [index < 0 for index in answers.results] == [False, True, False, True, False]
     reasons = {reason for reason in answers.reasons if reason}
     assert len(reasons) == 1
-    assert reasons.pop().startswith("MessageError: expected 'server-round' in a message")
+    assert reasons.pop().startswith("MessageError: expected 'model' in a message")
     assert sorted(p for members in results for p in members) == [0, 2, 4]
     assert [members for members, _ in work.called] == [[0, 2], [4]]
 

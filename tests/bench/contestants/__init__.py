@@ -26,6 +26,8 @@ class Entry:
         Most participants, unless ``--slow`` is given.
     peer
         Another framework: the fastest one is what kdfed is measured by.
+    before
+        Of another checkout of kdfed, which ``--before`` names.
     """
 
     module: str
@@ -34,6 +36,7 @@ class Entry:
     parallel: bool = True
     largest: int | None = None
     peer: bool = False
+    before: bool = False
 
     def absent(self, workers: int, participants: int, slow: bool, peers: Path | None) -> str | None:
         """Say why it cannot take part, or None."""
@@ -53,6 +56,8 @@ CONTESTANTS: dict[str, Entry] = {
     "bare-loop": Entry("bare_loop", parallel=False),
     "kdfed-ray": Entry("kdfed_ray", needs="ray"),
     "kdfed-inprocess": Entry("kdfed_inprocess", parallel=False),
+    "before-ray": Entry("kdfed_ray", needs="ray", before=True),
+    "before-inprocess": Entry("kdfed_inprocess", parallel=False, before=True),
     "flower": Entry("flower", needs="ray", largest=500, peer=True),
     "pfl": Entry("pfl", needs="pfl", peer=True),
     "fluke": Entry("fluke", needs="fluke", parallel=False, peer=True),
