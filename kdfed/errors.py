@@ -164,14 +164,14 @@ class LogitsError(KdfedError):
 
     Parameters
     ----------
-    places
+    teachers
         Which of ``count`` models, counted from 0.
     """
 
-    def __init__(self, places: Sequence[int], count: int) -> None:
-        self.places = tuple(places)
+    def __init__(self, teachers: Sequence[int], count: int) -> None:
+        self.teachers = tuple(teachers)
         super().__init__(
-            f"expected finite logits, got infinity or NaN from teacher {', '.join(map(str, places))} of "
+            f"expected finite logits, got infinity or NaN from teacher {', '.join(map(str, teachers))} of "
             f"{count} (counted from 0); lower teachers.lr"
         )
 

@@ -61,7 +61,7 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class LabelCounts:
+class LabelCountLimits:
     """What label counts must be like.
 
     Parameters

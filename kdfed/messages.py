@@ -156,19 +156,19 @@ class HelloReply:
         """
         config, metrics = record_of(content, CONFIG, ConfigRecord), record_of(content, METRICS, MetricRecord)
         count, examples, held = (metrics.get(key) for key in ("participants", NUM_EXAMPLES, "held"))
-        sha256, told = config.get("partition-sha256"), config.get("versions")
+        sha256, text = config.get("partition-sha256"), config.get("versions")
         if not (
             type(count) is int
             and type(examples) is int
             and isinstance(sha256, str)
-            and isinstance(told, str)
+            and isinstance(text, str)
             and isinstance(held, list)
             and all(type(each) is int for each in held)
         ):
             raise MessageError(
                 "expected every node to tell the number of participants, of their examples, those of each, "
                 f"a hash and its versions, got {count!r:.40}, {examples!r:.40}, {held!r:.40}, {sha256!r:.80} "
-                f"and {told!r:.80}"
+                f"and {text!r:.80}"
             )
         if len(held) != count or not held:
             raise MessageError(
@@ -180,9 +180,9 @@ class HelloReply:
                 f"{max(held)}, {sum(held)} in all"
             )
         try:
-            versions = json.loads(told)
+            versions = json.loads(text)
         except (ValueError, RecursionError):
-            versions = {"versions": told}
+            versions = {"versions": text}
         return cls(versions, np.array(held, dtype=np.int64), one_line(sha256))
 
 

@@ -19,7 +19,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, TypeAlias, TypeGuard
 
-from kdfed.limits import LARGEST, MOST_NUMBERS, MOST_OF_A_KEY, LabelCounts
+from kdfed.limits import LARGEST, MOST_NUMBERS, MOST_OF_A_KEY, LabelCountLimits
 from kdfed.task import WORST
 
 NUM_EXAMPLES = "num-examples"
@@ -45,7 +45,7 @@ def number(metrics: Mapping[str, Any], key: str) -> float:
 def problem_with_metrics(
     metrics: Mapping[str, Any],
     examples: int | None = None,
-    label_counts: LabelCounts | None = None,
+    label_counts: LabelCountLimits | None = None,
 ) -> str | None:
     """Say what is wrong with a participant's metrics, or with those of a mean.
 

@@ -154,7 +154,7 @@ def blamed(name: str, expected: str) -> Iterator[None]:
     except BaseException as error:
         if ends_program(error):
             raise
-        raise NamedError(f"{expected}; it raised {told(error, name)}") from error
+        raise NamedError(f"{expected}; it raised {text_of_error(error, name)}") from error
 
 
 def ends_program(error: BaseException) -> bool:
@@ -167,7 +167,7 @@ def ends_program(error: BaseException) -> bool:
     return isinstance(error, KeyboardInterrupt)
 
 
-def told(error: BaseException, name: str) -> str:
+def text_of_error(error: BaseException, name: str) -> str:
     """Return what a user's code raised, and where: one line.
 
     Parameters

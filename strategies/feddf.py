@@ -108,7 +108,7 @@ class FedDF(FedAvg):
             state, steps = self._distil(server_round, dict(arrays.to_torch_state_dict()), states)
         except LogitsError as error:
             senders = [reply.metadata.src_node_id for reply in replies if reply.has_content()]
-            who = ", ".join(str(senders[index]) for index in error.places)
+            who = ", ".join(str(senders[index]) for index in error.teachers)
             raise RunError(
                 f"round {server_round}: expected finite logits of the participants' models, got infinity or "
                 f"NaN from participant {who}; lower local.lr or server.update-bound"

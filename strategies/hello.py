@@ -121,10 +121,10 @@ def ask_nodes(
         pass_warnings_on(reply.content, log)
     known = [_known(reply, participants, most) for reply in good]
     first = known[0].examples
-    told = {(len(one.examples), int(one.examples.sum()), one.partition_sha256) for one in known}
-    if len(told) > 1 or not all(np.array_equal(one.examples, first) for one in known):
+    known_to_all = {(len(one.examples), int(one.examples.sum()), one.partition_sha256) for one in known}
+    if len(known_to_all) > 1 or not all(np.array_equal(one.examples, first) for one in known):
         raise RunError(
-            f"expected every node to hold the same partition, got {sorted(told)}; give all nodes the "
+            f"expected every node to hold the same partition, got {sorted(known_to_all)}; give all nodes the "
             "same data"
         )
     up = (

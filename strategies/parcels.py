@@ -14,7 +14,7 @@ from typing import Literal, TypeAlias
 from flwr.app import ConfigRecord, Message, RecordDict
 
 from kdfed.arrays import Spec
-from kdfed.limits import LabelCounts, Reach
+from kdfed.limits import LabelCountLimits, Reach
 from kdfed.messages import COHORTS, SIMULATION, Cohorts, ReplyKind, numbered
 from kdfed.metrics import NUM_EXAMPLES
 
@@ -55,7 +55,7 @@ class Exchange:
     spec_of: SpecOf
     reach_of: ReachOf = lambda participant: None
     steps_of: StepsOf | None = None
-    label_counts: LabelCounts | None = None
+    label_counts: LabelCountLimits | None = None
     weight_key: str = NUM_EXAMPLES
 
     def __str__(self) -> str:

@@ -20,7 +20,7 @@ from kdfed.averaging import average_states
 from kdfed.consolidate import consolidate
 from kdfed.distill import ConsolidationResult
 from kdfed.errors import KdfedError
-from kdfed.limits import UPDATE_BOUND, LabelCounts, Reach, most_steps, numpy_of
+from kdfed.limits import UPDATE_BOUND, LabelCountLimits, Reach, most_steps, numpy_of
 from kdfed.messages import LOGITS, TrainTeacher, Update
 from kdfed.models import State, buffer_keys, load_state, state_of
 from kdfed.records import Absent
@@ -96,7 +96,7 @@ class TeacherPhase:
         settings, counts = self.arm.teachers, None
         if settings.label_counts.send:
             epsilon = settings.label_counts.epsilon
-            counts = LabelCounts(self.config.data.classes, 0.0 if epsilon is None else 1 / epsilon)
+            counts = LabelCountLimits(self.config.data.classes, 0.0 if epsilon is None else 1 / epsilon)
         exchange = Exchange(
             phase="teachers",
             round=0,

@@ -19,7 +19,7 @@ from kdfed.config.overrides import sections_without_effect, unused
 from kdfed.errors import ConfigError, DataError, Mistake, near, shown
 from kdfed.families import ALL_FAMILIES
 from kdfed.family import Families
-from kdfed.named import ends_program, search_in, told
+from kdfed.named import ends_program, search_in, text_of_error
 from kdfed.paths import user_path
 from kdfed.settings import kebab
 
@@ -221,7 +221,9 @@ def _unmade(error: BaseException, key: str = "") -> Mistake:
     """Say that a class of the user's raised something while its settings were made, or written."""
     if ends_program(error):
         raise error
-    return Mistake(key, f"expected settings that can be made and written; they raised {told(error, '')}")
+    return Mistake(
+        key, f"expected settings that can be made and written; they raised {text_of_error(error, '')}"
+    )
 
 
 def undotted_arms(arms: Mapping[str, Any]) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from kdfed.errors import KdfedError, one_line, shown
 from kdfed.limits import LARGEST
 from kdfed.models.inputs import spare_inputs
 from kdfed.models.weights import State, batch_norms, buffer_keys, load_state, state_of
-from kdfed.named import NamedError, blamed, ends_program, told
+from kdfed.named import NamedError, blamed, ends_program, text_of_error
 from kdfed.seeding import torch_seed
 
 _WHOLE = 2**53  # whole numbers up to here are exact in float64, in which they are summed
@@ -163,7 +163,7 @@ def _problem_with_training(
                 "; kdfed joins such a batch to the one before for layers of torch.nn.BatchNorm: use those, "
                 "or layers without batch statistics"
             )
-            return f"{where} it fails: {told(error, name)}{advice if count == 1 else ''}"
+            return f"{where} it fails: {text_of_error(error, name)}{advice if count == 1 else ''}"
         before, after = model.state_dict(), tried.state_dict()
         if _form(before) != _form(after):
             return f"{where} its state_dict changes its keys, shapes or dtypes; keep them as they are built"

@@ -8,7 +8,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from kdfed.limits import LabelCounts, Limits, Reach, most_steps
+from kdfed.limits import LabelCountLimits, Limits, Reach, most_steps
 from kdfed.privacy import add_laplace_noise
 
 START = {
@@ -80,7 +80,7 @@ def test_honest_noise_is_no_lie(epsilon):
         counts = generator.integers(0, 9, 10)
         noisy = add_laplace_noise(counts, epsilon, generator).tolist()
         plain = (counts + generator.laplace(scale=1 / epsilon, size=10)).tolist()
-        limits = LabelCounts(10, 1 / epsilon)
+        limits = LabelCountLimits(10, 1 / epsilon)
         examples = int(counts.sum())
         assert limits.problem_with(noisy, examples) is limits.problem_with(plain, examples) is None
 

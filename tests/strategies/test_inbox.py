@@ -19,7 +19,7 @@ from kdfed.arrays import Spec
 from kdfed.averaging import WeightedMean
 from kdfed.errors import MessageError
 from kdfed.ledger import Costs, Ledger
-from kdfed.limits import LabelCounts, Limits
+from kdfed.limits import LabelCountLimits, Limits
 from kdfed.messages import ARRAYS, COHORTS, METRICS, WARNINGS, Answers, ReplyKind, numbered
 from kdfed.metrics import EVAL_ACCURACY, EVAL_LOSS, LABEL_COUNTS, LOCAL_STEPS, NUM_EXAMPLES, TRAIN_LOSS
 from kdfed.private.flwr import error_reply, identify, name_message
@@ -420,7 +420,7 @@ def test_of_other_metrics_the_most_frequent_stay_also_where_ours_are_among_them(
         (replace(ROUND, phase="teachers"), result, {"p0": {TRAIN_LOSS: None}, "p1": {}}, "m1"),
         (EVALUATION, evaluated, {"p0": {EVAL_LOSS: None}, "p1": {}}, "m1"),
         (
-            replace(ROUND, label_counts=LabelCounts(2)),
+            replace(ROUND, label_counts=LabelCountLimits(2)),
             result,
             {"p0": {LABEL_COUNTS: [1.0, 2.0], TRAIN_LOSS: None}, "p1": {LABEL_COUNTS: [1.0, 2.0]}},
             "m1",
