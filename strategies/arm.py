@@ -36,7 +36,7 @@ from kdfed.records import Stopped, load_start
 from kdfed.seeding import derive, python_seed, sample_participants
 from strategies.arm_config import ArmConfig, ServerData
 from strategies.hello import ask_nodes, number_devices
-from strategies.listeners import EvaluateFn, Evaluating, Progress, Recording, Stopping
+from strategies.listeners import Announcing, EvaluateFn, Evaluating, Recording, Stopping
 from strategies.parcels import Exchange
 from strategies.participant_grid import ParticipantGrid
 from strategies.result import ArmResult
@@ -112,7 +112,7 @@ class ArmRunner:
         return [
             Evaluating(config, model, result, evaluate_fn),
             Recording(config, result),
-            Progress(config),
+            Announcing(config),
             Stopping(config),
             *map(build_listener, self.arm.listeners),
             *config.listeners,

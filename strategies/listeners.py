@@ -137,7 +137,7 @@ class Stopping(Listener):
         return None
 
 
-class Progress(Listener):
+class Announcing(Listener):
     """Tells the arm's steps as events, for progress displays.
 
     Parameters
