@@ -29,7 +29,7 @@ from kdfed.errors import RunError
 from kdfed.ledger import Ledger
 from kdfed.limits import UPDATE_BOUND, Limits, Reach, numpy_of
 from kdfed.listeners import Listener, Listeners, Round, build_listener
-from kdfed.messages import Evaluate, Train
+from kdfed.messages import Evaluate, ReplyKind, Train
 from kdfed.models import State, buffer_keys, build_model, state_of
 from kdfed.reasons import Once
 from kdfed.records import Stopped, load_start
@@ -62,6 +62,7 @@ class ArmRunner:
     def __init__(self, strategy: Strategy, config: ArmConfig, network: Grid) -> None:
         self.strategy, self.config, self.arm, self.network = strategy, config, config.arm, network
         self.ledger = Ledger()
+        self._reply: ReplyKind = "mean" if takes_means(strategy) else "each"
         self.result = ArmResult()
         self.listeners = Listeners([])
 
@@ -151,7 +152,7 @@ class ArmRunner:
             self.network,
             cohort_size=server.cohort_size,
             ledger=self.ledger,
-            reply="mean" if takes_means(self.strategy) else "each",
+            reply=self._reply,
             simulation=config.simulation,
             present=present,
             limits=Limits(server.max_examples, server.update_bound),

@@ -211,7 +211,7 @@ class Bench:
         }
         return harness.Contestant(
             name,
-            [sys.executable, "-P", "-m", "contestants", CONTESTANTS[name].module, work.write()],
+            [sys.executable, "-m", "contestants", CONTESTANTS[name].module, work.write()],
             self.logs / f"{name}-{work.model}-{work.participants}-{work.workers}.txt",
             self.cores(work.workers),
             environment,

@@ -107,6 +107,7 @@ class Contestant:
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,
+                cwd=self.log.parent,  # not a checkout, which would be imported, by Ray's workers too
                 env=self.environment,
                 start_new_session=True,
             )
