@@ -101,10 +101,18 @@ class ArmRunner:
                 self.listeners.catch_up()
                 self._stops()
             self.result.arrays = ArrayRecord(dict(ended.state))
-        finally:
-            self.listeners.catch_up()
-            self.listeners.end(0 if ended is None else ended.number, self.ledger.totals())
+        except BaseException:
+            try:
+                self._end(ended)
+            except Exception:  # what ended the arm is what its caller must learn
+                log.exception("%s, seed %d: after its end", self.config.name, self.config.seed)
+            raise
+        self._end(ended)
         return self.result
+
+    def _end(self, ended: Round | None) -> None:
+        self.listeners.catch_up()
+        self.listeners.end(0 if ended is None else ended.number, self.ledger.totals())
 
     def _listeners(self, model: nn.Module, evaluate_fn: EvaluateFn | None) -> list[Listener]:
         """Return who follows this arm, in the order in which they are told."""
