@@ -64,6 +64,7 @@ class ArmRunner:
         self.ledger = Ledger()
         self.result = ArmResult()
         self.listeners = Listeners([])
+        self._once = Once(log)
 
     # ------------------------------------------------------------------ the loop
 
@@ -130,6 +131,13 @@ class ArmRunner:
         reason = self.listeners.should_stop()
         if reason is None:
             return False
+        if self.config.never_stop:
+            self._once.warn(
+                f"{self.config.name}, seed {self.config.seed}: goes on, because its best accuracy sets the "
+                "targets, though a listener would stop it",
+                reason,
+            )
+            return False
         if reason not in ("target", "plateau"):
             log.warning("%s, seed %d: a listener stops it: %s", self.config.name, self.config.seed, reason)
             reason = "listener"
@@ -141,7 +149,6 @@ class ArmRunner:
     def _hello(self) -> ParticipantGrid:
         """Find out who is there, and return the grid whose nodes they are."""
         config, server, participants = self.config, self.arm.server, self.arm.partition.participants
-        once = Once(log)
         if config.simulation is None:
             present = number_devices(self.network, participants, server.deadlines.hello)
         else:
@@ -153,7 +160,7 @@ class ArmRunner:
                 server.max_examples,
                 server.deadlines.hello,
                 self.ledger,
-                once,
+                self._once,
             )
         return ParticipantGrid(
             self.network,
@@ -163,7 +170,7 @@ class ArmRunner:
             simulation=config.simulation,
             present=present,
             limits=Limits(server.max_examples, server.update_bound),
-            log=once,
+            log=self._once,
         )
 
     # ------------------------------------------------------------------ the start

@@ -222,3 +222,10 @@ def test_a_listener_that_raises_at_the_end_does_not_hide_what_ended_the_arm(
     with pytest.raises(error, match="the reason"):
         run_arm(tiny(**{"rounds.max": 3}), listeners=(Raising(),))
     assert "the disk is full" in caplog.text
+
+
+def test_a_listener_does_not_stop_the_baseline_that_sets_the_targets(tiny, run_arm, caplog) -> None:
+    listener = Telling([], in_step=True, last=0)
+    result = run_arm(tiny(**{"rounds.max": 2}), never_stop=True, listeners=(listener,))
+    assert (result.stopped, len(result.records)) == ("max-rounds", 3)
+    assert caplog.text.count("a listener would stop it") == 1
