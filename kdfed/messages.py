@@ -174,7 +174,7 @@ class HelloReply:
             raise MessageError(
                 f"expected the examples of each participant, got those of {len(held)} for {count} of them"
             )
-        if min(held) < 0 or sum(held) != examples:
+        if min(held) < 0 or sum(held) != examples or examples >= 2**63:
             raise MessageError(
                 f"expected at least 0 examples of each participant, {examples} in all, got {min(held)} to "
                 f"{max(held)}, {sum(held)} in all"

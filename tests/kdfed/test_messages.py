@@ -287,3 +287,10 @@ def test_settings_that_are_nested_too_deep_are_refused() -> None:
     content[CONFIG]["local"] = "[" * 100_000
     with pytest.raises(MessageError, match="'local'"):
         Train.from_record(content)
+
+
+def test_more_examples_than_an_int64_counts_are_refused() -> None:
+    content = HelloReply({}, np.array([1]), "ab").to_record()
+    content["metrics"].update({"num-examples": 2**63, "held": [2**63]})
+    with pytest.raises(MessageError, match="at least 0 examples"):
+        HelloReply.from_record(content)
