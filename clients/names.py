@@ -81,5 +81,5 @@ def _names(content: RecordDict) -> Iterator[tuple[str, str]]:
                     yield from outside_names(family.parse(str(record[key])))
             if "strategy" in record and str(record["strategy"]) not in DIGESTS:
                 yield "consensus", str(record["strategy"])
-    except (ValueError, AttributeError) as error:
+    except (ValueError, AttributeError, RecursionError) as error:
         raise ParticipantError(f"expected settings of kdfed in a message: {one_line(error)}") from error

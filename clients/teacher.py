@@ -14,7 +14,7 @@ from typing import TypeAlias
 
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 
-from kdfed.errors import ParticipantError
+from kdfed.errors import ParticipantError, shown
 from kdfed.messages import ARRAYS, CONFIG, METRICS, Train, TrainTeacher, record_of
 from kdfed.metrics import LOCAL_STEPS
 from kdfed.private.flwr import readdressed
@@ -62,7 +62,9 @@ def teacher(train: Handler) -> Handler:
         steps = 0
         for _ in range(asked.settings.epochs):
             content = RecordDict({ARRAYS: arrays, CONFIG: ConfigRecord(dict(config))})
-            reply = train(readdressed(message, Train.type, content), context)
+            reply: object = train(readdressed(message, Train.type, content), context)
+            if not isinstance(reply, Message):
+                raise ParticipantError(f"expected the train handler to return a Message, got {shown(reply)}")
             if reply.has_error():
                 return Message(reply.error, reply_to=message)
             arrays = record_of(reply.content, ARRAYS, ArrayRecord)
@@ -70,9 +72,14 @@ def teacher(train: Handler) -> Handler:
             if not arrays or not metrics:
                 raise ParticipantError(
                     f"expected the train handler to reply with an ArrayRecord {ARRAYS!r} and a MetricRecord "
-                    f"{METRICS!r}, got {sorted(reply.content)}"
+                    f"{METRICS!r}, neither empty, got {_told(reply.content)}"
                 )
-            steps += _steps(metrics)
+            made = metrics.get(LOCAL_STEPS, 0)
+            if not isinstance(made, int):
+                raise ParticipantError(
+                    f"expected the train handler to tell {LOCAL_STEPS} as a whole number, got {shown(made)}"
+                )
+            steps += made
         if LOCAL_STEPS in metrics:
             metrics[LOCAL_STEPS] = steps
         return Message(RecordDict({ARRAYS: arrays, METRICS: metrics}), reply_to=message)
@@ -80,7 +87,7 @@ def teacher(train: Handler) -> Handler:
     return train_teacher
 
 
-def _steps(metrics: MetricRecord) -> int:
-    """Return the optimiser steps that a call told; what is no number of steps the server refuses."""
-    made = metrics.get(LOCAL_STEPS, 0)
-    return made if isinstance(made, int) else 0
+def _told(content: RecordDict) -> str:
+    """Name records, with their kinds and sizes."""
+    told = [f"{type(record).__name__} {key!r} of {len(record)}" for key, record in sorted(content.items())]
+    return ", ".join(told) or "none"

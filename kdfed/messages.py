@@ -174,7 +174,7 @@ class HelloReply:
             raise MessageError(
                 f"expected the examples of each participant, got those of {len(held)} for {count} of them"
             )
-        if min(held) < 0 or sum(held) != examples:
+        if min(held) < 0 or sum(held) != examples or examples >= 2**63:
             raise MessageError(
                 f"expected at least 0 examples of each participant, {examples} in all, got {min(held)} to "
                 f"{max(held)}, {sum(held)} in all"
@@ -562,7 +562,7 @@ class Cohorts:
             if _UPDATE_BOUND in record:
                 buffers = frozenset(map(str, record.get(_BUFFERS, ())))
                 limits = Limits(int(record[_MAX_EXAMPLES]), float(record[_UPDATE_BOUND]), buffers)
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise MessageError(
                 f"expected cohorts with participants, sizes, variants and reply: {error!r}"
             ) from error
@@ -574,6 +574,11 @@ class Cohorts:
             raise MessageError(
                 f"expected sizes and variants for {len(participants)} participants and reply mean or each, "
                 f"got sizes {sizes}, {len(variants)} variants, reply {reply!r}"
+            )
+        if not participants or min(sizes) < 0 or not 0 <= min(variants) <= max(variants) < len(variants):
+            raise MessageError(
+                "expected participants, sizes of at least 0 and variants that are numbered from 0, got "
+                f"{len(participants)} participants, sizes {sizes!r:.80}, variants {variants!r:.80}"
             )
         ends = np.cumsum(sizes).tolist()
         cohorts = tuple(tuple(participants[end - size : end]) for size, end in zip(sizes, ends, strict=True))
@@ -754,7 +759,10 @@ class Simulation:
         record = record_of(content, SIMULATION, ConfigRecord)
         if not record:
             return None
-        names = json.loads(_value(record, "names", str)) if "names" in record else []
+        try:
+            names = tuple(map(str, json.loads(_value(record, "names", str)) if "names" in record else ()))
+        except (ValueError, TypeError, RecursionError) as error:
+            raise MessageError(f"expected a list of names in a simulation: {one_line(error)}") from error
         return cls(
             data=_value(record, "data", str),
             partition=_value(record, "partition", str),
@@ -762,7 +770,7 @@ class Simulation:
             threads=_value(record, "threads", int),
             device=_value(record, "device", str),
             precision="bfloat16" if record.get("precision") == "bfloat16" else "float32",
-            names=tuple(map(str, names)),
+            names=names,
             folder=Path(_value(record, "folder", str)) if "folder" in record else None,
             store=Path(_value(record, "store", str)) if "store" in record else None,
         )
@@ -795,8 +803,17 @@ def record_of(content: RecordDict, key: str, kind: type[R]) -> R:
 
 
 def state_of_record(content: RecordDict, key: str) -> State:
-    """Return a record's arrays as tensors; none where there is no record."""
-    return dict(record_of(content, key, ArrayRecord).to_torch_state_dict())
+    """Return a record's arrays as tensors; none where there is no record.
+
+    Raises
+    ------
+    MessageError
+        If their bytes cannot be read.
+    """
+    try:
+        return dict(record_of(content, key, ArrayRecord).to_torch_state_dict())
+    except (ValueError, TypeError, EOFError, OSError) as error:
+        raise MessageError(f"expected arrays that can be read as {key!r}: {one_line(error)}") from error
 
 
 def _value(config: Mapping[str, Any], key: str, kind: type[V]) -> V:
@@ -819,5 +836,5 @@ def _settings(config: Mapping[str, Any], key: str, kind: type[S]) -> S:
 def _local(config: Mapping[str, Any]) -> LocalMode:
     try:
         return LOCAL_MODES.parse(_value(config, "local", str))
-    except (ValueError, AttributeError) as error:
+    except (ValueError, AttributeError, RecursionError) as error:
         raise MessageError(f"expected settings as 'local' in a message: {one_line(error)}") from error

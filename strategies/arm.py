@@ -65,6 +65,7 @@ class ArmRunner:
         self._reply: ReplyKind = "mean" if takes_means(strategy) else "each"
         self.result = ArmResult()
         self.listeners = Listeners([])
+        self._once = Once(log)
 
     # ------------------------------------------------------------------ the loop
 
@@ -102,10 +103,18 @@ class ArmRunner:
                 self.listeners.catch_up()
                 self._stops()
             self.result.arrays = ArrayRecord(dict(ended.state))
-        finally:
-            self.listeners.catch_up()
-            self.listeners.end(0 if ended is None else ended.number, self.ledger.totals())
+        except BaseException:
+            try:
+                self._end(ended)
+            except Exception:  # what ended the arm is what its caller must learn
+                log.exception("%s, seed %d: after its end", self.config.name, self.config.seed)
+            raise
+        self._end(ended)
         return self.result
+
+    def _end(self, ended: Round | None) -> None:
+        self.listeners.catch_up()
+        self.listeners.end(0 if ended is None else ended.number, self.ledger.totals())
 
     def _listeners(self, model: nn.Module, evaluate_fn: EvaluateFn | None) -> list[Listener]:
         """Return who follows this arm, in the order in which they are told."""
@@ -123,6 +132,13 @@ class ArmRunner:
         reason = self.listeners.should_stop()
         if reason is None:
             return False
+        if self.config.never_stop:
+            self._once.warn(
+                f"{self.config.name}, seed {self.config.seed}: goes on, because its best accuracy sets the "
+                "targets, though a listener would stop it",
+                reason,
+            )
+            return False
         if reason not in ("target", "plateau"):
             log.warning("%s, seed %d: a listener stops it: %s", self.config.name, self.config.seed, reason)
             reason = "listener"
@@ -134,7 +150,6 @@ class ArmRunner:
     def _hello(self) -> ParticipantGrid:
         """Find out who is there, and return the grid whose nodes they are."""
         config, server, participants = self.config, self.arm.server, self.arm.partition.participants
-        once = Once(log)
         if config.simulation is None:
             present = number_devices(self.network, participants, server.deadlines.hello)
         else:
@@ -146,7 +161,7 @@ class ArmRunner:
                 server.max_examples,
                 server.deadlines.hello,
                 self.ledger,
-                once,
+                self._once,
             )
         return ParticipantGrid(
             self.network,
@@ -156,7 +171,7 @@ class ArmRunner:
             simulation=config.simulation,
             present=present,
             limits=Limits(server.max_examples, server.update_bound),
-            log=once,
+            log=self._once,
         )
 
     # ------------------------------------------------------------------ the start

@@ -8,22 +8,24 @@ a teacher's handler is called.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal, TypeAlias
 
 import torch
 from flwr.serverapp.strategy import FedProx, Strategy
+from pydantic import ValidationError
 from torch import nn
 
 from kdfed.config import Arm
 from kdfed.data import Examples, Loadable, examples_of_loader
 from kdfed.distill import KDMethod, VanillaConsolidation
-from kdfed.errors import ConfigError, DataError, Mistake, shown
+from kdfed.errors import ConfigError, DataError, Mistake, one_line, shown
 from kdfed.listeners import Listener
 from kdfed.local import LocalMode, PlainLocal, ProximalLocal
 from kdfed.models import build_model, outputs_of
 from kdfed.named import NamedError, load_named
 from kdfed.partitions import UniformPartition
+from kdfed.records.parsing import problems_of
 from kdfed.seeding import derive, torch_generator
 from kdfed.server import GivenStrategy
 from kdfed.settings import ModelSettings, TeacherSettings
@@ -70,6 +72,7 @@ def arm_around(
     listeners: tuple[Listener, ...] = (),
 ) -> ArmConfig:
     """Return the arm of :meth:`strategies.pre_consolidation.PreConsolidation.around`, which see."""
+    _check_arguments(strategy, targets, seed, listeners)
     settings = settings_of(model)
     held = examples_of_loader(transfer, "transfer")
     if validation is None:
@@ -91,15 +94,21 @@ def arm_around(
             f"{least if least < 0 else most}"
         )
     build_model(settings, shape, classes, derive(seed, "init"))  # refuses what cannot be trained or averaged
-    arm = Arm(
-        start=start,
-        model=settings,
-        local=_local(strategy),
-        teachers=TeacherSettings(epochs=teacher_epochs, batch_size=1),
-        consolidation=consolidation or default_consolidation(len(held)),
-        partition=UniformPartition(participants=participants),
-        server=GivenStrategy(sampled=sampled),
-    )
+    try:
+        arm = Arm(
+            start=start,
+            model=settings,
+            local=_local(strategy),
+            teachers=TeacherSettings(epochs=teacher_epochs, batch_size=1),
+            consolidation=consolidation or default_consolidation(len(held)),
+            partition=UniformPartition(participants=participants),
+            server=GivenStrategy(sampled=sampled),
+        )
+    except ValidationError as error:
+        raise ConfigError("PreConsolidation.around", [Mistake("", one_line(problems_of(error)))]) from error
+    refused = [Mistake(refusal.key.lstrip("."), refusal.message) for refusal in arm.server.refusals(arm)]
+    if refused:
+        raise ConfigError("PreConsolidation.around", refused)
     data = ServerData(
         transfer=held,
         validation=judged,
@@ -109,6 +118,30 @@ def arm_around(
         task=CLASSIFICATION,
     )
     return ArmConfig(arm=arm, data=data, seed=seed, targets=targets, listeners=listeners)
+
+
+def _check_arguments(
+    strategy: object, targets: Sequence[object], seed: object, listeners: Sequence[object]
+) -> None:
+    """Refuse what would fail in the middle of a run."""
+    mistakes = []
+    if not isinstance(strategy, Strategy):
+        mistakes.append(Mistake("strategy", f"expected a Flower strategy, got {shown(strategy)}"))
+    if not (
+        isinstance(targets, list | tuple)
+        and all(isinstance(one, int | float) and 0 < one <= 1 for one in targets)
+    ):
+        mistakes.append(Mistake("targets", f"expected a list of accuracies in (0, 1], got {shown(targets)}"))
+    if not isinstance(seed, int) or seed < 0:
+        mistakes.append(Mistake("seed", f"expected a whole number of at least 0, got {shown(seed)}"))
+    if not (isinstance(listeners, list | tuple) and all(isinstance(one, Listener) for one in listeners)):
+        mistakes.append(
+            Mistake(
+                "listeners", f"expected a list of kdfed.listeners.Listener objects, got {shown(listeners)}"
+            )
+        )
+    if mistakes:
+        raise ConfigError("PreConsolidation.around", mistakes)
 
 
 def settings_of(model: OwnModel) -> ModelSettings:

@@ -47,15 +47,17 @@ def examples_of_loader(data: Loadable, name: str) -> Examples:
         found = data
     else:
         indexed = hasattr(data, "__getitem__") and hasattr(data, "__len__")
+        if isinstance(data, Mapping) or not (indexed or isinstance(data, Iterable)):
+            raise DataError(f"expected a data set or a DataLoader as {name}, got {shown(data)}")
         batches: Iterable[Any] = DataLoader(data, _BATCH) if indexed else data  # type: ignore[arg-type]
         with torch_seed(0):
             pairs = [_pair(batch, name) for batch in batches]
         if not pairs:
             raise DataError(f"expected examples in {name}, got none")
-        found = Examples(
-            torch.cat([inputs for inputs, _ in pairs]), torch.cat([labels for _, labels in pairs])
-        )
+        found = _joined(pairs, name)
     inputs, labels = found.inputs, found.labels
+    if not (isinstance(inputs, torch.Tensor) and isinstance(labels, torch.Tensor)):
+        raise DataError(f"expected tensors as the inputs and labels of {name}, got {type(inputs).__name__}")
     if len(labels) == 0 or len(inputs) != len(labels):
         raise DataError(f"expected a label for each input in {name}, got {len(inputs)} and {len(labels)}")
     if not inputs.is_floating_point() or labels.is_floating_point() or labels.ndim != 1:
@@ -64,6 +66,19 @@ def examples_of_loader(data: Loadable, name: str) -> Examples:
             f"{_form(inputs)} and {_form(labels)}; give it the app's transforms"
         )
     return Examples(inputs.detach().cpu().float(), labels.detach().cpu().long())
+
+
+def _joined(pairs: list[tuple[torch.Tensor, torch.Tensor]], name: str) -> Examples:
+    """Return the examples of all batches."""
+    first = pairs[0][0].shape[1:]
+    for inputs, labels in pairs:
+        if labels.ndim == 0 or inputs.ndim == 0:
+            raise DataError(f"expected batches in {name}, got single examples; give its loader a batch_size")
+        if inputs.shape[1:] != first:
+            raise DataError(
+                f"expected inputs of one shape in {name}, got {list(first)} and {list(inputs.shape[1:])}"
+            )
+    return Examples(torch.cat([inputs for inputs, _ in pairs]), torch.cat([labels for _, labels in pairs]))
 
 
 def _pair(batch: Any, name: str) -> tuple[torch.Tensor, torch.Tensor]:

@@ -144,7 +144,7 @@ def test_a_reply_without_arrays_is_refused() -> None:
     def forgetful(msg: Message, context: Context) -> Message:
         return Message(RecordDict({"weights": msg.content["arrays"]}), reply_to=msg)
 
-    with pytest.raises(ParticipantError, match=r"reply with an ArrayRecord 'arrays'.*got \['weights'\]"):
+    with pytest.raises(ParticipantError, match=r"reply with an ArrayRecord 'arrays'.*got ArrayRecord 'weights' of 1"):
         teacher(forgetful)(message(), context())
 
 
@@ -158,3 +158,26 @@ def test_a_decorated_handler_is_one_line_more() -> None:
     app.train("teacher")(teacher(train))
     reply = app(message(), context())
     assert reply.content["arrays"].to_torch_state_dict()["w"].tolist() == [3.0, 3.0]
+
+
+@pytest.mark.parametrize(
+    ("reply", "told"),
+    [
+        (None, "to return a Message, got None"),
+        ({"w": 1}, "to return a Message, got {'w': 1}"),
+        (RecordDict({"arrays": ArrayRecord(), "metrics": MetricRecord()}), "ArrayRecord 'arrays' of 0"),
+        (RecordDict(), "got none"),
+    ],
+)
+def test_a_train_handler_that_returns_something_else_is_told_so(reply: object, told: str) -> None:
+    def train(msg: Message, context: Context) -> Any:
+        return Message(reply, reply_to=msg) if isinstance(reply, RecordDict) else reply
+
+    with pytest.raises(ParticipantError, match=told):
+        teacher(train)(message(), context())
+
+
+@pytest.mark.parametrize("steps", [6.0, [1, 2]])
+def test_local_steps_that_are_no_whole_number_are_not_replaced_by_0(steps: Any) -> None:
+    with pytest.raises(ParticipantError, match="local-steps as a whole number"):
+        teacher(Stock(**{"local-steps": steps}))(message(), context())

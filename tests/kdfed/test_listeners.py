@@ -204,3 +204,28 @@ def test_flowers_log_reads_like_flowers_own(tiny, run_arm, caplog) -> None:
     assert f"accuracy {result.records[1].accuracy:.4f}" in "\n".join(lines[first:last])
     assert f"accuracy {result.records[2].accuracy:.4f}" in "\n".join(lines[last:])
     assert any("aggregate_train: Received" in text for text in lines[first:last]), "of Flower's own"
+
+
+@pytest.mark.parametrize("error", [KdfedError, KeyboardInterrupt])
+def test_a_listener_that_raises_at_the_end_does_not_hide_what_ended_the_arm(
+    error: type[BaseException], tiny, run_arm, caplog
+) -> None:
+    class Raising(Listener):
+        def on_round_start(self, number: int, rounds: int) -> None:
+            if number == 2:
+                raise error("the reason")
+
+        def on_round(self, ended: Round) -> None:
+            if ended.number == 1:  # told after the end, because round 2 did not begin
+                raise OSError("the disk is full")
+
+    with pytest.raises(error, match="the reason"):
+        run_arm(tiny(**{"rounds.max": 3}), listeners=(Raising(),))
+    assert "the disk is full" in caplog.text
+
+
+def test_a_listener_does_not_stop_the_baseline_that_sets_the_targets(tiny, run_arm, caplog) -> None:
+    listener = Telling([], in_step=True, last=0)
+    result = run_arm(tiny(**{"rounds.max": 2}), never_stop=True, listeners=(listener,))
+    assert (result.stopped, len(result.records)) == ("max-rounds", 3)
+    assert caplog.text.count("a listener would stop it") == 1

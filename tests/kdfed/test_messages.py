@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -244,3 +244,53 @@ def test_answers_of_different_lengths_are_refused():
 
 def test_records_are_numbered_only_where_there_are_several():
     assert [numbered("arrays", 0, 1), numbered("arrays", 1, 2)] == ["arrays", "arrays-1"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"sizes": [-1, 4]},
+        {"variants": [-1, -1, -1]},
+        {"variants": [0, 0, 3]},
+        {"participants": [float("inf"), 1, 2]},
+        {"participants": [], "sizes": [], "variants": []},
+    ],
+)
+def test_cohorts_that_cannot_be_are_refused(change: dict[str, Any]) -> None:
+    record = {**Cohorts(((0, 1), (2,)), (0, 0, 1), "each").to_record(), **change}
+    with pytest.raises(MessageError):
+        Cohorts.from_record(record)
+
+
+@pytest.mark.parametrize("names", ["", "{", "5", "null", "[" * 100_000])
+def test_names_of_a_simulation_that_are_no_list_are_refused(names: str) -> None:
+    record = Simulation("{}", "{}", 1, 1, "cpu", "float32").to_record()
+    record["names"] = names
+    with pytest.raises(MessageError, match="list of names"):
+        Simulation.from_record(RecordDict({SIMULATION: record}))
+
+
+def test_arrays_whose_bytes_cannot_be_read_are_refused() -> None:
+    for array in (
+        Array("float32", (2, 3), "numpy.ndarray", b"junk"),
+        Array("float32", (2, 3), "numpy.ndarray", b""),
+        Array("float32", (2, 3), "other", b""),
+    ):
+        content = Train(seed=1, server_round=2, model=MODEL, local=PlainLocal()).to_record()
+        content["arrays"] = ArrayRecord({"w": array})
+        with pytest.raises(MessageError, match="arrays that can be read"):
+            Train.from_record(content)
+
+
+def test_settings_that_are_nested_too_deep_are_refused() -> None:
+    content = Train(seed=1, server_round=2, model=MODEL, local=PlainLocal()).to_record()
+    content[CONFIG]["local"] = "[" * 100_000
+    with pytest.raises(MessageError, match="'local'"):
+        Train.from_record(content)
+
+
+def test_more_examples_than_an_int64_counts_are_refused() -> None:
+    content = HelloReply({}, np.array([1]), "ab").to_record()
+    content["metrics"].update({"num-examples": 2**63, "held": [2**63]})
+    with pytest.raises(MessageError, match="at least 0 examples"):
+        HelloReply.from_record(content)

@@ -285,3 +285,25 @@ def test_data_that_do_not_fit_are_refused(changes: dict[str, Any], text: str) ->
 def test_keys_that_kdfed_would_replace_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"train_config.*expected other keys than kdfed's own, got 'seed'"):
         start(around(), train_config=ConfigRecord({"lr": 0.1, "seed": 3}))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"strategy": FedAvg}, "strategy: expected a Flower strategy, got <class"),
+        ({"participants": 0}, "participants"),
+        ({"teacher_epochs": 1.5}, "epochs"),
+        ({"sampled": 0}, "sampled"),
+        ({"sampled": 4}, "sampled"),
+        ({"start": "warm"}, "start"),
+        ({"consolidation": "vanilla"}, "consolidation"),
+        ({"targets": (90,)}, r"targets: expected a list of accuracies in \(0, 1\], got \(90,\)"),
+        ({"targets": 0.9}, "targets: expected a list"),
+        ({"seed": -1}, "seed: expected a whole number of at least 0, got -1"),
+        ({"listeners": (Listener,)}, "listeners: expected a list of kdfed.listeners.Listener objects"),
+        ({"listeners": Listener()}, "listeners: expected a list"),
+    ],
+)
+def test_an_argument_that_cannot_be_is_refused_before_the_run(wrong: dict[str, Any], told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        around(**wrong)

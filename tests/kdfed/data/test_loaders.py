@@ -83,3 +83,19 @@ def test_a_loader_with_a_sampler_gives_its_sample_alone() -> None:
 def test_anything_else_is_refused_by_what_it_holds(data: Any, text: str) -> None:
     with pytest.raises(DataError, match=text):
         examples_of_loader(data, "transfer")
+
+
+@pytest.mark.parametrize(
+    ("data", "told"),
+    [
+        (DataLoader(PAIRS, batch_size=None), "give its loader a batch_size"),
+        ({"inputs": INPUTS, "labels": LABELS}, "expected a data set or a DataLoader as transfer"),
+        (None, "expected a data set or a DataLoader as transfer, got None"),
+        (5, "expected a data set or a DataLoader as transfer, got 5"),
+        (iter([(INPUTS, LABELS), (INPUTS[:, :1], LABELS)]), r"of one shape in transfer, got \[2\] and \[1\]"),
+        (Examples(INPUTS.numpy(), LABELS.numpy()), "expected tensors as the inputs and labels of transfer"),
+    ],
+)
+def test_what_is_no_data_set_is_refused_in_words(data: Any, told: str) -> None:
+    with pytest.raises(DataError, match=told):
+        examples_of_loader(data, "transfer")
