@@ -120,11 +120,11 @@ def answer(
             results.append(_mean([part for part in parts if part.metrics]))
     answers = [(participant, *rows[participant]) for participant in cohorts.participants]
     content = _records(results)
-    content[COHORTS] = Answers(*zip(*_whole_once(answers), strict=True)).to_record()
+    content[COHORTS] = Answers(*zip(*_reasons_once(answers), strict=True)).to_record()
     return Message(content, reply_to=message)
 
 
-def _whole_once(answers: Sequence[tuple[int, int, int, str]]) -> list[tuple[int, int, int, str]]:
+def _reasons_once(answers: Sequence[tuple[int, int, int, str]]) -> list[tuple[int, int, int, str]]:
     """Leave each distinct reason whole where it comes first; a line stands for it in the rest."""
     known: set[str] = set()
     shorter = []
@@ -175,15 +175,15 @@ class _Checked:
 
 
 @dataclass(frozen=True)
-class _Owed:
+class _Expected:
     """What work must be like: shapes and dtypes, and how far from what was sent; None for no bound."""
 
     spec: Spec
     reach: Reach | None
 
     @classmethod
-    def of(cls, spec: Spec, sent: State, limits: Limits | None) -> _Owed:
-        """Return what is owed to a message with these weights; None of limits where the server looks."""
+    def of(cls, spec: Spec, sent: State, limits: Limits | None) -> _Expected:
+        """Return what is expected for these weights; no limits where the server looks at each."""
         if limits is None or spec_of(sent) != spec:
             return cls(spec, None)
         return cls(spec, Reach(numpy_of(sent), limits))
@@ -205,17 +205,17 @@ class _Variant(Generic[M]):
         expected: Callable[[M], Spec],
         cohorts: Cohorts,
     ) -> None:
-        self._content, self._kind, self._begin, self._expected = content, kind, begin, expected
+        self._content, self._kind, self._begin, self._spec_of = content, kind, begin, expected
         self._limits, self._sums = cohorts.limits, cohorts.reply == "mean"
         self._work: CohortWork | None = None
-        self._owed = _Owed({}, None)
+        self._expected = _Expected({}, None)
 
     def do(self, members: Sequence[int]) -> list[_Checked]:
         """Have participants work together; if that fails, each alone, so that it costs only who failed."""
         try:
             work = self._work or self._read()
             check = _summed if self._sums else _each
-            return [check(part, self._owed) for part in work(members, self._sums)]
+            return [check(part, self._expected) for part in work(members, self._sums)]
         except (Exception, SystemExit) as error:  # whatever a foreign model raises
             if ends_program(error):
                 raise
@@ -228,19 +228,19 @@ class _Variant(Generic[M]):
 
     def _read(self) -> CohortWork:
         asked = self._kind.from_record(self._content)
-        self._owed = _Owed.of(self._expected(asked), asked.arrays, self._limits)
+        self._expected = _Expected.of(self._spec_of(asked), asked.arrays, self._limits)
         self._work = self._begin(asked)
         return self._work
 
 
-def _each(part: Contribution, owed: _Owed) -> _Checked:
-    problems = _problems(part, owed)
+def _each(part: Contribution, expected: _Expected) -> _Checked:
+    problems = _problems(part, expected)
     rows = {member: row for row, member in enumerate(part.members) if member not in problems}
     metrics = {member: part.metrics[row] for member, row in rows.items()}
     return _Checked(metrics, problems, each={member: part.of(row) for member, row in rows.items()})
 
 
-def _summed(part: Contribution, owed: _Owed) -> _Checked:
+def _summed(part: Contribution, expected: _Expected) -> _Checked:
     """Sum a contribution's arrays at once, while they lie in the cache.
 
     A sum is finite only if every number is: faults are looked for where it is not.
@@ -248,53 +248,53 @@ def _summed(part: Contribution, owed: _Owed) -> _Checked:
     Raises
     ------
     ParticipantError
-        If it came as sums that nobody can have who kept to the limits: each participant must be looked at.
+        If sums exceed what participants within the limits can reach: each of them must be looked at.
     """
-    spec = owed.spec
+    spec = expected.spec
     if part.sums:
-        _check_sums(part, owed)
+        _check_sums(part, expected)
         metrics = dict(zip(part.members, part.metrics, strict=True))
         return _Checked(metrics, {}, sums=part.sums, spec=spec)
-    problems = _problems_with_metrics(part, owed)
+    problems = _problems_with_metrics(part, expected)
     sums: State = {}
-    if not problems and spec_of(part.of(0)) == spec and not _far(part, owed):
+    if not problems and spec_of(part.of(0)) == spec and not _far(part, expected):
         sums = _weighted_sums(part, range(len(part.members)))
     if not sums or not _finite(sums):
-        problems = _problems(part, owed)
+        problems = _problems(part, expected)
         sums = _weighted_sums(part, [r for r, member in enumerate(part.members) if member not in problems])
     metrics = {m: own for m, own in zip(part.members, part.metrics, strict=True) if m not in problems}
     return _Checked(metrics, problems, sums=sums, spec=spec)
 
 
-def _check_sums(part: Contribution, owed: _Owed) -> None:
-    problems = _problems_with_metrics(part, owed)
-    if not problems and owed.reach is not None:
+def _check_sums(part: Contribution, expected: _Expected) -> None:
+    problems = _problems_with_metrics(part, expected)
+    if not problems and expected.reach is not None:
         total = sum(_number(metrics, NUM_EXAMPLES) for metrics in part.metrics)
-        problem = owed.reach.problem_with({k: (v / total).numpy() for k, v in part.sums.items()})
+        problem = expected.reach.problem_with({k: (v / total).numpy() for k, v in part.sums.items()})
         problems = {} if problem is None else {part.members[0]: problem}
     if problems:
         raise ParticipantError(next(iter(problems.values())))
 
 
-def _problems(part: Contribution, owed: _Owed) -> dict[int, str]:
+def _problems(part: Contribution, expected: _Expected) -> dict[int, str]:
     """Say what is wrong with participants' work."""
-    problems = _problems_with_metrics(part, owed)
+    problems = _problems_with_metrics(part, expected)
     finite = _finite(part.arrays)  # if not, a sum may only have overflowed: look again
     # All have the shapes of the first; where everything is finite there is nothing more to look for.
-    first = problem_with_arrays(part.of(0), owed.spec)
+    first = problem_with_arrays(part.of(0), expected.spec)
     for row, member in enumerate(part.members):
-        problem = first if finite or row == 0 else problem_with_arrays(part.of(row), owed.spec)
+        problem = first if finite or row == 0 else problem_with_arrays(part.of(row), expected.spec)
         if problem is not None:
             problems.setdefault(member, problem)
     if len(problems) < len(part.members):
-        for member, problem in _far(part, owed).items():
+        for member, problem in _far(part, expected).items():
             problems.setdefault(member, problem)
     return problems
 
 
-def _far(part: Contribution, owed: _Owed) -> dict[int, str]:
+def _far(part: Contribution, expected: _Expected) -> dict[int, str]:
     """Say whose arrays lie too far from those that were sent; of the shapes that were expected."""
-    reach = owed.reach
+    reach = expected.reach
     if reach is None:
         return {}
     near = torch.ones(len(part.members), dtype=torch.bool)
@@ -315,9 +315,9 @@ def _finite(arrays: Stack) -> bool:
     return all(bool(values.sum().isfinite()) for values in arrays.values())
 
 
-def _problems_with_metrics(part: Contribution, owed: _Owed) -> dict[int, str]:
+def _problems_with_metrics(part: Contribution, expected: _Expected) -> dict[int, str]:
     found = (
-        (member, problem_with_metrics(metrics, owed.examples))
+        (member, problem_with_metrics(metrics, expected.examples))
         for member, metrics in zip(part.members, part.metrics, strict=True)
     )
     return {member: problem for member, problem in found if problem is not None}

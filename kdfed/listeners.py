@@ -82,8 +82,8 @@ class Listener:
     """
 
     in_step: bool = False
-    """Whether a round must be told before the next one begins: of whoever may stop the arm. Where nobody asks
-    for it, a round is evaluated and told while the participants train for the next one already."""
+    """Whether a round must be evaluated before the next begins, which a listener that may stop the arm needs.
+    Where nobody does, that happens while the participants train for the next one already."""
 
     def on_start(self, name: str, seed: int, arm: Arm) -> None:
         """Before the first message."""
@@ -105,6 +105,9 @@ class Listener:
 
     def on_round_start(self, number: int, rounds: int) -> None:
         """Before a federated round's messages are made."""
+
+    def on_trained(self, ended: Round) -> None:
+        """After the start, and after each federated round: its weights are there, but no evaluation yet."""
 
     def on_round(self, ended: Round) -> None:
         """After the start, and after each federated round: it has been evaluated."""
@@ -139,6 +142,8 @@ class Listeners:
 
     def __init__(self, listeners: Sequence[Listener]) -> None:
         self._listeners = list(listeners)
+        for listener in self._listeners:
+            _check_in_step(listener)
         self._untold: Round | None = None
         self._in_step = any(listener.in_step for listener in self._listeners)
 
@@ -160,7 +165,9 @@ class Listeners:
             listener.on_round_start(number, rounds)
 
     def round(self, ended: Round) -> None:
-        """Tell that a round has ended: now if a listener must be in step, else by :meth:`catch_up`."""
+        """Tell that a round has ended; it is evaluated now if a listener is in step, else later."""
+        for listener in self._listeners:
+            listener.on_trained(ended)
         self._untold = ended
         if self._in_step:
             self.catch_up()
@@ -188,6 +195,17 @@ class Listeners:
             listener.on_end(rounds, costs)
 
 
+def _check_in_step(listener: Listener) -> None:
+    """Refuse a listener that wants to stop its arm and is never asked, unless its ``__init__`` decided so."""
+    kind = type(listener)
+    asked = kind.should_stop is Listener.should_stop or "in_step" in vars(listener)
+    if not asked and not listener.in_step:
+        raise KdfedError(
+            f"expected in_step = True of the listener {kind.__module__}:{kind.__name__}, which has "
+            "should_stop, got False: it would never be asked"
+        )
+
+
 def build_listener(settings: ListenerSettings) -> Listener:
     """Return the listener that an experiment names.
 
@@ -207,9 +225,10 @@ def build_listener(settings: ListenerSettings) -> Listener:
 
 
 class FlowerLog(Listener):
-    """Logs rounds and accuracies to Flower's logger, as Flower's own strategies do in ``start``."""
+    """Logs rounds and accuracies to Flower's logger, as Flower's own strategies do in ``start``.
 
-    in_step = True  # else a round's accuracy would stand below the next round's title
+    A round is evaluated while the nodes train for the next one, so its lines name it.
+    """
 
     def __init__(self) -> None:
         self._log = logging.getLogger("flwr")
@@ -230,8 +249,8 @@ class FlowerLog(Listener):
         """Log the round, as Flower does."""
         self._title(f"[ROUND {number}/{rounds}]")
 
-    def on_round(self, ended: Round) -> None:
-        """Log who answered, what they measured, and the evaluation on the server."""
+    def on_trained(self, ended: Round) -> None:
+        """Log who answered, what they measured, and what the consolidation gave."""
         if ended.consolidation is not None:
             found = ended.consolidation
             self._log.info(
@@ -244,22 +263,24 @@ class FlowerLog(Listener):
             self._log.info("")
         if ended.metrics:
             self._item("Aggregated MetricRecord: %s", dict(ended.metrics))
-        record = ended.evaluated
-        if record.absent:
-            left_out = ", ".join(str(absent.participant) for absent in record.absent)
+        if ended.absent:
+            left_out = ", ".join(str(absent.participant) for absent in ended.absent)
             self._item("Left out: participants %s", left_out)
         if ended.number > 0:
-            self._item("From %d participants; a mean of all is one result", record.answered)
+            self._item("From %d participants; a mean of all is one result", ended.answered)
+
+    def on_round(self, ended: Round) -> None:
+        """Log the evaluation on the server."""
+        record, where = ended.evaluated, f"Round {ended.number}"
         own = f"accuracy {_shown(record.accuracy)}, loss {_shown(record.loss)}"
         if ended.number == 0:
             self._log.info("Initial evaluation on validation examples: %s", own)
             if ended.evaluation:
                 self._log.info("Initial global evaluation results: %s", dict(ended.evaluation))
             return
-        self._item("Evaluation on validation examples: %s", own)
+        self._item("%s, evaluation on validation examples: %s", where, own)
         if ended.evaluation:
-            self._log.info("Global evaluation")
-            self._item("MetricRecord: %s", dict(ended.evaluation))
+            self._item("%s, global evaluation: %s", where, dict(ended.evaluation))
 
     def on_client_evaluation(self, number: int, metrics: Mapping[str, Any]) -> None:
         """Log what participants measured."""

@@ -35,7 +35,7 @@ from kdfed.reasons import Once
 from kdfed.records import Stopped, load_start
 from kdfed.seeding import derive, python_seed, sample_participants
 from strategies.arm_config import ArmConfig, ServerData
-from strategies.hello import ask_nodes, number_devices
+from strategies.hello import Present, ask_nodes, number_devices
 from strategies.listeners import Announcing, EvaluateFn, Evaluating, Recording, Stopping
 from strategies.parcels import Exchange
 from strategies.participant_grid import ParticipantGrid
@@ -88,9 +88,10 @@ class ArmRunner:
         model = self.config.build(self.arm.model, "evaluation").to(self.config.setup.device)
         self.listeners = Listeners(self._listeners(model, evaluate_fn))
         ended: Round | None = None
+        present = self._connected()  # before the clock starts
         try:
             self.listeners.start(self.config.name, self.config.seed, self.arm)
-            self.grid = self._hello()
+            self.grid = self._hello(present)
             ended = self._start(dict(initial_arrays.to_torch_state_dict()), num_rounds, train_config)
             self.listeners.round(ended)
             for number in range(1, num_rounds + 1):
@@ -147,17 +148,22 @@ class ArmRunner:
 
     # ------------------------------------------------------------------ hello
 
-    def _hello(self) -> ParticipantGrid:
+    def _connected(self) -> Present | None:
+        """Wait until every device is connected; nodes of a simulation are asked in :meth:`_hello`."""
+        if self.config.simulation is not None:
+            return None
+        participants, timeout = self.arm.partition.participants, self.arm.server.deadlines.hello
+        return number_devices(self.network, participants, timeout)
+
+    def _hello(self, present: Present | None) -> ParticipantGrid:
         """Find out who is there, and return the grid whose nodes they are."""
-        config, server, participants = self.config, self.arm.server, self.arm.partition.participants
-        if config.simulation is None:
-            present = number_devices(self.network, participants, server.deadlines.hello)
-        else:
+        config, server = self.config, self.arm.server
+        if config.simulation is not None:
             self.listeners.phase("hello", self.ledger.totals())
             present = ask_nodes(
                 self.network,
                 config.simulation,
-                participants,
+                self.arm.partition.participants,
                 server.max_examples,
                 server.deadlines.hello,
                 self.ledger,
@@ -189,7 +195,10 @@ class ArmRunner:
         teachers = phase.train()
         report = self.grid.report
         least = min(self.arm.server.minimum, phase.count)
-        self._require(len(report.answered), least, "teacher phase", "answered with a teacher")
+        answered = len(report.answered)
+        if answered == 0 and any("'teacher'" in absent.reason for absent in report.absent):
+            log.error("a ClientApp of your own needs app.train('teacher')(teacher(train)) of clients.teacher")
+        self._require(answered, least, "teacher phase", "answered with a teacher")
         if start == "averaged":
             state, advice = average(teachers), "lower teachers.lr"
         else:
@@ -257,14 +266,14 @@ class ArmRunner:
 
     def _sample(self, number: int, spec: Spec, reach: Reach) -> None:
         """Draw a round's participants and show them to the strategy."""
-        owed: Reach | None = reach
+        bound: Reach | None = reach
         if isinstance(self.strategy, OwnReplies):
-            spec, owed = self.strategy.reply_spec(number), None
+            spec, bound = self.strategy.reply_spec(number), None
         exchange = Exchange(
             phase="rounds",
             round=number,
             spec_of=lambda participant: spec,
-            reach_of=lambda participant: owed,
+            reach_of=lambda participant: bound,
             steps_of=self._most_steps,
             weight_key=weight_key(self.strategy),
         )

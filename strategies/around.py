@@ -76,18 +76,18 @@ def arm_around(
     settings = settings_of(model)
     held = examples_of_loader(transfer, "transfer")
     if validation is None:
-        held, judged = _held_back(held, seed)
+        held, validation_examples = _held_back(held, seed)
     else:
-        judged = examples_of_loader(validation, "validation")
+        validation_examples = examples_of_loader(validation, "validation")
     shape = tuple(held.inputs.shape[1:])
-    if tuple(judged.inputs.shape[1:]) != shape:
+    if tuple(validation_examples.inputs.shape[1:]) != shape:
         raise DataError(
             f"expected validation inputs of shape {shape}, as transfer has, got "
-            f"{tuple(judged.inputs.shape[1:])}"
+            f"{tuple(validation_examples.inputs.shape[1:])}"
         )
-    most = max(int(each.labels.max()) for each in (held, judged))
+    most = max(int(each.labels.max()) for each in (held, validation_examples))
     classes = outputs_of(settings, shape) or most + 1
-    least = min(int(each.labels.min()) for each in (held, judged))
+    least = min(int(each.labels.min()) for each in (held, validation_examples))
     if least < 0 or most >= classes:
         raise DataError(
             f"expected labels from 0 to {classes - 1}, one for each output of {shown(settings.name)}, got "
@@ -111,7 +111,7 @@ def arm_around(
         raise ConfigError("PreConsolidation.around", refused)
     data = ServerData(
         transfer=held,
-        validation=judged,
+        validation=validation_examples,
         test=None,
         transfer_inputs=held.inputs.numpy(),
         classes=classes,

@@ -274,7 +274,7 @@ class Inbox:
         counted = Counter(shapes)
         if len(counted) < 2 or self._exchange is None:
             return [one.reply for one in ready]
-        # Of several that are equally frequent: ours, else the one with the fewest metrics.
+        # On a tie: ours, else the one with the fewest metrics.
         ours = set(_OURS[self._exchange.phase])
         if self._exchange.label_counts is not None:
             ours.add(LABEL_COUNTS)

@@ -29,7 +29,7 @@ from strategies.parcels import Cohort, Exchange, Parcel, content_of, cut, deal, 
 POLL_SECONDS = 0.0005, 0.02
 """Least and most seconds between two looks for replies; in between a fiftieth of the time waited so far."""
 
-_ASKS = 60, 600.0  # more questions who is there, over more seconds, are nothing but waiting
+_ASKS = 60, 600.0  # a strategy that asks more often, for more seconds than this, waits for ever
 
 
 class ParticipantGrid(Grid):

@@ -12,8 +12,15 @@ from kdfed.data.sources import task_problem
 from kdfed.errors import Mistake, shown
 from kdfed.family import Families, Family
 from kdfed.models import check_model
-from kdfed.named import NamedError, blamed, problem_with_options
-from kdfed.settings import DataSettings, ModelSettings, NormaliseSettings, OptimiserSettings, Settings
+from kdfed.named import NamedError, blamed, load_named, problem_with_options
+from kdfed.settings import (
+    DataSettings,
+    ListenerSettings,
+    ModelSettings,
+    NormaliseSettings,
+    OptimiserSettings,
+    Settings,
+)
 from kdfed.thing import Refusal, Thing, origin_of, within
 
 Choice = tuple[str, str, str, bool, bool]
@@ -123,7 +130,7 @@ def _refusals(arm: Arm) -> Iterator[Refusal]:
             for name, message, *others in data_problems(part):
                 yield Refusal(f"{key}.{name}", message, tuple(f"{key}.{other}" for other in others))
     for index, listener in enumerate(arm.listeners):
-        problem = problem_with_options(listener.name, listener.options)
+        problem = _listener_problem(listener)
         if problem is not None:
             yield Refusal(f"listeners.{index}", problem)
     if arm.data.task == "regression":
@@ -151,6 +158,21 @@ def refusals_from(thing: Thing, ask: Callable[[Thing], Iterator[Refusal]]) -> li
             return refusals
     except NamedError as error:
         return [Refusal("", str(error))]
+
+
+def _listener_problem(settings: ListenerSettings) -> str | None:
+    """Say why a name makes no listener; what a function returns is only seen when it is called."""
+    problem = problem_with_options(settings.name, settings.options)
+    if problem is not None:
+        return problem
+    found = load_named(settings.name)
+    bases = found.__mro__ if isinstance(found, type) else ()
+    if bases and not any((base.__module__, base.__name__) == _LISTENER for base in bases):
+        return f"expected {shown(settings.name)} to be a class derived from {'.'.join(_LISTENER)}"
+    return None
+
+
+_LISTENER = "kdfed.listeners", "Listener"  # which imports this module's package
 
 
 def _need_classes(arm: Arm) -> Iterator[Refusal]:

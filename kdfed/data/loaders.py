@@ -65,6 +65,8 @@ def examples_of_loader(data: Loadable, name: str) -> Examples:
             f"expected inputs as floating-point numbers and a class, a whole number, for each in {name}, got "
             f"{_form(inputs)} and {_form(labels)}; give it the app's transforms"
         )
+    if not bool(torch.isfinite(inputs).all()):
+        raise DataError(f"expected finite inputs in {name}, got infinity or NaN")
     return Examples(inputs.detach().cpu().float(), labels.detach().cpu().long())
 
 

@@ -144,7 +144,7 @@ def test_a_reply_without_arrays_is_refused() -> None:
     def forgetful(msg: Message, context: Context) -> Message:
         return Message(RecordDict({"weights": msg.content["arrays"]}), reply_to=msg)
 
-    with pytest.raises(ParticipantError, match=r"reply with an ArrayRecord 'arrays'.*got ArrayRecord 'weights' of 1"):
+    with pytest.raises(ParticipantError, match=r"an ArrayRecord 'arrays'.*got ArrayRecord 'weights' of 1"):
         teacher(forgetful)(message(), context())
 
 

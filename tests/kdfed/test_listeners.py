@@ -145,6 +145,9 @@ class Mine(Listener):
 def nothing():
     return None
 
+class Other:
+    pass
+
 def failing():
     raise ValueError("no such file")
 
@@ -177,16 +180,18 @@ def test_wrong_listeners_are_mistakes_of_the_experiment_all_at_once(tiny) -> Non
         {"name": "their_listeners:Nobody"},
         {"name": "no_such_module:Mine"},
         {"name": "their_listeners:value"},
+        {"name": "their_listeners:Other"},
         {"name": "their_listeners:Mine"},
     ]
     with pytest.raises(ConfigError) as raised:
         tiny(listeners=wrong)
     mistakes = {mistake.key: mistake.message for mistake in raised.value.mistakes}
-    assert set(mistakes) == {f"listeners.{index}" for index in range(4)}
+    assert set(mistakes) == {f"listeners.{index}" for index in range(5)}
     assert "that fit (*, limit: int = 1), got {'most': 3}" in mistakes["listeners.0"]
     assert "has no attribute 'Nobody'" in mistakes["listeners.1"]
     assert "No module named 'no_such_module'" in mistakes["listeners.2"]
     assert "to be callable" in mistakes["listeners.3"]
+    assert "a class derived from kdfed.listeners.Listener" in mistakes["listeners.4"]
 
 
 def test_flowers_log_reads_like_flowers_own(tiny, run_arm, caplog) -> None:
@@ -200,32 +205,36 @@ def test_flowers_log_reads_like_flowers_own(tiny, run_arm, caplog) -> None:
         logger.propagate = propagate
     lines = [text for text in caplog.messages if text]
     first, last = lines.index("[ROUND 1/2]"), lines.index("[ROUND 2/2]")
-    assert lines.index("[TEACHERS]") < first
-    assert f"accuracy {result.records[1].accuracy:.4f}" in "\n".join(lines[first:last])
-    assert f"accuracy {result.records[2].accuracy:.4f}" in "\n".join(lines[last:])
+    assert lines.index("[TEACHERS]") < lines.index("[CONSOLIDATION]") < first
+    assert any("teachers into one student" in text for text in lines[:first])
     assert any("aggregate_train: Received" in text for text in lines[first:last]), "of Flower's own"
+    for number in (1, 2):  # the first is evaluated while the second is trained
+        accuracy = f"accuracy {result.records[number].accuracy:.4f}"
+        told = [text for text in lines[last:] if f"Round {number}, evaluation" in text]
+        assert len(told) == 1
+        assert accuracy in told[0]
 
 
-@pytest.mark.parametrize("error", [KdfedError, KeyboardInterrupt])
-def test_a_listener_that_raises_at_the_end_does_not_hide_what_ended_the_arm(
-    error: type[BaseException], tiny, run_arm, caplog
-) -> None:
-    class Raising(Listener):
-        def on_round_start(self, number: int, rounds: int) -> None:
-            if number == 2:
-                raise error("the reason")
+def test_a_listener_that_would_never_be_asked_is_refused(tiny, run_arm) -> None:
+    class Deaf(Listener):
+        def should_stop(self) -> str | None:
+            return "please"
 
-        def on_round(self, ended: Round) -> None:
-            if ended.number == 1:  # told after the end, because round 2 did not begin
-                raise OSError("the disk is full")
-
-    with pytest.raises(error, match="the reason"):
-        run_arm(tiny(**{"rounds.max": 3}), listeners=(Raising(),))
-    assert "the disk is full" in caplog.text
+    with pytest.raises(KdfedError, match=r"expected in_step = True of the listener .*Deaf, which has"):
+        run_arm(tiny(), listeners=(Deaf(),))
 
 
-def test_a_listener_does_not_stop_the_baseline_that_sets_the_targets(tiny, run_arm, caplog) -> None:
-    listener = Telling([], in_step=True, last=0)
-    result = run_arm(tiny(**{"rounds.max": 2}), never_stop=True, listeners=(listener,))
-    assert (result.stopped, len(result.records)) == ("max-rounds", 3)
-    assert caplog.text.count("a listener would stop it") == 1
+def test_waiting_for_devices_is_not_in_an_arms_seconds(tiny, run_arm, monkeypatch) -> None:
+    order: list[str] = []
+    monkeypatch.setattr("strategies.arm.number_devices", lambda *arguments: order.append("devices") or fail())
+
+    def fail() -> None:
+        raise KdfedError("enough seen")
+
+    class First(Listener):
+        def on_start(self, name: str, seed: int, arm: Any) -> None:
+            order.append("start")
+
+    with pytest.raises(KdfedError, match="enough seen"):
+        run_arm(tiny(), listeners=(First(),), simulation=None)
+    assert order == ["devices"]
