@@ -122,7 +122,7 @@ def test_a_callable_without_a_signature_is_one_mistake(write, name: str) -> None
 @pytest.mark.parametrize(
     ("text", "options", "message"),
     [
-        ("def net(): pass", {}, "too many positional arguments"),
+        ("def net(input_shape): pass", {}, "too many positional arguments"),
         ("def net(input_shape, classes, width): pass", {}, "missing a required argument: 'width'"),
     ],
 )
