@@ -44,8 +44,6 @@ class Round:
         Whose work is in them, and who was left out, with the reason.
     costs
         Of the arm so far.
-    seconds
-        Since the arm began, when the round was evaluated.
     metrics
         What the strategy made of the participants' metrics.
     consolidation
@@ -62,7 +60,6 @@ class Round:
     answered: int
     absent: tuple[Absent, ...]
     costs: Costs
-    seconds: float = 0.0
     metrics: dict[str, Any] = field(default_factory=dict)
     consolidation: ConsolidationResult | None = None
     record: RoundRecord | None = None

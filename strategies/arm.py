@@ -15,7 +15,7 @@ next one.
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
+from collections.abc import Sequence
 from typing import cast
 
 from flwr.app import ArrayRecord, ConfigRecord, Message
@@ -91,15 +91,16 @@ class ArmRunner:
         present = self._connected()  # before the clock starts
         try:
             self.listeners.start(self.config.name, self.config.seed, self.arm)
-            self.grid = self._hello(present)
+            self.grid = self._hello(present, buffer_keys(model))
             ended = self._start(dict(initial_arrays.to_torch_state_dict()), num_rounds, train_config)
             self.listeners.round(ended)
             for number in range(1, num_rounds + 1):
                 if self._stops():
                     break
-                ended = self._round(number, ended, model, timeout, train_config)
+                sampled = self._sampled(number)
+                ended = self._round(number, sampled, ended, timeout, train_config)
                 self.listeners.round(ended)
-                self._evaluate_on_clients(ended, timeout, evaluate_config)
+                self._evaluate_on_clients(ended, sampled, timeout, evaluate_config)
             else:
                 self.listeners.catch_up()
                 self._stops()
@@ -155,7 +156,7 @@ class ArmRunner:
         participants, timeout = self.arm.partition.participants, self.arm.server.deadlines.hello
         return number_devices(self.network, participants, timeout)
 
-    def _hello(self, present: Present | None) -> ParticipantGrid:
+    def _hello(self, present: Present | None, buffers: frozenset[str]) -> ParticipantGrid:
         """Find out who is there, and return the grid whose nodes they are."""
         config, server = self.config, self.arm.server
         if config.simulation is not None:
@@ -176,7 +177,7 @@ class ArmRunner:
             reply=self._reply,
             simulation=config.simulation,
             present=present,
-            limits=Limits(server.max_examples, server.update_bound),
+            limits=Limits(server.max_examples, server.update_bound, buffers),
             log=self._once,
         )
 
@@ -223,16 +224,16 @@ class ArmRunner:
     def _round(
         self,
         number: int,
+        sampled: Sequence[int],
         before: Round,
-        model: nn.Module,
         timeout: float,
         train_config: ConfigRecord | None,
     ) -> Round:
         """Train one federated round; the round before is evaluated meanwhile, if it was not yet."""
         self.listeners.round_start(number, before.rounds)
-        spec, buffers = spec_of(before.state), buffer_keys(model)
-        reach = Reach(numpy_of(before.state), replace(self.grid.limits, buffers=buffers))
-        self._sample(number, spec, reach)
+        spec, limits = spec_of(before.state), self.grid.limits
+        reach = Reach(numpy_of(before.state), limits)
+        self._show(number, sampled, spec, reach)
         settings = Train(
             seed=self.config.seed, server_round=number, model=self.arm.model, local=self.arm.local
         )
@@ -249,7 +250,7 @@ class ArmRunner:
         arrays, metrics = self.strategy.aggregate_train(number, replies)
         if arrays is None:
             raise RunError(f"round {number}: the strategy returned no arrays")
-        state = repaired(self.strategy, arrays, replies, spec, buffers)
+        state = repaired(self.strategy, arrays, replies, spec, limits.buffers)
         advice = "lower local.lr or the server's step size"
         self._require_usable(state, spec, f"round {number}", advice, reach)
         if metrics is not None:
@@ -264,8 +265,8 @@ class ArmRunner:
             metrics={} if metrics is None else dict(metrics),
         )
 
-    def _sample(self, number: int, spec: Spec, reach: Reach) -> None:
-        """Draw a round's participants and show them to the strategy."""
+    def _show(self, number: int, sampled: Sequence[int], spec: Spec, reach: Reach) -> None:
+        """Show a round's participants to the strategy."""
         bound: Reach | None = reach
         if isinstance(self.strategy, OwnReplies):
             spec, bound = self.strategy.reply_spec(number), None
@@ -277,11 +278,12 @@ class ArmRunner:
             steps_of=self._most_steps,
             weight_key=weight_key(self.strategy),
         )
-        self.grid.begin(exchange, self._sampled(number))
+        self.grid.begin(exchange, sampled)
         least = max([self.arm.server.minimum, *minima(self.strategy, "train").values()])
         self._require(len(list(self.grid.get_node_ids())), least, f"round {number}", "can be sampled")
 
     def _sampled(self, number: int) -> list[int]:
+        """Draw a round's participants."""
         return sample_participants(
             self.config.seed, "sample", number, self.arm.partition.participants, sampled_count(self.arm)
         )
@@ -292,7 +294,7 @@ class ArmRunner:
         return self.arm.server.most_steps(self.arm.local, examples, held)
 
     def _evaluate_on_clients(
-        self, ended: Round, timeout: float, evaluate_config: ConfigRecord | None
+        self, ended: Round, sampled: Sequence[int], timeout: float, evaluate_config: ConfigRecord | None
     ) -> None:
         """Make the strategy's own evaluation trip, if it wants one; it is counted apart."""
         number, strategy = ended.number, self.strategy
@@ -303,7 +305,7 @@ class ArmRunner:
             steps_of=self._most_steps,
             weight_key=weight_key(strategy),
         )
-        self.grid.begin(exchange, self._sampled(number))
+        self.grid.begin(exchange, sampled)
         reachable, least = len(list(self.grid.get_node_ids())), minima(strategy, "evaluate")
         option = max(least, key=least.__getitem__, default="")
         if option and reachable < least[option]:  # Flower would wait for ever

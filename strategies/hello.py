@@ -19,7 +19,7 @@ from kdfed.ledger import Ledger
 from kdfed.messages import SIMULATION, Hello, HelloReply, Simulation, versions
 from kdfed.metrics import NUM_EXAMPLES
 from kdfed.reasons import Once
-from strategies.inbox import pass_warnings_on
+from strategies.inbox import bytes_of, pass_warnings_on
 
 _FIRST_NODE_SECONDS = 60.0
 
@@ -108,7 +108,7 @@ def ask_nodes(
         different data.
     """
     content = Hello(versions()).to_record()
-    down = sum(record.count_bytes() for record in content.values())
+    down = bytes_of(content)
     content[SIMULATION] = simulation.to_record()
     messages = [Message(content, node, Hello.type, ttl=timeout) for node in nodes_of(network)]
     replies = list(network.send_and_receive(messages, timeout=timeout))

@@ -58,7 +58,6 @@ class Evaluating(Listener):
         load_state(self._model, ended.state)
         accuracy, loss = evaluate(self._model, data.validation, data.task)
         test = evaluate(self._model, data.test, data.task)[0] if data.test is not None else None
-        ended.seconds = time.monotonic() - self._began
         ended.record = RoundRecord(
             arm=config.name,
             seed=config.seed,
@@ -74,7 +73,7 @@ class Evaluating(Listener):
             local_steps=costs.local_steps,
             answered=ended.answered,
             absent=ended.absent,
-            seconds=ended.seconds,
+            seconds=time.monotonic() - self._began,
         )
         metrics = MetricRecord({"accuracy": accuracy, "loss": loss})
         if self._evaluate_fn is not None:

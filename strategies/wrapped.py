@@ -6,12 +6,12 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Literal, Protocol, runtime_checkable
 
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Message
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp.strategy import FedAdagrad, FedAdam, FedAvg, FedAvgM, FedProx, FedYogi, Strategy
 
 from kdfed.arrays import Spec
 from kdfed.averaging import average_states
-from kdfed.messages import ARRAYS, METRICS
+from kdfed.messages import ARRAYS, METRICS, record_of, state_of_record
 from kdfed.metrics import NUM_EXAMPLES, number
 from kdfed.models import State
 from kdfed.private.flwr import aggregate_metrics
@@ -112,9 +112,9 @@ def repaired(
     """
     state = dict(arrays.to_torch_state_dict())
     if buffers and any(isinstance(layer, SERVER_OPTIMISERS) for layer in layers(strategy)):
-        states = [dict(reply.content.array_records[ARRAYS].to_torch_state_dict()) for reply in replies]
+        states = [state_of_record(reply.content, ARRAYS) for reply in replies]
         key = weight_key(strategy)
-        weights = [number(reply.content.metric_records[METRICS], key) for reply in replies]
+        weights = [number(record_of(reply.content, METRICS, MetricRecord), key) for reply in replies]
         mean = average_states(states, weights)
         state.update({key: mean[key] for key in buffers})
     result: State = {}

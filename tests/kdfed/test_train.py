@@ -23,19 +23,7 @@ from kdfed.train import (
     make_optimizer,
     predict,
 )
-
-SHAPE = (1, 8, 8)
-
-
-def some_examples(count: int = 23, classes: int = 3, seed: int = 0) -> Examples:
-    generator = torch.Generator().manual_seed(seed)
-    labels = torch.randint(classes, (count,), generator=generator)
-    inputs = torch.randn(count, *SHAPE, generator=generator) + labels.view(-1, 1, 1, 1)
-    return Examples(inputs, labels)
-
-
-def some_model(norm: str = "none", seed: int = 0) -> nn.Module:
-    return build_model(ModelSettings(options={"width": 4, "norm": norm}), SHAPE, 3, seed)
+from tests.kdfed.local.training import some_examples, some_model
 
 
 def slow_fit(model: nn.Module, examples: Examples, settings: OptimiserSettings, seed: int) -> float:
