@@ -1,9 +1,9 @@
 """What an arm saves over several cells: equal weights, seeds resampled within cells.
 
 A cell is one arm and target of one experiment: its log-ratios, one a seed, of the arm's cost over the
-baseline's. With m_c the median of cell c of C, the pooled ratio is ``exp(sum(m_c) / C)``: every cell weighs the
-same, however many seeds it has. The interval is that of the percentile bootstrap: the seeds of each cell are
-drawn anew with replacement, the cells stay. It therefore speaks for these cells, and of no other data.
+baseline's. With m_c the median of cell c of C, the pooled ratio is ``exp(sum(m_c) / C)``: every cell weighs
+the same, however many seeds it has. The interval is that of the percentile bootstrap: the seeds of each cell
+are drawn anew with replacement, the cells stay. It therefore speaks for these cells, and of no other data.
 
 References
 ----------
@@ -46,16 +46,16 @@ def log_ratios(
     Returns
     -------
     dict of int to float
-        Pairs alone: seeds in which both hit or ran to the horizon. ``inf`` where the arm alone missed, ``-inf``
-        where the baseline alone did (or the arm pays nothing), NaN where both did. Left out is a seed in which
-        the arm needs no exchange, or the baseline's cost is 0.
+        Pairs alone: seeds in which both hit or ran to the horizon. ``inf`` where the arm alone missed,
+        ``-inf`` where the baseline alone did (or the arm pays nothing), NaN where both did. Left out is a
+        seed in which the arm needs no exchange, or the baseline's cost is 0.
 
     Examples
     --------
-    >>> hit = {"round": 5, "exchanges": 5}
+    >>> run = {"seed": 0, "target": "0.9", "target_accuracy": 0.9, "stopped": "horizon"}
     >>> runs = [
-    ...     {"arm": "cold", "seed": 0, "target": "0.9", "stopped": "horizon", "hit": {**hit, "exchanges": 10}},
-    ...     {"arm": "warm", "seed": 0, "target": "0.9", "stopped": "horizon", "hit": hit},
+    ...     {"arm": "cold", "hit": {"round": 10, "exchanges": 10}, **run},
+    ...     {"arm": "warm", "hit": {"round": 4, "exchanges": 5}, **run},
     ... ]
     >>> round(log_ratios(runs, "cold", "warm", "0.9", "exchanges")[0], 3)
     -0.693
@@ -66,7 +66,7 @@ def log_ratios(
             for run in runs
             if (run["arm"], run["target"]) == (name, target)
             and (run["hit"] is not None or run["stopped"] == "horizon")
-            and run.get("target_accuracy", 0.0) is not None
+            and run["target_accuracy"] is not None
         }
         for name in (baseline, arm)
     )
@@ -110,8 +110,8 @@ class Pooled:
     log_ratio
         Mean of the cells' median log-ratios; None where a cell has none, or an infinite one.
     low, high
-        The 95% interval of it; ``-inf`` and ``inf`` are ends that are open. None where there is no figure, or a
-        cell has fewer than six pairs.
+        The 95% interval of it; ``-inf`` and ``inf`` are ends that are open. None where there is no figure,
+        or a cell has fewer than six pairs.
     cells
         How many there are.
     """
