@@ -19,25 +19,24 @@ from typing import Any
 
 import numpy as np
 
+from kdfed.savings import FEWEST, Pair
+
 DRAWS, SEED = 10_000, 0
 """How often seeds are drawn anew, and where that generator starts."""
-
-FEWEST_SEEDS = 6
-"""With fewer pairs a cell is shown as points, and there is no interval."""
 
 AT_LEAST_ONE = ("rounds", "exchanges", "rounds_to_convergence")
 """Costs of which a hit counts at least 1."""
 
 
 def log_ratios(
-    runs: Sequence[Mapping[str, Any]], baseline: str, arm: str, target: str, cost: str
+    summary: Mapping[str, Any], baseline: str, arm: str, target: str, cost: str
 ) -> dict[int, float]:
     """Return the log of the arm's cost over the baseline's, by seed.
 
     Parameters
     ----------
-    runs
-        Entries of ``runs`` in ``summary.json``.
+    summary
+        What ``summary.json`` holds; its horizon and runs are read.
     baseline, arm, target
         What is compared with what, and where.
     cost
@@ -52,46 +51,45 @@ def log_ratios(
 
     Examples
     --------
-    >>> run = {"seed": 0, "target": "0.9", "target_accuracy": 0.9, "stopped": "horizon"}
+    >>> run = {"seed": 0, "target": "0.9", "target_accuracy": 0.9}
     >>> runs = [
     ...     {"arm": "cold", "hit": {"round": 10, "exchanges": 10}, **run},
     ...     {"arm": "warm", "hit": {"round": 4, "exchanges": 5}, **run},
     ... ]
-    >>> round(log_ratios(runs, "cold", "warm", "0.9", "exchanges")[0], 3)
+    >>> summary = {"horizon": {"rounds": 40}, "runs": runs}
+    >>> round(log_ratios(summary, "cold", "warm", "0.9", "exchanges")[0], 3)
     -0.693
     """
+    horizon = summary["horizon"]["rounds"]
     theirs, ours = (
         {
             run["seed"]: run["hit"]
-            for run in runs
-            if (run["arm"], run["target"]) == (name, target)
-            and (run["hit"] is not None or run["stopped"] == "horizon")
-            and run["target_accuracy"] is not None
+            for run in summary["runs"]
+            if (run["arm"], run["target"]) == (name, target) and not is_open(run, horizon)
         }
         for name in (baseline, arm)
     )
     found = {}
     for seed in theirs:
-        if seed not in ours:
+        if seed not in ours or (ours[seed] is not None and ours[seed]["exchanges"] == 0):
             continue
-        own, other = ours[seed], theirs[seed]
-        if own is not None and own["exchanges"] == 0:
-            continue
-        mine, its = (None if hit is None else cost_of(hit, cost) for hit in (own, other))
+        paid = [None if hit is None else cost_of(hit, cost) for hit in (theirs[seed], ours[seed])]
         if cost in AT_LEAST_ONE:
-            mine, its = (None if value is None else max(1.0, value) for value in (mine, its))
-        if its == 0:
-            continue
-        found[seed] = _log_ratio(mine, its)
+            paid = [None if value is None else max(1.0, value) for value in paid]
+        pair = Pair(*paid)
+        if pair.baseline != 0:
+            found[seed] = math.nan if pair.both_missed else -math.inf if pair.arm == 0 else pair.log_ratio
     return found
 
 
-def _log_ratio(arm: float | None, baseline: float | None) -> float:
-    if arm is None:
-        return math.nan if baseline is None else math.inf
-    if baseline is None or arm == 0:
-        return -math.inf
-    return math.log(arm / baseline)
+def is_open(run: Mapping[str, Any], horizon: int) -> bool:
+    """Tell whether nobody knows when a run reaches its target.
+
+    It has none, because its baseline did not finish; or it ended before the horizon without a hit.
+    """
+    if run["target_accuracy"] is None or run["hit"] is not None:
+        return run["target_accuracy"] is None
+    return run["stopped"] in ("failed", "interrupted") or run["totals"]["round"] < horizon
 
 
 def cost_of(costs: Mapping[str, Any], cost: str) -> float:
@@ -150,7 +148,7 @@ def pool(cells: Sequence[Sequence[float]], draws: int = DRAWS, seed: int = SEED)
     if not cells or not all(map(math.isfinite, medians)):
         return Pooled(None, None, None, len(cells))
     figure = math.fsum(medians) / len(medians)
-    if min(map(len, cells)) < FEWEST_SEEDS:
+    if min(map(len, cells)) < FEWEST:
         return Pooled(figure, None, None, len(cells))
     generator = np.random.default_rng(seed)
     total = np.zeros(draws)

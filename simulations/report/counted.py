@@ -8,13 +8,12 @@ from collections.abc import Collection, Mapping, Sequence
 from statistics import fmean
 from typing import Any, NamedTuple
 
-from kdfed.pooled import FEWEST_SEEDS, cost_of, log_ratios
+from kdfed.convergence import CONVERGENCE
+from kdfed.pooled import cost_of, is_open, log_ratios
+from kdfed.savings import FEWEST
 
 Summary = Mapping[str, Any]
 """What ``summary.json`` holds."""
-
-CONVERGENCE = "99%-of-converged"
-"""The target whose rounds are the rounds to convergence."""
 
 CONTROLS = {
     "server_alone": ("server", "the server alone, no participant"),
@@ -27,7 +26,7 @@ CONTROLS = {
 
 def is_few(seeds: int) -> bool:
     """Tell whether there are too few seeds for an interval."""
-    return seeds < FEWEST_SEEDS
+    return seeds < FEWEST
 
 
 def median(values: Sequence[float]) -> float:
@@ -67,7 +66,7 @@ def comparison_of(summary: Summary, arm: str, target: str, cost: str) -> Mapping
 def ratios_of(summary: Summary, comparison: Mapping[str, Any]) -> dict[int, float]:
     """Return the log-ratios of a comparison's pairs by seed; see :func:`kdfed.pooled.log_ratios`."""
     keys = ("baseline", "arm", "target", "cost")
-    return log_ratios(summary["runs"], *(comparison[key] for key in keys))
+    return log_ratios(summary, *(comparison[key] for key in keys))
 
 
 def verdicts(summary: Summary) -> tuple[dict[str, int], int]:
@@ -82,11 +81,6 @@ def verdicts(summary: Summary) -> tuple[dict[str, int], int]:
 def runs_to(summary: Summary, arm: str, target: str) -> list[Mapping[str, Any]]:
     """Return an arm's runs with one target, one a seed."""
     return [run for run in summary["runs"] if (run["arm"], run["target"]) == (arm, target)]
-
-
-def is_open(run: Mapping[str, Any]) -> bool:
-    """Tell whether nobody knows if a run would have reached its target: it had none, or ended early."""
-    return run["hit"] is None and (run["target_accuracy"] is None or run["stopped"] != "horizon")
 
 
 def spent(
@@ -106,7 +100,7 @@ def spent(
     return sorted(
         math.inf if run["hit"] is None else cost_of(run["hit"], cost)
         for run in runs_to(summary, arm, target)
-        if not is_open(run) and (seeds is None or run["seed"] in seeds)
+        if not is_open(run, summary["horizon"]["rounds"]) and (seeds is None or run["seed"] in seeds)
     )
 
 
@@ -152,7 +146,8 @@ def convergence_of(summary: Summary) -> list[Convergence]:
     """Return the convergence of every arm."""
     found = []
     for arm in arms_of(summary):
-        runs = [run for run in runs_to(summary, arm, summary["targets"][0]) if run["stopped"] == "horizon"]
+        runs = runs_to(summary, arm, summary["targets"][0])
+        runs = [run for run in runs if run["stopped"] not in ("failed", "interrupted")]
         flat = [
             [math.inf if run[key] is None else float(run[key]) for run in runs]
             for key in ("plateau", "plateau_half", "plateau_double")
@@ -173,8 +168,8 @@ class Control(NamedTuple):
     ----------
     what
         What it is, in words.
-    name
-        Under ``controls:`` in an experiment.
+    is_alone
+        Whether it is a model that nobody federates.
     arm
         What it ran as; None when it was not run.
     why
@@ -186,7 +181,7 @@ class Control(NamedTuple):
     """
 
     what: str
-    name: str
+    is_alone: bool
     arm: str | None
     why: str
     labels: int | None
@@ -194,23 +189,20 @@ class Control(NamedTuple):
     converged: float | None
     test: float | None
 
-    @property
-    def is_alone(self) -> bool:
-        """Whether it is a model that nobody federates."""
-        return self.converged is None and self.name == "server"
-
 
 def controls_of(summary: Summary) -> list[Control]:
     """Return all four controls, those that were not run included."""
     baseline = summary["runs"][0]["arm"] if summary["runs"] else "baseline"
     found = []
-    for key, (name, what) in CONTROLS.items():
+    for key, (_, what) in CONTROLS.items():
         one = summary["controls"][key]
         accuracies = (one["start_accuracy"], one["converged_accuracy"], one["test_accuracy"])
-        if key == "server_alone":
-            accuracies = (accuracies[0], None, accuracies[2])
-        what = what.format(baseline=baseline)
-        found.append(Control(what, name, one["arm"], one["why"], one["labels"], *accuracies))
+        found.append(
+            Control(
+                *(what.format(baseline=baseline), key == "server_alone"),
+                *(one["arm"], one["why"], one["labels"], *accuracies),
+            )
+        )
     return found
 
 

@@ -10,9 +10,10 @@ from typing import Any
 from rich.filesize import decimal
 
 from kdfed.config import Experiment, dotted
+from kdfed.pooled import is_open
 from kdfed.records import RoundRecord
+from kdfed.savings import FEWEST
 from simulations.report.counted import (
-    FEWEST_SEEDS,
     arms_of,
     cells_of,
     comparison_of,
@@ -34,7 +35,7 @@ from simulations.report.figures import (
     to_svg,
 )
 from simulations.report.frame import Cell, Table, render_html
-from simulations.report.rows import control_heads, control_rows, not_run, rising, score, starts_of
+from simulations.report.rows import control_heads, control_rows, labels_of, not_run, rising, score, starts_of
 from simulations.report.words import (
     costs,
     headline,
@@ -84,12 +85,12 @@ def render_page(
         baseline=experiment.baseline_arm,
         cards=[_card(experiment, summary, arm, target) for arm, target in cells_of(summary)],
         few=is_few(len(summary["seeds"])),
-        fewest=FEWEST_SEEDS,
+        fewest=FEWEST,
         verdicts=verdict_line(summary),
         rising=[(_arm(experiment, one.arm), one) for one in rising(summary)],
         controls=_controls(experiment, records, summary),
         not_run=not_run(summary),
-        labels=summary["server_labels"],
+        labels=labels_of(summary),
         examples=summary["evaluation_examples"],
         horizon=summary["horizon"],
         early=_early(summary),
@@ -343,7 +344,7 @@ def _runs(experiment: Experiment, summary: Mapping[str, Any]) -> Table:
     rows: list[list[str | Cell]] = []
     for run in summary["runs"]:
         hit, first = run["hit"], run["first_hit"]
-        missed = "–" if run["target_accuracy"] is None or run["stopped"] != "horizon" else "missed"
+        missed = "–" if is_open(run, summary["horizon"]["rounds"]) else "missed"
         rows.append(
             [
                 *(_arm(experiment, run["arm"]), str(run["seed"]), target_words(run["target"])),

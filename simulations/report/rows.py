@@ -102,6 +102,14 @@ def starts_of(records: Sequence[RoundRecord]) -> dict[str, float]:
     return {arm: fmean(values) for arm, values in found.items()}
 
 
+def labels_of(summary: Summary) -> str:
+    """Say how many of the server's labels the arms fit or choose with, at most, controls left out."""
+    labels = summary["server_labels"]
+    if labels is None:
+        return "–"
+    return f"{labels:,}" if labels == 0 else f"≤ {labels:,}"
+
+
 def control_heads(summary: Summary) -> list[str]:
     """Return the heads of :func:`control_rows`."""
     return [
@@ -127,17 +135,11 @@ def control_rows(summary: Summary, starts: Mapping[str, float]) -> list[Row]:
     targets, rows = summary["targets"], []
     for arm in arms_of(summary):
         if arm not in control_arms(summary):
-            labels = summary["server_labels"]
+            labels = labels_of(summary)
             tests = [run["totals"]["test_accuracy"] for run in runs_to(summary, arm, targets[0])]
             known = [test for test in tests if test is not None]
             accuracies = (starts.get(arm), converged(summary, arm), fmean(known) if known else None)
-            own = arm != arms_of(summary)[0] or labels == 0
-            rows.append(
-                Row(
-                    [arm, f"{labels:,}" if own else "–", *map(score, accuracies), *_exchanges(summary, arm)],
-                    arm,
-                )
-            )
+            rows.append(Row([arm, labels, *map(score, accuracies), *_exchanges(summary, arm)], arm))
     rows += [_control_row(summary, control) for control in controls_of(summary)]
     ceilings = [ceiling_of(summary, target) for target in targets]
     words = ["–" if one is None else f"1: {whole(one)}% fewer" for one in ceilings]
@@ -184,11 +186,8 @@ def _exchanges(summary: Summary, arm: str) -> list[str]:
 
 def not_run(summary: Summary) -> str:
     """Say which controls were not run, why, and how to run them; nothing where all were."""
-    missing = [control for control in controls_of(summary) if control.arm is None]
-    if not missing:
-        return ""
-    names = ", ".join(dict.fromkeys(control.name for control in missing))
-    whys = dict.fromkeys(control.why.rstrip(".") for control in missing if control.why)
-    reason = f" ({'; '.join(whys)})" if whys else ""
-    whats = ", ".join(control.what for control in missing)
-    return f"Not run{reason}: {whats}. To run them, write `controls: [{names}]` into the experiment."
+    reasons: dict[str, list[str]] = {}
+    for control in controls_of(summary):
+        if control.arm is None:
+            reasons.setdefault(control.why, []).append(control.what)
+    return "; ".join(f"{' and '.join(whats)}: {why}" for why, whats in reasons.items())

@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from kdfed.savings import FEWEST
 from simulations.report.counted import (
-    FEWEST_SEEDS,
     Summary,
     comparison_of,
     is_few,
@@ -97,9 +97,9 @@ def saving(summary: Summary, comparison: Mapping[str, Any], fewer: str = "fewer"
         if not figures:
             return Saving(others[0], "", "; ".join(others[1:]), "none")
         return Saving(_signed(figures, fewer), "", "; ".join(others), "none")
-    middle, low, high = saved["median"], saved["low"], saved["high"]
+    middle, high = saved["median"], saved["high"]
     tone = "good" if comparison["verdict"] == "saves" else "bad" if high is not None and high < 0 else "none"
-    return Saving(_signed([middle], fewer), interval(low, high, middle <= -0.5), "", tone)
+    return Saving(_signed([middle], fewer), interval(saved, more=middle <= -0.5), "", tone)
 
 
 def signed(summary: Summary, comparison: Mapping[str, Any]) -> tuple[str, str]:
@@ -117,7 +117,7 @@ def signed(summary: Summary, comparison: Mapping[str, Any]) -> tuple[str, str]:
     if is_few(pairs):
         figures, others = _finite(summary, comparison)
         return "; ".join([f"{', '.join(map(whole, figures))}%" if figures else "", *others]).strip("; "), ""
-    return f"{whole(saved['median'])}%", interval(saved["low"], saved["high"])
+    return f"{whole(saved['median'])}%", interval(saved)
 
 
 def _without_number(comparison: Mapping[str, Any]) -> str:
@@ -134,6 +134,8 @@ def _without_number(comparison: Mapping[str, Any]) -> str:
         return f"only {arm} gets there"
     if missed["arm"] and missed["arm"] + missed["both"] == pairs:
         return f"{arm} never gets there"
+    if missed["baseline"] + missed["arm"] + missed["both"] == pairs and missed["baseline"] == missed["arm"]:
+        return "no seed in which both get there"
     if is_few(pairs):
         return ""
     if saved["median"] is None:
@@ -169,19 +171,20 @@ def _signed(figures: Sequence[float], fewer: str) -> str:
     return f"{', '.join(map(whole, figures))}% {fewer}"
 
 
-def interval(low: float | None, high: float | None, more: bool = False) -> str:
-    """Say an interval of percent saved, or of percent more; an end that is None is open.
+def interval(saved: Mapping[str, float | None], more: bool = False) -> str:
+    """Say the interval of percent saved, or of percent more; nothing where there is none.
 
     Examples
     --------
-    >>> interval(None, 62.4), interval(-40.0, -12.0, more=True)
+    >>> interval({"low": None, "high": 62.4}), interval({"low": -40.0, "high": -12.0}, more=True)
     ('[−∞, 62]', '[12, 40]')
     """
-    ends = [f"{MINUS}{INFINITE}" if low is None else whole(low), INFINITE if high is None else whole(high)]
+    low, high = saved["low"], saved["high"]
+    if high is None:
+        return ""
     if more:
-        ends = [INFINITE if low is None else whole(-low), whole(-(high or 0.0))]
-        ends.reverse()
-    return f"[{', '.join(ends)}]"
+        return f"[{whole(-high)}, {INFINITE if low is None else whole(-low)}]"
+    return f"[{MINUS + INFINITE if low is None else whole(low)}, {whole(high)}]"
 
 
 def whole(value: float) -> str:
@@ -204,7 +207,7 @@ def verdict_line(summary: Summary) -> str:
     """Say how many cells have which verdict, all three counted; a cell is an arm and a target."""
     counted, without = verdicts(summary)
     told = ", ".join(f"{words} {counted[name]}" for name, words in VERDICTS.items())
-    few = f", none {without} (a verdict needs {FEWEST_SEEDS} seeds)" if without else ""
+    few = f", none {without} (a verdict needs {FEWEST} seeds)" if without else ""
     return f"Verdicts by exchanges, an arm and a target each: {told}{few}."
 
 

@@ -103,12 +103,24 @@ def run(arm, seed, rounds, stopped="horizon", **changes):
     if rounds is not None:
         hit = {"round": rounds, "exchanges": rounds, "participant_uploads": 10 * rounds, "local_steps": 0}
         hit |= {"bytes_up": 100 * rounds, "bytes_down": 300 * rounds} | changes
-    return {"arm": arm, "seed": seed, "target": "0.9", "target_accuracy": 0.9, "stopped": stopped, "hit": hit}
+    return {
+        "arm": arm,
+        "seed": seed,
+        "target": "0.9",
+        "target_accuracy": 0.9,
+        "stopped": stopped,
+        "hit": hit,
+        "totals": {"round": 40 if stopped == "horizon" else 30},
+    }
+
+
+def summary(*runs):
+    return {"horizon": {"rounds": 40}, "runs": runs}
 
 
 def ratios(cost="exchanges", *, cold, warm):
     runs = [*(run("cold", *own) for own in cold), *(run("warm", *own) for own in warm)]
-    return log_ratios(runs, "cold", "warm", "0.9", cost)
+    return log_ratios(summary(*runs), "cold", "warm", "0.9", cost)
 
 
 @pytest.mark.parametrize(
@@ -134,13 +146,15 @@ def test_a_target_that_could_not_be_resolved_is_no_pair():
         run("cold", 0, None) | {"target_accuracy": None},
         run("warm", 0, None) | {"target_accuracy": None},
     ]
-    assert log_ratios(runs, "cold", "warm", "0.9", "exchanges") == {}
+    assert log_ratios(summary(*runs), "cold", "warm", "0.9", "exchanges") == {}
 
 
 def test_a_hit_counts_at_least_one_round_and_exchange():
     """Warm is there in round 0, cold in round 4."""
     warm = run("warm", 0, 0, exchanges=1)
-    assert log_ratios([run("cold", 0, 4), warm], "cold", "warm", "0.9", "rounds") == {0: math.log(1 / 4)}
+    assert log_ratios(summary(run("cold", 0, 4), warm), "cold", "warm", "0.9", "rounds") == {
+        0: math.log(1 / 4)
+    }
 
 
 def test_an_arm_that_needs_no_exchange_stays_out_of_ratios():
