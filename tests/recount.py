@@ -15,9 +15,10 @@ Targets and hits
 
 - Accuracies that differ by less than 1e-9 are the same accuracy.
 - The start is no federated round: it is in no converged accuracy, unless no round was run. It can be a hit.
-- A share of a converged accuracy, or of a gain, that is not above 0 is out of reach: 2.
+- A share of a converged accuracy, or of a gain, that is not above 0 is out of reach: 2. Without ``majority``,
+  a share of a gain is unresolved.
 - ``rounds_to_target`` is the round as recorded, 0 included; only a comparison bills at least 1.
-- The convergence target is appended unless a target has the same share, in other digits perhaps.
+- The convergence target is appended unless it stands there in the same words.
 
 Which seeds are pairs (in this order; a seed is counted once)
 
@@ -29,17 +30,23 @@ Which seeds are pairs (in this order; a seed is counted once)
 Figures of a cell
 
 - Of an even number of log-ratios, the median is the mean of the middle two. If one of those is infinite, so
-  is the median; if they are infinities of both signs, there is none: null, as of an arm that never got there.
+  is the median; if they are infinities of both signs it is 0, which favours neither.
 - Ranks of the order-statistic interval are those of all pairs, both-missed ones included; these lie at minus
   infinity for its lower end and at plus infinity for its upper one.
 - Sign test: log-ratios of exactly 0 are left out; a both-missed pair counts against the majority of the
-  signs; p is 1 where all are ties. There is a p-value from six pairs on, for controls, too, but not in a cell
-  where a cost is 0.
+  signs; p is 1 where all are ties or misses. There is a p-value from six pairs on, for controls, too, but not
+  in a cell where a cost is 0.
 - Holm: over the cells of one cost that have a p-value and are no control's. A cell without one is no test.
-- One 0 among the costs of a cell's hits makes the whole cell a point without an interval.
-- "Does not lose": with no seed in which both finished, a cell is undecided.
+- One 0 among the costs of a cell's hits makes the whole cell a point without an interval: the median over the
+  pairs in which both hit. If it is the baseline's, there is no point either.
+- "Does not lose": with no seed in which both finished, a cell is undecided. So is one where all missed.
 - The ceiling: over all seeds in which the baseline finished and hit the target, pairs or not; the median of
   an even number of percents is the mean of the middle two.
+
+Controls
+
+- An arm that is none by name shows what a control would where it starts like one (``server``, ``averaged``).
+- The server alone has no federated round, so it converges to nothing: null.
 """
 
 from __future__ import annotations
@@ -121,7 +128,7 @@ def _best5(curve: Sequence[float], r: int) -> float:
 
 
 def resolve(target: str, baseline: float | None, majority: float | None) -> float | None:
-    """The accuracy that a target means; None where its baseline did not finish."""
+    """The accuracy that a target means; None where its baseline did not finish or has no majority share."""
     if "%" not in target:
         return float(target)
     percent, of = target.split("%", 1)
@@ -130,7 +137,7 @@ def resolve(target: str, baseline: float | None, majority: float | None) -> floa
     base = 0.0
     if of == "-of-gain":
         if majority is None:
-            raise ValueError(f"target {target}: expected the summary's key 'majority', got none")
+            return None
         base = majority
     elif of != "-of-converged":
         raise ValueError(f"target {target}: expected an accuracy, %-of-converged or %-of-gain")
@@ -185,15 +192,14 @@ def _largest(ratios: Sequence[float | None], k: int) -> float:
 
 
 def median(values: Iterable[float]) -> float | None:
-    """The median of numbers and infinities; None where it is between both infinities, or of nothing."""
+    """The median of numbers and infinities, 0 between both infinities; None of nothing."""
     ordered = sorted(values)
     if not ordered:
         return None
     low, high = ordered[(len(ordered) - 1) // 2], ordered[len(ordered) // 2]
     if low == high:
         return low
-    middle = (low + high) / 2
-    return None if math.isnan(middle) else middle
+    return 0.0 if low == -high else (low + high) / 2
 
 
 def sign_test(ratios: Sequence[float | None]) -> float:
@@ -234,8 +240,8 @@ def compare(pairs: Sequence[tuple[float | None, float | None]]) -> dict[str, Any
         },
     }
     if 0 in costs:
-        points = [100 * (1 - a / b) for b, a in pairs if a is not None and b is not None and b > 0]
-        if points:
+        points = [100 * (1 - a / b) for b, a in pairs if a is not None and b]
+        if points and not any(b == 0 for b, _ in pairs):
             found["saved_percent"] = {"median": statistics.median(points), "low": None, "high": None}
         return found
     ratios = [log_ratio(b, a) for b, a in pairs]
@@ -337,8 +343,7 @@ def recount(folder: Path, majority: float | None = None, horizon: int | None = N
     arms = [name for name in (*experiment["arms"], *controls) if name != baseline]
     arms = [*(name for name in dict.fromkeys(arms) if name not in controls), *controls]
     targets = [t if isinstance(t, str) else str(float(t)) for t in experiment["targets"]]
-    convergence = next((t for t in targets if _is_convergence(t)), CONVERGENCE)
-    targets = targets if convergence in targets else [*targets, convergence]
+    targets = targets if CONVERGENCE in targets else [*targets, CONVERGENCE]
     accuracies = {
         (seed, target): resolve(target, _converged(runs.get((baseline, seed))), majority)
         for seed in seeds
@@ -350,9 +355,9 @@ def recount(folder: Path, majority: float | None = None, horizon: int | None = N
         "seeds": seeds,
         "targets": targets,
         "metric": "r2" if experiment["data"].get("task") == "regression" else "accuracy",
-        "horizon": {"rounds": horizon, "why": rounds.get("why") or ""},
+        "horizon": {"rounds": horizon},
         "runs": [
-            _run(runs[arm, seed], target, accuracies[seed, target], accuracies[seed, convergence], rounds)
+            _run(runs[arm, seed], target, accuracies[seed, target], accuracies[seed, CONVERGENCE], rounds)
             for arm in (baseline, *arms)
             for seed in seeds
             for target in targets
@@ -366,7 +371,7 @@ def recount(folder: Path, majority: float | None = None, horizon: int | None = N
                 baseline,
                 arms,
                 controls,
-                [convergence] if cost == "rounds_to_convergence" else targets,
+                [CONVERGENCE] if cost == "rounds_to_convergence" else targets,
                 cost,
                 {target: {seed: accuracies[seed, target] for seed in seeds} for target in targets},
             )
@@ -377,12 +382,22 @@ def recount(folder: Path, majority: float | None = None, horizon: int | None = N
             if outcome.get("consolidation") is not None
         ],
         "controls": {
-            "server_alone": _control(runs, seeds, "server" if "server" in controls else None, alone=True),
-            "server_start": _control(runs, seeds, "server" if "server" in controls else None),
-            "averaged": _control(runs, seeds, "averaged" if "averaged" in controls else None),
+            "server_alone": _control(runs, seeds, _arm_of(experiment, "server"), alone=True),
+            "server_start": _control(runs, seeds, _arm_of(experiment, "server")),
+            "averaged": _control(runs, seeds, _arm_of(experiment, "averaged")),
             "longer": _control(runs, seeds, "longer" if "longer" in controls else None),
         },
     }
+
+
+def _arm_of(experiment: Mapping[str, Any], control: str) -> str | None:
+    """The arm of this name that is a control; else the first that starts like it."""
+    if control in (experiment.get("controls") or ()):
+        return control
+    baseline = experiment.get("baseline")
+    names = sorted(experiment["arms"], key=lambda name: name != baseline)
+    starts = {name: experiment["arms"][name].get("start", experiment.get("start")) for name in names}
+    return next((name for name in names if starts[name] == control), None)
 
 
 def _lines(path: Path) -> list[Record]:
@@ -401,11 +416,6 @@ def _runs(folder: Path, horizon: int) -> Runs:
         curves.setdefault((record["arm"], record["seed"]), []).append(record)
     outcomes = _outcomes(folder)
     return {key: Run(records, outcomes.get(key), horizon) for key, records in curves.items()}
-
-
-def _is_convergence(target: str) -> bool:
-    percent, _, of = target.partition("%")
-    return of == "-of-converged" and float(percent) == 99
 
 
 def _converged(run: Run | None) -> float | None:
@@ -542,7 +552,7 @@ def _control(runs: Runs, seeds: Sequence[int], arm: str | None, alone: bool = Fa
     return {
         "arm": arm,
         "start_accuracy": _mean(run.curve[0] for run in ran),
-        "converged_accuracy": _mean(run.curve[0] if alone else run.converged for run in ran),
+        "converged_accuracy": None if alone else _mean(run.converged for run in ran),
         "test_accuracy": _mean(run.records[last]["test_accuracy"] for run in ran),
     }
 
@@ -592,7 +602,7 @@ def disagreements(summary: Mapping[str, Any], counted: Mapping[str, Any]) -> lis
 
 def _unequal(given: Any, expected: Any, path: str) -> list[str]:
     if isinstance(given, dict) and isinstance(expected, dict):
-        keys = [key for key in (*expected, *given) if not (path.startswith("controls.") and key in LEFT_OUT)]
+        keys = [key for key in (*expected, *given) if f"{path.split('.')[0]}.{key}" not in WORDS]
         return [
             line
             for key in dict.fromkeys(keys)
@@ -603,8 +613,8 @@ def _unequal(given: Any, expected: Any, path: str) -> list[str]:
     return [] if same else [f"{path}: summary {given!r}, recount {expected!r}"]
 
 
-LEFT_OUT = ("why", "labels")
-"""What a control says beside its figures."""
+WORDS = ("horizon.why", "controls.why", "controls.labels")
+"""What is said beside figures, and how many labels a control's server used."""
 
 
 class _Missing:

@@ -116,8 +116,7 @@ def test_a_share_of_the_gain_begins_at_the_largest_class():
     """A table of 80% of one class, and 90% right: half of the gain is 85%, where half of 90% is nothing."""
     assert resolve("50%-of-gain", 0.9, 0.8) == pytest.approx(0.85)
     assert resolve("50%-of-gain", 0.79, 0.8) == 2
-    with pytest.raises(ValueError, match="majority"):
-        resolve("50%-of-gain", 0.9, None)
+    assert resolve("50%-of-gain", 0.9, None) is None
 
 
 def test_a_failed_baseline_leaves_relative_targets_unresolved():
@@ -207,20 +206,27 @@ def test_a_seed_in_which_only_the_baseline_misses_counts_for_the_arm():
     assert found["saved_percent"] == {"median": 100, "low": pytest.approx(-20), "high": 100}
 
 
+def test_as_many_misses_of_one_side_as_of_the_other_favour_neither():
+    found = compare([(10, None)] * 3 + [(None, 5)] * 3)
+    assert found["saved_percent"] == {"median": 0, "low": None, "high": 100}
+
+
 def test_a_cell_of_nothing_but_misses_says_nothing():
     found = compare([(None, None)] * 7)
     assert (found["saved_percent"], found["ratio"], found["p_value"]) == (None, None, 1)
     assert (found["pairs"], found["censored"]["both"]) == (7, 7)
+    assert verdict([(None, None)] * 7, False, 0.0) == "undecided"
     assert compare([])["saved_percent"] is None
 
 
 def test_a_cost_of_nothing_is_a_point_without_an_interval():
-    """Savings of 50% five times and of -100% once; the baseline that paid nothing has none."""
-    found = compare([(0, 4), *[(10, 5)] * 5, (2, 4)])
+    """Savings of 50% five times and of 100% once; of a baseline that paid nothing there is none."""
+    found = compare([(10, 0), *[(10, 5)] * 5, (None, 3)])
     assert found["saved_percent"] == {"median": 50, "low": None, "high": None}
     assert (found["ratio"], found["p_value"]) == (None, None)
-    assert compare([(0, 4)] * 7)["saved_percent"] is None
+    assert compare([(0, 4), *[(10, 5)] * 6])["saved_percent"] is None
     assert verdict([(0, 4), *[(10, 5)] * 6], True, 0.0) is None
+    assert verdict([(10, 0), *[(10, 5)] * 6], True, 0.0) is None
 
 
 def test_ten_seeds_use_the_second_and_the_ninth_log_ratio():
@@ -446,13 +452,8 @@ def test_seeds_that_say_nothing_are_left_out_and_counted(tmp_path):
     assert cell["censored"] == {"baseline": 1, "arm": 0, "both": 0}
     unresolved = [run for run in counted["runs"] if run["seed"] == 0 and run["target"] != "0.8"]
     assert {run["target_accuracy"] for run in unresolved} == {None}
-    assert [
-        run["rounds_to_target"] for run in counted["runs"] if run["seed"] == 0 and run["target"] == "0.8"
-    ] == [
-        3,
-        1,
-        0,
-    ]
+    absolute = [run for run in counted["runs"] if run["seed"] == 0 and run["target"] == "0.8"]
+    assert [run["rounds_to_target"] for run in absolute] == [3, 1, 0]
 
 
 def test_every_changed_figure_is_found_and_named(tmp_path, capsys):
