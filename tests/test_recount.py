@@ -9,19 +9,26 @@ from __future__ import annotations
 import ast
 import json
 import math
+import random
 import statistics
 import subprocess
 import sys
 from functools import reduce
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from clients.client_app import app
+from kdfed.records import DataFacts, Outcome, RoundRecord, RunFolder, summarise
+from simulations.engines.inprocess import InProcessGrid
+from simulations.experiments import build_experiment, merge
+from simulations.server_app import run_experiment
 from tests import recount
 from tests.recount import (
     compare,
@@ -515,3 +522,80 @@ def test_the_recount_needs_nothing_of_kdfed(tmp_path):
     )
     assert done.returncode == 1
     assert "pairs: summary 9, recount 1" in done.stdout, done.stderr
+
+
+# Against kdfed
+
+
+EXPERIMENT: dict[str, Any] = {
+    "name": "recounted",
+    "seeds": [0, 1, 2, 3, 4, 5],
+    "device": "cpu",
+    "data": {"source": "digits", "limit": 600},
+    "partition": {"kind": "dirichlet", "alpha": 0.3, "participants": 5, "min-examples": 4},
+    "model": {"name": "mlp", "options": {"hidden": [16]}},
+    "local": {"mode": "plain", "epochs": 1, "batch-size": 16, "lr": 0.1},
+    "teachers": {"epochs": 4, "batch-size": 16, "lr": 0.1},
+    "consolidation": {"epochs": 10, "batch-size": 16},
+    "server": {"strategy": "fedavg", "cohort-size": 5},
+    "rounds": {"horizon": 12, "plateau": {"rounds": 4, "min-delta": 0.2}},
+    "targets": [0.5, "90%-of-converged", "80%-of-gain"],
+    "controls": ["averaged"],
+    "arms": {"cold": {}, "consolidated": {"start": "consolidated"}},
+}
+
+
+@pytest.mark.slow
+def test_the_recount_agrees_with_a_real_run_entirely(tmp_path, monkeypatch):
+    monkeypatch.setattr("simulations.report.build_report", lambda folder: None)
+    experiment = build_experiment(EXPERIMENT)
+    folder = RunFolder.open_for(tmp_path / "run", experiment)
+    summary = run_experiment(InProcessGrid(app, 1), experiment, folder, "inprocess")
+    assert recount.check(tmp_path / "run") == []
+    assert {run["arm"] for run in summary["runs"]} == {"cold", "consolidated", "averaged"}
+    assert any(comparison["verdict"] is not None for comparison in summary["comparisons"])
+    assert any(run["plateau"] is not None for run in summary["runs"])
+
+
+def _recorded(draw: random.Random, horizon: int) -> tuple[list[RoundRecord], list[Outcome]]:
+    """Make up what four arms recorded in up to ten seeds: some fail, some end early, some cost nothing."""
+    records, outcomes = [], []
+    seeds, troubled, free = draw.choice([1, 3, 6, 7, 10]), draw.random() < 0.5, draw.random() < 0.2
+    for arm in ("cold", "consolidated", "other", "averaged"):
+        speed, teachers = draw.choice([0.02, 0.1, 0.3]), draw.choice([0, 1])
+        for seed in range(seeds):
+            end = draw.choice(["horizon"] * 6 + ["failed", "listener", "missing"]) if troubled else "horizon"
+            rounds = horizon if end == "horizon" else draw.randint(0, horizon)
+            accuracy, steps = draw.choice([0.1, 0.3, 0.6]), teachers * draw.randint(1, 99)
+            for r in range(0 if end == "missing" else rounds + 1):
+                record = _record(arm, seed, r, round(min(1.0, max(0.0, accuracy)), 2))
+                costs = {"exchanges": r + teachers, "local_steps": 0 if free else steps, "absent": ()}
+                records.append(RoundRecord(**(record | costs)))
+                accuracy += draw.uniform(-0.1, 0.1 + speed)
+                steps += draw.choice([50, 60])
+            if end in ("horizon", "listener"):
+                outcomes.append(Outcome(arm, seed, end, f"{seed:x}", {"steps": 3} if teachers else None))
+    return records, outcomes
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 2**32))
+def test_the_recount_agrees_with_whatever_runs_recorded(number):
+    draw = random.Random(number)
+    records, outcomes = _recorded(draw, horizon=draw.choice([1, 4, 12]))
+    arms = {**EXPERIMENT["arms"], "other": {"local": {"epochs": 2}}}
+    changes = {
+        "seeds": sorted({record.seed for record in records}) or [0],
+        "rounds.horizon": max((record.round for record in records), default=0),
+        "controls": draw.choice([[], ["averaged"]]),
+        "arms": {**arms, "averaged": {"start": "averaged"}},
+    }
+    experiment = build_experiment(merge(EXPERIMENT, changes))
+    facts = DataFacts(evaluation_examples=100, majority=0.3, server_labels=0, control_labels=50)
+    summary = summarise(experiment, "inprocess", records, outcomes, facts=facts)
+    with TemporaryDirectory() as folder:
+        (Path(folder) / "experiment.yaml").write_text(experiment.to_yaml())
+        for name, lines in (("rounds", records), ("outcomes", outcomes)):
+            text = "".join(line.to_json() + "\n" for line in lines)
+            (Path(folder) / f"{name}.jsonl").write_text(text, encoding="utf-8")
+        assert recount.check(Path(folder), summary) == []
