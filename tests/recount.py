@@ -332,7 +332,7 @@ def recount(folder: Path, majority: float | None = None, horizon: int | None = N
     horizon
         The number of rounds, where the experiment file says ``auto``.
     """
-    experiment = yaml.safe_load((folder / "experiment.yaml").read_text(encoding="utf-8"))
+    experiment = _upgraded(yaml.safe_load((folder / "experiment.yaml").read_text(encoding="utf-8")))
     rounds = experiment["rounds"]
     horizon = horizon if rounds["horizon"] == "auto" else rounds["horizon"]
     if horizon is None:
@@ -390,6 +390,18 @@ def recount(folder: Path, majority: float | None = None, horizon: int | None = N
     }
 
 
+def _upgraded(experiment: dict[str, Any]) -> dict[str, Any]:
+    """An experiment of the first version in today's words."""
+    if "max" not in experiment["rounds"]:
+        return experiment
+    plateau = {"rounds": 20, "min-delta": 0.005}
+    return {
+        **experiment,
+        "rounds": {"horizon": experiment["rounds"]["max"], "plateau": plateau},
+        "targets": [str(target).replace("-of-best", "-of-converged") for target in experiment["targets"]],
+    }
+
+
 def _arm_of(experiment: Mapping[str, Any], control: str) -> str | None:
     """The arm of this name that is a control; else the first that starts like it."""
     if control in (experiment.get("controls") or ()):
@@ -407,7 +419,10 @@ def _lines(path: Path) -> list[Record]:
 
 
 def _outcomes(folder: Path) -> dict[tuple[str, int], Record]:
-    return {(one["arm"], one["seed"]): one for one in _lines(folder / "outcomes.jsonl")}
+    outcomes = {(one["arm"], one["seed"]): one for one in _lines(folder / "outcomes.jsonl")}
+    for one in outcomes.values():
+        one["stopped"] = "horizon" if one["stopped"] == "max-rounds" else one["stopped"]
+    return outcomes
 
 
 def _runs(folder: Path, horizon: int) -> Runs:
@@ -626,7 +641,10 @@ MISSING = _Missing()
 
 
 def check(folder: Path, summary: Mapping[str, Any] | None = None) -> list[str]:
-    """Every disagreement between a run folder's records and its summary (of another schema: give it)."""
+    """Every disagreement between a run folder's records and its summary.
+
+    That of a folder of the first version is none of this schema: give what kdfed makes of it.
+    """
     if summary is None:
         summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     if summary.get("schema") != 2:
