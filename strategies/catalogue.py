@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from flwr.serverapp.strategy import Strategy
 
 from kdfed.errors import KdfedError, shown
@@ -45,14 +47,15 @@ STRATEGIES: Family[ServerBase] = Family(
 
 
 def make_strategy(config: ArmConfig) -> Strategy:
-    """Build the strategy of an arm.
+    """Build the strategy of an arm; it is shown no other labels of the server than it says that it uses.
 
     Raises
     ------
     KdfedError
         If what was built is none of Flower's message API.
     """
-    strategy = config.arm.server.build(config)
+    shown_data = config.data.showing(config.arm.server.server_labels())
+    strategy = config.arm.server.build(replace(config, data=shown_data))
     if not isinstance(strategy, Strategy):
         raise KdfedError(
             f"server.strategy {config.arm.server.strategy!r}: expected build to return a Strategy of "

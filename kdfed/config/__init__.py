@@ -22,6 +22,7 @@ from kdfed.config.reading import (
     split_set,
     unrelated,
 )
+from kdfed.config.server_labels import server_labels
 
 __all__ = [
     "Arm",
@@ -40,6 +41,7 @@ __all__ = [
     "read_mapping",
     "read_recorded",
     "sampled_count",
+    "server_labels",
     "split_set",
     "unrelated",
 ]
