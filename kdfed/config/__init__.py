@@ -22,7 +22,6 @@ from kdfed.config.reading import (
     split_set,
     unrelated,
 )
-from kdfed.config.server_labels import server_labels
 
 __all__ = [
     "Arm",
