@@ -415,7 +415,7 @@ def _arm_of(experiment: Mapping[str, Any], control: str) -> str | None:
 def _lines(path: Path) -> list[Record]:
     """Lines of JSON; a last line that is half written is dropped."""
     text = path.read_text(encoding="utf-8") if path.exists() else ""
-    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+    return [json.loads(line) for line in text.split("\n")[:-1]]
 
 
 def _outcomes(folder: Path) -> dict[tuple[str, int], Record]:
