@@ -55,7 +55,7 @@ class Pair:
 
     @property
     def log_ratio(self) -> float:
-        """Log of the arm's cost over the baseline's, infinite for a miss of one side.
+        """Log of the arm's cost over the baseline's, infinite for a miss of one side or a cost of 0.
 
         Raises
         ------
@@ -66,7 +66,7 @@ class Pair:
             raise ValueError("expected a pair in which somebody reached the target, got two misses")
         if self.arm is None:
             return math.inf
-        if self.baseline is None:
+        if self.baseline is None or self.arm == 0:
             return -math.inf
         return math.log(self.arm / self.baseline)
 
@@ -131,10 +131,9 @@ def compare(pairs: Sequence[Pair]) -> Comparison:
     hits = [pair for pair in pairs if not pair.both_missed]
     if not hits or any(pair.baseline == 0 for pair in hits):
         return NOTHING
-    if any(pair.arm == 0 for pair in hits):
-        saved = [_saved(pair.arm / pair.baseline) for pair in hits if pair.arm is not None and pair.baseline]
-        return Comparison(Interval(statistics.median(saved), None, None), None, None, None)
     logs = sorted(pair.log_ratio for pair in hits)
+    if any(pair.arm == 0 for pair in hits):
+        return Comparison(Interval(_saved(math.exp(_median(logs))), None, None), None, None, None)
     unknown = len(pairs) - len(hits)
     interval = median_interval(logs, unknown)
     low, high = (None if end is None else _saved(math.exp(end)) for end in (interval.high, interval.low))

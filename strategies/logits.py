@@ -60,6 +60,7 @@ class LogitsServer(ServerBase):
     ``package.module:name``."""
 
     needs_classes: ClassVar[str] = "it needs classes"
+    uses_server_labels: ClassVar[bool | None] = False
 
     def refusals(self, arm: Any) -> Iterator[Refusal]:
         """Ask for plain local training."""
@@ -175,7 +176,7 @@ class LogitsStrategy(FedAvg):
             seed=self.config.seed,
             server_round=server_round,
             model=model,
-            local=arm.local,
+            local=arm.local.at_round(server_round),
             strategy=settings.digest_loss,
             digest=settings.digest,
             images=settings.images,

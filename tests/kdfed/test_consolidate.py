@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import replace
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -377,6 +378,8 @@ def test_student_and_examples_are_put_on_the_device_of_the_setup(teachers: list[
     found = []
 
     class Looking(VanillaConsolidation):
+        uses_validation_labels: ClassVar[bool | None] = True
+
         def distil(self, work: Distillation) -> ConsolidationResult:
             parameters = next(work.student.parameters())
             tensors = (parameters, work.transfer.inputs, work.validation.labels, work.inputs)
