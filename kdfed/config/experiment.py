@@ -13,6 +13,7 @@ from pydantic import AfterValidator, BaseModel, Field, PrivateAttr, create_model
 from kdfed.choosing import gathered
 from kdfed.config.document import dump
 from kdfed.config.merging import merge
+from kdfed.config.tuning import TuningSettings
 from kdfed.distill import KDMethod, VanillaConsolidation
 from kdfed.family import Families
 from kdfed.local import LocalMode, PlainLocal
@@ -130,6 +131,8 @@ class Experiment(Arm):
     """Accuracies in (0, 1], or shares in (0, 100] % of the baseline's best, such as ``95%-of-best``."""
     baseline: Text | None = None
     """The arm that others are compared with. Default: the first."""
+    tuning: TuningSettings | None = None
+    """What `kdfed tune` searches; a run does not use it."""
     arms: Annotated[dict[str, dict[str, Any]], Field(min_length=1)]
     """The arms by name (at most 64 letters, digits, hyphens, underscores); each replaces some keys of the
     experiment."""
