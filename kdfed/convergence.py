@@ -1,16 +1,29 @@
-"""When a curve has reached a target, and when it is flat.
+"""When a curve has reached a target, what it converges to, and when it is flat.
 
-A curve is the validation accuracy in [0, 1] by round: ``curve[0]`` is the start, before the first federated
-round, so a target can be reached in 0 rounds.
+A curve is the accuracy on the evaluation split, in [0, 1], by round: ``curve[0]`` is the start, before the
+first federated round, so a target can be reached in 0 rounds.
 """
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 
 TOLERANCE = 1e-9
 """Accuracies are fractions of a few thousand examples; below this, two of them are the same number."""
+
+CONVERGENCE = "99%-of-converged"
+"""The target whose hit is the rounds to convergence."""
+
+UNREACHABLE = 2.0
+"""A target above every accuracy and R²."""
+
+LAST = 10
+"""How many of the last evaluations make the converged accuracy."""
+
+AVERAGED = 5
+"""How many evaluations are averaged before a curve is called flat."""
 
 
 def first_hit(curve: Sequence[float], target: float) -> int | None:
@@ -33,13 +46,13 @@ def first_hit(curve: Sequence[float], target: float) -> int | None:
     >>> first_hit([0.1, 0.9, 0.5, 0.9], 0.8)
     1
     """
-    return sustained_hit(curve, target, window=1)
+    return next((r for r, accuracy in enumerate(curve) if accuracy >= target - TOLERANCE), None)
 
 
-def sustained_hit(curve: Sequence[float], target: float, window: int = 3) -> int | None:
-    """Return the first round from which the mean of ``window`` evaluations reaches the target.
+def hit(curve: Sequence[float], target: float) -> int | None:
+    """Return the first round whose own evaluation reaches the target, and whose mean with the next two does.
 
-    One lucky evaluation of a noisy curve is no hit.
+    One lucky evaluation of a noisy curve is no hit, and no round is billed whose model is below the target.
 
     Parameters
     ----------
@@ -47,81 +60,111 @@ def sustained_hit(curve: Sequence[float], target: float, window: int = 3) -> int
         Accuracies in [0, 1] by round.
     target
         Accuracy in (0, 1].
-    window
-        Evaluations in the mean, at least 1; all of them must exist.
 
     Returns
     -------
     int or None
-        The smallest r with ``mean(curve[r], ..., curve[r + window - 1]) >= target``.
+        The smallest r with ``curve[r] >= target`` and ``mean(curve[r], curve[r + 1], curve[r + 2]) >=
+        target``; all three must exist.
 
     Examples
     --------
-    >>> sustained_hit([0.1, 0.9, 0.5, 0.9, 0.8, 0.8], 0.8)
+    >>> hit([0.1, 0.9, 0.5, 0.9, 0.8, 0.8], 0.8)
     3
+    >>> hit([0.1, 0.7, 0.9, 0.9, 0.9], 0.8)  # the mean from round 1 on is 0.83, but round 1 is at 0.7
+    2
     """
-    for start in range(len(curve) - window + 1):
-        if math.fsum(curve[start : start + window]) / window >= target - TOLERANCE:
-            return start
+    for r in range(len(curve) - 2):
+        if min(curve[r], math.fsum(curve[r : r + 3]) / 3) >= target - TOLERANCE:
+            return r
     return None
 
 
-def plateau(curve: Sequence[float], rounds: int, min_delta: float) -> int | None:
-    """Return the first round from which the best accuracy hardly rises any more.
+def converged(curve: Sequence[float]) -> float:
+    """Return what a curve converges to: the mean of its last ten evaluations, that of the start left out.
+
+    Parameters
+    ----------
+    curve
+        Accuracies in [0, 1] by round, at least one. Of a start alone, it is the start's.
+
+    Examples
+    --------
+    >>> converged([0.1, 0.5, 0.7])
+    0.6
+    """
+    last = curve[1:][-LAST:] or curve
+    return math.fsum(last) / len(last)
+
+
+def plateau(curve: Sequence[float], rounds: int = 20, min_delta: float = 0.005) -> int | None:
+    """Return the first round at which the curve is known to be flat.
 
     Parameters
     ----------
     curve
         Accuracies in [0, 1] by round.
     rounds
-        For how many rounds it must not rise, at least 1; all of them must exist.
+        Over how many of the last rounds it must not rise, at least 1; from round ``2 * rounds`` on, over the
+        last half of all rounds.
     min_delta
         What counts as a rise is more than this, in [0, 1).
 
     Returns
     -------
     int or None
-        The smallest r with ``best(r + rounds) - best(r) <= min_delta``, where best(r) is the highest of
-        ``curve[0], ..., curve[r]``. It is known only ``rounds`` rounds later.
+        The smallest r with ``best(r) - best(r - w) <= min_delta``, where ``w = max(rounds, r // 2)`` and
+        best(r) is the highest mean of five successive evaluations up to round r; best(r - w) must exist.
 
     Examples
     --------
-    >>> plateau([0.1, 0.5, 0.7, 0.7, 0.69], rounds=2, min_delta=0.01)
-    2
+    >>> plateau([0.1, 0.5] + [0.7] * 12, rounds=2)  # best(6) is 0.7, and from round 11 to 6 is half of 11
+    11
     """
-    for start in range(len(curve) - rounds):
-        rise = max(curve[: start + rounds + 1]) - max(curve[: start + 1])
-        if rise <= min_delta + TOLERANCE:
-            return start
+    best, highest = [], -math.inf
+    for end in range(AVERAGED, len(curve) + 1):
+        highest = max(highest, math.fsum(curve[end - AVERAGED : end]) / AVERAGED)
+        best.append(highest)
+    first = AVERAGED - 1  # the round of best[0]
+    for r in range(first, len(curve)):
+        before = r - max(rounds, r // 2)
+        if before >= first and best[r - first] - best[before - first] <= min_delta + TOLERANCE:
+            return r
     return None
 
 
-UNREACHABLE = 2.0
-"""A target above every accuracy and R²."""
+_RELATIVE = re.compile(r"(?P<share>[0-9.]+)%-of-(?P<what>converged|gain)")
 
 
-def resolve_target(target: float | str, baseline_best: float) -> float:
+def resolve_target(target: float | str, converged: float, majority: float = 0.0) -> float:
     """Turn a target into an accuracy.
 
     Parameters
     ----------
     target
-        An accuracy in (0, 1], or a share of the baseline's best such as ``"95%-of-best"``.
-    baseline_best
-        The highest validation accuracy of the same seed's baseline.
+        An accuracy in (0, 1]; a share of the accuracy that the baseline converges to, such as
+        ``"95%-of-converged"``; or of what that gains over the majority class, such as ``"95%-of-gain"``.
+    converged
+        The converged accuracy of the same seed's baseline.
+    majority
+        What an answer that is always the same scores: the share of the largest class (in a regression, 0).
 
     Returns
     -------
     float
-        The accuracy to reach. A share of a best that is not above 0 (an R² can be) says nothing, and nobody
-        reaches it: 2.
+        The accuracy to reach. A share of what is not above 0 (an R² or a gain can be) says nothing, and
+        nobody reaches it: 2.
 
     Examples
     --------
-    >>> resolve_target("50%-of-best", 0.9)
+    >>> resolve_target("50%-of-converged", 0.9)
     0.45
+    >>> resolve_target("50%-of-gain", 0.9, majority=0.5)
+    0.7
     """
-    if isinstance(target, str):
-        share = float(target.removesuffix("%-of-best")) / 100
-        return UNREACHABLE if baseline_best <= 0 else share * baseline_best
-    return float(target)
+    found = _RELATIVE.fullmatch(target) if isinstance(target, str) else None
+    if found is None:
+        return float(target)
+    floor = majority if found["what"] == "gain" else 0.0
+    whole = converged - floor
+    return UNREACHABLE if whole <= 0 else floor + float(found["share"]) / 100 * whole

@@ -55,17 +55,24 @@ Text = Annotated[str, Field(max_length=4096)]
 
 
 class SplitSettings(Settings):
-    """Which share of the data is held out before it is partitioned; the rest goes to participants."""
+    """Which share of the data is held out before it is partitioned; the rest goes to participants.
 
-    test: Fraction | Literal["official"] = 0.15
+    They are cut in this order, so another share of a later one leaves those before it as they are.
+    """
+
+    test: Fraction | Literal["official"] = 0.10
     """Share of all examples, or ``official`` for the test part that the source itself has.
-    Reported only: nothing is ever selected, stopped or tuned on it."""
-    validation: Fraction = 0.10
-    """Share of all examples (with ``test: official``, of those outside the test part). Targets, stopping
-    and every selection use it."""
-    transfer: Fraction = 0.15
-    """Share, counted like ``validation``, on which teachers and student are compared. Never overlaps
-    another split or any participant."""
+    Reported only: nothing is ever selected, stopped, tuned or counted on it."""
+    evaluation: Annotated[float, Field(ge=0, lt=1)] = 0.20
+    """Share of all examples (with ``test: official``, of those outside the test part). Curves, hits and
+    converged accuracies are read on it, and no model, ensemble, temperature, search or stop ever sees it. A
+    study, which counts no rounds, has none."""
+    validation: Fraction = 0.05
+    """Share, counted like ``evaluation``. The server's labelled examples: fitting, choosing and stopping may
+    use them."""
+    transfer: Fraction = 0.10
+    """Share, counted like ``evaluation``, on which teachers and student are compared. Never overlaps another
+    split or any participant."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Seed of the split. It is not the run's seed, so the test set stays the same for every run."""
 
@@ -224,28 +231,28 @@ class ListenerSettings(Settings):
 
 
 class PlateauSettings(Settings):
-    """When a curve counts as flat."""
+    """When a curve counts as flat, see [the rules](records.md#convergence)."""
 
-    rounds: PositiveInt = 10
-    """Flat when the best accuracy did not rise for this many rounds..."""
-    min_delta: Annotated[float, Field(ge=0, lt=1)] = 0.002
+    rounds: PositiveInt = 20
+    """Flat when the best mean of five successive evaluations did not rise over so many of the last rounds, or
+    over the last half of them if that is more..."""
+    min_delta: Annotated[float, Field(ge=0, lt=1)] = 0.005
     """...by more than this accuracy in [0, 1)."""
     stop: bool = False
-    """Stop an arm there. A baseline that sets relative targets never stops early."""
+    """Stop the arm there, by its curve on the validation split. Only where there is a single arm: arms that
+    are compared run equally long."""
 
 
 class RoundSettings(Settings):
-    """How long an arm runs and how its curve is read."""
+    """How long an arm runs and when its curve is flat."""
 
-    max: Annotated[int, Field(ge=0, le=10**6)] = 40
-    """Federated rounds at most; 0 evaluates the start only."""
-    evaluate_on: Literal["validation"] = "validation"
-    """The split that targets and stops use. The test split is reported beside it, never used."""
-    rule: Literal["sustained", "first"] = "sustained"
-    """``sustained``: the first round from which the mean of three evaluations reaches the target (never,
-    with ``max`` below 2); ``first``: the first evaluation that does."""
-    stop_at_target: bool = True
-    """Stop an arm when it has reached every target. A baseline that sets relative targets never stops
-    early."""
+    horizon: Annotated[int, Field(ge=0, le=10**6)] | Literal["auto"] = 60
+    """Federated rounds of every arm; 0 evaluates the start only. ``auto``: 1.5 times the round at which the
+    baseline's curve is flat on the seeds of ``tuning``, which is run first."""
+    why: Text = ""
+    """Where the horizon's number comes from, for the record; ``kdfed tune`` writes it."""
+    stop_at_target: bool = False
+    """Stop the arm when it has reached every target, by its curve on the validation split. Only where there
+    is a single arm."""
     plateau: PlateauSettings = PlateauSettings()
     """When a curve counts as flat."""

@@ -51,7 +51,7 @@ ExperimentArgument = Annotated[Path, typer.Argument(metavar="EXPERIMENT")]
 SetOption = Annotated[
     list[str] | None,
     typer.Option(
-        "--set", metavar="KEY=VALUE...", help="Replace keys, e.g. partition.alpha=0.5 rounds.max=10."
+        "--set", metavar="KEY=VALUE...", help="Replace keys, e.g. partition.alpha=0.5 rounds.horizon=10."
     ),
 ]
 

@@ -57,7 +57,7 @@ class _RunProgress:
         self.event = event
 
     def left(self, now: float) -> float | None:
-        """Return the seconds until ``rounds.max`` at the pace so far; an early stop comes sooner."""
+        """Return the seconds until ``rounds.horizon`` at the pace so far; an early stop comes sooner."""
         if self.ended is not None:
             return 0.0
         if self.event.phase != "rounds" or self.event.step == 0:

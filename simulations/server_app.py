@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,12 +14,12 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from flwr.app import ArrayRecord, Context
 from flwr.serverapp import Grid, ServerApp
 
-from kdfed import convergence
-from kdfed.config import Experiment, split_set
+from kdfed.config import Experiment, server_labels, split_set
 from kdfed.data import PreparedData, prepare
 from kdfed.errors import ConfigError, KdfedError, Mistake, RecordError, RunError, one_line
 from kdfed.events import FOLDER, OVERWRITE, PROGRESS, Event, OnEvent, ignore
@@ -30,10 +29,11 @@ from kdfed.outside import code_of
 from kdfed.partition import Partition, class_counts, partition_of
 from kdfed.preflight import check_data
 from kdfed.reasons import reason_of
-from kdfed.records import Failure, Outcome, RunFolder, Stopped, summarise, versions, weights_sha256
+from kdfed.records import DataFacts, Failure, Outcome, RunFolder, Stopped, summarise, versions, weights_sha256
+from kdfed.task import REGRESSION
 from simulations.experiments import load_experiment
 from strategies.arm import initial_state
-from strategies.arm_config import ArmConfig, ServerData
+from strategies.arm_config import ArmConfig, HeldOut, ServerData
 from strategies.catalogue import make_strategy
 from strategies.pre_consolidation import PreConsolidation
 
@@ -103,7 +103,8 @@ def run_experiment(
     torch.set_num_threads(experiment.threads)
     with folder:
         data = prepare(experiment.data)
-        folder.begin()
+        experiment = folder.experiment
+        folder.begin(experiment)
         failures: list[Failure] = []
         with _logging_to(folder.log_path):
             try:
@@ -153,8 +154,17 @@ def conclude(
         If the summary cannot be written.
     """
     records = folder.read_rounds()
-    partitions = _partitions(experiment, prepare(experiment.data))
-    summary = summarise(experiment, engine, records, folder.read_outcomes(), partitions, failures, unfinished)
+    data = prepare(experiment.data)
+    summary = summarise(
+        experiment,
+        engine,
+        records,
+        folder.read_outcomes(),
+        _partitions(experiment, data),
+        failures,
+        unfinished,
+        data_facts(experiment, data),
+    )
     folder.write_summary(summary)
     if not records:
         return summary, ""
@@ -180,21 +190,19 @@ def _run_seed(
     failures: list[Failure],
     on_event: OnEvent,
 ) -> None:
-    """Run the baseline, whose best accuracy sets relative targets, then the other arms."""
-    shared = server_data(data)
-    baseline_best = float("nan")
+    """Run every arm that is not finished; arms that are compared run equally long."""
+    shared, held_out = server_data(data), held_out_data(data)
     for name in experiment.arm_order:
         arm = experiment.arm(name)
-        sets_targets = name == experiment.baseline_arm and experiment.has_relative_targets
-        targets = () if sets_targets else _targets(experiment, baseline_best)
-        if not _is_kept(folder, name, seed, targets):
+        if (name, seed) not in folder.finished:
             config = ArmConfig(
                 arm=arm,
                 data=shared,
+                held_out=held_out,
                 seed=seed,
                 name=name,
-                targets=targets,
-                never_stop=sets_targets,
+                targets=tuple(target for target in experiment.targets if isinstance(target, float)),
+                never_stop=len(experiment.arms) > 1,
                 simulation=Simulation.of(arm, seed, folder.store_path(name, seed), experiment.folder),
                 on_record=folder.append,
             )
@@ -202,36 +210,15 @@ def _run_seed(
             if failure is not None:
                 failures.append(failure)
                 on_event(Event(arm=name, seed=seed, phase="failed", message=failure.reason))
-                continue
         else:
             on_event(Event(arm=name, seed=seed, phase="done"))
-        if name == experiment.baseline_arm:
-            curve = [r.accuracy for r in folder.read_rounds() if (r.arm, r.seed) == (name, seed)]
-            baseline_best = max(curve)
-
-
-def _targets(experiment: Experiment, baseline_best: float) -> tuple[float, ...]:
-    """Return the accuracies to reach; without a baseline's best, relative targets are unresolved."""
-    return tuple(
-        convergence.resolve_target(target, baseline_best)
-        for target in experiment.targets
-        if not (isinstance(target, str) and math.isnan(baseline_best))
-    )
-
-
-def _is_kept(folder: RunFolder, arm: str, seed: int, targets: tuple[float, ...]) -> bool:
-    """Tell whether a run is finished; one that had other targets (its baseline failed) is run again."""
-    outcome = folder.finished.get((arm, seed))
-    if outcome is not None and outcome.targets != targets:
-        folder.drop(arm, seed)
-        return False
-    return outcome is not None
 
 
 def _run_arm(grid: Grid, config: ArmConfig, folder: RunFolder, on_event: OnEvent) -> Failure | None:
     """Run one arm and record how it ended; return why it could not go on."""
     name, seed, arm = config.name, config.seed, config.arm
-    phase = "start"
+    phase, horizon = "start", arm.rounds.horizon
+    assert horizon != "auto", "it was found before"
 
     def follow(event: Event) -> None:
         nonlocal phase
@@ -242,7 +229,7 @@ def _run_arm(grid: Grid, config: ArmConfig, folder: RunFolder, on_event: OnEvent
     try:
         start = ArrayRecord(dict(initial_state(arm, config.data, seed)))
         result = PreConsolidation(make_strategy(config), config).start(
-            grid, start, arm.rounds.max, arm.server.deadlines.train
+            grid, start, horizon, arm.server.deadlines.train
         )
         state = dict(result.arrays.to_torch_state_dict())
     except RecordError:
@@ -263,7 +250,6 @@ def _run_arm(grid: Grid, config: ArmConfig, folder: RunFolder, on_event: OnEvent
         weights_sha256(state),
         consolidation,
         len(result.records),
-        config.targets,
         versions(code_of(arm)),
     )
     folder.finish(outcome, state)
@@ -313,10 +299,30 @@ def server_data(data: PreparedData) -> ServerData:
     return ServerData(
         transfer=data.examples(splits.transfer),
         validation=data.examples(splits.validation),
-        test=data.examples(splits.test),
         transfer_inputs=data.dataset.inputs[splits.transfer],
         classes=data.classes,
         task=data.task,
+    )
+
+
+def held_out_data(data: PreparedData) -> HeldOut:
+    """Return what rounds are counted on."""
+    return HeldOut(data.examples(data.splits.evaluation), data.examples(data.splits.test))
+
+
+def data_facts(experiment: Experiment, data: PreparedData) -> DataFacts:
+    """Return what the summary says of the data."""
+    splits, majority = data.splits, 0.0
+    if data.task is not REGRESSION and len(splits.evaluation):
+        labels = data.dataset.labels[splits.evaluation]
+        majority = float(np.bincount(labels).max() / len(labels))
+    arms = (experiment.arm(name) for name in experiment.arm_order if name not in experiment.controls)
+    sizes = len(splits.validation), len(splits.transfer)
+    return DataFacts(
+        evaluation_examples=len(splits.evaluation),
+        majority=majority,
+        server_labels=max(server_labels(arm, *sizes) for arm in arms),
+        control_labels=sizes[0],
     )
 
 

@@ -137,8 +137,8 @@ class ArmRunner:
             return False
         if self.config.never_stop:
             self._once.warn(
-                f"{self.config.name}, seed {self.config.seed}: goes on, because its best accuracy sets the "
-                "targets, though a listener would stop it",
+                f"{self.config.name}, seed {self.config.seed}: goes on, because arms that are compared run "
+                "equally long, though a listener would stop it",
                 reason,
             )
             return False

@@ -29,9 +29,8 @@ class ServerData:
 
     Parameters
     ----------
-    transfer, validation, test
-        The held-out splits, float32 [N, ...] and int64 [N]; ``test`` may be None, then its accuracy is
-        not reported.
+    transfer, validation
+        Held-out splits, float32 [N, ...] and int64 [N].
     transfer_inputs
         The transfer set's inputs as stored, [N, ...]: what participants are sent when they upload logits.
     classes
@@ -42,7 +41,6 @@ class ServerData:
 
     transfer: Examples
     validation: Examples
-    test: Examples | None
     transfer_inputs: np.ndarray
     classes: int
     task: Task
@@ -51,6 +49,22 @@ class ServerData:
     def input_shape(self) -> tuple[int, ...]:
         """Shape of one input."""
         return tuple(self.validation.inputs.shape[1:])
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """What rounds are counted on: of everything on the server side only the evaluation sees it.
+
+    Parameters
+    ----------
+    evaluation
+        Curves, hits and converged accuracies are read on it; float32 [N, ...] and int64 [N].
+    test
+        Only reported; None to leave it out.
+    """
+
+    evaluation: Examples
+    test: Examples | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +77,8 @@ class ArmConfig:
         The resolved settings.
     data
         The server's data.
+    held_out
+        What rounds are counted on. Default: the validation split, and nothing is said of a test split.
     seed
         The run's seed.
     name
@@ -70,7 +86,7 @@ class ArmConfig:
     targets
         Accuracies in (0, 1]; the arm stops when all are reached, if ``arm.rounds.stop_at_target``.
     never_stop
-        Run all rounds: for a baseline whose best accuracy sets the targets.
+        Run all rounds, whatever a listener says: for arms that are compared.
     simulation
         Whose data the nodes of a simulation use. Default: every node of the grid is one participant.
     on_record, on_event
@@ -81,6 +97,7 @@ class ArmConfig:
 
     arm: Arm
     data: ServerData
+    held_out: HeldOut | None = None
     seed: int = 0
     name: str = "arm"
     targets: tuple[float, ...] = ()

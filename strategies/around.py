@@ -28,7 +28,7 @@ from kdfed.partitions import UniformPartition
 from kdfed.records.parsing import problems_of
 from kdfed.seeding import derive, torch_generator
 from kdfed.server import GivenStrategy
-from kdfed.settings import ModelSettings, TeacherSettings
+from kdfed.settings import ModelSettings, RoundSettings, TeacherSettings
 from kdfed.task import CLASSIFICATION
 from strategies.arm_config import ArmConfig, ServerData
 from strategies.wrapped import layers
@@ -103,6 +103,7 @@ def arm_around(
             consolidation=consolidation or default_consolidation(len(held)),
             partition=UniformPartition(participants=participants),
             server=GivenStrategy(sampled=sampled),
+            rounds=RoundSettings(stop_at_target=bool(targets)),
         )
     except ValidationError as error:
         raise ConfigError("PreConsolidation.around", [Mistake("", one_line(problems_of(error)))]) from error
@@ -112,7 +113,6 @@ def arm_around(
     data = ServerData(
         transfer=held,
         validation=validation_examples,
-        test=None,
         transfer_inputs=held.inputs.numpy(),
         classes=classes,
         task=CLASSIFICATION,

@@ -5,6 +5,7 @@ Each is a :class:`kdfed.listeners.Listener`; a user's own come after them.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from typing import TypeAlias
@@ -28,7 +29,7 @@ EvaluateFn: TypeAlias = Callable[[int, ArrayRecord], MetricRecord | None]
 
 
 class Evaluating(Listener):
-    """Evaluates the global model on the server's validation and test splits.
+    """Evaluates the global model on the splits that nothing else sees, and on the validation split.
 
     Parameters
     ----------
@@ -56,8 +57,12 @@ class Evaluating(Listener):
         """Evaluate a round, and make its record."""
         config, data, costs = self._config, self._config.data, ended.costs
         load_state(self._model, ended.state)
-        accuracy, loss = evaluate(self._model, data.validation, data.task)
-        test = evaluate(self._model, data.test, data.task)[0] if data.test is not None else None
+        validation, validation_loss = evaluate(self._model, data.validation, data.task)
+        accuracy, loss, test = validation, validation_loss, None
+        if config.held_out is not None:
+            accuracy, loss = evaluate(self._model, config.held_out.evaluation, data.task)
+            if config.held_out.test is not None:
+                test, _ = evaluate(self._model, config.held_out.test, data.task)
         ended.record = RoundRecord(
             arm=config.name,
             seed=config.seed,
@@ -74,6 +79,7 @@ class Evaluating(Listener):
             answered=ended.answered,
             absent=ended.absent,
             seconds=time.monotonic() - self._began,
+            validation_accuracy=validation,
         )
         metrics = MetricRecord({"accuracy": accuracy, "loss": loss})
         if self._evaluate_fn is not None:
@@ -105,7 +111,7 @@ class Recording(Listener):
 
 
 class Stopping(Listener):
-    """Stops an arm at its targets, or on a plateau, where it is asked to.
+    """Stops an arm at its targets, or where its curve is flat, if it is asked to.
 
     Parameters
     ----------
@@ -120,14 +126,14 @@ class Stopping(Listener):
         self.in_step = not config.never_stop and (rounds.plateau.stop or at_targets)
 
     def on_round(self, ended: Round) -> None:
-        """Continue the curve."""
-        self._curve.append(ended.evaluated.accuracy)
+        """Continue the curve on the validation split."""
+        accuracy = ended.evaluated.validation_accuracy
+        self._curve.append(-math.inf if accuracy is None else accuracy)
 
     def should_stop(self) -> str | None:
         """Return ``target`` or ``plateau``, where the curve has reached it."""
         rounds, targets = self._config.arm.rounds, self._config.targets
-        hit = convergence.sustained_hit if rounds.rule == "sustained" else convergence.first_hit
-        reached = [hit(self._curve, target) is not None for target in targets]
+        reached = [convergence.hit(self._curve, target) is not None for target in targets]
         if rounds.stop_at_target and reached and all(reached):
             return "target"
         plateau = rounds.plateau

@@ -19,11 +19,11 @@ class ArmResult(Result):
     records
         One per evaluation; the first is the start.
     stopped
-        Why the arm ended: ``target``, ``plateau``, ``listener`` or ``max-rounds``.
+        Why the arm ended: ``horizon``, ``target``, ``plateau`` or ``listener``.
     consolidation
         What the consolidation took; None without one.
     """
 
     records: list[RoundRecord] = field(default_factory=list)
-    stopped: Stopped = "max-rounds"
+    stopped: Stopped = "horizon"
     consolidation: ConsolidationResult | None = None

@@ -32,8 +32,8 @@ TINY: dict[str, Any] = {
     "teachers": {"epochs": 2, "batch-size": 8, "lr": 0.1},
     "consolidation": {"epochs": 3, "batch-size": 16, "lr": 0.1},
     "server": {"strategy": "fedavg", "cohort-size": 2},
-    "rounds": {"max": 3},
-    "targets": ["90%-of-best"],
+    "rounds": {"horizon": 3},
+    "targets": ["90%-of-converged"],
     "arms": {"cold": {"start": "random"}, "consolidated": {"start": "consolidated"}},
 }
 
@@ -68,7 +68,7 @@ def run_arm(tmp_path: Path) -> Callable[..., Any]:
     from clients.client_app import app
     from kdfed.data import prepare
     from simulations.engines.inprocess import InProcessGrid
-    from simulations.server_app import server_data
+    from simulations.server_app import held_out_data, server_data
     from strategies.arm import initial_state
     from strategies.arm_config import ArmConfig
     from strategies.catalogue import make_strategy
@@ -85,15 +85,19 @@ def run_arm(tmp_path: Path) -> Callable[..., Any]:
         **config: Any,
     ) -> Any:
         arm, seed = experiment.arm(name), experiment.seeds[0]
-        data = server_data(prepare(arm.data))
+        prepared = prepare(arm.data)
+        data, held_out = server_data(prepared), held_out_data(prepared)
         store = tmp_path / "store" / uuid4().hex  # a run finds nothing that another one kept
         simulation = Simulation.of(arm, seed, store)
         arm_config = ArmConfig(
-            **{"arm": arm, "data": data, "seed": seed, "name": name, "simulation": simulation, **config}
+            **{
+                **{"arm": arm, "data": data, "held_out": held_out, "seed": seed, "name": name},
+                **{"simulation": simulation, **config},
+            }
         )
         start = ArrayRecord(dict(initial_state(arm, data, seed)))
         return PreConsolidation(strategy or make_strategy(arm_config), arm_config).start(
-            grid or InProcessGrid(app, nodes, order), start, arm.rounds.max, arm.server.deadlines.train
+            grid or InProcessGrid(app, nodes, order), start, arm.rounds.horizon, arm.server.deadlines.train
         )
 
     return run

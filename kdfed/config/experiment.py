@@ -14,6 +14,7 @@ from kdfed.choosing import gathered
 from kdfed.config.document import dump
 from kdfed.config.merging import merge
 from kdfed.config.tuning import TuningSettings
+from kdfed.convergence import CONVERGENCE
 from kdfed.distill import KDMethod, VanillaConsolidation
 from kdfed.family import Families
 from kdfed.local import LocalMode, PlainLocal
@@ -98,20 +99,23 @@ class Arm(ArmSettings):
     """How long an arm runs and how its curve is read."""
 
 
-_SHARE = r"^(100(\.0+)?|[1-9][0-9]?(\.[0-9]+)?|0\.[0-9]*[1-9][0-9]*)%-of-best$"
+_SHARE = r"^(100(\.0+)?|[1-9][0-9]?(\.[0-9]+)?|0\.[0-9]*[1-9][0-9]*)%-of-(converged|gain)$"
 
 Target = Annotated[float, Field(gt=0, le=1)] | Annotated[str, Field(pattern=_SHARE, max_length=32)]
 
 
 def _distinct_targets(targets: tuple[Target, ...]) -> tuple[Target, ...]:
-    """Refuse a target that stands twice, as ``90%-of-best`` and ``90.0%-of-best`` do."""
+    """Refuse a target that stands twice, as ``90%-of-gain`` and ``90.0%-of-gain`` do."""
     values = {
-        (target, False) if isinstance(target, float) else (float(target.partition("%")[0]), True)
+        (target, "") if isinstance(target, float) else (float(target.partition("%")[0]), target[-4:])
         for target in targets
     }
     if len(values) != len(targets):
         raise ValueError("expected distinct targets; remove the repeated ones")
     return targets
+
+
+Control = Literal["server", "averaged", "longer"]
 
 
 class Experiment(Arm):
@@ -126,11 +130,17 @@ class Experiment(Arm):
     seeds: Annotated[tuple[Annotated[int, Field(ge=0, lt=2**32)], ...], Field(min_length=1), Distinct] = (0,)
     """One run each. A seed varies partition, initial weights and sampling together."""
     targets: Annotated[tuple[Target, ...], Field(min_length=1), AfterValidator(_distinct_targets)] = (
-        "90%-of-best",
+        "95%-of-converged",
     )
-    """Accuracies in (0, 1], or shares in (0, 100] % of the baseline's best, such as ``95%-of-best``."""
+    """Accuracies in (0, 1]; shares in (0, 100] % of what the baseline converges to, such as
+    ``95%-of-converged``; or, for tables with one large class, of what it gains over always naming that class,
+    such as ``95%-of-gain``."""
     baseline: Text | None = None
     """The arm that others are compared with. Default: the first."""
+    controls: Annotated[tuple[Control, ...], Distinct] = ()
+    """Arms that are added under these names, for whoever doubts the others. ``server``: a model trained on
+    the server's own labels alone, then federated rounds from it. ``averaged``: the teachers' weights,
+    averaged. ``longer``: the baseline with as many local steps more as the teachers make."""
     tuning: TuningSettings | None = None
     """What `kdfed tune` searches; a run does not use it."""
     arms: Annotated[dict[str, dict[str, Any]], Field(min_length=1)]
@@ -158,14 +168,39 @@ class Experiment(Arm):
 
     @property
     def arm_order(self) -> tuple[str, ...]:
-        """Names of the arms in the order they run: the baseline first, for relative targets."""
-        rest = (name for name in self.arms if name != self.baseline_arm)
-        return (self.baseline_arm, *rest)
+        """Names of the arms in the order they run: the baseline first, controls last."""
+        rest = [name for name in self.arms if name != self.baseline_arm]
+        return (self.baseline_arm, *sorted(rest, key=lambda name: name in self.controls))
+
+    @property
+    def counted_targets(self) -> tuple[Target, ...]:
+        """The targets, and the one whose hit is the rounds to convergence."""
+        return self.targets if CONVERGENCE in self.targets else (*self.targets, CONVERGENCE)
 
     @property
     def has_relative_targets(self) -> bool:
-        """Whether a target is a share of the baseline's best accuracy."""
+        """Whether a target is a share of what the baseline converges to."""
         return any(isinstance(target, str) for target in self.targets)
+
+    @property
+    def horizon(self) -> int:
+        """Federated rounds of every arm.
+
+        Raises
+        ------
+        ValueError
+            If it is ``auto`` and was not found yet.
+        """
+        if self.rounds.horizon == "auto":
+            raise ValueError("expected a horizon that was found, got auto; see with_horizon")
+        return self.rounds.horizon
+
+    def with_horizon(self, rounds: int, why: str) -> Experiment:
+        """Return the same experiment, with a horizon that was found for it."""
+        settings = self.rounds.model_copy(update={"horizon": rounds, "why": why})
+        copy = self.model_copy(update={"rounds": settings})
+        copy._folder = self._folder
+        return copy
 
     def arm(self, name: str) -> Arm:
         """Return one arm with every key resolved.

@@ -150,6 +150,15 @@ _EXPECTED = {
 }
 
 
+_GONE = {
+    "rounds.max": "is now rounds.horizon: every arm runs so many rounds",
+    "rounds.rule": "is gone: a hit is the first round that reaches the target and whose mean with the next "
+    "two does; remove it",
+    "rounds.evaluate-on": "is gone: curves and hits are read on the split data.splits.evaluation; remove it",
+}
+"""Keys of earlier releases, and what became of them."""
+
+
 def describe_all(problems: Sequence[Any], values: Any, root: type[BaseModel]) -> list[Mistake]:
     """Put pydantic's problems into words; the members of a union make one mistake together.
 
@@ -181,7 +190,10 @@ def _describe(group: Sequence[Any], values: Any, root: type[BaseModel]) -> str:
         models = _models_at(location, root)
         holder = _holder(location, values)
         known = {key for model in models for key in keys_of(model, holder)}
-        return _without_effect(location[-1], holder, models) or f"unknown key{near(location[-1], known)}"
+        gone = _GONE.get(".".join(map(str, location)))
+        return (
+            gone or _without_effect(location[-1], holder, models) or f"unknown key{near(location[-1], known)}"
+        )
     if kind == "union_tag_invalid":
         tags = re.findall(r"'([^']*)'", context["expected_tags"])
         tag = context["discriminator"].strip("'")

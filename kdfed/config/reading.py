@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from kdfed.config.checks import cross_checks
+from kdfed.config.controls import impossible_controls, with_controls
 from kdfed.config.document import DocumentError, parse
 from kdfed.config.experiment import ARM_KEYS, REPLACEABLE_KEYS, Experiment, experiment_type, validate
 from kdfed.config.merging import merge, undotted
@@ -173,13 +174,38 @@ def read_recorded(path: Path) -> Experiment:
     ConfigError
         If it is none.
     """
-    values = read_mapping(path)
+    values = upgraded(read_mapping(path))
     families = ALL_FAMILIES.with_placeholders(values)
     kind = experiment_type(families)
     try:
         return validate(kind, values, families)
     except ValidationError as error:
         raise ConfigError(str(path), describe_all(error.errors(), values, kind)) from error
+
+
+def upgraded(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a recorded experiment as this release writes it.
+
+    The first version had ``rounds.max``, no evaluation split (it read curves on the validation split), and
+    targets that were shares of the baseline's best accuracy.
+    """
+    rounds = values.get("rounds")
+    if not (isinstance(rounds, Mapping) and "max" in rounds):
+        return dict(values)
+    kept = {key: value for key, value in rounds.items() if key == "stop-at-target"}
+    found = {
+        **values,
+        "rounds": {**kept, "horizon": rounds["max"], "why": "the most rounds of an earlier release"},
+    }
+    data, targets = values.get("data"), values.get("targets")
+    if isinstance(data, Mapping) and isinstance(data.get("splits"), Mapping):
+        found["data"] = {**data, "splits": {**data["splits"], "evaluation": 0.0}}
+    if isinstance(targets, list):
+        found["targets"] = [
+            target.replace("-of-best", "-of-converged") if isinstance(target, str) else target
+            for target in targets
+        ]
+    return found
 
 
 def _faultless(experiment: Experiment | None, mistakes: Sequence[Mistake], source: str) -> Experiment:
@@ -214,7 +240,37 @@ def _check(values: dict[str, Any], families: Families) -> tuple[Experiment | Non
     except (Exception, SystemExit) as error:
         return None, [*mistakes, _unmade(error)]
     experiment, more = _check_arms(experiment, [mistake.key for mistake in mistakes])
-    return experiment, mistakes + unrelated(more, mistakes)
+    mistakes += unrelated(more, mistakes)
+    more = list(_check_whole(experiment))
+    mistakes += unrelated(more, mistakes)
+    if more or not experiment.controls:
+        return experiment, mistakes
+    experiment = with_controls(experiment)
+    known = [mistake.key for mistake in mistakes]
+    controlled, more = _check_arms(experiment, known)
+    return controlled, mistakes + unrelated([found for found in more if found not in mistakes], mistakes)
+
+
+def _check_whole(experiment: Experiment) -> Iterator[Mistake]:
+    """Yield what is wrong with an experiment as a whole, whose arms are right."""
+    rounds, several = experiment.rounds, len(experiment.arms) + len(experiment.controls) > 1
+    if experiment.data.splits.evaluation == 0:
+        yield Mistake(
+            "data.splits.evaluation", "expected a share above 0, on which rounds are counted, got 0"
+        )
+    stops = {"rounds.stop-at-target": rounds.stop_at_target, "rounds.plateau.stop": rounds.plateau.stop}
+    for key, stop in stops.items():
+        if stop and several:
+            yield Mistake(
+                key, "expected false, because arms that are compared run equally long; or keep a single arm"
+            )
+    if rounds.stop_at_target and not several and experiment.has_relative_targets:
+        yield Mistake(
+            "rounds.stop-at-target",
+            "expected targets that are accuracies, because what the arm converges to is not known before its "
+            "end; set targets: [0.9], or remove it",
+        )
+    yield from impossible_controls(experiment)
 
 
 def _unmade(error: BaseException, key: str = "") -> Mistake:

@@ -1,4 +1,4 @@
-"""Test, validation and transfer splits, held out before anything is dealt to participants."""
+"""Test, evaluation, validation and transfer splits, held out before anything is dealt to participants."""
 
 from __future__ import annotations
 
@@ -23,8 +23,10 @@ class Splits:
     ----------
     test
         Reported only.
+    evaluation
+        Curves, hits, converged accuracies. Empty where the settings hold none out.
     validation
-        Every target, stop and selection.
+        What the server may fit, choose and stop on.
     transfer
         The examples on which teachers and student are compared.
     train
@@ -32,6 +34,7 @@ class Splits:
     """
 
     test: np.ndarray
+    evaluation: np.ndarray
     validation: np.ndarray
     transfer: np.ndarray
     train: np.ndarray
@@ -99,10 +102,10 @@ def bin_edges(numbers: np.ndarray) -> np.ndarray:
 
 
 def split(dataset: Dataset, settings: DataSettings) -> Splits:
-    """Hold out test, validation and transfer examples, stratified by label (numbers: by :func:`strata_of`).
+    """Hold out every split but the last, stratified by label (numbers: by :func:`strata_of`).
 
     Shares are of all examples of the data set, which ``data.limit`` has reduced already. With
-    ``test: official`` the shares of validation and transfer are of the examples outside the test part.
+    ``test: official`` the other shares are of the examples outside the test part.
     Every draw comes from ``splits.seed``.
 
     Raises
@@ -128,12 +131,15 @@ def split(dataset: Dataset, settings: DataSettings) -> Splits:
     order = stratified_order(strata_of(labels), numpy_generator(wanted.seed, "split"))
     if rest is not None:
         order = rest[order]
-    sizes = [held_out, round(wanted.validation * len(order)), round(wanted.transfer * len(order))]
-    first, validation, transfer, train = np.split(order, np.cumsum(sizes))
+    shares = (wanted.evaluation, wanted.validation, wanted.transfer)
+    sizes = [held_out, *(round(share * len(order)) for share in shares)]
+    first, *others = np.split(order, np.cumsum(sizes))
     if wanted.test != "official":
         test = first
-    splits = Splits(*(np.sort(part) for part in (test, validation, transfer, train)))
+    splits = Splits(*(np.sort(part) for part in (test, *others)))
     empty = [name for name, part in vars(splits).items() if len(part) == 0]
+    if wanted.evaluation == 0:
+        empty.remove("evaluation")
     if empty:
         raise DataError(
             f"expected examples in every split, got none for {', '.join(empty)} out of {len(dataset)}: use "

@@ -17,13 +17,14 @@ from __future__ import annotations
 from kdfed.records.folder import RunFolder, write_atomically
 from kdfed.records.rounds import Absent, Failure, Outcome, RoundRecord, Stopped
 from kdfed.records.schema import COSTS, Summary
-from kdfed.records.summary import summarise
+from kdfed.records.summary import DataFacts, summarise
 from kdfed.records.versions import versions
 from kdfed.records.weights import load_model, load_start, weights_sha256
 
 __all__ = [
     "COSTS",
     "Absent",
+    "DataFacts",
     "Failure",
     "Outcome",
     "RoundRecord",

@@ -83,12 +83,12 @@ def _wrong_in_record(
     whose = f"of arm {record.arm}, seed {record.seed}"
     if record.round != wanted:
         return f"round: expected round {wanted} {whose}, got {record.round}"
-    if wanted > experiment.rounds.max:
-        return f"round: expected at most rounds.max, {experiment.rounds.max}, got {record.round}"
+    if wanted > experiment.horizon:
+        return f"round: expected at most rounds.horizon, {experiment.horizon}, got {record.round}"
     phase = "rounds" if record.round else "start"
     if record.phase != phase:
         return f"phase: expected {phase!r} in round {record.round}, got {record.phase!r}"
-    for name in ("accuracy", "test_accuracy"):
+    for name in ("accuracy", "test_accuracy", "validation_accuracy"):
         value = getattr(record, name)
         if least is not None and value is not None and value < least:
             return f"{name}: expected at least {least:g}, got {value:g}"
@@ -105,7 +105,8 @@ def parse_summary(content: bytes) -> dict[str, Any]:
     Raises
     ------
     ValueError
-        If it is no JSON, or not what :func:`kdfed.records.summarise` returns.
+        If it is no JSON, or not what :func:`kdfed.records.summarise` returns; or if the first version
+        of kdfed wrote it (see :func:`is_of_schema_1`), whose figures are counted anew.
     """
     try:
         summary = parse_json(content.decode())
@@ -118,6 +119,15 @@ def parse_summary(content: bytes) -> dict[str, Any]:
     except ValidationError as error:
         raise ValueError(problems_of(error)) from error
     return summary
+
+
+def is_of_schema_1(content: bytes) -> bool:
+    """Whether this is a summary of the first version, which counted otherwise."""
+    try:
+        summary = parse_json(content.decode())
+    except ValueError:
+        return False
+    return isinstance(summary, dict) and "schema" not in summary and "rounds_to_plateau" in str(summary)
 
 
 def check_summary(summary: Mapping[str, Any], experiment: Experiment, records: Sequence[RoundRecord]) -> None:
@@ -138,7 +148,7 @@ def check_summary(summary: Mapping[str, Any], experiment: Experiment, records: S
     wanted = {
         "experiment": experiment.name,
         "seeds": list(experiment.seeds),
-        "targets": [str(target) for target in experiment.targets],
+        "targets": [str(target) for target in experiment.counted_targets],
         "metric": TASKS[experiment.data.task].metric,
     }
     for key, value in wanted.items():
@@ -154,11 +164,7 @@ def check_summary(summary: Mapping[str, Any], experiment: Experiment, records: S
         if rounds is None:
             whose = f"arm {short(run['arm'])}, seed {run['seed']}"
             raise ValueError(f"runs.{number}: expected evaluations of {whose} in rounds.jsonl, got none")
-        entries = {
-            "totals": run["totals"],
-            "first_hit": run["first_hit"],
-            "sustained_hit": run["sustained_hit"],
-        }
+        entries = {name: run[name] for name in ("totals", "hit", "first_hit")}
         for name, costs in entries.items():
             if costs is not None and costs["round"] > rounds:
                 raise ValueError(

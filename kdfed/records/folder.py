@@ -17,7 +17,7 @@ from safetensors.torch import save
 from kdfed.config import Experiment
 from kdfed.errors import RecordError, RunFolderError
 from kdfed.records.lock import FolderLock
-from kdfed.records.opening import Opening, examine
+from kdfed.records.opening import Opening, examine, with_horizon_of
 from kdfed.records.reading import OUTCOMES, PARTIAL, PRIVATE, ROUNDS, SUMMARY, RecordedRun
 from kdfed.records.rounds import Outcome, RoundRecord
 
@@ -92,7 +92,15 @@ class RunFolder(RecordedRun):
             folder.close()
             raise
         folder.finished = folder._opening.finished
+        if folder.finished:
+            folder._experiment = with_horizon_of(folder.read_experiment(), experiment)
         return folder
+
+    @property
+    def experiment(self) -> Experiment:
+        """What will be run: as it was given, with the horizon that an earlier start found."""
+        assert self._experiment is not None, "open the folder with open_for"
+        return self._experiment
 
     def hold(self, patience: float = 0.0) -> None:
         """Take hold of the folder for this process, within ``patience`` seconds.
@@ -106,11 +114,16 @@ class RunFolder(RecordedRun):
         self._lock.take(patience)
         self._made += missing
 
-    def begin(self) -> Self:
+    def begin(self, experiment: Experiment | None = None) -> Self:
         """Make the folder ready for the runs that are not finished: the first change of what is there.
 
         Records of runs that are not kept go to ``rounds.partial.jsonl``; what is obsolete, and the store of
         runs that begin anew, is removed.
+
+        Parameters
+        ----------
+        experiment
+            With the horizon that was found. Default: as it was opened for.
 
         Raises
         ------
@@ -119,8 +132,7 @@ class RunFolder(RecordedRun):
         RecordError
             If the disk gives up in between.
         """
-        assert self._experiment is not None, "open the folder with open_for"
-        experiment = self._experiment
+        self._experiment = experiment = self.experiment if experiment is None else experiment
         self._made = []
         self._lock.take()
         names = [*self.written(), *self.files_of(experiment)]

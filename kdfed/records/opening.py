@@ -132,7 +132,7 @@ def _refuse_other(folder: RecordedRun, experiment: Experiment, present: list[str
         raise RunFolderError(
             f"{folder.path} holds an {file.name} that cannot be read; {_OVERWRITE}\n{error}"
         ) from error
-    differing = _differences(old, experiment)
+    differing = _differences(old, with_horizon_of(old, experiment))
     if differing:
         raise RunFolderError(
             f"{folder.path} holds another experiment; {_OVERWRITE}. It differs in:\n" + "\n".join(differing)
@@ -188,6 +188,13 @@ def _has_model(folder: RecordedRun, outcome: Outcome) -> bool:
     except KdfedError:
         return False
     return weights_sha256(state) == outcome.weights_sha256
+
+
+def with_horizon_of(old: Experiment, new: Experiment) -> Experiment:
+    """Return an experiment whose horizon is to be found with the one that was found already."""
+    if new.rounds.horizon == "auto" and old.rounds.horizon != "auto" and old.rounds.why:
+        return new.with_horizon(old.rounds.horizon, old.rounds.why)
+    return new
 
 
 def _differences(old: Experiment, new: Experiment) -> list[str]:

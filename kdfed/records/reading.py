@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from contextlib import suppress
@@ -10,8 +11,15 @@ from typing import Any
 
 from kdfed.config import Experiment, read_recorded
 from kdfed.errors import KdfedError, RunFolderError
-from kdfed.records.checking import check_rounds, check_summary, parse_rounds, parse_summary
+from kdfed.records.checking import (
+    check_rounds,
+    check_summary,
+    is_of_schema_1,
+    parse_rounds,
+    parse_summary,
+)
 from kdfed.records.rounds import Outcome, RoundRecord
+from kdfed.records.summary import summarise
 
 EXPERIMENT, ROUNDS, OUTCOMES, PARTIAL = (
     *("experiment.yaml", "rounds.jsonl"),
@@ -22,6 +30,13 @@ _RECORDS = (EXPERIMENT, ROUNDS, OUTCOMES, PARTIAL, SUMMARY, CURVES, REPORT)
 _MODEL = re.compile(rf"{MODELS}/[A-Za-z0-9_-]+-[0-9]+\.safetensors")
 PRIVATE = ".kdfed"
 """Lock, log, store, and the list of what kdfed wrote: nothing that a reader needs."""
+
+
+SCHEMA_1 = (
+    "Recorded by the first version of kdfed, and counted anew by today's rules from rounds.jsonl. Curves "
+    "were read on the validation split, and arms stopped at their targets, so their misses are unknown."
+)
+"""What a reader must know about records of schema 1."""
 
 
 class RecordedRun:
@@ -149,6 +164,8 @@ class RecordedRun:
     ) -> dict[str, Any]:
         """Return what ``summary.json`` holds.
 
+        One of the first version is left as it is, and its ``rounds.jsonl`` is counted by today's rules.
+
         Parameters
         ----------
         experiment, records
@@ -161,6 +178,8 @@ class RecordedRun:
             something else (:func:`kdfed.records.checking.check_summary`).
         """
         content = self._read(SUMMARY)
+        if is_of_schema_1(content):
+            return self._counted_anew(content)
         try:
             summary = parse_summary(content)
             if experiment is not None:
@@ -171,6 +190,14 @@ class RecordedRun:
                 "experiment again"
             ) from error
         return summary
+
+    def _counted_anew(self, content: bytes) -> dict[str, Any]:
+        """Count the records of the first version by today's rules."""
+        experiment, old = self.read_experiment(), json.loads(content)
+        records = self.read_rounds(experiment)
+        engine, partitions = (old.get(key, default) for key, default in (("engine", ""), ("partitions", ())))
+        outcomes = self.read_outcomes()
+        return summarise(experiment, engine, records, outcomes, partitions, note=SCHEMA_1)
 
     def read_experiment(self) -> Experiment:
         """Return the experiment.

@@ -11,7 +11,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from kdfed.records.parsing import parse_json, problems_of
 
-Stopped = Literal["target", "plateau", "listener", "max-rounds", "failed", "interrupted"]
+Stopped = Literal["horizon", "target", "plateau", "listener", "failed", "interrupted"]
 
 Count = Annotated[int, Field(ge=0, lt=2**63)]
 Score = Annotated[float, Field(ge=-1e30, le=1, allow_inf_nan=False)]
@@ -42,12 +42,12 @@ class RoundRecord:
     phase
         ``start`` for round 0, else ``rounds``.
     accuracy
-        On the validation split, in [0, 1]; of a regression R^2, at most 1. Targets, stops and selections
-        use it.
+        On the evaluation split, in [0, 1]; of a regression R^2, at most 1. Hits and converged accuracies are
+        read on it, and nothing is chosen by it.
     test_accuracy
         On the test split, only reported; None without one. NaN and infinity are kept as None.
     loss
-        Mean cross entropy on the validation split, in nats (of a regression: mean squared error of the
+        Mean cross entropy on the evaluation split, in nats (of a regression: mean squared error of the
         standardised label); None when it is not finite.
     participant_uploads
         Replies of participants.
@@ -61,6 +61,9 @@ class RoundRecord:
         Participants that were left out of this round.
     seconds
         Since the arm began.
+    validation_accuracy
+        On the validation split, by which stops and searches decide. None where it was not finite, and in
+        records of the first version, whose ``accuracy`` it was.
     """
 
     arm: str
@@ -78,9 +81,10 @@ class RoundRecord:
     answered: Count
     absent: tuple[Absent, ...]
     seconds: Seconds
+    validation_accuracy: Score | None = None
 
     def __post_init__(self) -> None:
-        for name in ("test_accuracy", "loss"):
+        for name in ("test_accuracy", "loss", "validation_accuracy"):
             value = getattr(self, name)
             if value is not None and not math.isfinite(value):
                 object.__setattr__(self, name, None)
@@ -101,7 +105,7 @@ class RoundRecord:
         """
         values = parse_json(line)
         known = {field.name for field in fields(cls)}
-        if not isinstance(values, dict) or set(values) != known:
+        if not isinstance(values, dict) or set(values) not in (known, known - {"validation_accuracy"}):
             raise ValueError(f"expected an object with the keys {', '.join(sorted(known))}")
         try:
             return _RECORD.validate_json(line, strict=True)
@@ -128,8 +132,6 @@ class Outcome:
         The method's name and :class:`kdfed.consolidate.ConsolidationResult`, where there was one.
     evaluations
         Lines of ``rounds.jsonl``.
-    targets
-        Accuracies that it could stop at.
     versions
         Packages that computed it, by name.
     """
@@ -140,7 +142,6 @@ class Outcome:
     weights_sha256: str
     consolidation: dict[str, Any] | None = None
     evaluations: int = 0
-    targets: tuple[float, ...] = ()
     versions: dict[str, str] = field(default_factory=dict)
 
     def to_json(self) -> str:
@@ -156,7 +157,9 @@ class Outcome:
         ValueError
             If the line is not JSON, or lacks a key or has a value of another type.
         """
-        return _OUTCOME.validate_json(line, strict=True)
+        return _OUTCOME.validate_json(
+            line.replace('"stopped": "max-rounds"', '"stopped": "horizon"'), strict=True
+        )
 
 
 _OUTCOME = TypeAdapter(Outcome)

@@ -11,19 +11,22 @@ from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from kdfed.convergence import CONVERGENCE
 from kdfed.records.parsing import listed, short
 from kdfed.records.rounds import Count, Score, Seconds, Stopped
+from kdfed.savings import Verdict
 
-Cost = Literal["rounds", "exchanges", "participant_uploads", "bytes", "local_steps"]
-COSTS: tuple[Cost, ...] = get_args(Cost)
-"""What arms are compared by."""
-
-Rule = Literal["sustained", "first"]
+Cost = Literal["rounds", "exchanges", "participant_uploads", "bytes", "local_steps", "rounds_to_convergence"]
+COSTS: tuple[Cost, ...] = get_args(Cost)[:-1]
+"""What arms are compared by at every target."""
 
 _Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]
 _Word = Annotated[str, Field(max_length=200)]
 _Target = Annotated[
-    str, Field(pattern=r"^([0-9]{1,20}(\.[0-9]{1,20})?(e-[0-9]{1,3})?|[0-9]{1,3}(\.[0-9]{1,20})?%-of-best)$")
+    str,
+    Field(
+        pattern=r"^([0-9]{1,20}(\.[0-9]{1,20})?(e-[0-9]{1,3})?|[0-9]{1,3}(\.[0-9]{1,20})?%-of-(converged|gain))$"
+    ),
 ]
 _Percent = Annotated[float, Field(ge=-1e30, le=1e30)]
 
@@ -45,6 +48,8 @@ class CumulativeCosts(StrictModel):
 
     round: Count
     """Federated rounds; 0 is the start."""
+    accuracy: Score
+    """On the evaluation split at that evaluation."""
     exchanges: Count
     """Trips server → participants → server, the teacher exchange included."""
     participant_uploads: Count
@@ -57,6 +62,8 @@ class CumulativeCosts(StrictModel):
     """Optimiser steps of all participants together."""
     seconds: Seconds
     """Since the arm began."""
+    simulated_seconds: Seconds | None = None
+    """Null: no engine simulates the time of devices and links yet."""
     test_accuracy: Score | None
     """On the test split at that evaluation; null where it was not finite."""
 
@@ -71,80 +78,90 @@ class RunEntry(StrictModel):
     target: _Target
     """As written in the experiment."""
     target_accuracy: Annotated[float, Field(gt=0, le=2)] | None
-    """The accuracy that this target means for this seed; null where it is a share of the best of a baseline
-    that did not finish."""
-    rule: Rule
-    """When a target counts as reached."""
+    """The accuracy that this target means for this seed; null where it is a share of what a baseline
+    converges to that did not finish."""
     rounds_to_target: Count | None
-    """By the rule; null for a miss."""
+    """Of the hit; null for a miss."""
     exchanges_to_target: Count | None
-    """By the rule; null for a miss."""
+    """Of the hit; null for a miss."""
+    hit: CumulativeCosts | None
+    """All costs at the first round whose own evaluation reached it and whose mean with the next two did; null
+    for a miss."""
     first_hit: CumulativeCosts | None
-    """All costs at the first evaluation that reached it; null for a miss."""
-    sustained_hit: CumulativeCosts | None
-    """All costs at the first round from which the mean of three evaluations reached it; null for a miss."""
-    rounds_to_plateau: Count | None
-    """Null when the curve never went flat."""
+    """All costs at the first evaluation that reached it, lasting or not; null where none did."""
+    rounds_to_convergence: Count | None
+    """The round of the hit at 99% of what the baseline converges to; null for a miss."""
+    plateau: Count | None
+    """The first round at which the curve is known to be flat; null when it never was."""
+    plateau_half: Count | None
+    """The same, with half the tolerance."""
+    plateau_double: Count | None
+    """The same, with twice the tolerance."""
     totals: CumulativeCosts
     """All costs of the whole run."""
     stopped: Stopped
     """Why the run ended."""
     final_accuracy: Score
-    """The last of the validation curve."""
+    """The last of the curve."""
+    converged_accuracy: Score | None
+    """The mean of its last ten evaluations, that of the start left out; null for a run that did not
+    finish."""
     best_accuracy: Score
-    """The best of the validation curve."""
+    """The best of the curve."""
     weights_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{0,64}$")]
     """Fingerprint of the final weights: keys, types, shapes and bytes; empty when the run did not finish."""
 
     @model_validator(mode="after")
     def _agrees(self) -> Self:
-        hit = self.first_hit if self.rule == "first" else self.sustained_hit
         recorded = (self.rounds_to_target, self.exchanges_to_target)
-        if recorded != ((None, None) if hit is None else (hit.round, hit.exchanges)):
+        if recorded != ((None, None) if self.hit is None else (self.hit.round, self.hit.exchanges)):
             raise ValueError(
-                f"expected rounds_to_target and exchanges_to_target to be those of {self.rule}_hit, got "
-                f"{recorded}"
+                f"expected rounds_to_target and exchanges_to_target to be those of hit, got {recorded}"
             )
+        if self.hit is not None and (self.first_hit is None or self.first_hit.round > self.hit.round):
+            raise ValueError("expected a first_hit no later than the hit, got another")
         return self
 
 
 class Saved(StrictModel):
-    """Percent of the baseline's cost: a mean over pairs, and its 95% interval."""
+    """Percent of the baseline's cost: a median over pairs, and its order-statistic interval."""
 
-    mean: Annotated[_Percent, Field(le=100)]
-    """Mean of 100 * (1 - arm / baseline)."""
-    low: _Percent
-    """Lower end; the mean itself for a single pair."""
-    high: _Percent
-    """Upper end; the mean itself for a single pair."""
+    median: Annotated[_Percent, Field(le=100)] | None
+    """Median of 100 * (1 - arm / baseline); null where the arm never got there in most pairs."""
+    low: _Percent | None
+    """Lower end; null with fewer than six pairs, and where it is unbounded."""
+    high: Annotated[_Percent, Field(le=100)] | None
+    """Upper end, 100 where the baseline never got there; null with fewer than six pairs, and where the arm
+    never did."""
 
     @model_validator(mode="after")
     def _is_an_interval(self) -> Self:
-        if not self.low <= self.mean <= self.high:
-            raise ValueError(f"expected low <= mean <= high, got {self.low}, {self.mean}, {self.high}")
+        known = [value for value in (self.low, self.median, self.high) if value is not None]
+        if known != sorted(known):
+            raise ValueError(f"expected low <= median <= high, got {self.low}, {self.median}, {self.high}")
         return self
 
 
 class Ratio(StrictModel):
-    """Cost of the arm over that of the baseline, with the interval of the mean of its logarithm."""
+    """Cost of the arm over that of the baseline, where nobody missed."""
 
     geometric_mean: Annotated[float, Field(gt=0)]
     """Over pairs."""
-    low: float
-    """Lower end."""
-    high: float
+    low: float | None
+    """Lower end of the t interval on the logarithms; null with fewer than six pairs."""
+    high: float | None
     """Upper end."""
 
 
 class Censored(StrictModel):
-    """How many seeds missed the target."""
+    """How many pairs missed the target."""
 
     baseline: Count
-    """The baseline alone; left out of the mean."""
+    """The baseline alone."""
     arm: Count
-    """The arm alone; in the mean, at what a miss counts as."""
+    """The arm alone."""
     both: Count
-    """Both; left out of the mean."""
+    """Both."""
 
 
 class ComparisonEntry(StrictModel):
@@ -156,20 +173,56 @@ class ComparisonEntry(StrictModel):
     """Which arm."""
     target: _Target
     """As written in the experiment."""
-    rule: Rule
-    """When a target counts as reached."""
     cost: Cost
     """What is compared."""
     saved_percent: Saved | None
-    """Null without a pair, or where the baseline's cost is 0."""
+    """Null where nobody reached the target, and where the baseline's cost is 0."""
     ratio: Ratio | None
-    """Null without a pair, or where a cost is 0."""
+    """Null where somebody missed, and where a cost is 0."""
+    verdict: Verdict | None
+    """Null with fewer than six pairs, and for controls."""
+    p_value: Annotated[float, Field(ge=0, le=1)] | None
+    """Of the two-sided sign test; null with fewer than six pairs."""
+    ceiling_percent: Annotated[float, Field(ge=0, le=100)] | None
+    """What an arm that needs one exchange would save of rounds or exchanges, the median over seeds; null for
+    other costs."""
     pairs: Count
-    """Seeds in the mean."""
+    """Seeds that are compared, misses among them."""
     censored: Censored
-    """How many seeds missed."""
+    """How many of them missed."""
+    without_federation: Count
+    """Seeds left out because the arm was there before its first exchange."""
     failed: Count
-    """Seeds left out because a run failed."""
+    """Seeds left out because a run failed, or ended before the horizon without a hit."""
+
+
+ControlName = Literal["server_alone", "server_start", "averaged", "longer"]
+
+
+class ControlEntry(StrictModel):
+    """What became of one control."""
+
+    arm: _Name | None
+    """Which arm it is; null where it was not run."""
+    why: str
+    """Why it was not run; empty where it was."""
+    labels: Count | None
+    """Labels of the server's that its first model was fitted on; null for one that is fitted on none."""
+    start_accuracy: Score | None
+    """At round 0, the mean over seeds."""
+    converged_accuracy: Score | None
+    """The mean over seeds; null for the server alone, which has no rounds."""
+    test_accuracy: Score | None
+    """At the end, the mean over seeds; of the server alone, at the start."""
+
+
+class HorizonEntry(StrictModel):
+    """How long every arm runs."""
+
+    rounds: Count
+    """Federated rounds."""
+    why: str
+    """Where that number comes from."""
 
 
 class PartitionEntry(StrictModel):
@@ -231,6 +284,10 @@ class ConsolidationEntry(StrictModel):
 class Summary(StrictModel):
     """All of ``summary.json``."""
 
+    schema_: Annotated[Literal[2], Field(alias="schema")] = 2
+    """2."""
+    note: str = ""
+    """What a reader must know about these records; empty unless there is something."""
     experiment: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)]
     """Its name."""
     engine: _Word
@@ -238,9 +295,18 @@ class Summary(StrictModel):
     seeds: Annotated[list[Count], Field(min_length=1)]
     """Those of the experiment."""
     targets: Annotated[list[_Target], Field(min_length=1)]
-    """As written in the experiment."""
+    """As written in the experiment, and ``99%-of-converged``."""
     metric: Literal["accuracy", "r2"] = "accuracy"
     """What every accuracy is; ``r2`` in a regression."""
+    horizon: HorizonEntry
+    """How long every arm runs."""
+    evaluation_examples: Count | None
+    """Examples of the split on which curves are read; null where the data are not at hand."""
+    majority: Annotated[float, Field(ge=0, le=1)] | None
+    """Share of its largest class, 0 in a regression; null where the data are not at hand."""
+    server_labels: Count | None
+    """Labels of the server's that the arms, controls left out, fit or choose with; null where the data are
+    not at hand."""
     versions: dict[_Word, _Word]
     """Of Python and of the packages that computed it, by name."""
     failures: list[FailureEntry] = []
@@ -249,6 +315,8 @@ class Summary(StrictModel):
     """One entry an arm, seed and target."""
     comparisons: list[ComparisonEntry]
     """One entry an arm, target and cost."""
+    controls: dict[ControlName, ControlEntry]
+    """Whoever doubts the other arms looks here."""
     partitions: list[PartitionEntry]
     """One entry a seed."""
     consolidations: list[ConsolidationEntry] = []
@@ -268,6 +336,11 @@ class Summary(StrictModel):
         _check_distinct("runs", [(run.arm, run.seed, run.target) for run in self.runs])
         _check_distinct("partitions", [(entry.seed,) for entry in self.partitions])
         _check_distinct("comparisons", [(c.arm, c.target, c.cost) for c in self.comparisons])
+        for number, entry in enumerate(self.comparisons):
+            if entry.cost == "rounds_to_convergence" and entry.target != CONVERGENCE:
+                raise ValueError(
+                    f"comparisons.{number}.target: expected {CONVERGENCE} of this cost, got {entry.target}"
+                )
         for arm, target in {(entry.arm, entry.target) for entry in self.comparisons}:
             costs = {entry.cost for entry in self.comparisons if (entry.arm, entry.target) == (arm, target)}
             missing = [cost for cost in COSTS if cost not in costs]
@@ -288,25 +361,31 @@ class Summary(StrictModel):
                     raise ValueError(f"runs.{number}.{name}: expected at least 0, got {getattr(run, name):g}")
 
     def _check_pairs(self) -> None:
-        """Every pair is a hit of the baseline, and of the arm unless that missed."""
+        """Every pair is a seed of both, and its hits are hits in runs."""
+        ran: dict[tuple[str, str], set[int]] = {}
         hits: dict[tuple[str, str], set[int]] = {}
         for run in self.runs:
-            if run.rounds_to_target is not None:
+            ran.setdefault((run.arm, run.target), set()).add(run.seed)
+            if run.hit is not None:
                 hits.setdefault((run.arm, run.target), set()).add(run.seed)
         for number, entry in enumerate(self.comparisons):
-            theirs = hits.get((entry.baseline, entry.target), set())
-            ours = hits.get((entry.arm, entry.target), set())
+            keys = (entry.baseline, entry.target), (entry.arm, entry.target)
+            both_ran = ran.get(keys[0], set()) & ran.get(keys[1], set())
+            theirs, ours = (hits.get(key, set()) & both_ran for key in keys)
             missed = entry.censored
+            both_hit = entry.pairs - missed.baseline - missed.arm - missed.both
             if (
-                entry.pairs > len(theirs)
-                or entry.pairs - missed.arm > len(ours & theirs)
-                or missed.baseline > len(ours)
-                or (entry.saved_percent is not None and entry.pairs == 0)
+                not 0 <= both_hit <= len(theirs & ours)
+                or entry.pairs > len(both_ran)
+                or missed.arm > len(theirs - ours)
+                or missed.baseline > len(ours - theirs)
+                or missed.both > len(both_ran - ours - theirs)
+                or (entry.saved_percent is not None and entry.pairs == missed.both)
             ):
                 raise ValueError(
                     f"comparisons.{number}: expected pairs and censored that the hits in runs allow, got "
                     f"{entry.pairs} pairs and {short(missed.model_dump())} with {len(theirs)} hits of "
-                    f"{entry.baseline} and {len(ours)} of {entry.arm}"
+                    f"{entry.baseline} and {len(ours)} of {entry.arm} in {len(both_ran)} seeds"
                 )
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean, median
 from typing import Any
 
 from kdfed import convergence
@@ -14,19 +16,41 @@ from kdfed.records.schema import (
     COSTS,
     ComparisonEntry,
     ConsolidationEntry,
+    ControlEntry,
+    ControlName,
     Cost,
     CumulativeCosts,
     FailureEntry,
+    HorizonEntry,
     PartitionEntry,
     RunEntry,
     Summary,
 )
 from kdfed.records.versions import versions
-from kdfed.savings import PairedRuns, compare
+from kdfed.savings import NOTHING, Comparison, Interval, Pair, Verdict, compare, holm, verdict
 from kdfed.task import TASKS
 
-Curves = dict[tuple[str, int], list[RoundRecord]]
-Ends = Mapping[tuple[str, int], Outcome]
+
+@dataclass(frozen=True)
+class DataFacts:
+    """What the data say, and records do not.
+
+    Parameters
+    ----------
+    evaluation_examples
+        Examples of the evaluation split.
+    majority
+        Share of its largest class; 0 in a regression.
+    server_labels
+        Of the server's labels, how many the arms fit or choose with, controls left out.
+    control_labels
+        On how many the control ``server`` is fitted.
+    """
+
+    evaluation_examples: int
+    majority: float
+    server_labels: int
+    control_labels: int
 
 
 def summarise(
@@ -37,17 +61,19 @@ def summarise(
     partitions: Sequence[Mapping[str, Any]] = (),
     failures: Sequence[Failure] = (),
     unfinished: Stopped = "failed",
+    facts: DataFacts | None = None,
+    note: str = "",
 ) -> dict[str, Any]:
     """Sum up an experiment, finished or not.
 
     A run without an outcome did not finish. A run without a single evaluation has no entry. A target that
-    is a share of the best accuracy of a baseline that did not finish is unresolved: nobody reaches it, and
+    is a share of what a baseline converges to that did not finish is unresolved: nobody reaches it, and
     nobody misses it.
 
     Parameters
     ----------
     experiment
-        What was run.
+        What was run; its horizon is known.
     engine
         The name of what ran it.
     records
@@ -61,45 +87,40 @@ def summarise(
         Runs that could not go on, and why.
     unfinished
         How a run ended that has neither an outcome nor a failure: ``failed`` or ``interrupted``.
+    facts
+        Of the data. Default: they are not at hand, and targets that are shares of a gain are unresolved.
+    note
+        What a reader must know about these records.
 
     Returns
     -------
     dict
         What ``summary.json`` holds.
     """
-    curves: Curves = {}
-    for record in records:
-        curves.setdefault((record.arm, record.seed), []).append(record)
-    ends = {key: Outcome(*key, unfinished, "") for key in curves}
-    ends |= {(one.arm, one.seed): Outcome(one.arm, one.seed, "failed", "") for one in failures}
-    ends |= {(outcome.arm, outcome.seed): outcome for outcome in outcomes}
+    runs = _Runs(experiment, records, outcomes, failures, unfinished, facts)
+    rounds = experiment.rounds
     summary = Summary(
+        note=note,
         experiment=experiment.name,
         engine=engine,
         seeds=list(experiment.seeds),
-        targets=[str(target) for target in experiment.targets],
+        targets=[str(target) for target in experiment.counted_targets],
         metric=TASKS[experiment.data.task].metric,
+        horizon=HorizonEntry(rounds=experiment.horizon, why=rounds.why or "given in the experiment"),
+        evaluation_examples=None if facts is None else facts.evaluation_examples,
+        majority=None if facts is None else facts.majority,
+        server_labels=None if facts is None else facts.server_labels,
         versions={"python": platform.python_version(), **versions()},
         failures=[FailureEntry.model_validate(failure, from_attributes=True) for failure in failures],
         runs=[
-            _run(
-                experiment,
-                curves[arm, seed],
-                target,
-                _accuracy(experiment, curves, ends, seed, target),
-                ends[arm, seed],
-            )
+            _run(runs, arm, seed, target)
             for arm in experiment.arm_order
             for seed in experiment.seeds
-            for target in experiment.targets
-            if (arm, seed) in curves
+            for target in experiment.counted_targets
+            if (arm, seed) in runs.curves
         ],
-        comparisons=[
-            _compare(experiment, curves, ends, arm, target, cost)
-            for arm in experiment.arm_order[1:]
-            for target in experiment.targets
-            for cost in COSTS
-        ],
+        comparisons=list(_comparisons(runs)),
+        controls=_controls(runs),
         partitions=[PartitionEntry.model_validate(partition) for partition in partitions],
         consolidations=[
             ConsolidationEntry.model_validate(
@@ -109,51 +130,89 @@ def summarise(
             if outcome.consolidation is not None
         ],
     )
-    return summary.model_dump()
+    return summary.model_dump(by_alias=True)
 
 
-def _accuracy(experiment: Experiment, curves: Curves, ends: Ends, seed: int, target: Target) -> float | None:
-    """Return the accuracy to reach, None when it is a share of what the baseline never measured."""
-    if not isinstance(target, str):
-        return convergence.resolve_target(target, math.nan)
-    if _failed(ends, experiment.baseline_arm, seed):
-        return None
-    baseline = curves[experiment.baseline_arm, seed]
-    return convergence.resolve_target(target, max(record.accuracy for record in baseline))
+class _Runs:
+    """Every run of an experiment: its curve, how it ended, and what it had to reach."""
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        records: Sequence[RoundRecord],
+        outcomes: Sequence[Outcome],
+        failures: Sequence[Failure],
+        unfinished: Stopped,
+        facts: DataFacts | None,
+    ) -> None:
+        self.experiment, self.facts = experiment, facts
+        self.curves: dict[tuple[str, int], list[RoundRecord]] = {}
+        for record in records:
+            self.curves.setdefault((record.arm, record.seed), []).append(record)
+        self.ends = {key: Outcome(*key, unfinished, "") for key in self.curves}
+        self.ends |= {(one.arm, one.seed): Outcome(one.arm, one.seed, "failed", "") for one in failures}
+        self.ends |= {(outcome.arm, outcome.seed): outcome for outcome in outcomes}
+
+    def accuracies(self, arm: str, seed: int) -> list[float]:
+        return [record.accuracy for record in self.curves.get((arm, seed), ())]
+
+    def failed(self, arm: str, seed: int) -> bool:
+        return (arm, seed) not in self.ends or self.ends[arm, seed].stopped in ("failed", "interrupted")
+
+    def converged(self, arm: str, seed: int) -> float | None:
+        """Return what a run converges to; None for one that did not finish."""
+        curve = self.accuracies(arm, seed)
+        return None if self.failed(arm, seed) or not curve else convergence.converged(curve)
+
+    def accuracy(self, seed: int, target: Target) -> float | None:
+        """Return the accuracy to reach, None where it is a share of what was never measured."""
+        if not isinstance(target, str):
+            return convergence.resolve_target(target, math.nan)
+        reached = self.converged(self.experiment.baseline_arm, seed)
+        if reached is None or (self.facts is None and target.endswith("gain")):
+            return None
+        return convergence.resolve_target(target, reached, 0.0 if self.facts is None else self.facts.majority)
+
+    def hit(self, arm: str, seed: int, target: Target) -> RoundRecord | None:
+        accuracy = self.accuracy(seed, target)
+        found = None if accuracy is None else convergence.hit(self.accuracies(arm, seed), accuracy)
+        return None if found is None else self.curves[arm, seed][found]
+
+    def is_open(self, arm: str, seed: int, target: Target) -> bool:
+        """Whether nobody knows when a run reaches a target: it ended before the horizon without a hit."""
+        if self.accuracy(seed, target) is None or (arm, seed) not in self.curves:
+            return True
+        if self.hit(arm, seed, target) is not None:
+            return False
+        return self.failed(arm, seed) or self.curves[arm, seed][-1].round < self.experiment.horizon
 
 
-def _hit(rule: str, curve: Sequence[RoundRecord], target: float | None) -> RoundRecord | None:
-    if target is None:
-        return None
-    reached = convergence.sustained_hit if rule == "sustained" else convergence.first_hit
-    index = reached([record.accuracy for record in curve], target)
-    return None if index is None else curve[index]
-
-
-def _run(
-    experiment: Experiment,
-    curve: Sequence[RoundRecord],
-    target: Target,
-    accuracy: float | None,
-    outcome: Outcome,
-) -> RunEntry:
-    rounds, accuracies = experiment.rounds, [record.accuracy for record in curve]
-    first, sustained = (_hit(rule, curve, accuracy) for rule in ("first", "sustained"))
-    hit = sustained if rounds.rule == "sustained" else first
+def _run(runs: _Runs, arm: str, seed: int, target: Target) -> RunEntry:
+    curve, flat = runs.curves[arm, seed], runs.experiment.rounds.plateau
+    accuracies, accuracy = runs.accuracies(arm, seed), runs.accuracy(seed, target)
+    hit, outcome = runs.hit(arm, seed, target), runs.ends[arm, seed]
+    first = None if accuracy is None else convergence.first_hit(accuracies, accuracy)
+    settled = runs.hit(arm, seed, convergence.CONVERGENCE)
+    plateau, half, double = (
+        convergence.plateau(accuracies, flat.rounds, factor * flat.min_delta) for factor in (1, 0.5, 2)
+    )
     return RunEntry(
-        arm=curve[0].arm,
-        seed=curve[0].seed,
+        arm=arm,
+        seed=seed,
         target=str(target),
         target_accuracy=accuracy,
-        rule=rounds.rule,
         rounds_to_target=None if hit is None else hit.round,
         exchanges_to_target=None if hit is None else hit.exchanges,
-        first_hit=None if first is None else _costs(first),
-        sustained_hit=None if sustained is None else _costs(sustained),
-        rounds_to_plateau=convergence.plateau(accuracies, rounds.plateau.rounds, rounds.plateau.min_delta),
+        hit=None if hit is None else _costs(hit),
+        first_hit=None if first is None else _costs(curve[first]),
+        rounds_to_convergence=None if settled is None else settled.round,
+        plateau=plateau,
+        plateau_half=half,
+        plateau_double=double,
         totals=_costs(curve[-1]),
         stopped=outcome.stopped,
         final_accuracy=accuracies[-1],
+        converged_accuracy=runs.converged(arm, seed),
         best_accuracy=max(accuracies),
         weights_sha256=outcome.weights_sha256,
     )
@@ -163,67 +222,175 @@ def _costs(record: RoundRecord) -> CumulativeCosts:
     return CumulativeCosts.model_validate(record, from_attributes=True)
 
 
-def _compare(
-    experiment: Experiment,
-    curves: Curves,
-    ends: Ends,
-    arm: str,
-    target: Target,
-    cost: Cost,
-) -> ComparisonEntry:
-    """Compare an arm with the baseline over the seeds in which both ran; a failed run is no miss."""
-    pairs, failed = [], 0
-    for seed in experiment.seeds:
-        baseline, other = curves.get((experiment.baseline_arm, seed)), curves.get((arm, seed))
-        accuracy = _accuracy(experiment, curves, ends, seed, target)
-        if baseline is None or other is None or accuracy is None:
+# ----------------------------------------------------------------------------- comparisons
+
+
+@dataclass(frozen=True)
+class _Cell:
+    """An arm on its way to a target, by one cost."""
+
+    arm: str
+    target: Target
+    cost: Cost
+    pairs: tuple[Pair, ...]
+    without_federation: int
+    failed: int
+    found: Comparison
+    ceiling: float | None
+
+
+def _comparisons(runs: _Runs) -> Iterable[ComparisonEntry]:
+    """Compare every arm with the baseline; verdicts of one cost hold together (Holm)."""
+    experiment = runs.experiment
+    costs = {
+        target: (*COSTS, "rounds_to_convergence") if target == convergence.CONVERGENCE else COSTS
+        for target in experiment.counted_targets
+    }
+    cells = [
+        _cell(runs, arm, target, cost)
+        for arm in experiment.arm_order[1:]
+        for target in experiment.counted_targets
+        for cost in costs[target]
+    ]
+    significant: dict[int, bool] = {}
+    for cost in dict.fromkeys(cell.cost for cell in cells):
+        judged = [i for i, c in enumerate(cells) if c.cost == cost and c.arm not in experiment.controls]
+        rejected = holm([cells[index].found.p_value for index in judged])
+        significant |= dict(zip(judged, rejected, strict=True))
+    for index, cell in enumerate(cells):
+        said: Verdict | None = None
+        if index in significant:
+            said = verdict(cell.found, significant[index], _accuracy_lost(runs, cell.arm))
+        yield _comparison(experiment, cell, said)
+
+
+def _cell(runs: _Runs, arm: str, target: Target, cost: Cost) -> _Cell:
+    """Pair the seeds in which both ran to the horizon; a failed run is no miss."""
+    baseline = runs.experiment.baseline_arm
+    pairs: list[Pair] = []
+    free = failed = 0
+    for seed in runs.experiment.seeds:
+        if runs.is_open(baseline, seed, target) or runs.is_open(arm, seed, target):
             failed += 1
             continue
-        reached = _hit(experiment.rounds.rule, baseline, accuracy)
-        hit = _hit(experiment.rounds.rule, other, accuracy)
-        if (reached is None and _failed(ends, experiment.baseline_arm, seed)) or (
-            hit is None and _failed(ends, arm, seed)
-        ):
-            failed += 1
+        theirs, ours = runs.hit(baseline, seed, target), runs.hit(arm, seed, target)
+        if ours is not None and ours.exchanges == 0:
+            free += 1
             continue
-        pairs.append(
-            PairedRuns(
-                baseline=None if reached is None else _cost(reached, cost),
-                arm=_cost_of_miss(other, cost, experiment.rounds.max) if hit is None else _cost(hit, cost),
-                arm_missed=hit is None,
-            )
-        )
+        pairs.append(Pair(*(None if hit is None else _cost(hit, cost) for hit in (theirs, ours))))
+    found = compare(pairs) if pairs else NOTHING
+    ceiling = None
+    reached = [pair.baseline for pair in pairs if pair.baseline is not None]
+    if cost in ("rounds", "exchanges", "rounds_to_convergence") and reached:
+        ceiling = median(100 * (1 - 1 / paid) for paid in reached)
+    return _Cell(arm, target, cost, tuple(pairs), free, failed, found, ceiling)
+
+
+def _accuracy_lost(runs: _Runs, arm: str) -> float | None:
+    """Return how far an arm converges below the baseline, the mean over the seeds in which both finished."""
+    both = [
+        (runs.converged(runs.experiment.baseline_arm, seed), runs.converged(arm, seed))
+        for seed in runs.experiment.seeds
+    ]
+    lost = [theirs - ours for theirs, ours in both if theirs is not None and ours is not None]
+    return fmean(lost) if lost else None
+
+
+def _comparison(experiment: Experiment, cell: _Cell, said: Verdict | None) -> ComparisonEntry:
+    saved, mean = cell.found.saved, cell.found.mean
+    missed = {
+        "baseline": sum(pair.baseline is None and pair.arm is not None for pair in cell.pairs),
+        "arm": sum(pair.baseline is not None and pair.arm is None for pair in cell.pairs),
+        "both": sum(pair.both_missed for pair in cell.pairs),
+    }
     return ComparisonEntry.model_validate(
         {
             "baseline": experiment.baseline_arm,
-            "arm": arm,
-            "target": str(target),
-            "rule": experiment.rounds.rule,
-            "cost": cost,
-            **compare(pairs),
-            "failed": failed,
+            "arm": cell.arm,
+            "target": str(cell.target),
+            "cost": cell.cost,
+            "saved_percent": None if saved is None else _bounded(saved),
+            "ratio": None
+            if mean is None
+            else dict(zip(("geometric_mean", "low", "high"), mean, strict=True)),
+            "verdict": said,
+            "p_value": cell.found.p_value,
+            "ceiling_percent": cell.ceiling,
+            "pairs": len(cell.pairs),
+            "censored": missed,
+            "without_federation": cell.without_federation,
+            "failed": cell.failed,
         }
     )
 
 
-def _failed(ends: Ends, arm: str, seed: int) -> bool:
-    return (arm, seed) not in ends or ends[arm, seed].stopped in ("failed", "interrupted")
+def _bounded(saved: Interval) -> dict[str, float | None]:
+    """Return an interval as JSON can hold it: what has no bound is null."""
+    return {
+        name: value if value is not None and math.isfinite(value) else None
+        for name, value in vars(saved).items()
+    }
 
 
-def _cost(record: RoundRecord, cost: str) -> int:
+def _cost(record: RoundRecord, cost: Cost) -> int:
     if cost == "bytes":
         return record.bytes_up + record.bytes_down
-    return int(getattr(record, "round" if cost == "rounds" else cost))
+    if cost in ("rounds", "rounds_to_convergence"):
+        return max(1, record.round)
+    paid = int(getattr(record, cost))
+    return max(1, paid) if cost == "exchanges" else paid
 
 
-def _cost_of_miss(curve: Sequence[RoundRecord], cost: str, rounds: int) -> float | None:
-    """Return the cost of the start plus ``rounds + 1`` rounds at the mean cost of those that were run.
+# ----------------------------------------------------------------------------- controls
 
-    A miss therefore counts as ``rounds + 1`` rounds, and as many exchanges plus the teachers'. None where no
-    round was run, so that nobody knows what one costs.
-    """
-    start = _cost(curve[0], cost)
-    if cost in ("rounds", "exchanges"):
-        return start + rounds + 1
-    run = curve[-1].round
-    return start + (rounds + 1) * (_cost(curve[-1], cost) - start) / run if run else None
+
+def _controls(runs: _Runs) -> dict[ControlName, ControlEntry]:
+    """Return what became of the controls, whether they were run or not."""
+    experiment = runs.experiment
+    starts = {arm: experiment.arm(arm).start for arm in experiment.arm_order}
+
+    def found(name: str, is_it: Callable[[str], bool]) -> str | None:
+        arms = (arm for arm in experiment.arm_order if arm in experiment.controls and arm == name)
+        others = (arm for arm in experiment.arm_order if is_it(starts[arm]))
+        return next(arms, None) or next(others, None)
+
+    server = found("server", lambda start: start == "server")
+    averaged = found("averaged", lambda start: start == "averaged")
+    longer = found("longer", lambda start: False)
+    labels = None if runs.facts is None or server is None else runs.facts.control_labels
+    return {
+        "server_alone": _control(runs, "server", server, labels, alone=True),
+        "server_start": _control(runs, "server", server, labels),
+        "averaged": _control(runs, "averaged", averaged, None),
+        "longer": _control(runs, "longer", longer, None),
+    }
+
+
+def _control(
+    runs: _Runs, name: str, arm: str | None, labels: int | None, *, alone: bool = False
+) -> ControlEntry:
+    if arm is None:
+        return ControlEntry(
+            arm=None,
+            why=f"not run; add it with controls: [{name}]",
+            labels=None,
+            start_accuracy=None,
+            converged_accuracy=None,
+            test_accuracy=None,
+        )
+    seeds = runs.experiment.seeds
+    curves = [runs.curves[arm, seed] for seed in seeds if (arm, seed) in runs.curves]
+    converged = [runs.converged(arm, seed) for seed in seeds]
+    return ControlEntry(
+        arm=arm,
+        why="",
+        labels=labels,
+        start_accuracy=_mean(curve[0].accuracy for curve in curves),
+        converged_accuracy=None if alone else _mean(converged),
+        test_accuracy=_mean(curve[0 if alone else -1].test_accuracy for curve in curves),
+    )
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return fmean(known) if known else None

@@ -250,8 +250,8 @@ def _hit_rounds(summary: Mapping[str, Any], arm: str, seed: int) -> set[int]:
 
 def target_words(target: str) -> str:
     """Say a target as people do: ``90% of best``, ``90%``."""
-    if target.endswith("-of-best"):
-        return target.replace("%-of-best", "% of best")
+    if target.endswith("-of-converged"):
+        return target.replace("%-of-converged", "% of best")
     return f"{100 * float(target):g}%"
 
 

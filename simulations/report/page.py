@@ -90,7 +90,7 @@ def render_page(
         absent=absent._replace(rows=absent.rows[:_ABSENT_SHOWN]),
         absent_groups=len(absent.rows),
         rule=experiment.rounds.rule,
-        most_rounds=experiment.rounds.max,
+        most_rounds=experiment.rounds.horizon,
         versions=summary["versions"],
         hashes=_hashes(summary),
     )

@@ -76,7 +76,7 @@ def headline(summary: Mapping[str, Any], experiment: Experiment, arm: str, targe
     """
     comparison = comparison_of(summary, arm, target, "exchanges")
     baseline, goal = comparison["baseline"], target_words(target)
-    most = plural(experiment.rounds.max, "round")
+    most = plural(experiment.rounds.horizon, "round")
     ours, theirs = (_exchanges(summary, name, target) for name in (arm, baseline))
     missed = comparison["censored"]
     pairs = comparison["pairs"]
@@ -96,7 +96,7 @@ def headline(summary: Mapping[str, Any], experiment: Experiment, arm: str, targe
     if missed["arm"]:
         notes.append(
             f"{arm} missed the target in {missed['arm']} of {plural(pairs, 'seed')}; a miss counts as "
-            f"{plural(experiment.rounds.max + 1, 'round')} plus its teacher exchange."
+            f"{plural(experiment.rounds.horizon + 1, 'round')} plus its teacher exchange."
         )
     if missed["baseline"]:
         notes.append(

@@ -93,7 +93,7 @@ class Work:
                     "momentum": MOMENTUM,
                 },
                 "server": {"strategy": "fedavg", "cohort-size": self.cohort_size},
-                "rounds": {"max": 10_000},
+                "rounds": {"horizon": 10_000},
                 "targets": [
                     1.0
                 ],  # never reached; while it may be, no round begins before the last is evaluated

@@ -176,7 +176,7 @@ def test_options_and_columns_of_any_name_are_no_names_of_code():
 
 
 def test_a_simulation_looks_up_what_its_experiment_names(tiny, run_arm, imported):
-    experiment = tiny(model={"name": THEIRS}, **{"rounds.max": 1})
+    experiment = tiny(model={"name": THEIRS}, **{"rounds.horizon": 1})
     imported.unlink()  # the experiment's own check tries the model
     del sys.modules["payload_of_a_message"]
     content = RecordDict({SIMULATION: Simulation.of(experiment.arm("cold"), 3).to_record()})

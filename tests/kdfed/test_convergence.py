@@ -35,7 +35,7 @@ def test_a_target_never_reached_is_no_hit():
 
 def test_rounding_costs_no_hit():
     """0.95 * 0.96 is 0.9119999999999999 or 0.912, and 456 of 500 right is the same accuracy."""
-    assert first_hit([456 / 500], resolve_target("95%-of-best", 0.96)) == 0
+    assert first_hit([456 / 500], resolve_target("95%-of-converged", 0.96)) == 0
     assert sustained_hit([0.1 + 0.2] * 3, 0.3) == sustained_hit([0.3] * 3, 0.1 + 0.2) == 0
 
 
@@ -75,8 +75,8 @@ def test_a_plateau_agrees_with_its_definition(curve, rounds):
 
 
 def test_a_share_of_the_best_is_taken_of_the_baselines_best():
-    assert resolve_target("95%-of-best", 0.8) == pytest.approx(0.76)
-    assert resolve_target("99.5%-of-best", 1.0) == pytest.approx(0.995)
+    assert resolve_target("95%-of-converged", 0.8) == pytest.approx(0.76)
+    assert resolve_target("99.5%-of-converged", 1.0) == pytest.approx(0.995)
 
 
 def test_an_absolute_target_needs_no_baseline():
@@ -86,5 +86,5 @@ def test_an_absolute_target_needs_no_baseline():
 def test_nobody_reaches_a_share_of_a_best_that_is_not_above_nothing():
     """R² can be negative, and 90% of it is then above it."""
     for best in (0.0, -0.15):
-        assert resolve_target("90%-of-best", best) > 1
-    assert resolve_target("90%-of-best", 0.5) == pytest.approx(0.45)
+        assert resolve_target("90%-of-converged", best) > 1
+    assert resolve_target("90%-of-converged", 0.5) == pytest.approx(0.45)

@@ -86,7 +86,7 @@ def test_a_listener_that_raises_is_told_no_round_twice() -> None:
 
 def test_an_arm_tells_its_listeners_everything_in_order(tiny, run_arm) -> None:
     log: list[Any] = []
-    experiment = tiny(**{"rounds.max": 2, "consolidation.epochs": 1})
+    experiment = tiny(**{"rounds.horizon": 2, "consolidation.epochs": 1})
     run_arm(experiment, "consolidated", listeners=(Telling(log),))
     assert log[0] == ("", "start", "consolidated", 3)
     assert log[1:4] == [("", "hello", 0), ("", "teachers", 0), ("", "consolidate", 1)]
@@ -195,7 +195,7 @@ def test_wrong_listeners_are_mistakes_of_the_experiment_all_at_once(tiny) -> Non
 
 
 def test_flowers_log_reads_like_flowers_own(tiny, run_arm, caplog) -> None:
-    experiment = tiny(**{"rounds.max": 2, "consolidation.epochs": 2})
+    experiment = tiny(**{"rounds.horizon": 2, "consolidation.epochs": 2})
     logger = logging.getLogger("flwr")
     propagate, logger.propagate = logger.propagate, True
     try:

@@ -361,8 +361,8 @@ def regression(**changes: Any) -> Any:
         "teachers": {"epochs": 15, "batch-size": 8, "lr": 0.02},
         "consolidation": {**FILE["consolidation"], "epochs": 20, "batch-size": 16, "lr": 0.02},
         "server": {"cohort-size": 2},
-        "rounds": {"max": 5},
-        "targets": ["90%-of-best"],
+        "rounds": {"horizon": 5},
+        "targets": ["90%-of-converged"],
     }
     return build_experiment(merge(values, changes))
 
@@ -407,7 +407,7 @@ def test_a_run_says_which_metric_its_records_hold(tmp_path: Any) -> None:
     from simulations.engines.inprocess import InProcessGrid
     from simulations.server_app import run_experiment
 
-    experiment = regression(**{"rounds.max": 2})
+    experiment = regression(**{"rounds.horizon": 2})
     folder = RunFolder.open_for(tmp_path / "run", experiment)
     summary = run_experiment(InProcessGrid(app, 1), experiment, folder, "inprocess")
     assert summary["metric"] == "r2"

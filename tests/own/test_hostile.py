@@ -19,7 +19,7 @@ partition: {{kind: uniform, participants: 3}}
 model: {{name: mlp, options: {{hidden: [8]}}}}
 teachers: {{epochs: 1}}
 consolidation: {{epochs: 1}}
-rounds: {{max: 1}}
+rounds: {{horizon: 1}}
 arms:
   own: {{{own}}}
   cold: {{start: random}}
@@ -117,7 +117,7 @@ def test_code_that_ends_the_program_costs_its_own_arm(
     assert "arm own, seed 0: SystemExit" in capsys.readouterr().err
     summary = json.loads((tmp_path / "out" / "summary.json").read_text(encoding="utf-8"))
     assert [failure["arm"] for failure in summary["failures"]] == ["own"]
-    assert {one["arm"] for one in summary["runs"] if one["stopped"] == "max-rounds"} == {"cold"}
+    assert {one["arm"] for one in summary["runs"] if one["stopped"] == "horizon"} == {"cold"}
 
 
 @pytest.mark.parametrize(

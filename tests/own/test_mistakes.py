@@ -150,5 +150,5 @@ def test_what_the_file_raises_later_costs_its_arm(
     assert old in file.read_text()
     text = file.read_text().replace(old, new, 1)
     file.write_text(text.replace("return id(self.decay, **config.flower)", "return id(self.decay)"))
-    assert kdfed(tmp_path, [*pages[name].commands[0], "--set", "rounds.max=1"]) == 1
+    assert kdfed(tmp_path, [*pages[name].commands[0], "--set", "rounds.horizon=1"]) == 1
     assert told in capsys.readouterr().err

@@ -51,7 +51,7 @@ def test_a_file_of_the_name_of_an_installed_module_is_refused(
 def test_a_package_beside_the_experiment_is_found(pages: dict[str, Page], tmp_path: Path) -> None:
     (tmp_path / "my_parts").mkdir()
     words = _named(pages["ensemble"], tmp_path, "my_parts.mine", "my_parts/mine.py")
-    assert kdfed(tmp_path, [*words, "--set", "rounds.max=0"]) == 0
+    assert kdfed(tmp_path, [*words, "--set", "rounds.horizon=0"]) == 0
 
 
 @pytest.mark.slow

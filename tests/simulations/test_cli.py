@@ -49,7 +49,7 @@ def test_values_of_set_may_hold_spaces():
 
 
 WRONG = {
-    "an unknown key": (["--set", "rounds.maxx=3"], "rounds.maxx: unknown key; did you mean 'max'?"),
+    "an unknown key": (["--set", "rounds.horizonn=3"], "rounds.horizonn: unknown key; did you mean 'horizon'?"),
     "a misspelt method": (["--set", "consolidation.method=vanila"], "did you mean 'vanilla'?"),
     "alpha 0": (["--set", "partition.alpha=0"], "partition.alpha: expected a number above 0.0, got 0"),
     "more participants than examples": (
@@ -469,7 +469,7 @@ def test_whatever_ends_the_command_nothing_of_it_is_left(experiment, engine, nam
     """Signals of a terminal and of ``timeout`` reach the whole process group, here thrice."""
     command = [sys.executable, "-m", "simulations.cli", "run", str(experiment), "--engine", engine]
     with subprocess.Popen(
-        [*command, "--nodes", "1", "--set", "rounds.max=100000", "targets=[1.0]"],
+        [*command, "--nodes", "1", "--set", "rounds.horizon=100000", "targets=[1.0]"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -32,7 +32,7 @@ def _many(participants: int) -> Experiment:
             "partition": {"kind": "uniform", "participants": participants},
             "model": {"name": "mlp", "options": {"hidden": [16]}},
             "server": {"sampled": 20, "cohort-size": 8},
-            "rounds": {"max": 2},
+            "rounds": {"horizon": 2},
             "targets": [0.99],
             "arms": {"cold": {"start": "random"}},
         }

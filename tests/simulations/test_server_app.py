@@ -52,7 +52,7 @@ def _timeless(folder: Path) -> list[dict[str, Any]]:
 
 
 def test_a_run_leaves_the_records_of_the_design(tiny, tmp_path, drawn):
-    experiment = tiny(seeds=[3, 4], targets=[0.2, "50%-of-best"])
+    experiment = tiny(seeds=[3, 4], targets=[0.2, "50%-of-converged"])
     summary = _run(experiment, tmp_path / "run")
     folder = RunFolder(tmp_path / "run")
     assert folder.read_summary() == json.loads(json.dumps(summary))
@@ -193,7 +193,7 @@ def test_an_arm_that_fails_costs_itself_alone_and_its_reason_is_told_everywhere(
     tiny, tmp_path, breaks, arm, drawn
 ):
     breaks(arm, ValueError("nobody expected this"), rounds=2)
-    experiment = tiny(seeds=[3, 4], targets=[0.99, "90%-of-best"])
+    experiment = tiny(seeds=[3, 4], targets=[0.99, "90%-of-converged"])
     folder = RunFolder.open_for(tmp_path / "run", experiment)
     events: list[Event] = []
     with pytest.raises(RunError, match="nobody expected this") as error:
@@ -207,7 +207,7 @@ def test_an_arm_that_fails_costs_itself_alone_and_its_reason_is_told_everywhere(
     ]
     (other,) = set(experiment.arms) - {arm}
     stopped = {(run["arm"], run["seed"]): run["stopped"] for run in summary["runs"]}
-    assert {stopped[other, seed] for seed in (3, 4)} == {"max-rounds"}
+    assert {stopped[other, seed] for seed in (3, 4)} == {"horizon"}
     assert {stopped[arm, seed] for seed in (3, 4)} == {"failed"}
     unresolved = [run for run in summary["runs"] if run["target_accuracy"] is None]
     assert len(unresolved) == (4 if arm == "cold" else 0)
@@ -227,7 +227,7 @@ def test_a_run_that_is_interrupted_leaves_a_summary(tiny, tmp_path, breaks, stop
     with pytest.raises(type(stop)):
         inprocess.run(experiment, folder, nodes=1, on_event=lambda event: None)
     assert {run["arm"]: run["stopped"] for run in folder.read_summary()["runs"]} == {
-        "cold": "max-rounds",
+        "cold": "horizon",
         "consolidated": "interrupted",
     }
     assert (tmp_path / "run" / "report.html").exists()
@@ -337,7 +337,7 @@ def test_logits_instead_of_weights(tiny, tmp_path):
             ],
             "teachers.epochs": 10,
             "consolidation.epochs": 20,
-            "rounds.max": 1,
+            "rounds.horizon": 1,
         }
     )
     _run(experiment, tmp_path / "run")
@@ -372,7 +372,7 @@ def test_logits_instead_of_weights(tiny, tmp_path):
     ],
 )
 def test_every_option_of_the_teacher_phase_runs_and_beats_the_cold_start(tiny, tmp_path, changes):
-    longer = {"rounds.max": 0, "teachers.epochs": 10, "consolidation.epochs": 20}
+    longer = {"rounds.horizon": 0, "teachers.epochs": 10, "consolidation.epochs": 20}
     _run(tiny(**{**longer, **changes}), tmp_path / "run")
     accuracy = {row["arm"]: row["accuracy"] for row in _timeless(tmp_path / "run")}
     assert accuracy["consolidated"] > accuracy["cold"]
@@ -390,7 +390,7 @@ def test_every_valid_combination_consolidates(tiny, tmp_path, choice):
         "teachers.upload": upload,
         "consolidation.labels": labels,
         "consolidation.augmentation": ["crop"] if augmentation else [],
-        "rounds.max": 0,
+        "rounds.horizon": 0,
         "teachers.epochs": 5,
     }
     if transfer == "proxy":
@@ -414,7 +414,7 @@ def test_every_valid_combination_consolidates(tiny, tmp_path, choice):
 def test_a_generated_transfer_set_does_not_depend_on_the_number_of_nodes(tiny, run_arm):
     generator = {"steps": 3, "batch-size": 16, "latent": 8, "width": 4}
     changes = {"transfer": "generated", "images": 40, "generator": generator}
-    experiment = tiny(**{"consolidation": changes, "rounds.max": 0})
+    experiment = tiny(**{"consolidation": changes, "rounds.horizon": 0})
     one, three = (run_arm(experiment, "consolidated", nodes=nodes) for nodes in (1, 3))
     assert one.consolidation == three.consolidation
     for key, value in one.arrays.to_torch_state_dict().items():
@@ -425,7 +425,7 @@ def test_a_start_from_logits_and_from_weights_agree(tiny, tmp_path):
     """float16 logits carry the same knowledge as the weights that made them."""
     starts = {}
     for upload in ("weights", "logits"):
-        _run(tiny(**{"teachers.upload": upload, "rounds.max": 0}), tmp_path / upload)
+        _run(tiny(**{"teachers.upload": upload, "rounds.horizon": 0}), tmp_path / upload)
         starts[upload] = next(r for r in _timeless(tmp_path / upload) if r["arm"] == "consolidated")
     assert starts["weights"]["accuracy"] == pytest.approx(starts["logits"]["accuracy"], abs=0.05)
     assert starts["weights"]["loss"] == pytest.approx(starts["logits"]["loss"], abs=0.02)
@@ -453,13 +453,13 @@ def test_a_disk_that_fills_up_in_mid_run_loses_nothing_that_is_finished(tiny, tm
     if mounted.returncode:
         pytest.skip("needs the right to mount a tmpfs")
     try:
-        experiment = tiny(**{"model.options.hidden": [128], "rounds.max": 1})  # a model takes 40 kB
+        experiment = tiny(**{"model.options.hidden": [128], "rounds.horizon": 1})  # a model takes 40 kB
         (disk / "ballast").write_bytes(bytes(2_019_000))
         folder = RunFolder.open_for(disk, experiment)
         with pytest.raises(RecordError, match=r"cannot be written: .*No space left.*Make room") as error:
             inprocess.run(experiment, folder, nodes=1, on_event=lambda event: None)
         assert error.value.exit_code == 1
-        assert [(o.arm, o.stopped) for o in folder.read_outcomes()] == [("cold", "max-rounds")]
+        assert [(o.arm, o.stopped) for o in folder.read_outcomes()] == [("cold", "horizon")]
         (disk / "ballast").unlink()
         again = RunFolder.open_for(disk, experiment)
         assert set(again.finished) == {("cold", 3)}
@@ -477,10 +477,10 @@ def test_a_bare_flwr_run_needs_an_absolute_out():
 def test_the_run_config_has_the_meaning_of_the_command_line(tmp_path):
     config = {
         "experiment": "quickstart.yaml",
-        "set": "partition.alpha=0.5 rounds.max=2",
+        "set": "partition.alpha=0.5 rounds.horizon=2",
         "seeds": "7 8",
         "out": str(tmp_path),
     }
     experiment, out = server_app._from_run_config(config)
-    assert (experiment.partition.alpha, experiment.rounds.max, experiment.seeds) == (0.5, 2, (7, 8))
+    assert (experiment.partition.alpha, experiment.rounds.horizon, experiment.seeds) == (0.5, 2, (7, 8))
     assert out == tmp_path

@@ -31,7 +31,7 @@ def run(arm, sustained):
         "target": "0.9",
         "target_accuracy": 0.9,
         "rule": "sustained",
-        "stopped": "max-rounds",
+        "stopped": "horizon",
         "sustained_hit": sustained,
         "first_hit": hit(1),
     }
@@ -93,7 +93,7 @@ def test_the_table_of_costs_says_what_an_exchange_is():
 
 
 def test_headers_and_names_are_whole_on_a_narrow_terminal():
-    entries = [comparison(cost, arm="consolidated", target="90%-of-best") for cost in COSTS]
+    entries = [comparison(cost, arm="consolidated", target="90%-of-converged") for cost in COSTS]
     text = text_of(savings_table({"comparisons": entries}), width=80)
     assert "exchanges" in text
     assert "…" not in text

@@ -53,7 +53,7 @@ def _order(run_arm: Any, experiment: Any, **config: Any) -> list[str]:
 
 
 def test_a_round_is_evaluated_while_the_nodes_train_for_the_next(tiny, run_arm):
-    assert _order(run_arm, tiny(**{"rounds.max": 2})) == [
+    assert _order(run_arm, tiny(**{"rounds.horizon": 2})) == [
         *("push", "record 0", "pull"),
         *("push", "record 1", "pull"),
         "record 2",
@@ -65,7 +65,7 @@ def test_a_round_is_evaluated_while_the_nodes_train_for_the_next(tiny, run_arm):
     [({}, {"targets": NEVER}), ({"rounds.plateau": {"rounds": 9, "stop": True}}, {})],
 )
 def test_where_a_stop_hangs_on_it_a_round_is_evaluated_before_the_next(tiny, run_arm, changes, config):
-    assert _order(run_arm, tiny(**{"rounds.max": 2, **changes}), **config) == [
+    assert _order(run_arm, tiny(**{"rounds.horizon": 2, **changes}), **config) == [
         *("record 0", "push", "pull"),
         *("record 1", "push", "pull"),
         "record 2",
@@ -80,7 +80,7 @@ def test_where_a_stop_hangs_on_it_a_round_is_evaluated_before_the_next(tiny, run
     ],
 )
 def test_targets_that_stop_nothing_do_not_make_the_nodes_wait(tiny, run_arm, changes, config):
-    assert _order(run_arm, tiny(**{"rounds.max": 1, **changes}), **config) == [
+    assert _order(run_arm, tiny(**{"rounds.horizon": 1, **changes}), **config) == [
         *("push", "record 0", "pull"),
         "record 1",
     ]
@@ -88,7 +88,7 @@ def test_targets_that_stop_nothing_do_not_make_the_nodes_wait(tiny, run_arm, cha
 
 def test_a_strategy_that_evaluates_on_clients_has_the_round_evaluated_first(tiny, run_arm):
     strategy = FedAvg(min_train_nodes=1, min_evaluate_nodes=1, min_available_nodes=1)
-    order = _order(run_arm, tiny(**{"rounds.max": 2}), strategy=strategy)
+    order = _order(run_arm, tiny(**{"rounds.horizon": 2}), strategy=strategy)
     assert [step for step in order if step != "pull"] == ["push", "record 0", "record 1", "push", "record 2"]
 
 
@@ -171,7 +171,7 @@ def test_layers_are_a_strategy_and_whatever_it_wraps():
 @pytest.mark.parametrize("wrap", [lambda strategy: strategy, _private])
 def test_an_evaluation_trip_with_too_few_participants_is_left_out_and_said(tiny, run_arm, caplog, wrap):
     """Four of five are still busy, and FedAvg evaluates on two at least unless told otherwise."""
-    changes = {"server.cohort-size": 4, "server.deadlines.train": 1, "rounds.max": 1}
+    changes = {"server.cohort-size": 4, "server.deadlines.train": 1, "rounds.horizon": 1}
     strategy = wrap(FedAvg(min_train_nodes=1, min_available_nodes=1))
     result = _returns(lambda: run_arm(tiny(**changes), strategy=strategy, grid=Withholding(app, 2)))
     assert result.records[-1].answered == 1
@@ -182,7 +182,7 @@ def test_an_evaluation_trip_with_too_few_participants_is_left_out_and_said(tiny,
 
 def test_an_evaluation_trip_that_can_be_made_is_made(tiny, run_arm):
     strategy = FedAvg(min_train_nodes=1, min_available_nodes=1)
-    result = run_arm(tiny(**{"rounds.max": 1}), strategy=strategy)
+    result = run_arm(tiny(**{"rounds.horizon": 1}), strategy=strategy)
     assert set(result.evaluate_metrics_clientapp) == {1}
 
 
@@ -246,7 +246,7 @@ def test_who_is_evaluated_on_is_drawn_with_the_runs_seed(tiny, run_arm):
         strategy = Noting(
             min_train_nodes=1, min_available_nodes=1, min_evaluate_nodes=1, fraction_evaluate=0.6
         )
-        run_arm(tiny(**{"rounds.max": 6}), strategy=strategy)
+        run_arm(tiny(**{"rounds.horizon": 6}), strategy=strategy)
         assert random.random() == expected
         draws.append(chosen)
     assert draws[0] == draws[1]

@@ -228,7 +228,7 @@ def _zoo(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def experiment(tiny: Build, name: str, **changes: Any) -> Experiment:
     small = {
-        "data": {"source": DATA}, "partition.participants": 3, "rounds": {"max": 2},
+        "data": {"source": DATA}, "partition.participants": 3, "rounds": {"horizon": 2},
         "local.batch-size": 16, "arms": {"cold": {"start": "random"}},
         "model": {"name": f"foreign_zoo:{name}"},
     }  # fmt: skip
@@ -501,7 +501,7 @@ def test_a_model_that_writes_into_its_inputs_learns_like_its_twin(
         [
             (record.accuracy, record.test_accuracy)
             for record in run_arm(
-                experiment(tiny, name, **{"local": local, "server.cohort-size": size, "rounds": {"max": 3}})
+                experiment(tiny, name, **{"local": local, "server.cohort-size": size, "rounds": {"horizon": 3}})
             ).records
         ]
         for name in ("Halved", "Twin")

@@ -149,7 +149,7 @@ def _run(
     )
     generator = torch.Generator().manual_seed(0)
     examples = Examples(torch.randn(20, 2, generator=generator), torch.arange(20) % 2)
-    data = ServerData(examples, examples, None, examples.inputs.numpy(), 2, CLASSIFICATION)
+    data = ServerData(examples, examples, examples.inputs.numpy(), 2, CLASSIFICATION)
     config = ArmConfig(arm=settings, data=data, simulation=simulation)
     start = ArrayRecord(state_of(build_model(MODEL, (2,), 2, 1)))
     return PreConsolidation(strategy, config).start(grid, start, rounds)

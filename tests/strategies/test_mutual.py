@@ -80,7 +80,7 @@ def _personal_accuracies(run_arm: Any, experiment: Any, folder: Path) -> list[fl
     participants = simulated(simulation)
     data, accuracies = participants.data, []
     model = build_model(experiment.local.model, data.input_shape, data.classes, 0)
-    for member, kept in enumerate(_last(folder, experiment.rounds.max, len(participants.partition))):
+    for member, kept in enumerate(_last(folder, experiment.rounds.horizon, len(participants.partition))):
         load_state(model, kept)
         accuracies.append(evaluate(model, participants.gather([member])[0], CLASSIFICATION)[0])
     shutil.rmtree(folder / "store")
@@ -97,7 +97,7 @@ def _last(folder: Path, rounds: int, participants: int) -> list[dict[str, torch.
 def test_personal_models_go_on_from_round_to_round(tiny, run_arm, tmp_path):
     short, long = (
         _personal_accuracies(
-            run_arm, tiny(**MUTUAL, **{"local.model": OTHER, "rounds.max": rounds}), tmp_path
+            run_arm, tiny(**MUTUAL, **{"local.model": OTHER, "rounds.horizon": rounds}), tmp_path
         )
         for rounds in (1, 10)
     )

@@ -62,7 +62,7 @@ class Recording(InProcessGrid):
 
 def test_one_message_a_node_carries_the_shared_arrays_once(tiny, run_arm):
     grid = Recording(app, 2)
-    run_arm(tiny(**{"rounds.max": 1}), grid=grid)
+    run_arm(tiny(**{"rounds.horizon": 1}), grid=grid)
     sent = [m for m in grid.sent if m.metadata.message_type == Train.type]
     assert len(sent) == 2
     assert [len(m.content.array_records) for m in sent] == [1, 1]
@@ -72,7 +72,7 @@ def test_one_message_a_node_carries_the_shared_arrays_once(tiny, run_arm):
 @pytest.mark.parametrize("nodes", [1, 3])
 def test_cohorts_do_not_depend_on_nodes(tiny, run_arm, nodes):
     grid = Recording(app, nodes)
-    run_arm(tiny(**{"rounds.max": 1}), grid=grid)
+    run_arm(tiny(**{"rounds.horizon": 1}), grid=grid)
     cohorts = sorted(cohort for plan in grid.plans(Train.type) for cohort in plan.cohorts)
     assert cohorts == [(0, 1), (2, 3), (4,)]
 
@@ -184,7 +184,7 @@ def test_a_participant_with_bad_data_costs_only_itself_where_sums_are_taken(
     monkeypatch.setattr(clients.client_app, "train_cohort", train_cohort)
     result = run_arm(experiment)
     # Those of participants 2 and 3 in every round; sums that are only too large are taken, and then refused.
-    assert sums == [[0, 1]] * taken * experiment.arm("cold").rounds.max
+    assert sums == [[0, 1]] * taken * experiment.arm("cold").rounds.horizon
     for record in result.records[1:]:
         assert record.answered == 4
         ((absent),) = record.absent
@@ -195,7 +195,7 @@ def test_a_participant_with_bad_data_costs_only_itself_where_sums_are_taken(
 @pytest.mark.parametrize("how", ["nan", "huge", "far"])
 def test_a_bad_participant_leaves_the_mean_of_the_others(tiny, run_arm, monkeypatch, how):
     """Five participants, one of them broken, equal the four others alone."""
-    experiment = tiny(**{"rounds.max": 1, "server.cohort-size": 5})
+    experiment = tiny(**{"rounds.horizon": 1, "server.cohort-size": 5})
     _break(monkeypatch, 4, how)
     four = run_arm(experiment).arrays.to_torch_state_dict()
     monkeypatch.undo()
@@ -236,7 +236,7 @@ class Withholding(InProcessGrid):
 
 
 def test_a_reply_after_the_deadline_is_named_late_and_never_aggregated(tiny, run_arm):
-    experiment = tiny(**{"server.deadlines.train": 0.5, "rounds.max": 3})
+    experiment = tiny(**{"server.deadlines.train": 0.5, "rounds.horizon": 3})
     grid = Withholding(app, 3, node=1002, message_type=Train.type)
 
     def release(record: Any) -> None:
@@ -273,7 +273,7 @@ class Deaf(InProcessGrid):
 
 
 def test_an_error_reply_of_a_node_costs_its_participants_only(tiny, run_arm):
-    records = run_arm(tiny(**{"rounds.max": 1}), grid=Deaf(app, 2)).records
+    records = run_arm(tiny(**{"rounds.horizon": 1}), grid=Deaf(app, 2)).records
     assert [absent.participant for absent in records[1].absent] == [0, 1, 2, 3]
     assert records[1].answered == 1
 
@@ -332,7 +332,7 @@ def _words_as_loss(content: Any, index: int, count: int) -> None:
     ],
 )
 def test_whatever_a_reply_holds_it_costs_only_its_sender(tiny, run_arm, tamper, reason, strategy):
-    experiment = tiny(**{"server.strategy": strategy, "server.cohort-size": 1, "rounds.max": 1})
+    experiment = tiny(**{"server.strategy": strategy, "server.cohort-size": 1, "rounds.horizon": 1})
     record = run_arm(experiment, grid=Tampering(app, 2, tamper=tamper)).records[1]
     assert record.answered == 4
     ((absent),) = record.absent
@@ -341,7 +341,7 @@ def test_whatever_a_reply_holds_it_costs_only_its_sender(tiny, run_arm, tamper, 
 
 
 def test_a_metric_that_only_one_cohort_sends_is_its_own_in_the_mean(tiny, run_arm):
-    experiment = tiny(**{"server.cohort-size": 1, "rounds.max": 1})
+    experiment = tiny(**{"server.cohort-size": 1, "rounds.horizon": 1})
     result = run_arm(experiment, grid=Tampering(app, 2, tamper=_extra_metric))
     assert result.records[1].answered == 5
     assert result.train_metrics_clientapp[1]["extra"] == 1.0
@@ -351,7 +351,7 @@ def test_a_reply_that_cannot_be_read_costs_its_participants(tiny, run_arm):
     def unreadable(content: Any, index: int, count: int) -> None:
         content.config_records.pop(COHORTS)
 
-    record = run_arm(tiny(**{"rounds.max": 1}), grid=Tampering(app, 3, tamper=unreadable)).records[1]
+    record = run_arm(tiny(**{"rounds.horizon": 1}), grid=Tampering(app, 3, tamper=unreadable)).records[1]
     assert [absent.participant for absent in record.absent] == [2, 3]
     assert record.answered == 3
 
@@ -363,7 +363,7 @@ def test_a_teacher_that_overflows_is_left_out_of_the_ensemble(tiny, run_arm):
             record[key] = Array(array.numpy() * 0 + 3e38)
 
     grid = Tampering(app, 2, tamper=huge, message_type=TrainTeacher.type)
-    unbounded = {"rounds.max": 0, "server.update-bound": 1e60}
+    unbounded = {"rounds.horizon": 0, "server.update-bound": 1e60}
     start = run_arm(tiny(**unbounded), "consolidated", grid=grid).records[0]
     assert start.answered == 4
     assert [(a.participant, a.reason) for a in start.absent] == [(3, "its teacher's logits are not finite")]
@@ -376,7 +376,7 @@ def test_models_of_a_round_that_overflow_together_are_named_with_advice_that_fit
             record[key] = Array(array.numpy() * 0 + 1e38)
 
     experiment = tiny(
-        **{"server": {"strategy": "feddf", "update-bound": 1e60}, "rounds.max": 1, "local.lr": 1e-3}
+        **{"server": {"strategy": "feddf", "update-bound": 1e60}, "rounds.horizon": 1, "local.lr": 1e-3}
     )
     match = r"round 1: expected finite logits .* from participant 3; lower local\.lr or server\.update-bound"
     with pytest.raises(RunError, match=match):
@@ -407,7 +407,7 @@ def test_large_hidden_variances_of_batch_norm_are_no_lie(tiny, run_arm, monkeypa
             "server": {"strategy": strategy, "update-bound": bound},
             "local.lr": 1e-3,
             "model": {"name": "cnn", "options": {"width": 4, "norm": "batch"}},
-            "rounds.max": 2,
+            "rounds.horizon": 2,
         }
     )
     result = run_arm(experiment)
@@ -418,7 +418,7 @@ def test_large_hidden_variances_of_batch_norm_are_no_lie(tiny, run_arm, monkeypa
 
 
 def test_teachers_with_weights_of_their_own_may_lie_further_apart_than_a_tight_bound(tiny, run_arm):
-    tight = {"teachers.init": "own", "server.update-bound": 0.5, "rounds.max": 0}
+    tight = {"teachers.init": "own", "server.update-bound": 0.5, "rounds.horizon": 0}
     assert run_arm(tiny(**tight), "consolidated").records[0].answered == 5
 
 
@@ -453,7 +453,7 @@ def test_a_node_with_other_versions_is_refused(tiny, run_arm, monkeypatch):
 
 def test_an_evaluation_trip_goes_only_to_those_who_are_not_busy(tiny, run_arm):
     grid = Withholding(app, 3, node=1002, message_type=Train.type)
-    experiment = tiny(**{"server.deadlines.train": 0.3, "rounds.max": 1})
+    experiment = tiny(**{"server.deadlines.train": 0.3, "rounds.horizon": 1})
     strategy = FedAvg(min_train_nodes=1, min_evaluate_nodes=1, min_available_nodes=1)
     result = run_arm(experiment, grid=grid, strategy=strategy)
     assert result.records[1].answered == 3
@@ -489,7 +489,7 @@ def test_teachers_are_counted_as_one_exchange_and_an_upload_each(tiny, run_arm):
 
 
 def test_fewer_teachers_than_the_minimum_of_a_round_are_enough(tiny, run_arm):
-    experiment = tiny(**{"teachers.count": 2, "server.minimum": 4, "rounds.max": 1})
+    experiment = tiny(**{"teachers.count": 2, "server.minimum": 4, "rounds.horizon": 1})
     assert [record.answered for record in run_arm(experiment, "consolidated").records] == [2, 5]
 
 

@@ -36,7 +36,7 @@ def test_a_strategy_is_a_file_of_its_name(name):
 
 @pytest.mark.parametrize("name", sorted(STRATEGIES))
 def test_models_with_batch_norm_go_through_every_strategy(tiny, run_arm, name):
-    changes: dict[str, Any] = {"server.strategy": name, "model": BATCH_NORM, "rounds.max": 2}
+    changes: dict[str, Any] = {"server.strategy": name, "model": BATCH_NORM, "rounds.horizon": 2}
     if name == "fedprox":
         changes |= {"local.mode": "proximal", "local.mu": 0.1}
     experiment = tiny(**changes)
@@ -62,7 +62,7 @@ def test_mu_of_zero_is_fedavg(tiny, run_arm):
 def test_mu_pulls_towards_the_received_model(tiny, run_arm):
     def moved(mu: float) -> float:
         experiment = tiny(
-            **{"rounds.max": 1, "server.strategy": "fedprox", "local.mode": "proximal", "local.mu": mu}
+            **{"rounds.horizon": 1, "server.strategy": "fedprox", "local.mode": "proximal", "local.mu": mu}
         )
         before = run_arm(
             experiment.model_copy(update={"rounds": experiment.rounds.model_copy(update={"max": 0})})
@@ -75,7 +75,7 @@ def test_mu_pulls_towards_the_received_model(tiny, run_arm):
 
 def test_one_participant_is_local_training(tiny, run_arm):
     """FedAvg over one participant returns what that participant trained, to the bit."""
-    experiment = tiny(**{"partition.participants": 1, "rounds.max": 1})
+    experiment = tiny(**{"partition.participants": 1, "rounds.horizon": 1})
     simulation = Simulation.of(experiment.arm("cold"), 3)
     participants = simulated(simulation)
     data = prepare(experiment.data)
@@ -133,7 +133,7 @@ def test_a_first_round_alone_with_extra_passes_is_one_with_so_many(tiny, run_arm
 @pytest.mark.parametrize("mode", sorted(LOCAL_MODES))
 def test_every_local_mode_learns(tiny, run_arm, mode):
     changes = {"proximal": {"local.mu": 0.01}, "kd": {"local.weight": 0.3}}.get(mode, {})
-    records = run_arm(tiny(**{"local.mode": mode, "rounds.max": 5, **changes})).records
+    records = run_arm(tiny(**{"local.mode": mode, "rounds.horizon": 5, **changes})).records
     assert records[-1].accuracy > records[0].accuracy + 0.2
 
 
@@ -144,7 +144,7 @@ def test_kd_with_weight_zero_is_plain(tiny, run_arm):
 
 
 def test_starts_differ_only_in_the_start(tiny, run_arm):
-    longer = {"rounds.max": 0, "teachers.epochs": 10, "consolidation.epochs": 20}
+    longer = {"rounds.horizon": 0, "teachers.epochs": 10, "consolidation.epochs": 20}
     experiment = tiny(arms={s: {"start": s} for s in ("random", "consolidated", "averaged")}, **longer)
     starts = {name: run_arm(experiment, name).records[0] for name in experiment.arms}
     assert starts["consolidated"].accuracy > starts["random"].accuracy
@@ -158,24 +158,24 @@ def test_a_model_file_can_be_the_start(tiny, run_arm, tmp_path):
     trained = run_arm(tiny()).arrays.to_torch_state_dict()
     path = tmp_path / "model.safetensors"
     save_file(dict(trained), path)
-    again = tiny(arms={"warm": {"start": f"file:{path}"}}, **{"rounds.max": 0})
+    again = tiny(arms={"warm": {"start": f"file:{path}"}}, **{"rounds.horizon": 0})
     warm = run_arm(again, "warm").arrays.to_torch_state_dict()
     assert all(torch.equal(trained[key], warm[key]) for key in trained)
 
 
 def test_arms_stop_at_their_targets_and_a_relative_baseline_does_not(tiny, run_arm):
-    experiment = tiny(**{"rounds.max": 12})
+    experiment = tiny(**{"rounds.horizon": 12})
     stopped = run_arm(experiment, targets=(0.3,))
     assert stopped.stopped == "target"
     assert len(stopped.records) < 13
     everything = run_arm(experiment, targets=(), never_stop=True)
-    assert everything.stopped == "max-rounds"
+    assert everything.stopped == "horizon"
     assert len(everything.records) == 13
 
 
 def test_an_arm_stops_on_a_plateau(tiny, run_arm):
     flat = {
-        "rounds.max": 9,
+        "rounds.horizon": 9,
         "local.lr": 1e-9,
         "rounds.plateau": {"rounds": 2, "min-delta": 0.1, "stop": True},
     }
@@ -250,7 +250,7 @@ def test_it_works_in_a_stock_server_app_with_somebody_elses_client_app():
         partition=UniformPartition(kind="uniform", participants=3),
         consolidation=VanillaConsolidation(epochs=20, batch_size=6),
     )
-    data = ServerData(examples, examples, None, inputs.numpy(), 2, CLASSIFICATION)
+    data = ServerData(examples, examples, inputs.numpy(), 2, CLASSIFICATION)
     calls: list[str] = []
     strategy = PreConsolidation(FedAvg(), ArmConfig(arm=arm, data=data))
     seen = []

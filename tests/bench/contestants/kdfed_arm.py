@@ -54,4 +54,4 @@ def run(work: Work, gate: Gate, grid: Grid) -> None:
 
     # On the instance: to kdfed, a subclass of FedAvg would be a strategy that wants single models.
     strategy.configure_train = gated
-    runner.run(ArrayRecord(work.initial_state()), arm.rounds.max, arm.server.deadlines.train)
+    runner.run(ArrayRecord(work.initial_state()), arm.rounds.horizon, arm.server.deadlines.train)

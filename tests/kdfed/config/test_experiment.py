@@ -24,8 +24,8 @@ local: {mode: plain, epochs: 1, batch-size: 10, optimizer: sgd, lr: 0.05, moment
 teachers: {count: all, epochs: 10, init: common, upload: weights}
 consolidation: {method: vanilla, ensemble: mean-probabilities, temperature: 3.0, epochs: 60}
 server: {strategy: fedavg, sampled: all, minimum: 1, cohort-size: 8}
-rounds: {max: 40, evaluate-on: validation}
-targets: [0.9, "90%-of-best", "95%-of-best"]
+rounds: {horizon: 40, evaluate-on: validation}
+targets: [0.9, "90%-of-converged", "95%-of-converged"]
 baseline: cold
 arms:
   cold: {start: random}
@@ -243,11 +243,11 @@ def test_options_that_do_not_go_together_are_refused(path, assignments, key, tex
         ("threads=257", "at most 256"),
         ("teachers.model=[]", "a list of at least 1"),
         ("targets=[0.9, 0.90]", "distinct targets"),
-        ("targets=['90%-of-best', 90.0%-of-best]", "distinct targets"),
+        ("targets=['90%-of-converged', 90.0%-of-converged]", "distinct targets"),
         ("seeds=[1, 1]", "distinct entries"),
         ("consolidation.augmentation=[flip, crop, flip]", "distinct entries"),
         ("device=cuda:01", "not valid"),
-        ("rounds.max=1e400", "a whole number, got inf"),
+        ("rounds.horizon=1e400", "a whole number, got inf"),
     ],
 )
 def test_values_out_of_range_are_refused(path, assignment, text):
@@ -257,9 +257,9 @@ def test_values_out_of_range_are_refused(path, assignment, text):
 
 
 def test_a_share_of_the_best_is_above_none_and_at_most_all_of_it(path):
-    wrong = ["0%-of-best", "0.0%-of-best", "100.5%-of-best", "٩٠%-of-best"]
+    wrong = ["0%-of-converged", "0.0%-of-converged", "100.5%-of-converged", "٩٠%-of-converged"]
     assert list(_mistakes(path, f"targets={wrong}")) == [f"targets.{i}" for i in range(len(wrong))]
-    right = ["0.05%-of-best", "9.5%-of-best", "90%-of-best", "100.0%-of-best"]
+    right = ["0.05%-of-converged", "9.5%-of-converged", "90%-of-converged", "100.0%-of-converged"]
     assert load_experiment(path, [f"targets={right}"]).targets == tuple(right)
 
 

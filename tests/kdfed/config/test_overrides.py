@@ -51,7 +51,7 @@ def test_an_override_that_no_arm_uses_is_a_mistake(
     "assignment",
     [
         *("local.epochs=2", "teachers.epochs=2", "consolidation.epochs=2", "model.options.width=2"),
-        *("local.mode=proximal local.mu=0.1", "server.strategy=fedadam", "rounds.max=3", "seeds=[4]"),
+        *("local.mode=proximal local.mu=0.1", "server.strategy=fedadam", "rounds.horizon=3", "seeds=[4]"),
         *("arms.cold.local.lr=0.5", "arms.hot.start=consolidated", "local.lr=0.5 arms.hot={}"),
     ],
 )

@@ -21,8 +21,8 @@ EXPERIMENT = build_experiment(
     {
         "name": "made-up",
         "seeds": [0, 1],
-        "targets": [0.8, "90%-of-best"],
-        "rounds": {"max": 6},
+        "targets": [0.8, "90%-of-converged"],
+        "rounds": {"horizon": 6},
         "arms": {"cold": {}, "warm": {"start": "averaged"}},
     }
 )
@@ -112,7 +112,7 @@ def test_keys_of_a_later_version_are_kept_and_those_of_a_later_than_the_first_ma
         assert read(folder) == summary
 
 
-@pytest.mark.parametrize("stopped", ["target", "plateau", "max-rounds", "failed", "interrupted"])
+@pytest.mark.parametrize("stopped", ["target", "plateau", "horizon", "failed", "interrupted"])
 def test_a_run_can_end_in_every_way_that_runs_end(folder, stopped):
     changed = put(SUMMARY, ("runs", 0, "stopped"), stopped)
     write(folder, changed, RECORDS)
@@ -227,7 +227,7 @@ def put(values: Any, path: tuple[str | int, ...], value: Any) -> Any:
         (("runs", 1, "totals", "round"), 99, r"runs\.1\.totals\.round: expected at most 6, the last round"),
         (("runs", 1, "best_accuracy"), 5, r"runs\.1\.best_accuracy: .*got 5"),
         (("runs", 1, "best_accuracy"), -5, r"runs\.1\.best_accuracy: expected at least 0"),
-        (("runs", 1, "target"), "0.7", r"runs\.1\.target: expected one of 0\.8, 90%-of-best, got '0\.7'"),
+        (("runs", 1, "target"), "0.7", r"runs\.1\.target: expected one of 0\.8, 90%-of-converged, got '0\.7'"),
         (("runs", 1, "target"), "0.8", r"runs\.1: expected one entry of cold, 0, 0\.8, got a second one"),
         (("runs", 1, "seed"), 9, r"runs\.1\.seed: expected one of 0, 1, got 9"),
         (("runs", 1, "arm"), "hot", r"comparisons\.5: expected pairs and censored"),
@@ -249,7 +249,7 @@ def put(values: Any, path: tuple[str | int, ...], value: Any) -> Any:
         (("partitions", 0, "counts"), [[1, 2]] * 9, r"partitions\.0: counts: expected at most 3 rows"),
         (("partitions", 0, "class_names"), [], r"partitions\.0\.class_names"),
         (("partitions", 0, "seed"), 1, r"partitions\.1: expected one entry of 1"),
-        (("targets",), ["0.8"], r"runs\.1\.target: expected one of 0\.8, got '90%-of-best'"),
+        (("targets",), ["0.8"], r"runs\.1\.target: expected one of 0\.8, got '90%-of-converged'"),
         (("targets", 0), "<b>", r"targets\.0"),
         (("seeds",), [1, 0], r"seeds: expected \[0, 1\], as in the experiment beside it, got \[1, 0\]"),
         (("experiment",), "other", "experiment: expected 'made-up', as in the exp.*got 'other'"),

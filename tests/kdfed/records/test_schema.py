@@ -71,6 +71,6 @@ def test_what_is_written_is_what_the_classes_read() -> None:
         for r in range(4)
     ]
     took: dict[str, Any] = {"method": "vanilla", "steps": 3, "trials": []}
-    summary = summarise(experiment, "ray", records, [Outcome("warm", 0, "max-rounds", "", took)])
+    summary = summarise(experiment, "ray", records, [Outcome("warm", 0, "horizon", "", took)])
     assert summary["consolidations"] == [{"arm": "warm", "seed": 0, **took}]
     assert Summary.model_validate(summary).model_dump() == summary

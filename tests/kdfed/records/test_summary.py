@@ -31,7 +31,7 @@ def experiment(**changes):
         "name": "made-up",
         "seeds": [0],
         "targets": [0.8],
-        "rounds": {"max": 6},
+        "rounds": {"horizon": 6},
         "arms": {"cold": {}, "warm": {"start": "averaged"}},
     }
     return build_experiment(values | changes)
@@ -45,7 +45,7 @@ MISS = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7]
 def summary_of(records, outcomes=None, failures=(), unfinished="failed", **changes):
     """Sum up; unless told otherwise, every run ended after its last round."""
     if outcomes is None:
-        outcomes = [Outcome(arm, seed, "max-rounds", "") for arm, seed in {(r.arm, r.seed) for r in records}]
+        outcomes = [Outcome(arm, seed, "horizon", "") for arm, seed in {(r.arm, r.seed) for r in records}]
     made = experiment(**changes)
     summary = summarise(made, "inprocess", records, outcomes, (), failures, unfinished)
     assert json.loads(json.dumps(summary, allow_nan=False)) == summary
@@ -132,7 +132,7 @@ def test_savings_count_the_teacher_exchange():
 
 
 def test_an_arm_that_misses_counts_as_one_round_more_than_there_are_and_its_teachers():
-    """rounds.max 6: 7 rounds, 7 + 1 exchanges, 80 uploads, against 4, 4 and 40: 75% and 100% more."""
+    """rounds.horizon 6: 7 rounds, 7 + 1 exchanges, 80 uploads, against 4, 4 and 40: 75% and 100% more."""
     summary = summary_of(curve("cold", 0, COLD) + curve("warm", 0, MISS, teachers=1))
     assert comparison(summary, "rounds")["saved_percent"]["mean"] == -75
     assert comparison(summary, "exchanges")["saved_percent"]["mean"] == -100
@@ -173,7 +173,7 @@ def test_relative_targets_are_shares_of_the_same_seeds_baseline():
         *(record for seed, cold in ((0, COLD), (1, MISS)) for record in curve("cold", seed, cold)),
         *(record for seed in (0, 1) for record in curve("warm", seed, WARM, teachers=1)),
     ]
-    runs = summary_of(records, seeds=[0, 1], targets=["50%-of-best"])["runs"]
+    runs = summary_of(records, seeds=[0, 1], targets=["50%-of-converged"])["runs"]
     assert [(run["arm"], run["seed"], run["target_accuracy"]) for run in runs] == [
         ("cold", 0, pytest.approx(0.4)),
         ("cold", 1, pytest.approx(0.35)),
@@ -192,7 +192,7 @@ def test_the_rule_first_counts_first_hits():
 
 def test_a_run_without_an_outcome_is_a_failed_one():
     records = curve("cold", 0, COLD[:3])
-    summary = summary_of(records, [], targets=[0.8, "90%-of-best"])
+    summary = summary_of(records, [], targets=[0.8, "90%-of-converged"])
     assert [(run["arm"], run["stopped"], run["weights_sha256"]) for run in summary["runs"]] == [
         ("cold", "failed", "")
     ] * 2
@@ -203,21 +203,21 @@ def test_a_run_without_an_outcome_is_a_failed_one():
 def test_a_relative_target_of_a_baseline_that_did_not_finish_is_unresolved(baseline):
     records = curve("cold", 0, baseline) + curve("warm", 0, WARM, teachers=1)
     failures = [Failure("cold", 0, "rounds", "no power")]
-    outcomes = [Outcome("warm", 0, "max-rounds", "abc")]
-    summary = summary_of(records, outcomes, failures=failures, targets=[0.8, "90%-of-best"])
+    outcomes = [Outcome("warm", 0, "horizon", "abc")]
+    summary = summary_of(records, outcomes, failures=failures, targets=[0.8, "90%-of-converged"])
     warm = [run for run in summary["runs"] if run["arm"] == "warm"]
     assert [(run["target_accuracy"], run["rounds_to_target"]) for run in warm] == [(0.8, 1), (None, None)]
     assert all(run["stopped"] == "failed" for run in summary["runs"] if run["arm"] == "cold")
     assert summary["failures"] == [{"arm": "cold", "seed": 0, "phase": "rounds", "reason": "no power"}]
-    entry = next(e for e in summary["comparisons"] if e["target"] == "90%-of-best")
+    entry = next(e for e in summary["comparisons"] if e["target"] == "90%-of-converged")
     assert (entry["pairs"], entry["failed"], set(entry["censored"].values())) == (0, 1, {0})
 
 
 def test_an_interrupted_run_is_no_miss():
-    outcomes = [Outcome("cold", 0, "max-rounds", "abc")]
+    outcomes = [Outcome("cold", 0, "horizon", "abc")]
     records = curve("cold", 0, COLD) + curve("warm", 0, MISS[:2], teachers=1)
     summary = summary_of(records, outcomes, unfinished="interrupted")
-    assert [run["stopped"] for run in summary["runs"]] == ["max-rounds", "interrupted"]
+    assert [run["stopped"] for run in summary["runs"]] == ["horizon", "interrupted"]
     assert (comparison(summary, "rounds")["failed"], comparison(summary, "rounds")["pairs"]) == (1, 0)
 
 

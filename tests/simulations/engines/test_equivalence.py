@@ -30,7 +30,7 @@ def _records(engine: Any, experiment: Any, out: Path, nodes: int) -> tuple[Any, 
 @pytest.mark.slow
 @pytest.mark.parametrize("nodes", [1, 2, 4])
 def test_flowers_runtime_gives_the_bits_of_the_in_process_engine(tiny, tmp_path, nodes):
-    experiment = tiny(**{"rounds.max": 2, "model": {"name": "cnn", "options": {"width": 4, "norm": "batch"}}})
+    experiment = tiny(**{"rounds.horizon": 2, "model": {"name": "cnn", "options": {"width": 4, "norm": "batch"}}})
     reference = _records(inprocess, experiment, tmp_path / "inprocess", 1)
     assert _records(flower, experiment, tmp_path / "flower", nodes) == reference
 
@@ -44,6 +44,6 @@ def test_personal_models_and_logits_give_the_same_bits_on_flowers_runtime(tiny, 
         "mutual": {"start": "random", "local": {"mode": "mutual", "epochs": 1, "batch-size": 8, "lr": 0.1}},
         "ds_fl": {"server": {"strategy": "ds_fl", "digest": settings, "distillation": settings}},
     }
-    experiment = tiny(**{"rounds.max": 2, "arms": arms, "baseline": "mutual"})
+    experiment = tiny(**{"rounds.horizon": 2, "arms": arms, "baseline": "mutual"})
     reference = _records(inprocess, experiment, tmp_path / "inprocess", 1)
     assert _records(flower, experiment, tmp_path / "flower", 2) == reference

@@ -105,7 +105,7 @@ def test_personal_models_and_logits_give_the_same_bits_too(grid, tiny, run_arm, 
 
 
 def test_an_actor_that_is_killed_in_mid_round_changes_nothing(grid, tiny, run_arm):
-    experiment = tiny(**{"rounds.max": 6, "local.epochs": 40})
+    experiment = tiny(**{"rounds.horizon": 6, "local.epochs": 40})
     pids = ray.get([actor.handle.ready.remote() for actor in grid._actors])
     first = grid._actors[0]
 
@@ -129,7 +129,7 @@ def test_the_whole_engine_leaves_the_same_records_on_a_ray_of_its_own(tiny, tmp_
     import subprocess
     import sys
 
-    experiment = tiny(**{"rounds.max": 2})
+    experiment = tiny(**{"rounds.horizon": 2})
     inprocess.run(experiment, RunFolder.open_for(tmp_path / "a", experiment), nodes=1, on_event=ignore)
     RunFolder.open_for(tmp_path / "b", experiment).begin().close()
     code = (
@@ -269,7 +269,7 @@ def test_global_arrays_are_stored_once_a_round_and_queues_are_bounded(
 
     monkeypatch.setattr(ray, "put", counted)
     monkeypatch.setattr(RayGrid, "_hand", watched)
-    run_arm(tiny(**{"server.cohort-size": 1, "rounds.max": 3}), grid=grid, never_stop=True)
+    run_arm(tiny(**{"server.cohort-size": 1, "rounds.horizon": 3}), grid=grid, never_stop=True)
     assert puts == [ArrayRecord] * stored
     assert most == IN_FLIGHT
     assert grid._stored == {}

@@ -37,8 +37,8 @@ def make_run(
     values = {
         "name": "make-believe",
         "seeds": list(seeds),
-        "targets": [0.8, "90%-of-best"],
-        "rounds": {"max": 12},
+        "targets": [0.8, "90%-of-converged"],
+        "rounds": {"horizon": 12},
         "arms": {"cold": {}, "warm": {"start": "consolidated"}},
     }
     experiment = build_experiment(values | changes)
@@ -60,7 +60,7 @@ def make_run(
                 )
                 records.append(record)
                 folder.append(record)
-            outcomes.append(Outcome(arm, seed, "max-rounds" if arm == "cold" else "target", "ab" * 32))
+            outcomes.append(Outcome(arm, seed, "horizon" if arm == "cold" else "target", "ab" * 32))
     if summary:
         folder.write_summary(
             summarise(experiment, "inprocess", records, outcomes, [partition(s) for s in seeds])
@@ -141,7 +141,7 @@ def test_the_headline_is_the_saving_of_the_summary(run):
     (entry,) = [
         c
         for c in run.read_summary()["comparisons"]
-        if (c["target"], c["cost"]) == ("90%-of-best", "exchanges")
+        if (c["target"], c["cost"]) == ("90%-of-converged", "exchanges")
     ]
     saved = entry["saved_percent"]
     sentence = f"{saved['mean']:.0f}% fewer [{saved['low']:.0f}, {saved['high']:.0f}] over 3 seeds."
@@ -211,7 +211,7 @@ def test_a_target_line_is_the_mean_over_seeds(run):
     summary = run.read_summary()
     figure = curves_figure(run.read_experiment(), run.read_rounds(), summary)
     levels = {line.get_ydata()[0] for line in figure.axes[0].get_lines() if line.get_linestyle() == "--"}
-    relative = {r["target_accuracy"] for r in summary["runs"] if r["target"] == "90%-of-best"}
+    relative = {r["target_accuracy"] for r in summary["runs"] if r["target"] == "90%-of-converged"}
     assert len(relative) == 3
     assert sorted(levels) == pytest.approx([0.8, sum(relative) / 3])
 
@@ -263,7 +263,7 @@ def test_a_run_that_failed_says_why(tmp_path):
     folder = make_run(tmp_path, seeds=(0,), summary=False)
     failures = [Failure("warm", 0, "teachers", "no <power>")]
     records = [record for record in folder.read_rounds() if record.arm == "cold"]
-    outcomes = [Outcome("cold", 0, "max-rounds", "ab" * 32)]
+    outcomes = [Outcome("cold", 0, "horizon", "ab" * 32)]
     folder.write_summary(summarise(folder.read_experiment(), "flower", records, outcomes, (), failures))
     build_report(tmp_path)
     assert (

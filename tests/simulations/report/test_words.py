@@ -7,7 +7,7 @@ from simulations.experiments import build_experiment
 from simulations.report.words import headline, number, saving
 
 EXPERIMENT = build_experiment(
-    {"name": "x", "targets": ["90%-of-best"], "rounds": {"max": 40}, "arms": {"cold": {}, "warm": {}}}
+    {"name": "x", "targets": ["90%-of-converged"], "rounds": {"horizon": 40}, "arms": {"cold": {}, "warm": {}}}
 )
 
 
@@ -15,19 +15,19 @@ def said(*costs: tuple[int | None, int | None]) -> tuple[str, str]:
     """Return the headline for (cold, warm) exchanges by seed; None is a miss."""
     pairs = [PairedRuns(cold, 42 if warm is None else warm, warm is None) for cold, warm in costs]
     runs = [
-        {"arm": arm, "seed": seed, "target": "90%-of-best", "exchanges_to_target": cost}
+        {"arm": arm, "seed": seed, "target": "90%-of-converged", "exchanges_to_target": cost}
         for seed, both in enumerate(costs)
         for arm, cost in zip(("cold", "warm"), both, strict=True)
     ]
     entry = {
         "baseline": "cold",
         "arm": "warm",
-        "target": "90%-of-best",
+        "target": "90%-of-converged",
         "cost": "exchanges",
         **compare(pairs),
         "failed": 0,
     }
-    return headline({"runs": runs, "comparisons": [entry]}, EXPERIMENT, "warm", "90%-of-best")
+    return headline({"runs": runs, "comparisons": [entry]}, EXPERIMENT, "warm", "90%-of-converged")
 
 
 def test_a_saving_is_said_with_its_interval_and_seeds():

@@ -1,0 +1,79 @@
+"""The arms that an experiment's ``controls`` add, for whoever doubts the others."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from kdfed.config.experiment import Arm, Control, Experiment, sampled_count
+from kdfed.config.merging import merge, undotted
+from kdfed.errors import Mistake
+
+_SECTIONS = ("model", "local", "server")
+
+
+def with_controls(experiment: Experiment) -> Experiment:
+    """Return an experiment whose ``arms`` hold its controls; an arm of a control's name stays as it is.
+
+    Parameters
+    ----------
+    experiment
+        Checked; its controls are possible (:func:`impossible_controls`).
+    """
+    added = {name: _control(experiment, name) for name in experiment.controls if name not in experiment.arms}
+    if not added:
+        return experiment
+    copy = experiment.model_copy(update={"arms": {**experiment.arms, **added}})
+    copy._folder = experiment.folder
+    return copy
+
+
+def impossible_controls(experiment: Experiment) -> Iterator[Mistake]:
+    """Yield what is wrong with an experiment's controls."""
+    if taught_arm(experiment) is not None:
+        return
+    for index, name in enumerate(experiment.controls):
+        if name != "server" and name not in experiment.arms:
+            yield Mistake(
+                f"controls.{index}",
+                f"expected an arm with start: consolidated, whose teachers {name!r} is about, got none; "
+                "remove it",
+            )
+
+
+def taught_arm(experiment: Experiment) -> str | None:
+    """Return the first arm that is consolidated."""
+    arms = (name for name in experiment.arms if name not in experiment.controls)
+    return next((name for name in arms if experiment.arm(name).start == "consolidated"), None)
+
+
+def _control(experiment: Experiment, name: Control) -> dict[str, Any]:
+    """Return the keys of a control: those of the baseline, and what makes the difference."""
+    baseline = undotted(experiment.arms[experiment.baseline_arm])
+    kept = {key: value for key, value in baseline.items() if key in _SECTIONS}
+    if name == "server":
+        return {**kept, "start": "server"}
+    taught = taught_arm(experiment)
+    assert taught is not None, "look at impossible_controls first"
+    if name == "averaged":
+        teachers = undotted(experiment.arms[taught]).get("teachers")
+        return {**kept, "start": "averaged", **({} if teachers is None else {"teachers": teachers})}
+    epochs, rounds = _extra(experiment.arm(taught), experiment)
+    extra = {"local": {"extra": {"epochs": epochs, "rounds": rounds}}}
+    return merge({**kept, "start": "random"}, extra, experiment.families)
+
+
+def _extra(taught: Arm, experiment: Experiment) -> tuple[int, int]:
+    """Return how many passes more, in how many rounds, make as many local steps as the teachers.
+
+    One pass more a round, unless that takes more rounds than there are.
+    """
+    baseline, participants = experiment.arm(experiment.baseline_arm), taught.partition.participants
+    count = participants if taught.teachers.count == "all" else taught.teachers.count
+    passes = count * taught.teachers.epochs * baseline.local.batch_size / taught.teachers.batch_size
+    sampled = sampled_count(baseline)
+    horizon = experiment.rounds.horizon
+    most = math.inf if horizon == "auto" else max(1, horizon)
+    epochs = max(1, math.ceil(passes / (sampled * most)))
+    return epochs, max(1, round(passes / (sampled * epochs)))
