@@ -21,7 +21,10 @@ def _rising(rungs: tuple[int, ...]) -> tuple[int, ...]:
 
 def _flat(values: object) -> object:
     """Return a mapping by dotted keys, however its keys were nested; what is none is refused later."""
-    return dict(dotted(undotted(values))) if isinstance(values, Mapping) else values
+    if not isinstance(values, Mapping):
+        return values
+    found = dotted(undotted(values))
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in found}
 
 
 Values = Annotated[tuple[Any, ...], Field(min_length=1, max_length=1000)]

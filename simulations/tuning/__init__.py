@@ -10,9 +10,9 @@
     output      ``trials.csv``, ``tuned.yaml``, the table
 """
 
-from simulations.tuning.checks import load_tuning
+from simulations.tuning.checks import Plan, load_tuning
 from simulations.tuning.horizon import baseline_curves, horizon_of
 from simulations.tuning.running import run_tuning
 from simulations.tuning.trial import run_trial
 
-__all__ = ["baseline_curves", "horizon_of", "load_tuning", "run_trial", "run_tuning"]
+__all__ = ["Plan", "baseline_curves", "horizon_of", "load_tuning", "run_trial", "run_tuning"]
