@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from functools import partial
 from typing import cast
 
 from flwr.app import ArrayRecord, ConfigRecord, Message
@@ -237,9 +238,8 @@ class ArmRunner:
         spec, limits = spec_of(before.state), self.grid.limits
         reach = Reach(numpy_of(before.state), limits)
         self._show(number, sampled, spec, reach)
-        settings = Train(
-            seed=self.config.seed, server_round=number, model=self.arm.model, local=self.arm.local
-        )
+        local = self.arm.local.at_round(number)
+        settings = Train(seed=self.config.seed, server_round=number, model=self.arm.model, local=local)
         config = ConfigRecord({**(train_config or {}), **settings.config()})
         with python_seed(derive(self.config.seed, "configure", number)):  # Flower shuffles
             messages = list(
@@ -278,7 +278,7 @@ class ArmRunner:
             round=number,
             spec_of=lambda participant: spec,
             reach_of=lambda participant: bound,
-            steps_of=self._most_steps,
+            steps_of=partial(self._most_steps, number),
             weight_key=weight_key(self.strategy),
         )
         self.grid.begin(exchange, sampled)
@@ -291,10 +291,10 @@ class ArmRunner:
             self.config.seed, "sample", number, self.arm.partition.participants, sampled_count(self.arm)
         )
 
-    def _most_steps(self, examples: int) -> int:
+    def _most_steps(self, number: int, examples: int) -> int:
         """Return the most optimiser steps of a participant with so many examples in a round."""
         held = len(self.config.data.transfer_inputs)
-        return self.arm.server.most_steps(self.arm.local, examples, held)
+        return self.arm.server.most_steps(self.arm.local.at_round(number), examples, held)
 
     def _evaluate_on_clients(
         self, ended: Round, sampled: Sequence[int], timeout: float, evaluate_config: ConfigRecord | None
@@ -305,7 +305,7 @@ class ArmRunner:
             phase="evaluate",
             round=number,
             spec_of=lambda participant: {},
-            steps_of=self._most_steps,
+            steps_of=partial(self._most_steps, number),
             weight_key=weight_key(strategy),
         )
         self.grid.begin(exchange, sampled)

@@ -176,7 +176,7 @@ class LogitsStrategy(FedAvg):
             seed=self.config.seed,
             server_round=server_round,
             model=model,
-            local=arm.local,
+            local=arm.local.at_round(server_round),
             strategy=settings.digest_loss,
             digest=settings.digest,
             images=settings.images,

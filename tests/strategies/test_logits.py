@@ -12,7 +12,7 @@ from clients.client_app import app
 from kdfed.consensus import DIGESTS, entropy_reduction, mean_logits
 from kdfed.data import Examples, prepare
 from kdfed.errors import ConfigError
-from kdfed.local import PLAIN
+from kdfed.local import PLAIN, PlainLocal
 from kdfed.messages import SIMULATION, QueryLogits
 from kdfed.models import build_model, state_of
 from kdfed.partition import partition_of
@@ -55,11 +55,15 @@ def test_results_do_not_depend_on_the_number_of_nodes_or_the_order_of_replies(
     assert all(torch.equal(value, _states(three)[key]) for key, value in _states(one).items())
 
 
+@pytest.mark.parametrize("decay", [1.0, 0.25])
 @pytest.mark.parametrize("strategy", ["fedmd", "ds_fl"])
-def test_two_rounds_agree_with_the_slow_twin(tiny, run_arm, strategy):
+def test_two_rounds_agree_with_the_slow_twin(tiny, run_arm, strategy, decay):
     """Everybody trained alone, logits combined and digested, spelt out."""
     experiment = tiny(
-        server={"strategy": strategy, **FAST, "cohort-size": 1}, rounds__max=2, partition__participants=3
+        server={"strategy": strategy, **FAST, "cohort-size": 1},
+        rounds__max=2,
+        partition__participants=3,
+        local__decay=decay,
     )
     arm = experiment.arm("cold")
     data = prepare(arm.data)
@@ -80,7 +84,8 @@ def test_two_rounds_agree_with_the_slow_twin(tiny, run_arm, strategy):
             if consensus is not None:
                 digested = Examples(public, consensus.float())
                 fit(own, digested, arm.server.digest, DIGESTS[strategy], derive(3, "digest", r, p))
-            fit(own, data.examples(partition.indices[p]), arm.local, PLAIN, derive(3, "train", r, p))
+            local = PlainLocal(batch_size=8, lr=0.1 if r == 1 else 0.1 * decay)
+            fit(own, data.examples(partition.indices[p]), local, PLAIN, derive(3, "train", r, p))
             personal[p] = state_of(own)
             logits.append(predict(own, public).half().float())
         every = torch.stack(logits)

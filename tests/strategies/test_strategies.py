@@ -16,11 +16,12 @@ from kdfed.arrays import spec_of
 from kdfed.config import server_labels
 from kdfed.data import Examples, prepare
 from kdfed.errors import ConfigError, KdfedError
-from kdfed.local import LOCAL_MODES
+from kdfed.local import LOCAL_MODES, PLAIN
 from kdfed.messages import Simulation
 from kdfed.models import build_model, load_state, state_of
 from kdfed.seeding import derive
 from kdfed.server import GivenStrategy
+from kdfed.settings import OptimiserSettings
 from kdfed.task import CLASSIFICATION
 from kdfed.train import fit
 from simulations.engines.inprocess import InProcessGrid
@@ -90,6 +91,49 @@ def test_one_participant_is_local_training(tiny, run_arm):
     fit(model, examples, experiment.local, loss, derive(3, "train", 1, 0))
     result = run_arm(experiment).arrays.to_torch_state_dict()
     assert all(torch.equal(value, result[key]) for key, value in state_of(model).items())
+
+
+@pytest.mark.parametrize(("participants", "cohort"), [(1, 1), (3, 1), (3, 3)])
+def test_rounds_with_decay_and_extra_passes_are_rounds_by_hand(tiny, run_arm, participants, cohort):
+    """FedAvg spelt out, each round with its own rate and passes: 0.2 and 3 passes, then 0.05 and one."""
+    experiment = tiny(
+        **{
+            "partition.participants": participants,
+            "server.cohort-size": cohort,
+            "rounds.max": 2,
+            "local": {"lr": 0.2, "decay": 0.25, "batch-size": 8, "extra": {"epochs": 2, "rounds": 1}},
+        }
+    )
+    data = prepare(experiment.data)
+    people = simulated(Simulation.of(experiment.arm("cold"), 3))
+    model = build_model(experiment.model, data.input_shape, data.classes, derive(3, "init"))
+    state = state_of(model)
+    for number, lr, epochs in ((1, 0.2, 3), (2, 0.05, 1)):
+        trained, sizes = [], []
+        for participant in range(participants):
+            load_state(model, state)
+            examples, _ = people.gather([participant])
+            local = OptimiserSettings(lr=lr, epochs=epochs, batch_size=8)
+            fit(model, examples, local, PLAIN, derive(3, "train", number, participant))
+            trained.append(state_of(model))
+            sizes.append(len(examples))
+        state = {
+            key: sum(one[key].double() * size for one, size in zip(trained, sizes, strict=True)) / sum(sizes)
+            for key in state
+        }
+        state = {key: value.float() for key, value in state.items()}
+    result = run_arm(experiment)
+    assert [record.answered for record in result.records] == [0, participants, participants]
+    for key, value in result.arrays.to_torch_state_dict().items():
+        torch.testing.assert_close(value, state[key], rtol=0 if participants == 1 else 1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("mode", ["mutual", "kd"])
+def test_a_first_round_alone_with_extra_passes_is_one_with_so_many(tiny, run_arm, mode):
+    extra = tiny(**{"local": {"mode": mode, "extra": {"epochs": 2, "rounds": 1}}, "rounds.max": 1})
+    more = tiny(**{"local": {"mode": mode, "epochs": 3}, "rounds.max": 1})
+    a, b = (run_arm(e).arrays.to_torch_state_dict() for e in (extra, more))
+    assert all(torch.equal(a[key], b[key]) for key in a)
 
 
 @pytest.mark.parametrize("mode", sorted(LOCAL_MODES))

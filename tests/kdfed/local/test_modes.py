@@ -17,6 +17,7 @@ from kdfed.local import (
     PlainLocal,
     ProximalLocal,
 )
+from kdfed.local.mode import ExtraSettings
 from kdfed.models import state_of
 from kdfed.settings import TeacherSettings
 from kdfed.task import CLASSIFICATION
@@ -69,3 +70,31 @@ def test_the_registry_names_each_mode_as_its_settings_do() -> None:
 def test_an_unknown_local_mode_is_refused() -> None:
     with pytest.raises(KdfedError, match=r"expected one of plain, .*, got 'own'"):
         LOCAL_MODES.find("own")
+
+
+def test_a_round_has_its_own_rate_and_passes() -> None:
+    """lr 0.1, decay 0.5 and two passes more in two rounds: 0.1, 0.05, 0.025 and 3, 3, 1 passes."""
+    settings = ProximalLocal(mu=0.3, lr=0.1, decay=0.5, extra=ExtraSettings(epochs=2, rounds=2))
+    of_rounds = [settings.at_round(number) for number in (1, 2, 3)]
+    assert [one.lr for one in of_rounds] == pytest.approx([0.1, 0.05, 0.025])
+    assert [one.epochs for one in of_rounds] == [3, 3, 1]
+    assert of_rounds[2] == ProximalLocal(mu=0.3, lr=0.025)
+    assert all(one.at_round(7) == one for one in of_rounds), "nothing is applied twice"
+
+
+@pytest.mark.parametrize("number", [1, 2, 1000])
+def test_without_decay_and_extra_every_round_is_the_same_to_the_bit(number: int) -> None:
+    settings = KDLocal(lr=0.1)
+    assert settings.at_round(number) == settings
+
+
+def test_a_rate_that_has_decayed_to_nothing_is_still_one() -> None:
+    late = PlainLocal(lr=0.1, decay=0.5).at_round(10**6)
+    assert 0 < late.lr < 1e-300
+    assert PlainLocal.model_validate_json(late.model_dump_json()) == late
+
+
+def test_extra_passes_without_rounds_are_refused() -> None:
+    for one in ({"epochs": 2}, {"rounds": 3}):
+        with pytest.raises(ValueError, match="one has no effect without the other"):
+            ExtraSettings(**one)
