@@ -175,4 +175,5 @@ def _medians(rows: np.ndarray) -> np.ndarray:
         ordered[row, np.minimum(known // 2, rows.shape[1] - 1)],
     )
     with np.errstate(invalid="ignore"):
-        return np.where(np.isfinite(below) & np.isfinite(above), (below + above) / 2, above)
+        middle: np.ndarray = np.where(np.isfinite(below) & np.isfinite(above), (below + above) / 2, above)
+    return middle

@@ -161,8 +161,8 @@ class _Runs:
 
     def finished(self, arm: str, seed: int) -> bool:
         """Whether a run got to the horizon."""
-        curve = self.curves.get((arm, seed))
-        return bool(curve) and curve[-1].round >= self.experiment.horizon and not self.failed(arm, seed)
+        curve = self.curves.get((arm, seed), ())
+        return len(curve) > self.experiment.horizon and not self.failed(arm, seed)
 
     def converged(self, arm: str, seed: int) -> float | None:
         """Return what a run converges to; None for one that did not get to the horizon."""
