@@ -43,8 +43,10 @@ def arms_of(summary: Summary) -> list[str]:
 
 
 def control_arms(summary: Summary) -> set[str]:
-    """Return the arms that are controls."""
-    return {name for key, (name, _) in CONTROLS.items() if summary["controls"][key]["arm"] == name}
+    """Return the arms that are controls: they have a control's name, and no verdict."""
+    judged = {entry["arm"] for entry in summary["comparisons"] if entry["verdict"] is not None}
+    names = {name for key, (name, _) in CONTROLS.items() if summary["controls"][key]["arm"] == name}
+    return names - judged
 
 
 def cells_of(summary: Summary) -> list[tuple[str, str]]:
