@@ -190,8 +190,8 @@ def test_hits_are_read_on_the_evaluation_split_alone():
 
 
 def test_an_arm_converges_to_the_mean_of_its_last_ten_and_gets_there_at_99_percent_of_the_baselines():
-    """Cold converges to 0.8: 99% of it is 0.792, which it reaches in round 5 and the other arm in round 2. What
-    the other one converges to itself, 0.9, is described."""
+    """Cold converges to 0.8: 99% of it is 0.792, which it reaches in round 5, the other arm in round 2. What
+    that one converges to itself, 0.9, is described."""
     cold, warm = hits_at(5, 15), [0.1, 0.7, *[0.9] * 14]
     records = curve("cold", 0, cold) + curve("warm", 0, warm, teachers=1)
     summary = summary_of(records, rounds={"horizon": 15})
@@ -206,8 +206,8 @@ def test_an_arm_converges_to_the_mean_of_its_last_ten_and_gets_there_at_99_perce
 
 
 def test_plateaus_are_told_for_half_and_twice_the_tolerance():
-    """From round 10 on it rises by 0.0006 a round, 0.012 in 20 rounds, and from round 40 on by 0.0001: less than
-    0.008, and always more than 0.004, in the last half of all rounds."""
+    """From round 10 on it rises by 0.0006 a round, 0.012 in 20 rounds, and from round 40 on by 0.0001: in the
+    last half of all rounds less than 0.008, and always more than 0.004."""
     slow = [0.05 * r for r in range(10)] + [0.5 + 0.0006 * r for r in range(30)]
     slow += [slow[-1] + 0.0001 * r for r in range(1, 82)]
     rounds = {"horizon": 120, "plateau": {"rounds": 20, "min-delta": 0.008}}
