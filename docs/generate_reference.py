@@ -20,6 +20,7 @@ from kdfed.settings import (
     ListenerSettings,
     ModelSettings,
     RoundSettings,
+    ServerFitSettings,
     Settings,
     TeacherSettings,
 )
@@ -38,6 +39,7 @@ SECTIONS: dict[str, type[Settings] | None] = {
     "local": None,
     "teachers": TeacherSettings,
     "consolidation": None,
+    "server-fit": ServerFitSettings,
     "server": None,
     "rounds": RoundSettings,
     "listeners": ListenerSettings,
@@ -68,8 +70,9 @@ before anything starts.
 """
 
 ARM_KEYS = """\
-An arm can replace `start`, `model`, `local`, `teachers`, `consolidation`, `server` and `listeners`, or single
-keys of them. Everything else is shared by all arms: data, participants, seeds, targets, rounds.
+An arm can replace `start`, `model`, `local`, `teachers`, `consolidation`, `server-fit`, `server` and
+`listeners`, or single keys of them. Everything else is shared by all arms: data, participants, seeds,
+targets, rounds.
 
 ```yaml
 arms:
