@@ -74,7 +74,8 @@ def fit_server_model(
         changed = augment(inputs, changes, draw) if changes else inputs
         return loss.mean(model, changed, examples.labels[index])
 
-    schedule, steps = cosine if settings.schedule == "cosine" else None, 0
+    schedule = (lambda done, step: cosine(done)) if settings.schedule == "cosine" else None
+    steps = 0
     with torch_seed(seed):
         training = epochs(model, len(examples), settings, batch_loss, seed, schedule)
         for epoch, (_, sizes) in enumerate(training, start=1):

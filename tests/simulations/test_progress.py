@@ -73,7 +73,9 @@ def test_time_left_is_the_pace_of_this_run_and_the_length_of_the_runs_to_come():
 
 def test_an_arm_alone_may_stop_before_its_horizon():
     experiment = build_experiment({"name": "tiny", "arms": {"cold": {}}})
-    text = shown([(step, rounds("cold", 0, step)) for step in range(13)], terminal=False, experiment=experiment)
+    text = shown(
+        [(step, rounds("cold", 0, step)) for step in range(13)], terminal=False, experiment=experiment
+    )
     assert text.splitlines()[-1].endswith("at most about 28 s left")
 
 
