@@ -6,6 +6,7 @@ Shape suffixes: K teachers, N examples, C classes.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,15 +14,21 @@ import torch
 from torch import nn
 
 from kdfed.augmentation import views_of
+from kdfed.distill.diagnosis import warning_of
 from kdfed.distill.distillation import ConsolidationResult, Distillation, OnEpoch
 from kdfed.distill.method import KDMethod
 from kdfed.errors import KdfedError, shown
-from kdfed.models import spare_inputs
+from kdfed.models import dead_units, spare_inputs
 from kdfed.seeding import torch_generator
 from kdfed.setup import Setup
+from kdfed.task import CLASSIFICATION
+from kdfed.train import evaluate, predict
 
 if TYPE_CHECKING:
     from kdfed.data import Examples
+
+_ASKED = 1024
+"""Examples of the validation split, and of the transfer set, on which dead units are looked for, at most."""
 
 
 def consolidate(
@@ -49,7 +56,9 @@ def consolidate(
     transfer
         N examples on any device; the labels are used only with ``settings.labels``.
     validation
-        Examples on any device, for selection, for ensembles that ask, and for the accuracies in the result.
+        Examples on any device, for the accuracies in the result. Their labels serve selection, search and
+        ensembles only where :meth:`~kdfed.distill.method.KDMethod.server_labels` of the settings says so: a
+        method that does not say so is not shown them, nor those of the transfer set without ``labels``.
     settings
         Method, its own settings, optimiser.
     seed
@@ -86,8 +95,23 @@ def consolidate(
         transfer = views_of(transfer, settings.augmentation, settings.views, draw)
     for model in (student, *(() if isinstance(teachers, torch.Tensor) else teachers)):
         spare_inputs(model)
+    used = settings.server_labels()
+
+    def told(epoch: int, epochs: int, accuracy: float | None) -> None:
+        if epoch == epochs and "validation" not in used:
+            accuracy, _ = evaluate(student, validation, setup.task)
+        on_epoch(epoch, epochs, accuracy)
+
     work = Distillation(
-        student, teachers, transfer, validation, settings, seed, setup, label_counts, on_epoch
+        student,
+        teachers,
+        transfer if settings.labels else transfer.without_labels(),
+        validation if "validation" in used else validation.without_labels(),
+        settings,
+        seed,
+        setup,
+        label_counts,
+        told,
     )
     result = settings.distil(work)
     if not isinstance(result, ConsolidationResult):
@@ -95,4 +119,44 @@ def consolidate(
             f"method {settings.method!r}: expected distil to return a ConsolidationResult, as work.follow "
             f"and work.train do, got {shown(result)}"
         )
-    return result
+    return _examined(work, result, validation, blind="validation" not in used)
+
+
+def _examined(
+    work: Distillation, result: ConsolidationResult, validation: Examples, *, blind: bool
+) -> ConsolidationResult:
+    """Return a result with what only the labels of the validation split tell, and with what is wrong.
+
+    Parameters
+    ----------
+    work
+        As the method left it.
+    result
+        What the method returned.
+    validation
+        With its labels.
+    blind
+        Whether the method saw no labels of it, so that its accuracies say nothing.
+    """
+    task, student = work.task, work.student
+    if blind:
+        accuracy, _ = evaluate(student, validation, task)
+        labels_N, combined_NC = validation.labels.cpu(), work.combined_NC
+        ensemble = None if combined_NC is None else task.score(combined_NC, labels_N)
+        result = replace(result, accuracy=accuracy, ensemble_accuracy=ensemble)
+    dead = dead_units(student, [validation.inputs[:_ASKED], work.inputs[:_ASKED]])
+    agreement = None
+    if work.target_NC is not None and len(result.trials) < 2:
+        outputs_NC, target_NC = predict(student, work.inputs), work.target_NC.cpu()
+        answers_N = target_NC.argmax(1) if task is CLASSIFICATION else target_NC[:, 0]
+        agreement = task.score(outputs_NC, answers_N)
+    warning = warning_of(
+        result.accuracy,
+        result.ensemble_accuracy,
+        len(validation),
+        trend=result.trend,
+        dead=dead,
+        agreement=agreement,
+        transfer=len(work.transfer),
+    )
+    return replace(result, dead_units=None if dead is None else dead.share, warning=warning)

@@ -3,6 +3,9 @@
 The ledger counts logical messages: the bytes that one device alone would exchange, whatever an engine packs
 together. Rules of counting:
 
+- down count the strategy's arrays and settings; up the participant's arrays and metrics. The optimiser steps
+  that it made are one of its metrics (``local-steps``), and count as such. What kdfed puts around them counts
+  nothing: who a message is for, who answered, whose data a simulated node uses, warnings;
 - an exchange is one server -> participants -> server trip; hello is none, but its bytes count;
 - a participant upload is one participant's reply in one exchange; a reply that is refused is none, like one
   that failed: its numbers cannot be trusted. One that is right in itself counts, also where it is not used:

@@ -47,6 +47,13 @@ class ServerBase(Thing):
     """The strategy."""
 
     needs_classes: ClassVar[str] = ""
+    uses_server_labels: ClassVar[bool | None] = None
+    """Whether it fits or chooses with labels of the server's validation or transfer examples. False: its
+    ``build`` is not shown them. None, for who does not say: it is shown them, and all count as used."""
+
+    def server_labels(self) -> frozenset[str]:
+        """Return of which of the server's splits it fits or chooses with labels: validation, transfer."""
+        return frozenset() if self.uses_server_labels is False else frozenset(["validation", "transfer"])
 
     def drawn(self, participants: int) -> int:
         """Return how many of so many participants a round samples, at least one."""
@@ -106,6 +113,8 @@ class GivenStrategy(ServerBase):
 
     strategy: Literal["given"] = "given"
     """The strategy."""
+
+    uses_server_labels: ClassVar[bool | None] = False
 
     def build(self, config: Any) -> Any:
         """Refuse to build what was not given.

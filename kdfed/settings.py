@@ -207,6 +207,11 @@ class DistillationSettings(OptimiserSettings):
     """Momentum in [0, 1), for sgd only; 0 turns it off."""
     schedule: Literal["constant", "cosine"] = "constant"
     """Learning rate over the epochs; ``cosine`` decays to 0."""
+    warm_up: Share = 0.0
+    """Share of the steps, in [0, 1], over which the learning rate rises in equal parts to what it is without
+    warm-up; 0 turns it off."""
+    clip: Annotated[float, Field(ge=0, le=1e6)] = 0.0
+    """Norm that the gradient of a step is scaled down to where it is larger; 0 turns it off."""
     augmentation: Annotated[tuple[Augmentation, ...], Distinct] = ()
     """Random changes of the transfer images while distilling: ``flip`` (left-right), ``crop`` (pad by an
     eighth, crop back)."""

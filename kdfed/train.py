@@ -102,7 +102,8 @@ def epochs(
     settings: OptimiserSettings,
     batch_loss: Callable[[torch.Tensor], torch.Tensor],
     seed: int,
-    schedule: Callable[[float], float] | None = None,
+    schedule: Callable[[float, float], float] | None = None,
+    clip: float = 0.0,
     peers: Sequence[nn.Module] = (),
 ) -> Iterator[tuple[list[torch.Tensor], list[int]]]:
     """Run the epochs of a training, one each time the iterator is advanced.
@@ -120,7 +121,10 @@ def epochs(
     seed
         Derived seed of the order of examples, which is drawn anew for every epoch.
     schedule
-        Share of the steps done, in [0, 1) -> factor of the learning rate. Default: always 1.
+        Share of the steps done, in [0, 1), and the share that one step is -> factor of the learning rate.
+        Default: always 1.
+    clip
+        Largest norm of a gradient, see :func:`clip_gradient`.
     peers
         Other models that ``batch_loss`` trains on the same batches; their modes are set here too.
 
@@ -151,14 +155,22 @@ def epochs(
         for step, index in enumerate(torch.split(order, sizes)):
             if schedule is not None:
                 done = (epoch + step / len(sizes)) / settings.epochs
+                factor = schedule(done, 1 / (len(sizes) * settings.epochs))
                 for group in optimizer.param_groups:
-                    group["lr"] = settings.lr * schedule(done)
+                    group["lr"] = settings.lr * factor
             optimizer.zero_grad(set_to_none=True)
             loss = batch_loss(index)
             loss.backward()  # type: ignore[no-untyped-call]
+            clip_gradient(model, clip)
             optimizer.step()
             losses.append(loss.detach())
         yield losses, sizes
+
+
+def clip_gradient(model: nn.Module, norm: float) -> None:
+    """Scale the gradient of all parameters together down to a norm, where it is larger; 0 turns it off."""
+    if norm > 0:
+        nn.utils.clip_grad_norm_(model.parameters(), norm)
 
 
 def batch_sizes(count: int, batch_size: int, *, merge_single: bool) -> list[int]:

@@ -424,13 +424,11 @@ def _default_nodes(experiment: Experiment) -> int:
 
 
 def _show_results(console: Console, folder: RunFolder) -> None:
-    from simulations.tables import cost_table, savings_table
+    from simulations.tables import result_tables
 
-    summary = folder.read_summary()
-    console.print("", cost_table(summary), "", sep="\n")
-    savings = savings_table(summary)
-    if savings is not None:
-        console.print(savings, "", sep="\n")
+    console.print()
+    for table in result_tables(folder.read_summary(), folder.read_rounds()):
+        console.print(table, "", sep="\n")
     console.print(f"records and report: {escape(str(folder.path))}", soft_wrap=True)
 
 

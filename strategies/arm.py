@@ -204,7 +204,10 @@ class ArmRunner:
         if start == "averaged":
             state, advice = average(teachers), "lower teachers.lr"
         else:
-            state, self.result.consolidation = phase.consolidate(teachers, self._distilled)
+            state, found = phase.consolidate(teachers, self._distilled)
+            self.result.consolidation = found
+            if found.warning:
+                self._once.warn(f"{self.config.name}, seed {self.config.seed}", found.warning)
             advice = "lower consolidation.lr or the temperature"
         self._require_usable(state, spec, "consolidation", advice)
         return Round(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -44,6 +44,15 @@ class ServerData:
     transfer_inputs: np.ndarray
     classes: int
     task: Task
+
+    def showing(self, splits: Collection[str]) -> ServerData:
+        """Return the same data, with the labels of no other splits than these of validation and transfer."""
+        hidden = {
+            name: getattr(self, name).without_labels()
+            for name in ("validation", "transfer")
+            if name not in splits
+        }
+        return replace(self, **hidden)
 
     @property
     def input_shape(self) -> tuple[int, ...]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from flwr.serverapp.strategy import Strategy
 
 from kdfed.errors import KdfedError, shown
@@ -47,12 +49,16 @@ STRATEGIES: Family[ServerBase] = Family(
 def make_strategy(config: ArmConfig) -> Strategy:
     """Build the strategy of an arm.
 
+    It is shown no other labels of the server than it says that it uses, and nothing that rounds are
+    counted on.
+
     Raises
     ------
-    KdfedError
-        If what was built is none of Flower's message API.
+        KdfedError
+            If what was built is none of Flower's message API.
     """
-    strategy = config.arm.server.build(config)
+    data = config.data.showing(config.arm.server.server_labels())
+    strategy = config.arm.server.build(replace(config, data=data, held_out=None))
     if not isinstance(strategy, Strategy):
         raise KdfedError(
             f"server.strategy {config.arm.server.strategy!r}: expected build to return a Strategy of "

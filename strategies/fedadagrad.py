@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from flwr.serverapp.strategy import FedAdagrad, Strategy
 from pydantic import Field
@@ -21,6 +21,8 @@ class FedAdagradServer(ServerBase):
     """Server learning rate, above 0."""
     tau: Annotated[float, Field(ge=1e-12, le=1000)] = 1e-3
     """Degree of adaptability, above 0."""
+
+    uses_server_labels: ClassVar[bool | None] = False
 
     def build(self, config: ArmConfig) -> Strategy:
         """Return Flower's strategy."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from flwr.serverapp.strategy import FedAvgM, Strategy
 
@@ -20,6 +20,8 @@ class FedAvgMServer(ServerBase):
     """Server step size, above 0."""
     server_momentum: Momentum = 0.9
     """Server momentum in [0, 1)."""
+
+    uses_server_labels: ClassVar[bool | None] = False
 
     def build(self, config: ArmConfig) -> Strategy:
         """Return Flower's strategy."""

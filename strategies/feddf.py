@@ -61,6 +61,14 @@ class FedDFServer(ServerBase):
     distillation: FedDFDistillation = FedDFDistillation()
     """How."""
 
+    def server_labels(self) -> frozenset[str]:
+        """Return those of the distillation."""
+        return self.method().server_labels()
+
+    def method(self) -> VanillaConsolidation:
+        """Return the KD method that the distillation is."""
+        return VanillaConsolidation.model_construct(**dict(self.distillation))  # checked already
+
     def refusals(self, arm: Any) -> Iterator[Refusal]:
         """Refuse what teachers alone tell, and what does not go together in a distillation."""
         yield from super().refusals(arm)
@@ -127,7 +135,7 @@ class FedDF(FedAvg):
             teachers,
             data.transfer,
             data.validation,
-            VanillaConsolidation.model_construct(**dict(self._settings.distillation)),  # checked already
+            self._settings.method(),
             derive(config.seed, "feddf", server_round),
             setup=config.setup,
         )

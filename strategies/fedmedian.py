@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from flwr.serverapp.strategy import FedMedian, Strategy
 
@@ -15,6 +15,8 @@ class FedMedianServer(ServerBase):
 
     strategy: Literal["fedmedian"] = "fedmedian"
     """The strategy."""
+
+    uses_server_labels: ClassVar[bool | None] = False
 
     def build(self, config: ArmConfig) -> Strategy:
         """Return Flower's strategy."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from flwr.serverapp.strategy import FedProx, Strategy
 
@@ -21,6 +21,8 @@ class FedProxServer(ServerBase):
 
     strategy: Literal["fedprox"] = "fedprox"
     """The strategy."""
+
+    uses_server_labels: ClassVar[bool | None] = False
 
     def refusals(self, arm: Any) -> Iterator[Refusal]:
         """Ask for proximal local training."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from flwr.serverapp.strategy import FedTrimmedAvg, Strategy
 from pydantic import Field
@@ -18,6 +18,8 @@ class FedTrimmedAvgServer(ServerBase):
     """The strategy."""
     beta: Annotated[float, Field(ge=0, lt=0.5)] = 0.2
     """Share cut off at each end, in [0, 0.5)."""
+
+    uses_server_labels: ClassVar[bool | None] = False
 
     def build(self, config: ArmConfig) -> Strategy:
         """Return Flower's strategy."""

@@ -265,7 +265,7 @@ class Inbox:
         self.report.answered += result.participants
 
     def _count(self, exchange: Exchange, result: Result) -> None:
-        size = bytes_of(result.content) + _ANSWERS_BYTES
+        size = bytes_of(result.content)
         self._ledger.up(exchange.phase, size, sum(result.local_steps), replies=len(result.participants))
 
     def _agreeing(self, ready: Sequence[_Ready]) -> list[Message]:
@@ -361,8 +361,3 @@ def pass_warnings_on(content: RecordDict, log: Once) -> None:
 def bytes_of(content: RecordDict) -> int:
     """Return the bytes of a logical message: its arrays, metrics and config."""
     return sum(record.count_bytes() for record in content.values())
-
-
-# What a device's message and reply hold besides the strategy's records: for one participant always the same.
-COHORTS_BYTES = Cohorts(((0,),), (0,), "mean").to_record().count_bytes()
-_ANSWERS_BYTES = Answers((0,), (0,), (1,), ("",)).to_record().count_bytes()

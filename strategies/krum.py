@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from flwr.serverapp.strategy import Krum, Strategy
 from pydantic import Field
@@ -20,6 +20,8 @@ class KrumServer(ServerBase):
     """The strategy."""
     num_malicious_nodes: Annotated[int, Field(ge=0, le=10**9)] = 0
     """How many participants may lie: fewer than those sampled less 2."""
+
+    uses_server_labels: ClassVar[bool | None] = False
 
     def refusals(self, arm: Any) -> Iterator[Refusal]:
         """Ask for enough participants to compare."""

@@ -60,6 +60,7 @@ class LogitsServer(ServerBase):
     ``package.module:name``."""
 
     needs_classes: ClassVar[str] = "it needs classes"
+    uses_server_labels: ClassVar[bool | None] = False
 
     def refusals(self, arm: Any) -> Iterator[Refusal]:
         """Ask for plain local training."""

@@ -23,7 +23,7 @@ from kdfed.private.flwr import Run, name_message
 from kdfed.reasons import Once
 from kdfed.records import Absent
 from strategies.hello import Present, nodes_of
-from strategies.inbox import COHORTS_BYTES, Inbox, Report, bytes_of
+from strategies.inbox import Inbox, Report, bytes_of
 from strategies.parcels import Cohort, Exchange, Parcel, content_of, cut, deal, deal_to_owners, kept, pack
 
 POLL_SECONDS = 0.0005, 0.02
@@ -198,7 +198,7 @@ class ParticipantGrid(Grid):
             return []
         self._asks = []
         for content, count in _distinct(by_participant.values()):
-            self._ledger.down(exchange.phase, bytes_of(content) + COHORTS_BYTES, messages=count)
+            self._ledger.down(exchange.phase, bytes_of(content), messages=count)
         cohorts = kept(self._cohorts, by_participant)
         if self._roster is not None:
             dealt = deal_to_owners(cohorts, self._roster)

@@ -230,5 +230,21 @@ def _check_teachers(arm: Arm) -> Iterator[Refusal]:
 
 
 def server_labels(arm: Arm, validation: int, transfer: int) -> int:
-    """Return how many of the server's labels an arm fits or chooses with."""
-    return 0
+    """Return how many labelled examples of the server an arm fits or chooses with.
+
+    Counted is what the start, the strategy or a stop reads; measuring is not. 0 is an arm whose server needs
+    no label.
+
+    Parameters
+    ----------
+    arm
+        All keys resolved.
+    validation, transfer
+        Examples of these splits.
+    """
+    used = set(arm.server.server_labels())
+    if arm.start == "consolidated":
+        used |= arm.consolidation.server_labels()
+    if arm.start == "server" or arm.rounds.stop_at_target or arm.rounds.plateau.stop:
+        used.add("validation")
+    return validation * ("validation" in used) + transfer * ("transfer" in used)

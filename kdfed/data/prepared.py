@@ -65,6 +65,14 @@ class Examples:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def without_labels(self) -> Examples:
+        """Return the same inputs with labels that say nothing.
+
+        They are -100, which ``cross_entropy`` ignores and no class has, or NaN in a regression.
+        """
+        nothing = math.nan if self.labels.is_floating_point() else -100
+        return Examples(self.inputs, torch.full_like(self.labels, nothing))
+
     def to(self, device: torch.device | str) -> Examples:
         """Return the same examples on a device."""
         return Examples(to_device(self.inputs, device), to_device(self.labels, device))

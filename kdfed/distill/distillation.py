@@ -20,7 +20,8 @@ import torch
 from torch import nn
 
 from kdfed.augmentation import augment
-from kdfed.distill.schedule import cosine
+from kdfed.distill.diagnosis import Trend, trend_of
+from kdfed.distill.schedule import cosine, warm_up
 from kdfed.distill.stacks import TeacherStacks, uploaded_logits
 from kdfed.errors import KdfedError
 from kdfed.models import load_state, state_of
@@ -62,6 +63,14 @@ class ConsolidationResult:
         where the method has no ensemble.
     trials
         What a search tried; empty without one.
+    trend
+        What the student's loss did at the end, see :func:`kdfed.distill.diagnosis.trend_of`.
+    dead_units
+        Share of the student's ReLU units in [0, 1] that answer 0 to every input, see
+        :func:`kdfed.models.dead_units`; None where it cannot be told.
+    warning
+        What is wrong with the student and the likely reason, see :mod:`kdfed.distill.diagnosis`; empty when
+        all is well.
     """
 
     steps: int
@@ -70,6 +79,9 @@ class ConsolidationResult:
     accuracy: float
     ensemble_accuracy: float | None
     trials: tuple[Candidate, ...] = ()
+    trend: Trend = ""
+    dead_units: float | None = None
+    warning: str = ""
 
 
 @dataclass(frozen=True)
@@ -103,7 +115,8 @@ class Distillation:
     teachers
         Models, or their logits on the transfer set, [K, N, C] of any float type. They are not changed.
     transfer, validation
-        Examples.
+        Examples, as far as the method may see them: labels that it has no use for say nothing
+        (:meth:`kdfed.data.Examples.without_labels`).
     settings
         Optimiser, epochs, augmentation, selection.
     seed
@@ -135,6 +148,10 @@ class Distillation:
         """Of the transfer set, on the student's device."""
         self.labels_N = self.transfer.labels.to(self.device) if self.settings.labels else None
         """Of the transfer set, on the student's device; None unless the settings ask for labels."""
+        self.combined_NC: torch.Tensor | None = None
+        """What the last target is on the validation split; None before there is one, and without weights."""
+        self.target_NC: torch.Tensor | None = None
+        """What the last target is on the transfer set; None before there is one, and where images change."""
 
     @property
     def task(self) -> Task:
@@ -202,8 +219,8 @@ class Distillation:
         """
         ensemble_accuracy = None
         if self.validation_KNC is not None:
-            combined = target_of(self.validation_KNC, self.validation.inputs, None)
-            ensemble_accuracy = self.task.score(combined.cpu(), self.validation.labels.cpu())
+            self.combined_NC = target_of(self.validation_KNC, self.validation.inputs, None).cpu()
+            ensemble_accuracy = self.task.score(self.combined_NC, self.validation.labels.cpu())
         batch_of = self._batches(target_of)
 
         def batch_loss(index: torch.Tensor) -> torch.Tensor:
@@ -217,6 +234,7 @@ class Distillation:
         stacks = self.stacks
         if stacks is None or not self.is_fresh:
             target_NC = target_of(self.transfer_KNC, self.inputs, self.labels_N).to(self.device)
+            self.target_NC = target_NC
             return lambda index: (self.inputs[index], target_NC[index])
         generator = torch_generator(self.seed, "augmentation")
 
@@ -249,18 +267,30 @@ class Distillation:
         """
         settings, student = self.settings, self.student
 
-        def schedule(share: float) -> float:
-            factor = cosine(share) if settings.schedule == "cosine" else 1.0
+        def schedule(done: float, step: float) -> float:
+            factor = warm_up(done, step, settings.warm_up)
+            factor *= cosine(done) if settings.schedule == "cosine" else 1.0
             for optimiser in optimisers:
                 for group in optimiser.param_groups:
                     group["lr"] = settings.lr * factor
             return factor
 
         steps, best_epoch, best_accuracy, best_state = 0, settings.epochs, -math.inf, None
+        means = []
         with torch_seed(self.seed):
-            training = epochs(student, len(self.transfer), settings, batch_loss, self.seed, schedule, peers)
-            for epoch, (_, sizes) in enumerate(training, start=1):
+            training = epochs(
+                student,
+                len(self.transfer),
+                settings,
+                batch_loss,
+                self.seed,
+                schedule=schedule,
+                clip=settings.clip,
+                peers=peers,
+            )
+            for epoch, (losses, sizes) in enumerate(training, start=1):
                 steps += len(sizes)
+                means.append(torch.stack(losses).mean())
                 measured = None
                 if settings.select == "best" or epoch == settings.epochs:
                     measured, _ = evaluate(student, self.validation, self.task)
@@ -272,4 +302,7 @@ class Distillation:
                 self.on_epoch(done, self.runs * settings.epochs, measured)
         if best_state is not None:
             load_state(student, best_state)
-        return ConsolidationResult(steps, settings.epochs, best_epoch, best_accuracy, ensemble_accuracy)
+        trend = trend_of(torch.stack(means).tolist())
+        return ConsolidationResult(
+            steps, settings.epochs, best_epoch, best_accuracy, ensemble_accuracy, trend=trend
+        )

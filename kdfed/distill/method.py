@@ -35,6 +35,9 @@ class KDMethod(DistillationSettings, Choosing, Thing):
     """The method whose temperatures and weights it searches; empty where it is no search."""
     knows: ClassVar[str] = ""
     """What it has that a search over temperatures and weights has not: the end of a study's sentence."""
+    uses_validation_labels: ClassVar[bool | None] = None
+    """Whether it fits or chooses with labels of the validation split, beside what ``select`` and its ensemble
+    do. False: it is not shown them. None, for who does not say: it is shown them, and they count as used."""
 
     @abstractmethod
     def distil(self, work: Distillation) -> ConsolidationResult:
@@ -50,6 +53,16 @@ class KDMethod(DistillationSettings, Choosing, Thing):
         KdfedError
             If it cannot be carried out.
         """
+
+    def server_labels(self) -> frozenset[str]:
+        """Return of which of the server's splits it fits or chooses with labels: validation, transfer."""
+        ensemble = getattr(self, "ensemble", None)
+        validation = (
+            self.uses_validation_labels is not False
+            or self.select == "best"
+            or getattr(ensemble, "needs_validation", False)
+        )
+        return frozenset(["validation"] * validation + ["transfer"] * self.labels)
 
     @classmethod
     def refuses(cls, upload: str, augmented: bool) -> str | None:

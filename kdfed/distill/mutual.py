@@ -29,7 +29,7 @@ from kdfed.augmentation import augment
 from kdfed.distill.distillation import ConsolidationResult, Distillation
 from kdfed.distill.method import KDMethod
 from kdfed.seeding import torch_generator
-from kdfed.train import make_optimizer
+from kdfed.train import clip_gradient, make_optimizer
 
 
 class MutualConsolidation(KDMethod):
@@ -42,6 +42,7 @@ class MutualConsolidation(KDMethod):
     needs_teachers: ClassVar[str] = "the teachers are trained too, which needs their weights"
     reads_labels: ClassVar[bool] = True
     knows: ClassVar[str] = "which trains the teachers too"
+    uses_validation_labels: ClassVar[bool | None] = False
 
     def distil(self, work: Distillation) -> ConsolidationResult:
         """Train the student and copies of the teachers on each other."""
@@ -56,9 +57,10 @@ class MutualConsolidation(KDMethod):
             labels_N = None if work.labels_N is None else work.labels_N[index]
             outputs = [model(inputs) for model in (work.student, *peers)]
             own, *others = work.task.peer_losses(outputs, labels_N)
-            for optimiser, loss in zip(optimisers, others, strict=True):
+            for peer, optimiser, loss in zip(peers, optimisers, others, strict=True):
                 optimiser.zero_grad(set_to_none=True)
                 loss.backward()  # type: ignore[no-untyped-call]
+                clip_gradient(peer, self.clip)
                 optimiser.step()
             return own
 

@@ -47,6 +47,7 @@ class PartitionedConsolidation(KDMethod):
     )
     reads_labels: ClassVar[bool] = True  # they say which model is surest
     knows: ClassVar[str] = "which chooses example by example who teaches"
+    uses_validation_labels: ClassVar[bool | None] = False
 
     def distil(self, work: Distillation) -> ConsolidationResult:
         """Minimise the soft loss towards whoever is surest, the student as it was included."""

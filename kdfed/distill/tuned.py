@@ -52,6 +52,11 @@ class TunedConsolidation(KDMethod):
 
     needs_classes: ClassVar[str] = ""
     searches: ClassVar[str] = "vanilla"
+    uses_validation_labels: ClassVar[bool | None] = False
+
+    def server_labels(self) -> frozenset[str]:
+        """Add those by which the best of several candidates is chosen."""
+        return super().server_labels() | frozenset(["validation"] * (count(self) > 1))
 
     def refusals(self, arm: Any) -> Iterator[Refusal]:
         """Ask for trials where a sampler draws them."""

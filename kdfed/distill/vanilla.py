@@ -39,6 +39,7 @@ class VanillaConsolidation(KDMethod):
     """Weight w of the distillation term; 1 - w goes to cross entropy. Below 1 only with ``labels``."""
 
     needs_classes: ClassVar[str] = ""
+    uses_validation_labels: ClassVar[bool | None] = False
 
     def distil(self, work: Distillation) -> ConsolidationResult:
         """Minimise the task's soft loss towards the ensemble's target."""

@@ -8,6 +8,7 @@ Reading order: :mod:`kdfed.models.model` (what a model is), :mod:`kdfed.models.r
 """
 
 from kdfed.models.building import build_model, check_model, outputs_of
+from kdfed.models.dead import Units, dead_units
 from kdfed.models.inputs import SPARING, frozen, has_copies, spare_inputs
 from kdfed.models.model import Model, Origin
 from kdfed.models.registry import MODELS, find_model, is_shipped
@@ -19,10 +20,12 @@ __all__ = [
     "Model",
     "Origin",
     "State",
+    "Units",
     "batch_norms",
     "buffer_keys",
     "build_model",
     "check_model",
+    "dead_units",
     "device_of",
     "find_model",
     "frozen",

@@ -1,7 +1,8 @@
 """Pictures: accuracy against cost, and who holds which classes.
 
 Colours are those of Okabe and Ito, which people with any colour vision can tell apart. The page swaps
-:data:`INK`, :data:`FAINT` and the arms' colours for CSS variables, so that they suit light and dark.
+:data:`INK`, :data:`FAINT`, :data:`PAPER` and the arms' colours for CSS variables, so that they suit light and
+dark.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from importlib import import_module
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -24,13 +25,15 @@ from kdfed.config import Experiment
 from kdfed.errors import RunError
 from kdfed.records import RoundRecord
 from kdfed.task import TASKS
+from simulations.report.counted import Summary, control_arms, level_of, spent
+from simulations.report.words import target_words
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 ARM_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f")
-INK, FAINT = "#22262b", "#8b9199"
+INK, FAINT, PAPER = "#22262b", "#8b9199", "#fefefe"
 PARTICIPANTS_SHOWN = 100
 
 _STYLE: Any = {
@@ -102,12 +105,50 @@ def _load_matplotlib() -> ModuleType:
 
 CostOf = Callable[[RoundRecord], float]
 
-PANELS: dict[str, tuple[str, CostOf]] = {
-    "exchanges": ("exchanges", lambda record: record.exchanges),
-    "uploads": ("participant uploads", lambda record: record.participant_uploads),
-    "bytes": ("bytes up and down", lambda record: record.bytes_up + record.bytes_down),
+
+class Panel(NamedTuple):
+    """What accuracy is drawn against.
+
+    Parameters
+    ----------
+    title
+        Above the panel.
+    words
+        Below its axis.
+    cost
+        A record's.
+    cost_name
+        The same in ``hit`` of a summary.
+    near_targets
+        Whether only accuracies near the targets and above are drawn.
+    """
+
+    title: str
+    words: str
+    cost: CostOf
+    cost_name: str
+    near_targets: bool = False
+
+
+PANELS = {
+    "exchanges": Panel("exchanges", "exchanges", lambda record: record.exchanges, "exchanges"),
+    "targets": Panel(
+        "exchanges, near the targets", "exchanges", lambda record: record.exchanges, "exchanges", True
+    ),
+    "uploads": Panel(
+        "participant uploads",
+        "participant uploads",
+        lambda record: record.participant_uploads,
+        "participant_uploads",
+    ),
+    "bytes": Panel("bytes", "bytes up and down", lambda record: record.bytes_up + record.bytes_down, "bytes"),
 }
-"""What accuracy is drawn against: a name, words for the axis, and the cost itself."""
+"""A panel's name -> what is drawn in it."""
+
+DASHES: tuple[Any, ...] = ((0, (5, 2)), (0, (3, 1.5, 1, 1.5)), (0, (1.2, 1.2)))
+"""How the curves of controls are broken, the first control first."""
+
+_DOTTED: Any = (0, (1, 2.2))
 
 
 def colour_of(experiment: Experiment, arm: str) -> str:
@@ -123,13 +164,14 @@ def metric_word(experiment: Experiment) -> str:
 def curves_figure(
     experiment: Experiment,
     records: Sequence[RoundRecord],
-    summary: Mapping[str, Any],
+    summary: Summary,
     panels: Sequence[str] = tuple(PANELS),
 ) -> Figure:
-    """Draw validation accuracy against costs, one panel a cost.
+    """Draw accuracy on the evaluation split against costs, one panel a cost.
 
-    Thin lines are single seeds, dots on them the hits; bold lines are means, as far as every seed ran.
-    Dashed lines are the targets (of relative targets, the mean over seeds).
+    Thin lines are single seeds, bold lines are means, as far as every seed ran; of controls, which are broken
+    lines, there is the mean alone. Dotted lines are the targets (of relative targets, the mean over seeds); a
+    dot on one of them is where a seed reached it.
 
     Parameters
     ----------
@@ -144,94 +186,131 @@ def curves_figure(
         Of matplotlib; not known to pyplot.
     """
     arms = [arm for arm in experiment.arm_order if any(record.arm == arm for record in records)]
+    controls = [arm for arm in arms if arm in control_arms(summary)]
     with drawing():
         from matplotlib.figure import Figure
-        from matplotlib.lines import Line2D
 
-        size = (4.1, 3.6) if len(panels) == 1 else (4.9 * len(panels), 4.6)
+        single = len(panels) == 1
+        rows, columns = (1, 1) if single else (-(-len(panels) // 2), 2)
+        size = (5.0, 3.5) if single else (5.6 * columns, 4.0 * rows + 0.5)
         figure = Figure(figsize=size, layout="constrained")
-        for axes, panel in zip(np.ravel(figure.subplots(1, len(panels), sharey=True)), panels, strict=True):
-            _draw_panel(axes, experiment, arms, records, summary, panel)
-            if len(panels) > 1:
-                axes.set_title(f"{metric_word(experiment)} against {PANELS[panel][0]}")
-        _name_targets(figure.axes[-1], _levels(summary))
-        figure.axes[0].set_ylabel(f"validation {metric_word(experiment)}")
-        if len(panels) > 1:
-            handles = [Line2D([], [], color=colour_of(experiment, arm), linewidth=2.6) for arm in arms]
-            handles.append(Line2D([], [], color=FAINT, linestyle=(0, (4, 3)), linewidth=1.2))
-            figure.legend(
-                handles,
-                [*(short_name(arm, 24) for arm in arms), "target"],
-                loc="outside upper left",
-                ncols=len(handles),
-                frameon=False,
-                fontsize=11.5,
-            )
+        grid = figure.subplots(rows, columns, squeeze=False)
+        for axes, name in zip(grid.flat, panels, strict=True):
+            _draw_panel(axes, experiment, arms, controls, records, summary, PANELS[name])
+            _name_targets(axes, _levels(summary))
+            if not single:
+                axes.set_title(f"{metric_word(experiment)} against {PANELS[name].title}")
+        for axes in grid[:, 0]:
+            axes.set_ylabel(f"{metric_word(experiment)} on the evaluation split")
+        if not single:
+            _draw_legend(figure, experiment, arms, controls)
     return figure
+
+
+def _draw_legend(
+    figure: Figure, experiment: Experiment, arms: Sequence[str], controls: Sequence[str]
+) -> None:
+    from matplotlib.lines import Line2D
+
+    handles = [
+        Line2D([], [], color=colour_of(experiment, arm), **_line(arm, controls), solid_capstyle="round")
+        for arm in arms
+    ]
+    handles.append(Line2D([], [], color=FAINT, linestyle=_DOTTED, linewidth=1.4))
+    figure.legend(
+        handles,
+        [*(short_name(arm, 24) for arm in arms), "target"],
+        loc="outside upper left",
+        ncols=min(len(handles), 6),
+        frameon=False,
+        fontsize=11.5,
+    )
+
+
+def _line(arm: str, controls: Sequence[str]) -> dict[str, Any]:
+    if arm in controls:
+        return {"linewidth": 1.5, "linestyle": DASHES[controls.index(arm) % len(DASHES)], "alpha": 0.9}
+    return {"linewidth": 2.6, "linestyle": "-"}
 
 
 def _draw_panel(
     axes: Axes,
     experiment: Experiment,
     arms: Sequence[str],
+    controls: Sequence[str],
     records: Sequence[RoundRecord],
-    summary: Mapping[str, Any],
-    panel: str,
+    summary: Summary,
+    panel: Panel,
 ) -> None:
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-    words, cost = PANELS[panel]
-    scale, unit = _unit(max(map(cost, records), default=0)) if panel == "bytes" else (1.0, "")
-    for level in _levels(summary).values():
-        axes.axhline(level, color=FAINT, linestyle=(0, (4, 3)), linewidth=1.2, zorder=1)
+    cost, is_bytes = panel.cost, panel.cost_name == "bytes"
+    scale, unit = _unit(max(map(cost, records), default=0)) if is_bytes else (1.0, "")
+    levels = _levels(summary)
+    for level in levels.values():
+        axes.axhline(level, color=FAINT, linestyle=_DOTTED, linewidth=1.4, zorder=1)
     for arm in arms:
-        colour = colour_of(experiment, arm)
+        colour, style = colour_of(experiment, arm), _line(arm, controls)
         curves = [
             [record for record in records if (record.arm, record.seed) == (arm, seed)]
             for seed in experiment.seeds
         ]
         curves = [curve for curve in curves if curve]
         common = min(len(curve) for curve in curves)
-        for curve in curves:
+        for curve in curves if arm not in controls else ():
             x, y = [cost(record) / scale for record in curve], [record.accuracy for record in curve]
-            axes.plot(x, y, color=colour, linewidth=0.9, alpha=0.45)
-            hits = sorted(_hit_rounds(summary, arm, curve[0].seed))
-            axes.scatter([x[i] for i in hits], [y[i] for i in hits], s=13, color=colour, zorder=4)
+            axes.plot(x, y, color=colour, linewidth=0.8, alpha=0.45 if len(curves) < 6 else 0.28)
         mean_x = np.mean([[cost(record) / scale for record in curve[:common]] for curve in curves], axis=0)
         mean_y = np.mean([[record.accuracy for record in curve[:common]] for curve in curves], axis=0)
-        axes.plot(mean_x, mean_y, color=colour, linewidth=2.6, solid_capstyle="round", zorder=3)
-    axes.set_xlabel(f"{words} ({unit})" if unit else words)
+        above = 2 if arm in controls else 3
+        axes.plot(mean_x, mean_y, color=colour, solid_capstyle="round", zorder=above, **style)
+        for target, level in levels.items():
+            paid = [value / scale for value in spent(summary, arm, target, panel.cost_name) if value < np.inf]
+            size = 12 if arm in controls else 26
+            axes.scatter(
+                *(paid, [level] * len(paid)),
+                s=size,
+                color=colour,
+                edgecolors=PAPER,
+                linewidths=0.7,
+                zorder=above + 2,
+            )
+    axes.set_xlabel(f"{panel.words} ({unit})" if unit else panel.words)
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g}%"))
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=panel != "bytes"))
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=not is_bytes))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
     axes.set_xlim(left=0)
     bottom, top = axes.get_ylim()
-    if top > -1.0:
+    if panel.near_targets and levels:
+        axes.set_ylim(*_near(list(levels.values()), max(record.accuracy for record in records)))
+    elif top > -1.0:
         axes.set_ylim(bottom=max(bottom, -1.0))  # R² has no lower bound
     axes.grid(visible=True)
     axes.tick_params(length=0)
 
 
-def _levels(summary: Mapping[str, Any]) -> dict[str, float]:
+def _near(levels: Sequence[float], best: float) -> tuple[float, float]:
+    """Return a range from a little below the lowest target that can be reached to just above the best."""
+    lowest = min(min(levels), best)
+    room = max(best - lowest, 0.02)
+    return lowest - 0.35 * room, best + 0.08 * room
+
+
+def _levels(summary: Summary) -> dict[str, float]:
     """Return the mean accuracy to reach of each target, lowest first."""
-    levels = {}
-    for target in summary["targets"]:
-        wanted = [
-            run["target_accuracy"]
-            for run in summary["runs"]
-            if run["target"] == target and run["target_accuracy"] is not None
-        ]
-        if wanted:
-            levels[target] = float(np.mean(wanted))
-    return dict(sorted(levels.items(), key=lambda item: item[1]))
+    levels = {target: level_of(summary, target) for target in summary["targets"]}
+    known = {target: level for target, level in levels.items() if level is not None}
+    return dict(sorted(known.items(), key=lambda item: item[1]))
 
 
 def _name_targets(axes: Axes, levels: Mapping[str, float]) -> None:
-    """Write the targets' names to the right of the last panel, so that they do not cover one another."""
+    """Write the targets' names to the right of a panel, so that they do not cover one another."""
     low, high = axes.get_ylim()
     height = -np.inf
     for target, level in levels.items():
-        height = max(level, height + 0.045 * (high - low))
+        if not low <= level <= high:
+            continue
+        height = max(level, height + 0.055 * (high - low))
         axes.annotate(
             target_words(target),
             (1.015, height),
@@ -241,18 +320,6 @@ def _name_targets(axes: Axes, levels: Mapping[str, float]) -> None:
             fontsize=8.5,
             annotation_clip=False,
         )
-
-
-def _hit_rounds(summary: Mapping[str, Any], arm: str, seed: int) -> set[int]:
-    runs = [run for run in summary["runs"] if (run["arm"], run["seed"]) == (arm, seed)]
-    return {run["rounds_to_target"] for run in runs if run["rounds_to_target"] is not None}
-
-
-def target_words(target: str) -> str:
-    """Say a target as people do: ``90% of best``, ``90%``."""
-    if target.endswith("-of-converged"):
-        return target.replace("%-of-converged", "% of best")
-    return f"{100 * float(target):g}%"
 
 
 def _unit(largest: float) -> tuple[float, str]:
@@ -366,7 +433,8 @@ def to_svg(figure: Figure, name: str) -> str:
     svg = re.sub(r"font: ([\d. a-z]*?)([\d.]+px) [^;\"]*", r"font: \1\2 var(--font)", svg)
     for index, colour in enumerate(ARM_COLOURS):
         svg = svg.replace(colour, f"var(--arm-{index})")
-    svg = svg.replace(INK, "var(--ink)").replace(FAINT, "var(--faint)")
+    for colour, variable in ((INK, "ink"), (FAINT, "faint"), (PAPER, "card")):
+        svg = svg.replace(colour, f"var(--{variable})")
     width, height = figure.get_size_inches()
     opening = f'<svg viewBox="0 0 {72 * width:g} {72 * height:g}" style="max-width:{round(110 * width)}px">'
     return re.sub(r"<svg .*?>", opening, svg, count=1, flags=re.DOTALL)

@@ -3,13 +3,27 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from rich.filesize import decimal
 
 from kdfed.config import Experiment, dotted
+from kdfed.pooled import is_open
 from kdfed.records import RoundRecord
+from kdfed.savings import FEWEST
+from simulations.report.counted import (
+    arms_of,
+    cells_of,
+    comparison_of,
+    control_arms,
+    is_few,
+    level_of,
+    median,
+    ratios_of,
+    spent,
+)
 from simulations.report.figures import (
     ARM_COLOURS,
     PANELS,
@@ -18,11 +32,22 @@ from simulations.report.figures import (
     metric_word,
     partition_figure,
     short_name,
-    target_words,
     to_svg,
 )
 from simulations.report.frame import Cell, Table, render_html
-from simulations.report.words import comparison_of, headline, number, percent, plural, saving
+from simulations.report.rows import control_heads, control_rows, labels_of, not_run, rising, score, starts_of
+from simulations.report.words import (
+    costs,
+    headline,
+    number,
+    percent,
+    plural,
+    saving,
+    signed,
+    target_words,
+    verdict,
+    verdict_line,
+)
 
 _ABSENT_SHOWN, _PARTITIONS_SHOWN, _REASON_SHOWN = 50, 3, 300
 
@@ -58,20 +83,31 @@ def render_page(
         finished=finished,
         notes=list(_notes(experiment, summary, finished)),
         baseline=experiment.baseline_arm,
-        cards=[
-            _card(experiment, summary, arm, target)
-            for arm in experiment.arm_order[1:]
-            for target in summary["targets"]
-        ],
+        cards=[_card(experiment, summary, arm, target) for arm, target in cells_of(summary)],
+        few=is_few(len(summary["seeds"])),
+        fewest=FEWEST,
+        verdicts=verdict_line(summary),
+        rising=[(_arm(experiment, one.arm), one) for one in rising(summary)],
+        controls=_controls(experiment, records, summary),
+        not_run=not_run(summary),
+        labels=labels_of(summary),
+        examples=summary["evaluation_examples"],
+        horizon=summary["horizon"],
+        early=_early(summary),
+        comparisons=_comparisons(experiment, summary),
         alone=[_alone(summary, target) for target in summary["targets"]],
         metric=metric_word(experiment),
-        legend=[_arm(experiment, arm) for arm in experiment.arm_order if arm in present],
+        legend=[
+            (_arm(experiment, arm), arm in control_arms(summary))
+            for arm in experiment.arm_order
+            if arm in present
+        ],
         panels=[
             {
-                "words": words,
-                "picture": to_svg(curves_figure(experiment, records, summary, [panel]), f"curve-{panel}"),
+                "words": panel.title,
+                "picture": to_svg(curves_figure(experiment, records, summary, [name]), f"curve-{name}"),
             }
-            for panel, (words, _) in PANELS.items()
+            for name, panel in PANELS.items()
         ],
         partitions=list(_partitions(summary)),
         partitions_shown=_PARTITIONS_SHOWN,
@@ -89,8 +125,6 @@ def render_page(
         absences=sum(len(record.absent) for record in records),
         absent=absent._replace(rows=absent.rows[:_ABSENT_SHOWN]),
         absent_groups=len(absent.rows),
-        rule=experiment.rounds.rule,
-        most_rounds=experiment.rounds.horizon,
         versions=summary["versions"],
         hashes=_hashes(summary),
     )
@@ -100,6 +134,8 @@ def render_page(
 
 
 def _notes(experiment: Experiment, summary: Mapping[str, Any], finished: bool) -> Iterator[str]:
+    if summary.get("note"):
+        yield summary["note"]
     failures = summary.get("failures", ())
     for failure in failures:
         yield (
@@ -122,75 +158,100 @@ def _notes(experiment: Experiment, summary: Mapping[str, Any], finished: bool) -
         yield f"{plural(missing, 'run')} of an arm and a seed left no evaluation that could be compared."
 
 
+def _early(summary: Mapping[str, Any]) -> int:
+    """Return how many runs ended of themselves before the horizon."""
+    ends = {(run["arm"], run["seed"]): run["stopped"] for run in summary["runs"]}
+    return sum(stopped in ("target", "plateau", "listener") for stopped in ends.values())
+
+
 def _alone(summary: Mapping[str, Any], target: str) -> dict[str, Any]:
     """One arm alone saves nothing; tell when it reached a target."""
-    runs = [r for r in summary["runs"] if r["target"] == target and r["target_accuracy"] is not None]
-    hits = [run["exchanges_to_target"] for run in runs if run["exchanges_to_target"] is not None]
+    arm = arms_of(summary)[0]
+    paid = spent(summary, arm, target, "exchanges")
     return {
         "target": target_words(target),
-        "hits": len(hits),
-        "mean": sum(hits) / len(hits) if hits else None,
-        "seeds": len(runs),
+        "exchanges": costs(paid),
+        "hits": sum(value < math.inf for value in paid),
+        "seeds": len(paid),
     }
 
 
 _TILES = {
-    "rounds": ("Federated rounds", "fewer", number),
-    "exchanges": ("Exchanges, teachers included", "fewer", number),
+    "exchanges": ("Exchanges, teachers counted", "fewer", number),
     "participant_uploads": ("Participant uploads", "fewer", number),
-    "bytes": ("Bytes up and down", "less", lambda count: decimal(round(count))),
+    "bytes": ("Bytes up and down", "less", lambda count: decimal(round(count)).replace(" ", "\u00a0")),
+    "local_steps": ("Local steps of training", "fewer", number),
 }
+"""The first is the loudest."""
 
 
 def _card(experiment: Experiment, summary: Mapping[str, Any], arm: str, target: str) -> dict[str, Any]:
-    sentence, notes = headline(summary, experiment, arm, target)
-    levels = [
-        run["target_accuracy"]
-        for run in summary["runs"]
-        if run["target"] == target and run["target_accuracy"] is not None
-    ]
+    sentence, notes = headline(summary, arm, target)
+    first = comparison_of(summary, arm, target, "exchanges")
     tiles = []
     for cost, (title, fewer, write) in _TILES.items():
-        said = saving(comparison_of(summary, arm, target, cost), fewer)
-        ours, theirs = _hit_costs(summary, experiment, arm, target, cost)
+        comparison = comparison_of(summary, arm, target, cost)
+        said = saving(summary, comparison, fewer)
+        seeds = ratios_of(summary, comparison)
+        ours, theirs = (spent(summary, name, target, cost, seeds) for name in (arm, comparison["baseline"]))
         tiles.append(
             {
                 "title": title,
                 "tone": said.tone,
                 "figure": said.figure,
-                "interval": said.interval,
-                "spent": ""
-                if ours is None or theirs is None
-                else f"{write(ours)} instead of {write(theirs)}",
+                "details": [part for part in (said.interval, said.others) if part],
+                "spent": _instead(ours, theirs, write),
             }
         )
-    compared = any(comparison_of(summary, arm, target, cost)["pairs"] for cost in _TILES)
     return {
         "arm": _arm(experiment, arm),
         "target": target_words(target),
-        "level": sum(levels) / len(levels) if levels and "best" in target else None,
+        "level": level_of(summary, target) if "%-of-" in target else None,
         "sentence": sentence,
-        "tiles": tiles if compared else [],
+        "verdict": verdict(first),
+        "tone": first["verdict"] or "none",
+        "tiles": tiles if first["pairs"] else [],
+        "seeds": first["pairs"],
         "notes": notes,
     }
 
 
-def _hit_costs(
-    summary: Mapping[str, Any], experiment: Experiment, arm: str, target: str, cost: str
-) -> tuple[float | None, float | None]:
-    """Return the mean costs of arm and baseline over the seeds in which both reached the target."""
-    hits: dict[str, dict[int, float]] = {arm: {}, experiment.baseline_arm: {}}
-    for run in summary["runs"]:
-        hit = run[f"{run['rule']}_hit"]
-        if run["arm"] in hits and run["target"] == target and hit is not None:
-            key = "round" if cost == "rounds" else cost
-            hits[run["arm"]][run["seed"]] = (
-                hit["bytes_up"] + hit["bytes_down"] if cost == "bytes" else hit[key]
-            )
-    both = set(hits[arm]) & set(hits[experiment.baseline_arm])
-    if not both:
-        return None, None
-    return tuple(sum(hits[name][seed] for seed in both) / len(both) for name in hits)  # type: ignore[return-value]
+def _instead(ours: Sequence[float], theirs: Sequence[float], write: Callable[[float], str]) -> str:
+    """Say medians; a miss is later than everything."""
+    if not ours or math.isinf(median(ours)) or math.isinf(median(theirs)):
+        return ""
+    return f"{write(median(ours))} instead of {write(median(theirs))}"
+
+
+def _comparisons(experiment: Experiment, summary: Mapping[str, Any]) -> Table:
+    heads = ["arm", "target", "cost", "saved", "interval", "geometric ratio", "verdict", "p", "seeds"]
+    heads += ["missed: baseline / arm / both", "without federation", "left out"]
+    rows: list[list[str | Cell]] = []
+    for entry in summary["comparisons"]:
+        missed, ratio = entry["censored"], entry["ratio"]
+        ends = "" if ratio is None or ratio["low"] is None else f" [{ratio['low']:.2f}, {ratio['high']:.2f}]"
+        figure, interval = signed(summary, entry)
+        rows.append(
+            [
+                *(_arm(experiment, entry["arm"]), target_words(entry["target"])),
+                *(entry["cost"].replace("_", " "), figure, interval or "–"),
+                "–" if ratio is None else f"{ratio['geometric_mean']:.2f}{ends}",
+                *(verdict(entry) or "–", "–" if entry["p_value"] is None else f"{entry['p_value']:.2g}"),
+                *(str(entry["pairs"]), " / ".join(str(missed[key]) for key in ("baseline", "arm", "both"))),
+                *(str(entry["without_federation"]), str(entry["failed"])),
+            ]
+        )
+    return Table(heads, rows, numbers_from=3)
+
+
+def _controls(experiment: Experiment, records: Sequence[RoundRecord], summary: Mapping[str, Any]) -> Table:
+    rows: list[list[str | Cell]] = []
+    for row in control_rows(summary, starts_of(records)):
+        first: str | Cell = row.cells[0]
+        if row.arm is not None:
+            first = _arm(experiment, row.arm)._replace(text=row.cells[0])
+        rows.append([first, *row.cells[1:]])
+    return Table(control_heads(summary), rows, numbers_from=1)
 
 
 # ----------------------------------------------------------------------------- what was run
@@ -237,6 +298,8 @@ def _costs(experiment: Experiment, records: Sequence[RoundRecord]) -> Table:
         start = "start: hello" if starts[0] == 0 else "start: hello, teachers, consolidation"
         if experiment.arm(arm).start == "averaged":
             start = "start: hello, teachers"
+        elif experiment.arm(arm).start == "server":
+            start = "start: hello, the server's own model"
         rows.append([_arm(experiment, arm), start, *_cost_cells(starts)])
         rows.append(["", f"{number(rounds)} federated rounds", *_cost_cells(between)])
         rows.append(["", "total", *_cost_cells(totals)])
@@ -265,32 +328,46 @@ def _cost_cells(row: Sequence[float]) -> list[str]:
 
 
 def _runs(experiment: Experiment, summary: Mapping[str, Any]) -> Table:
-    score = metric_word(experiment)
-    heads = ["arm", "seed", "target", f"{score} to reach", "rounds", "exchanges", "first hit", "uploads"]
-    heads += ["bytes", f"test {score} there", "plateau", "stopped", "best", "last"]
+    word = metric_word(experiment)
+    heads = [
+        "arm",
+        "seed",
+        "target",
+        f"{word} to reach",
+        "rounds",
+        "exchanges",
+        f"{word} there",
+        "test there",
+    ]
+    heads += ["first evaluation at it", "uploads", "bytes", "local steps", "converged", "flat from"]
+    heads += ["half / double tolerance", "stopped", "best", "last"]
     rows: list[list[str | Cell]] = []
     for run in summary["runs"]:
-        hit, first = run[f"{run['rule']}_hit"], run["first_hit"]
-        test = hit["test_accuracy"] if hit else None
+        hit, first = run["hit"], run["first_hit"]
+        missed = "–" if is_open(run, summary["horizon"]["rounds"]) else "missed"
         rows.append(
             [
-                _arm(experiment, run["arm"]),
-                str(run["seed"]),
-                target_words(run["target"]),
-                percent(run["target_accuracy"]) if run["target_accuracy"] is not None else "unresolved",
-                str(hit["round"]) if hit else "missed" if run["target_accuracy"] is not None else "–",
-                str(hit["exchanges"]) if hit else "–",
+                *(_arm(experiment, run["arm"]), str(run["seed"]), target_words(run["target"])),
+                "unresolved" if run["target_accuracy"] is None else percent(run["target_accuracy"]),
+                *((str(hit["round"]), str(hit["exchanges"])) if hit else (missed, "–")),
+                *((score(hit["accuracy"]), score(hit["test_accuracy"])) if hit else ("–", "–")),
                 f"round {first['round']}" if first else "–",
                 number(hit["participant_uploads"]) if hit else "–",
                 decimal(hit["bytes_up"] + hit["bytes_down"]) if hit else "–",
-                percent(test) if test is not None else "–",
-                f"round {run['rounds_to_plateau']}" if run["rounds_to_plateau"] is not None else "–",
+                number(hit["local_steps"]) if hit else "–",
+                score(run["converged_accuracy"]),
+                _round(run["plateau"]),
+                f"{_round(run['plateau_half'])} / {_round(run['plateau_double'])}",
                 run["stopped"],
                 percent(run["best_accuracy"]),
                 percent(run["final_accuracy"]),
             ]
         )
     return Table(heads, rows, numbers_from=3)
+
+
+def _round(number: int | None) -> str:
+    return "never" if number is None else str(number)
 
 
 def _absent(records: Sequence[RoundRecord]) -> Table:

@@ -1,13 +1,30 @@
-"""What the page says: numbers and comparisons in words."""
+"""What pages and tables say: numbers, savings and comparisons in words.
+
+Fewer than six seeds give *points*, one figure a seed, and no interval. A miss of one side is an infinity: it
+is said in words, never as a number.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from kdfed.config import Experiment
-from simulations.report.figures import target_words
+from kdfed.savings import FEWEST
+from simulations.report.counted import (
+    Summary,
+    comparison_of,
+    is_few,
+    median,
+    ratios_of,
+    spent,
+    verdicts,
+)
+
+MINUS, INFINITE = "−", "∞"
+VERDICTS = {"saves": "saves", "does-not-lose": "does not lose", "undecided": "undecided"}
+"""A verdict in ``summary.json`` -> what people read."""
 
 
 def percent(value: float) -> str:
@@ -16,13 +33,34 @@ def percent(value: float) -> str:
 
 
 def number(value: float) -> str:
-    """Say a count, or the mean of counts: ``1,204``, ``8.7``."""
+    """Say a count, or the median of counts: ``1,204``, ``8.5``."""
     return f"{value:,.0f}" if value >= 100 or value == round(value) else f"{value:,.1f}"
 
 
 def plural(count: int, noun: str) -> str:
     """Say how many: ``1 seed``, ``3 seeds``."""
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
+def target_words(target: str) -> str:
+    """Say a target as people do: ``90%``, ``90% of converged``, ``90% of the gain``."""
+    if "%-of-" in target:
+        share, what = target.split("%-of-")
+        return f"{share}% of {'the gain' if what == 'gain' else what}"
+    return f"{100 * float(target):g}%"
+
+
+def costs(values: Sequence[float], write: Callable[[float], str] = number, missed: str = "missed") -> str:
+    """Say what something cost: one figure a seed of few seeds, else the median; ``inf`` is a miss."""
+    if not values:
+        return "–"
+    shown = sorted(values) if is_few(len(values)) else [median(values)]
+    if all(map(math.isinf, shown)):
+        return missed if is_few(len(values)) or all(map(math.isinf, values)) else f"{missed} in most seeds"
+    return ", ".join(missed if math.isinf(value) else write(value) for value in shown)
+
+
+# ----------------------------------------------------------------------------- one saving
 
 
 @dataclass(frozen=True)
@@ -32,42 +70,149 @@ class Saving:
     Parameters
     ----------
     figure
-        Such as ``66% fewer``.
+        Such as ``66% fewer``; of few seeds ``43, 51, 62% fewer``.
     interval
-        Such as ``[52, 80]``, of the same figure (of what it costs more, if it does); empty for a single pair.
+        Such as ``[52, 80]``, of the same figure; empty for points.
+    others
+        Seeds without a number, such as ``only warm gets there in 1 seed``; may be empty.
     tone
-        ``good``, ``bad`` or ``none``: whether the whole interval lies on one side of nothing saved.
+        ``good`` where the verdict is that it saves, ``bad`` where the whole interval costs more, else
+        ``none``.
     """
 
     figure: str
     interval: str
+    others: str
     tone: str
 
 
-def saving(comparison: Mapping[str, Any], fewer: str = "fewer") -> Saving:
+def saving(summary: Summary, comparison: Mapping[str, Any], fewer: str = "fewer") -> Saving:
     """Put ``saved_percent`` into words; what costs more is said to cost more."""
-    saved = comparison["saved_percent"]
+    saved, pairs = comparison["saved_percent"], comparison["pairs"]
+    words = _without_number(comparison)
+    if words:
+        return Saving(words, "", "", "none")
+    if is_few(pairs):
+        figures, others = _finite(summary, comparison)
+        if not figures:
+            return Saving(others[0], "", "; ".join(others[1:]), "none")
+        return Saving(_signed(figures, fewer), "", "; ".join(others), "none")
+    middle, high = saved["median"], saved["high"]
+    tone = "good" if comparison["verdict"] == "saves" else "bad" if high is not None and high < 0 else "none"
+    return Saving(_signed([middle], fewer), interval(saved, more=middle <= -0.5), "", tone)
+
+
+def signed(summary: Summary, comparison: Mapping[str, Any]) -> tuple[str, str]:
+    """Return what was saved and its interval, for a column of savings; what costs more is below 0.
+
+    Returns
+    -------
+    tuple of str
+        ``62%`` and ``[43, 70]``; of few seeds ``43, 51, 62%`` and nothing; or words, and nothing.
+    """
+    saved, pairs = comparison["saved_percent"], comparison["pairs"]
+    words = _without_number(comparison)
+    if words:
+        return words, ""
+    if is_few(pairs):
+        figures, others = _finite(summary, comparison)
+        return "; ".join([f"{', '.join(map(whole, figures))}%" if figures else "", *others]).strip("; "), ""
+    return f"{whole(saved['median'])}%", interval(saved)
+
+
+def _without_number(comparison: Mapping[str, Any]) -> str:
+    """Say what cannot be put into a number, or return nothing where it can be."""
+    saved, pairs, missed = comparison["saved_percent"], comparison["pairs"], comparison["censored"]
+    arm, baseline = comparison["arm"], comparison["baseline"]
+    if pairs == 0:
+        return "solved without federation" if comparison["without_federation"] else "–"
+    if missed["both"] == pairs:
+        return "neither gets there"
     if saved is None:
-        return Saving("–", "", "none")
-    mean, low, high = saved["mean"], saved["low"], saved["high"]
-    if abs(mean) < 0.5:
-        words = "no saving"
-    elif mean > 0:
-        words = f"{mean:.0f}% {fewer}"
-    else:
-        words = f"{-mean:,.0f}% more"
-    bounds = (low, high) if mean >= 0 or words == "no saving" else (-high, -low)
-    interval = "[{}, {}]".format(*map(_whole, bounds)) if comparison["pairs"] > 1 else ""
-    tone = "good" if low > 0 and mean >= 0.5 else "bad" if high < 0 and mean <= -0.5 else "none"
-    return Saving(words, interval, tone)
+        return f"{baseline} pays nothing"
+    if missed["baseline"] and missed["baseline"] + missed["both"] == pairs:
+        return f"only {arm} gets there"
+    if missed["arm"] and missed["arm"] + missed["both"] == pairs:
+        return f"{arm} never gets there"
+    if missed["baseline"] + missed["arm"] + missed["both"] == pairs and missed["baseline"] == missed["arm"]:
+        return "no seed in which both get there"
+    if is_few(pairs):
+        return ""
+    if saved["median"] is None:
+        return f"{arm} misses it in {missed['arm'] + missed['both']} of {pairs} seeds"
+    if saved["median"] >= 100 and missed["baseline"]:
+        return f"only {arm} gets there in {missed['baseline']} of {pairs} seeds"
+    return ""
 
 
-def _whole(value: float) -> str:
-    return f"{round(value):,}".replace("-", "−")
+def _finite(summary: Summary, comparison: Mapping[str, Any]) -> tuple[list[float], list[str]]:
+    """Return percent saved of each seed that has a number, lowest first, and the other seeds in words."""
+    ratios, arm = list(ratios_of(summary, comparison).values()), comparison["arm"]
+    missed = comparison["censored"]
+    others = [
+        f"{words} in {plural(count, 'seed')}"
+        for count, words in (
+            (missed["baseline"], f"only {arm} gets there"),
+            (missed["arm"], f"{arm} misses it"),
+            (missed["both"], "neither gets there"),
+        )
+        if count
+    ]
+    nothing = [100.0] * (ratios.count(-math.inf) - missed["baseline"])  # a cost of 0 that was a hit
+    return sorted([100 * -math.expm1(d) for d in ratios if math.isfinite(d)] + nothing), others
 
 
-def headline(summary: Mapping[str, Any], experiment: Experiment, arm: str, target: str) -> tuple[str, str]:
-    """Say in one sentence what an arm saved on its way to a target, and in others what to know about it.
+def _signed(figures: Sequence[float], fewer: str) -> str:
+    """Say figures as fewer, or as more where none of them saves."""
+    if all(whole(figure) == "0" for figure in figures):
+        return "no difference"
+    if all(figure < 0.5 for figure in figures):
+        return f"{', '.join(whole(-figure) for figure in reversed(figures))}% more"
+    return f"{', '.join(map(whole, figures))}% {fewer}"
+
+
+def interval(saved: Mapping[str, float | None], more: bool = False) -> str:
+    """Say the interval of percent saved, or of percent more; nothing where there is none.
+
+    Examples
+    --------
+    >>> interval({"low": None, "high": 62.4}), interval({"low": -40.0, "high": -12.0}, more=True)
+    ('[−∞, 62]', '[12, 40]')
+    """
+    low, high = saved["low"], saved["high"]
+    if high is None:
+        return ""
+    if more:
+        return f"[{whole(-high)}, {INFINITE if low is None else whole(-low)}]"
+    return f"[{MINUS + INFINITE if low is None else whole(low)}, {whole(high)}]"
+
+
+def whole(value: float) -> str:
+    """Say percent without digits: never −0, and 100 only where nothing at all was spent."""
+    if 99.5 <= value < 100:
+        return ">99"
+    rounded = round(value)
+    return f"{MINUS if rounded < 0 else ''}{abs(rounded):,}"
+
+
+# ----------------------------------------------------------------------------- one cell
+
+
+def verdict(comparison: Mapping[str, Any]) -> str:
+    """Say the verdict, or nothing where there is none."""
+    return VERDICTS.get(comparison["verdict"], "")
+
+
+def verdict_line(summary: Summary) -> str:
+    """Say how many cells have which verdict, all three counted; a cell is an arm and a target."""
+    counted, without = verdicts(summary)
+    told = ", ".join(f"{words} {counted[name]}" for name, words in VERDICTS.items())
+    few = f", none {without} (a verdict needs {FEWEST} seeds)" if without else ""
+    return f"Verdicts by exchanges, an arm and a target each: {told}{few}."
+
+
+def headline(summary: Summary, arm: str, target: str) -> tuple[str, str]:
+    """Say in one sentence what an arm needed for a target, and in others what to know about it.
 
     Returns
     -------
@@ -76,103 +221,49 @@ def headline(summary: Mapping[str, Any], experiment: Experiment, arm: str, targe
     """
     comparison = comparison_of(summary, arm, target, "exchanges")
     baseline, goal = comparison["baseline"], target_words(target)
-    most = plural(experiment.rounds.horizon, "round")
-    ours, theirs = (_exchanges(summary, name, target) for name in (arm, baseline))
-    missed = comparison["censored"]
-    pairs = comparison["pairs"]
-    if pairs == 0:
-        sentence = _without_pairs(arm, baseline, goal, most, ours, missed)
-        missed = {**missed, "baseline": 0, "both": missed["both"] if missed["baseline"] else 0}
-    elif missed["arm"] == pairs:
-        sentence = (
-            f"{arm} missed {goal} within {most}, and {baseline} reached it after "
-            f"{_trips(_mean(theirs))}: nothing was saved"
-        )
-    elif comparison["saved_percent"] is None:
-        sentence = f"{baseline} starts at {goal} already: there was nothing to save"
+    most = plural(summary["horizon"]["rounds"], "round")
+    missed, pairs = comparison["censored"], comparison["pairs"]
+    seeds = ratios_of(summary, comparison)
+    ours, theirs = (spent(summary, name, target, "exchanges", seeds) for name in (arm, baseline))
+    if pairs == 0 and comparison["without_federation"]:
+        sentence = f"{arm} starts at {goal} and needs no exchange: solved without federation"
+    elif pairs == 0:
+        sentence = f"There is no seed in which both {arm} and {baseline} ran to the end"
+    elif missed["both"] == pairs:
+        sentence = f"Neither {arm} nor {baseline} reached {goal} within {most}"
+    elif not any(map(math.isfinite, theirs)):
+        sentence = f"Only {arm} reached {goal}, {_trips(ours)}; {baseline} never did within {most}"
+    elif not any(map(math.isfinite, ours)):
+        sentence = f"{arm} never reached {goal} within {most}; {baseline} did {_trips(theirs)}"
     else:
-        sentence = _saved(comparison, arm, baseline, goal, _both(ours, theirs))
-    notes = []
-    if missed["arm"]:
-        notes.append(
-            f"{arm} missed the target in {missed['arm']} of {plural(pairs, 'seed')}; a miss counts as "
-            f"{plural(experiment.rounds.horizon + 1, 'round')} plus its teacher exchange."
+        middle = f" (medians of {plural(pairs, 'seed')})" if pairs > 1 else " (one seed)"
+        sentence = f"{_reached(arm, ours, goal)}, {_reached(baseline, theirs)}{middle}"
+    notes = [
+        f"{words} in {count} of {plural(pairs, 'seed')}."
+        for count, words in (
+            (missed["baseline"], f"Only {arm} got there"),
+            (missed["arm"], f"{arm} missed the target"),
+            (missed["both"], "Neither got there"),
         )
-    if missed["baseline"]:
-        notes.append(
-            f"Left out: {plural(missed['baseline'], 'seed')} in which {arm} reached the target and "
-            f"{baseline} did not."
-        )
-    if missed["both"]:
-        notes.append(f"Left out: {plural(missed['both'], 'seed')} in which neither reached the target.")
+        if 0 < count < pairs
+    ]
+    if comparison["without_federation"] and pairs:
+        count = plural(comparison["without_federation"], "seed")
+        notes.append(f"Left out: {count} in which {arm} needs no exchange, solved without federation.")
     if comparison["failed"]:
-        notes.append(f"Left out: {plural(comparison['failed'], 'seed')} in which a run failed.")
+        count = plural(comparison["failed"], "seed")
+        notes.append(f"Left out: {count} in which a run failed or ended before the horizon.")
     return sentence, " ".join(notes)
 
 
-def _saved(
-    comparison: Mapping[str, Any], arm: str, baseline: str, goal: str, both: Sequence[tuple[int, int]]
-) -> str:
-    said, pairs = saving(comparison), comparison["pairs"]
-    seeds = f"over {plural(pairs, 'seed')}" if pairs > 1 else "in one seed, which gives no interval"
-    if said.figure == "no saving":
-        amount = f"no saving {said.interval}".rstrip()
-    else:
-        amount = f"{said.figure} {said.interval}".rstrip()
-    if comparison["censored"]["arm"]:
-        return f"{arm} took {amount} exchanges to {goal}, counting misses, {seeds}".replace(
-            "took no saving", "made no saving"
-        )
-    ours, theirs = _mean([pair[0] for pair in both]), _mean([pair[1] for pair in both])
-    instead = (
-        f"in {number(ours)} instead of {_trips(theirs)}"
-        if number(ours) != number(theirs)
-        else f"in {_trips(ours)}, as {baseline} did"
-    )
-    sentence = f"{arm} reached {goal} {instead}: {amount} {seeds}"
-    if pairs > 1 and said.tone == "none":
-        sentence += "; the interval leaves open whether anything was saved"
-    return sentence
+def _reached(arm: str, values: Sequence[float], goal: str = "") -> str:
+    if math.isinf(median(values)):
+        return f"{arm} missed {goal or 'it'} in {values.count(math.inf)} of {plural(len(values), 'seed')}"
+    return f"{arm} reached {goal} {_trips(values)}" if goal else f"{arm} in {number(median(values))}"
 
 
-def _without_pairs(
-    arm: str, baseline: str, goal: str, most: str, ours: Mapping[int, int], missed: Mapping[str, int]
-) -> str:
-    if missed["baseline"]:
-        return (
-            f"{arm} reached {goal} after {_trips(_mean(ours))}, and {baseline} never did within {most}: "
-            "a saving that cannot be put into a number"
-        )
-    if missed["both"]:
-        return f"Neither {arm} nor {baseline} reached {goal} within {most}"
-    return f"There is no seed in which both {arm} and {baseline} were evaluated"
-
-
-def comparison_of(summary: Mapping[str, Any], arm: str, target: str, cost: str) -> Mapping[str, Any]:
-    """Return one entry of ``comparisons``."""
-    wanted = (arm, target, cost)
-    found: Mapping[str, Any] = next(
-        entry for entry in summary["comparisons"] if (entry["arm"], entry["target"], entry["cost"]) == wanted
-    )
-    return found
-
-
-def _exchanges(summary: Mapping[str, Any], arm: str, target: str) -> dict[int, int]:
-    return {
-        run["seed"]: run["exchanges_to_target"]
-        for run in summary["runs"]
-        if (run["arm"], run["target"]) == (arm, target) and run["exchanges_to_target"] is not None
-    }
-
-
-def _both(ours: Mapping[int, int], theirs: Mapping[int, int]) -> list[tuple[int, int]]:
-    return [(ours[seed], theirs[seed]) for seed in ours if seed in theirs]
-
-
-def _mean(values: Mapping[int, int] | Sequence[int]) -> float:
-    numbers = list(values.values()) if isinstance(values, Mapping) else list(values)
-    return sum(numbers) / len(numbers)
-
-
-def _trips(value: float) -> str:
-    return f"{number(value)} exchange{'' if value == 1 else 's'}"
+def _trips(values: Sequence[float]) -> str:
+    middle = median(values)
+    if math.isinf(middle):
+        middle = median([value for value in values if math.isfinite(value)])
+    return f"in {number(middle)} exchange{'' if middle == 1 else 's'}"

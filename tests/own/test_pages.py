@@ -104,7 +104,12 @@ def test_a_report_is_made_though_the_file_would_raise(page: Page, folder_of: Fol
 
 def test_forward_one_of_the_page_on_methods_is_vanilla_kd(pages: dict[str, Page], tmp_path: Path) -> None:
     pages["kd-method"].write(tmp_path)
-    words = [*pages["kd-method"].commands[0], "--set", "arms.blend.consolidation.forward=1.0", "rounds.horizon=0"]
+    words = [
+        *pages["kd-method"].commands[0],
+        "--set",
+        "arms.blend.consolidation.forward=1.0",
+        "rounds.horizon=0",
+    ]
     assert kdfed(tmp_path, words) == 0
     models = tmp_path / "runs" / "own-kd-method" / "models"
     vanilla, blend = (load_file(models / f"{arm}-0.safetensors") for arm in ("vanilla", "blend"))

@@ -49,7 +49,10 @@ def test_values_of_set_may_hold_spaces():
 
 
 WRONG = {
-    "an unknown key": (["--set", "rounds.horizonn=3"], "rounds.horizonn: unknown key; did you mean 'horizon'?"),
+    "an unknown key": (
+        ["--set", "rounds.horizonn=3"],
+        "rounds.horizonn: unknown key; did you mean 'horizon'?",
+    ),
     "a misspelt method": (["--set", "consolidation.method=vanila"], "did you mean 'vanilla'?"),
     "alpha 0": (["--set", "partition.alpha=0"], "partition.alpha: expected a number above 0.0, got 0"),
     "more participants than examples": (

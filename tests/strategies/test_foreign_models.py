@@ -501,7 +501,9 @@ def test_a_model_that_writes_into_its_inputs_learns_like_its_twin(
         [
             (record.accuracy, record.test_accuracy)
             for record in run_arm(
-                experiment(tiny, name, **{"local": local, "server.cohort-size": size, "rounds": {"horizon": 3}})
+                experiment(
+                    tiny, name, **{"local": local, "server.cohort-size": size, "rounds": {"horizon": 3}}
+                )
             ).records
         ]
         for name in ("Halved", "Twin")

@@ -30,7 +30,9 @@ def _records(engine: Any, experiment: Any, out: Path, nodes: int) -> tuple[Any, 
 @pytest.mark.slow
 @pytest.mark.parametrize("nodes", [1, 2, 4])
 def test_flowers_runtime_gives_the_bits_of_the_in_process_engine(tiny, tmp_path, nodes):
-    experiment = tiny(**{"rounds.horizon": 2, "model": {"name": "cnn", "options": {"width": 4, "norm": "batch"}}})
+    experiment = tiny(
+        **{"rounds.horizon": 2, "model": {"name": "cnn", "options": {"width": 4, "norm": "batch"}}}
+    )
     reference = _records(inprocess, experiment, tmp_path / "inprocess", 1)
     assert _records(flower, experiment, tmp_path / "flower", nodes) == reference
 

@@ -7,7 +7,12 @@ from simulations.experiments import build_experiment
 from simulations.report.words import headline, number, saving
 
 EXPERIMENT = build_experiment(
-    {"name": "x", "targets": ["90%-of-converged"], "rounds": {"horizon": 40}, "arms": {"cold": {}, "warm": {}}}
+    {
+        "name": "x",
+        "targets": ["90%-of-converged"],
+        "rounds": {"horizon": 40},
+        "arms": {"cold": {}, "warm": {}},
+    }
 )
 
 
