@@ -29,7 +29,7 @@ def test_tuning_examples_are_the_participants_and_nobody_elses(tiny):
 
 @pytest.mark.parametrize("arm", ["cold", "consolidated"])
 def test_neither_held_out_split_is_looked_at(tiny, monkeypatch, arm):
-    """Their inputs are inverted and their labels -1, and asking for one is an error: the trial is what it was.
+    """Inputs inverted, labels -1, and asking for one of them an error: the trial is what it was.
 
     Splits are cut by all labels, so they are cut before.
     """
