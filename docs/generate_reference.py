@@ -14,6 +14,7 @@ import annotated_types
 from pydantic.fields import FieldInfo
 
 from kdfed.config import combinations, experiment_type
+from kdfed.config.tuning import TuningSettings
 from kdfed.family import Family
 from kdfed.settings import (
     DataSettings,
@@ -43,6 +44,7 @@ SECTIONS: dict[str, type[Settings] | None] = {
     "server": None,
     "rounds": RoundSettings,
     "listeners": ListenerSettings,
+    "tuning": TuningSettings,
 }
 """The sections in their order; None where a family's things are whole sections."""
 

@@ -137,7 +137,7 @@ class _Tuning:
     progress: Progress
     workers: int
     rows: list[Row] = field(default_factory=list)
-    estimated: bool = False
+    measured: list[float] = field(default_factory=list)
 
     def run(self, command: str) -> list[Winner]:
         plan, tuning, baseline = self.plan, self.plan.tuning, self.plan.experiment.baseline_arm
@@ -255,10 +255,12 @@ class _Tuning:
         return [result for result in found if result is not None]
 
     def _estimate(self, trial: Trial, result: TrialResult) -> None:
-        """Say once how long everything may take, by the first trial that was run."""
-        if self.estimated or result.curve is None:
+        """Say once how long everything may take, by each worker's second trial: the first warms it up."""
+        if result.curve is None:
             return
-        self.estimated = True
+        self.measured.append(result.seconds / _effort(self.plan.experiment.arm(trial.name), trial.rounds))
+        if len(self.measured) != 2 * self.workers:
+            return
         tuning = self.plan.tuning
         work = 0.0
         for name in tuning.arms:
@@ -266,8 +268,8 @@ class _Tuning:
             for rounds in tuning.rungs:
                 work += count * len(tuning.seeds) * _effort(arm, rounds)
                 count = kept(count, tuning.keep)
-        per = result.seconds / _effort(self.plan.experiment.arm(trial.name), trial.rounds)
-        self.progress.console.print(f"about {per * work / self.workers / 60:.1f} minutes for all trials")
+        minutes = fmean(self.measured[self.workers :]) * work / self.workers / 60
+        self.progress.console.print(f"about {minutes:.1f} minutes for all trials")
 
     def _note(
         self,
