@@ -311,11 +311,12 @@ def data_facts(experiment: Experiment, data: PreparedData) -> DataFacts:
         majority = float(np.bincount(labels).max() / len(labels))
     arms = (experiment.arm(name) for name in experiment.arm_order if name not in experiment.controls)
     sizes = len(splits.validation), len(splits.transfer)
+    starts = [arm for arm in map(experiment.arm, experiment.arm_order) if arm.start == "server"]
     return DataFacts(
         evaluation_examples=len(splits.evaluation),
         majority=majority,
         server_labels=max(server_labels(arm, *sizes) for arm in arms),
-        control_labels=sizes[0],
+        control_labels=max((server_labels(arm, *sizes) for arm in starts), default=sizes[0]),
     )
 
 

@@ -247,6 +247,8 @@ def server_labels(arm: Arm, validation: int, transfer: int) -> int:
     used = set(arm.server.server_labels())
     if arm.start == "consolidated":
         used |= arm.consolidation.server_labels()
+    if arm.start == "server" and arm.server_fit.labels:
+        used.add("transfer")
     if arm.start == "server" or arm.rounds.stop_at_target or arm.rounds.plateau.stop:
         used.add("validation")
     return validation * ("validation" in used) + transfer * ("transfer" in used)

@@ -216,7 +216,7 @@ def test_flowers_log_reads_like_flowers_own(tiny, run_arm, caplog) -> None:
 
 
 def test_flowers_log_names_the_servers_own_training_once(tiny, run_arm, caplog) -> None:
-    experiment = tiny(arms={"own": {"start": "server", "server-fit.epochs": 3}}, **{"rounds.max": 1})
+    experiment = tiny(arms={"own": {"start": "server", "server-fit.epochs": 3}}, **{"rounds.horizon": 1})
     logger = logging.getLogger("flwr")
     propagate, logger.propagate = logger.propagate, True
     try:

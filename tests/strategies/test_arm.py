@@ -18,13 +18,14 @@ from flwr.serverapp.strategy import (
 )
 
 from clients.client_app import app
+from kdfed.config import server_labels
 from kdfed.data import prepare
 from kdfed.errors import ConfigError, RunError
 from kdfed.messages import Hello, Train
 from kdfed.models import state_of
 from kdfed.server_model import fit_server_model
 from simulations.engines.inprocess import InProcessGrid
-from simulations.server_app import server_data
+from simulations.server_app import data_facts, server_data
 from strategies.arm import initial_state
 from strategies.wrapped import layers
 
@@ -267,9 +268,9 @@ def test_who_is_evaluated_on_is_drawn_with_the_runs_seed(tiny, run_arm):
 def test_the_servers_own_start_asks_no_participant_for_anything(tiny, run_arm):
     """Its record says what hello cost, as a cold start's does; the federated rounds then begin from it."""
     grid = Sent(app, 2)
-    records = run_arm(tiny(**SERVER, **{"rounds.max": 1}), "own", grid=grid).records
+    records = run_arm(tiny(**SERVER, **{"rounds.horizon": 1}), "own", grid=grid).records
     assert grid.types == [Hello.type, Hello.type, Train.type, Train.type]
-    cold = run_arm(tiny(**SERVER, **{"rounds.max": 1})).records
+    cold = run_arm(tiny(**SERVER, **{"rounds.horizon": 1})).records
     for own, other in zip(records, cold, strict=True):
         assert (own.exchanges, own.participant_uploads, own.answered) == (
             other.exchanges,
@@ -310,7 +311,7 @@ def test_the_servers_own_model_is_fitted_to_its_labels_alone_from_the_seeds_init
         return fit_server_model(model, examples, settings, seed, **more)
 
     monkeypatch.setattr("strategies.arm.fit_server_model", fit)
-    experiment = tiny(**SERVER, **{"rounds.max": 0, "arms.own.server-fit.labels": labels})
+    experiment = tiny(**SERVER, **{"rounds.horizon": 0, "arms.own.server-fit.labels": labels})
     first = run_arm(experiment, "own").arrays.to_torch_state_dict()
     arm = experiment.arm("own")
     data = prepare(arm.data)
@@ -328,7 +329,7 @@ def test_the_servers_own_model_is_fitted_to_its_labels_alone_from_the_seeds_init
 def test_a_regression_can_start_from_the_servers_labels(tiny, run_arm):
     data = {"source": "diabetes", "task": "regression"}
     soft = {"consolidation.temperature": 1.0, "consolidation.ensemble": "mean-logits"}
-    experiment = tiny(**SERVER, **soft, **{"rounds.max": 0, "data": data})
+    experiment = tiny(**SERVER, **soft, **{"rounds.horizon": 0, "data": data})
     assert run_arm(experiment, "own").records[0].accuracy > 0.2 > run_arm(experiment).records[0].accuracy
 
 
@@ -340,3 +341,14 @@ def test_a_server_model_that_diverged_stops_the_run_and_blames_no_participant(ti
     said = str(raised.value)
     assert said.startswith("the server's own model: expected a finite model, got ")
     assert said.endswith("; lower server-fit.lr. Left out: nobody")
+
+
+@pytest.mark.parametrize(("labels", "counted"), [(False, 20), (True, 60)])
+def test_the_labels_that_the_servers_own_model_is_fitted_to_are_counted(tiny, labels, counted):
+    experiment = tiny(**SERVER, **{"arms.own.server-fit.labels": labels})
+    assert server_labels(experiment.arm("own"), 20, 40) == counted
+    assert server_labels(experiment.arm("cold"), 20, 40) == 0
+    data = prepare(experiment.data)
+    facts = data_facts(experiment, data)
+    held = len(data.splits.validation), len(data.splits.transfer)
+    assert facts.control_labels == held[0] + held[1] * labels
