@@ -163,7 +163,10 @@ def pool(cells: Sequence[Sequence[float]], draws: int = DRAWS, seed: int = SEED)
 
 
 def _medians(rows: np.ndarray) -> np.ndarray:
-    """Return the median of each row, NaN left out; NaN where nothing is left, or between two infinities."""
+    """Return the median of each row, NaN left out; NaN where nothing is left.
+
+    Beside an infinity it is the larger of the middle two, as in :mod:`kdfed.savings`.
+    """
     ordered = np.sort(rows, axis=1)  # NaN come last
     known = np.count_nonzero(~np.isnan(rows), axis=1)
     row = np.arange(len(rows))
@@ -172,4 +175,5 @@ def _medians(rows: np.ndarray) -> np.ndarray:
         ordered[row, np.minimum(known // 2, rows.shape[1] - 1)],
     )
     with np.errstate(invalid="ignore"):
-        return np.where(below == above, below, (below + above) / 2)
+        middle: np.ndarray = np.where(np.isfinite(below) & np.isfinite(above), (below + above) / 2, above)
+    return middle

@@ -129,8 +129,10 @@ def compare(pairs: Sequence[Pair]) -> Comparison:
     Interval(median=50.0, low=None, high=None)
     """
     hits = [pair for pair in pairs if not pair.both_missed]
-    if not hits or any(pair.baseline == 0 for pair in hits):
+    if any(pair.baseline == 0 for pair in hits):
         return NOTHING
+    if not hits:
+        return Comparison(None, None, 1.0 if len(pairs) >= FEWEST else None, None)
     logs = sorted(pair.log_ratio for pair in hits)
     if any(pair.arm == 0 for pair in hits):
         return Comparison(Interval(_saved(math.exp(_median(logs))), None, None), None, None, None)
@@ -152,9 +154,12 @@ def _saved(ratio: float) -> float:
 
 
 def _median(ordered: Sequence[float]) -> float:
-    """Return the median of sorted numbers; between two infinities of unlike signs lies nothing: 0."""
+    """Return the median of sorted log-ratios; beside an infinity, the larger of the middle two.
+
+    Half of an infinity is none, and the larger ratio flatters nobody.
+    """
     low, high = ordered[(len(ordered) - 1) // 2], ordered[len(ordered) // 2]
-    return low if low == high else 0.0 if low == -high else (low + high) / 2
+    return (low + high) / 2 if math.isfinite(low) and math.isfinite(high) else high
 
 
 def _tail(n: int, k: int) -> float:
@@ -250,8 +255,10 @@ def verdict(found: Comparison, significant: bool, accuracy_lost: float | None) -
         95% bound of the ratio is below 1.15, and at most 0.5 points of converged accuracy are lost. Else
         ``undecided``. None where there is no interval.
     """
-    if found.saved is None or found.saved.low is None or found.upper is None:
+    if found.p_value is None:
         return None
+    if found.saved is None or found.saved.low is None or found.upper is None:
+        return "undecided"  # nobody ever got there
     if significant and found.saved.low > 0:
         return "saves"
     kept = accuracy_lost is not None and accuracy_lost <= MOST_LOST_ACCURACY + 1e-12

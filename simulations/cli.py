@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import re
+import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatch
@@ -248,6 +249,35 @@ def study(
     with recording_in(folder):
         run_study(settings, folder, workers=workers, console=console)
     console.print(f"study.json and study.html: {folder}")
+
+
+@app.command()
+def tune(
+    experiment: ExperimentArgument,
+    assignments: SetOption = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes. Default: the cores that are there.")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(parser=_out, metavar="DIR", help="The folder. Default: runs/NAME-tuning."),
+    ] = None,
+) -> None:
+    """Search for good settings of each arm, and write an experiment that has them.
+
+    EXPERIMENT is a YAML file with a section `tuning`, or the name of one that comes with kdfed. What the
+    folder's cache holds is not run again, so a search that was interrupted goes on where it stopped.
+    """
+    console, here = Console(), Path.cwd()
+    from simulations.tuning import load_tuning, run_tuning
+
+    words = assignments or []
+    plan = load_tuning(_shipped(experiment), words)
+    folder = here / (out if out is not None else Path("runs") / f"{plan.experiment.name}-tuning")
+    command = shlex.join(["kdfed", "tune", experiment.name, *(["--set", *words] if words else [])])
+    with recording_in(folder):
+        run_tuning(plan, folder, workers=workers, console=console, command=command)
+    console.print(f"tuned.yaml and trials.csv: {escape(str(folder))}", soft_wrap=True)
 
 
 @app.command()

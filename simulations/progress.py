@@ -27,6 +27,7 @@ from kdfed.task import TASKS
 
 PHASES = {
     "hello": "meeting the nodes",
+    "start": "training on the server's labels",
     "teachers": "training teachers",
     "consolidate": "distilling",
     "rounds": "rounds",
@@ -195,7 +196,7 @@ class Progress:
 
 
 def _is_milestone(event: Event) -> bool:
-    if event.phase == "consolidate":
+    if event.phase in ("start", "consolidate"):
         return event.step == event.steps
     every = max(1, math.ceil(event.steps / PLAIN_LINES))
     return event.step == event.steps or event.step % every == 0

@@ -47,8 +47,10 @@ STRATEGIES: Family[ServerBase] = Family(
 
 
 def make_strategy(config: ArmConfig) -> Strategy:
-    """Build the strategy of an arm; it is shown no other labels of the server than it says that it uses,
-    and nothing that rounds are counted on.
+    """Build the strategy of an arm.
+
+    It is shown no other labels of the server than it says that it uses, and nothing that rounds are counted
+    on.
 
     Raises
     ------

@@ -13,6 +13,7 @@ from pydantic import AfterValidator, BaseModel, Field, PrivateAttr, create_model
 from kdfed.choosing import gathered
 from kdfed.config.document import dump
 from kdfed.config.merging import merge
+from kdfed.config.tuning import TuningSettings
 from kdfed.convergence import CONVERGENCE
 from kdfed.distill import KDMethod, VanillaConsolidation
 from kdfed.family import Families
@@ -25,6 +26,7 @@ from kdfed.settings import (
     ListenerSettings,
     ModelSettings,
     RoundSettings,
+    ServerFitSettings,
     Settings,
     TeacherSettings,
     Text,
@@ -56,12 +58,13 @@ class ArmSettings(Settings):
 
     start: str = Field(
         default="random",
-        pattern=r"^(random|consolidated|averaged|file:.+)$",
+        pattern=r"^(random|consolidated|averaged|server|file:.+)$",
         max_length=4096,
         validate_default=True,
     )
     """``random``, ``consolidated`` (teachers distilled into one student), ``averaged`` (teachers' weights
-    averaged) or ``file:PATH`` (a .safetensors file)."""
+    averaged), ``server`` (trained on the server's own labels, no participant) or ``file:PATH`` (a
+    .safetensors file)."""
     model: ModelSettings = ModelSettings()
     """The federated model, also the student."""
     local: LocalMode = PlainLocal()
@@ -70,6 +73,8 @@ class ArmSettings(Settings):
     """Local training before the first round; only arms that start from teachers use it."""
     consolidation: KDMethod = VanillaConsolidation()
     """Teachers into one student; only arms with ``start: consolidated`` use it."""
+    server_fit: ServerFitSettings = ServerFitSettings()
+    """A model of the server's own labels; only arms with ``start: server`` use it."""
     server: ServerBase = GivenStrategy()
     """Strategy, sampling, cohorts, deadlines."""
     listeners: Annotated[tuple[ListenerSettings, ...], Field(max_length=100)] = ()
@@ -140,6 +145,8 @@ class Experiment(Arm):
     """Arms that are added under these names, for whoever doubts the others. ``server``: a model trained on
     the server's own labels alone, then federated rounds from it. ``averaged``: the teachers' weights,
     averaged. ``longer``: the baseline with as many local steps more as the teachers make."""
+    tuning: TuningSettings | None = None
+    """What `kdfed tune` searches; a run does not use it."""
     arms: Annotated[dict[str, dict[str, Any]], Field(min_length=1)]
     """The arms by name (at most 64 letters, digits, hyphens, underscores); each replaces some keys of the
     experiment."""

@@ -1,8 +1,8 @@
 """What is wrong with a student, and why: a sentence for whoever reads the log or the report.
 
 A student is far behind when its validation accuracy is below its ensemble's by more than :data:`FAR`, and by
-more than chance gives on so few examples. The likely reason is the first of: a loss that was not finite or
-rose, dead units, a loss that still falls, a student that does not even follow its ensemble on the transfer
+more than chance gives on so few examples. The likely reason is the first of: a loss that was not finite, dead
+units, a loss that rose, or that still falls, a student that does not even follow its ensemble on the transfer
 set, and then a transfer set that is too small. Where nobody knows the ensemble's accuracy, nothing is said of
 it.
 """
@@ -113,10 +113,10 @@ def warning_of(
         f"the student is {points} points behind its ensemble "
         f"({100 * accuracy:.0f} against {100 * ensemble_accuracy:.0f}%)"
     )
-    if trend == "rose":
-        return f"{what}: its loss rose in the end; {cure}"
     if share >= MANY_DEAD:
         return f"{what}: {units}; {cure}"
+    if trend == "rose":
+        return f"{what}: its loss rose in the end; {cure}"
     if trend == "falls":
         return f"{what}: its loss still falls; raise consolidation.epochs"
     if agreement is not None and agreement < FOLLOWS:

@@ -110,11 +110,9 @@ def dead_units(model: nn.Module, inputs: Sequence[torch.Tensor], batch_size: int
                 model(batch.to(device_of(model)))
                 if watch.seen < len(watch.alive):
                     return None
-    except Exception:  # what is somebody's own model may not bear to be watched
+        alive = torch.cat([torch.empty(0, dtype=torch.bool), *(units.cpu() for units in watch.alive)])
+        return Units(int((~alive).sum()), of=len(alive)) if len(alive) else None
+    except Exception:  # somebody's own model may not bear to be watched
         return None
     finally:
         model.train(was_training)
-    if not watch.alive:
-        return None
-    alive = torch.cat(watch.alive)
-    return Units(int((~alive).sum()), of=len(alive))

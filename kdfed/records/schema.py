@@ -105,7 +105,7 @@ class RunEntry(StrictModel):
     """The last of the curve."""
     converged_accuracy: Score | None
     """The mean of its last ten evaluations, that of the start left out; null for a run that did not
-    finish."""
+    get to the horizon."""
     best_accuracy: Score
     """The best of the curve."""
     weights_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{0,64}$")]
@@ -356,8 +356,8 @@ class Summary(StrictModel):
         if self.metric == "r2":
             return
         for number, run in enumerate(self.runs):
-            for name in ("final_accuracy", "best_accuracy"):
-                if getattr(run, name) < 0:
+            for name in ("final_accuracy", "converged_accuracy", "best_accuracy"):
+                if (getattr(run, name) or 0) < 0:
                     raise ValueError(f"runs.{number}.{name}: expected at least 0, got {getattr(run, name):g}")
 
     def _check_pairs(self) -> None:

@@ -150,13 +150,12 @@ def convergence_of(summary: Summary) -> list[Convergence]:
     for arm in arms_of(summary):
         runs = runs_to(summary, arm, summary["targets"][0])
         runs = [run for run in runs if run["stopped"] not in ("failed", "interrupted")]
-        flat = [
+        plateau, half, double = (
             [math.inf if run[key] is None else float(run[key]) for run in runs]
             for key in ("plateau", "plateau_half", "plateau_double")
-        ]
-        found.append(
-            Convergence(arm, spent(summary, arm, CONVERGENCE, "rounds"), *flat, converged(summary, arm))
         )
+        rounds = spent(summary, arm, CONVERGENCE, "rounds")
+        found.append(Convergence(arm, rounds, plateau, half, double, converged(summary, arm)))
     return found
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 from dataclasses import replace
 from typing import ClassVar
 
@@ -78,22 +79,40 @@ def same(first: nn.Module, second: nn.Module) -> bool:
     return all(torch.equal(one[key], two[key]) for key in one)
 
 
+def slow_clip(model: nn.Module, most: float) -> None:
+    """Divide every gradient by how many times too long all of them together are."""
+    gradients = [parameter.grad for parameter in model.parameters()]
+    norm = math.sqrt(sum(float((gradient**2).sum()) for gradient in gradients))
+    if 0 < most < norm:
+        for gradient in gradients:
+            gradient *= most / norm
+
+
 def slow_consolidate(
     student: nn.Module, target: torch.Tensor, chosen: VanillaConsolidation, seed: int, labelled: bool
 ) -> None:
     """The training spelt out, without augmentation."""
-    optimizer = torch.optim.SGD(student.parameters(), lr=chosen.lr, momentum=chosen.momentum)
+    optimizer: torch.optim.Optimizer = torch.optim.SGD(
+        student.parameters(), lr=chosen.lr, momentum=chosen.momentum
+    )
+    if chosen.optimizer == "adam":
+        optimizer = torch.optim.Adam(student.parameters(), lr=chosen.lr)
     step, steps = 0, chosen.epochs * math.ceil(len(TRANSFER) / chosen.batch_size)
     for epoch in range(chosen.epochs):
         order = shuffled([seed], epoch, [len(TRANSFER)])[0].tolist()
         for start in range(0, len(order), chosen.batch_size):
             batch = order[start : start + chosen.batch_size]
+            rate = chosen.lr
             if chosen.schedule == "cosine":
-                optimizer.param_groups[0]["lr"] = chosen.lr / 2 * (1 + math.cos(math.pi * step / steps))
+                rate *= (1 + math.cos(math.pi * step / steps)) / 2
+            if chosen.warm_up * steps > step + 1:
+                rate *= (step + 1) / (chosen.warm_up * steps)
+            optimizer.param_groups[0]["lr"] = rate
             labels = TRANSFER.labels[batch] if labelled else None
             logits = student(TRANSFER.inputs[batch])
             optimizer.zero_grad()
             kd_loss(logits, target[batch], labels, chosen.temperature, chosen.weight).backward()
+            slow_clip(student, chosen.clip)
             optimizer.step()
             step += 1
 
@@ -106,6 +125,10 @@ def slow_consolidate(
         ("label-counts", {"labels": True, "weight": 0.6}),
         ("confidence", {"temperature": 1.0}),
         ("validated", {"batch_size": 7}),
+        ("mean-logits", {"warm_up": 0.5}),
+        ("mean-logits", {"clip": 0.3}),
+        ("mean-probabilities", {"warm_up": 0.4, "clip": 0.5, "schedule": "cosine", "momentum": 0.9}),
+        ("mean-probabilities", {"warm_up": 0.4, "clip": 0.5, "optimizer": "adam", "lr": 0.01}),
     ],
 )
 def test_consolidation_agrees_with_the_slow_twin(
@@ -163,10 +186,14 @@ def test_partitioned_takes_uploaded_logits_like_the_teachers_themselves(teachers
 
 
 @pytest.mark.parametrize("labels", [False, True])
+@pytest.mark.parametrize("clip", [0.0, 0.2])
 def test_mutual_agrees_with_the_slow_twin_and_leaves_the_teachers_alone(
-    teachers: list[nn.Module], labels: bool
+    teachers: list[nn.Module], labels: bool, clip: float
 ) -> None:
-    chosen, before = other("mutual", labels=labels, momentum=0.5), [state_of(t) for t in teachers]
+    chosen, before = (
+        other("mutual", labels=labels, momentum=0.5, warm_up=0, clip=clip),
+        [state_of(t) for t in teachers],
+    )
     fast = some_model(5)
     result = consolidate(fast, teachers, TRANSFER, VALIDATION, chosen, 3, setup=CPU)
     models = [some_model(5), *(copy.deepcopy(teacher) for teacher in teachers)]
@@ -175,9 +202,10 @@ def test_mutual_agrees_with_the_slow_twin_and_leaves_the_teachers_alone(
         for batch in torch.from_numpy(shuffled([3], epoch, [30])[0]).split(8):
             logits = [model.train()(TRANSFER.inputs[batch]) for model in models]
             every = peer_losses(logits, TRANSFER.labels[batch] if labels else None)
-            for optimiser, loss in zip(optimisers, every, strict=True):
+            for model, optimiser, loss in zip(models, optimisers, every, strict=True):
                 optimiser.zero_grad()
                 loss.backward()
+                slow_clip(model, clip)
                 optimiser.step()
     for one, two in zip(fast.parameters(), models[0].parameters(), strict=True):
         torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-5)
@@ -460,3 +488,149 @@ def test_models_that_write_into_their_inputs_distil_like_their_twins(
         students.append(student)
     assert same(*students)
     assert all(map(torch.equal, inputs, [TRANSFER.inputs, VALIDATION.inputs]))
+
+
+# ----------------------------------------------------------------------------- labels of the server
+
+POISONED = Examples(VALIDATION.inputs, (VALIDATION.labels + 1) % CLASSES)
+POISONED_TRANSFER = Examples(TRANSFER.inputs, (TRANSFER.labels + 1) % CLASSES)
+
+
+@pytest.mark.parametrize(
+    ("method", "changes", "used"),
+    [
+        ("vanilla", {}, set()),
+        ("vanilla", {"ensemble": "mean-logits"}, set()),
+        ("vanilla", {"ensemble": "confidence"}, set()),
+        ("vanilla", {"ensemble": "label-counts"}, set()),
+        ("vanilla", {"ensemble": "validated"}, {"validation"}),
+        ("vanilla", {"select": "best", "epochs": 12, "lr": 0.02}, {"validation"}),
+        ("vanilla", {"labels": True, "weight": 0.5}, {"transfer"}),
+        ("vanilla", {"labels": True, "weight": 0.5, "ensemble": "validated"}, {"validation", "transfer"}),
+        ("tuned", {"temperatures": (1.0, 16.0), "lr": 0.01, "warm_up": 0, "clip": 0}, {"validation"}),
+        ("tuned", {"temperatures": (4.0,)}, set()),
+        ("partitioned", {}, set()),
+        ("partitioned", {"labels": True}, {"transfer"}),
+        ("partitioned", {"select": "best", "epochs": 12, "lr": 0.02}, {"validation"}),
+        ("mutual", {}, set()),
+        ("mutual", {"labels": True}, {"transfer"}),
+        ("mutual", {"select": "best", "epochs": 12, "lr": 0.02}, {"validation"}),
+    ],
+)
+def test_a_method_learns_from_no_other_labels_than_it_says(
+    teachers: list[nn.Module], method: str, changes: dict[str, object], used: set[str]
+) -> None:
+    chosen = other(method, **changes)
+    counts = COUNTS if changes.get("ensemble") == "label-counts" else None
+    assert chosen.server_labels() == used
+
+    def student(transfer: Examples, validation: Examples) -> nn.Module:
+        found = some_model(5)
+        consolidate(found, teachers, transfer, validation, chosen, 3, label_counts=counts, setup=CPU)
+        return found
+
+    honest = student(TRANSFER, VALIDATION)
+    assert same(honest, student(TRANSFER, POISONED)) == ("validation" not in used)
+    assert same(honest, student(POISONED_TRANSFER, VALIDATION)) == ("transfer" not in used)
+
+
+class Peeking(VanillaConsolidation):
+    """Looks at the labels of both splits."""
+
+    def distil(self, work: Distillation) -> ConsolidationResult:
+        self.seen.append((work.validation.labels.clone(), work.transfer.labels.clone()))
+        return super().distil(work)
+
+    seen: ClassVar[list[tuple[torch.Tensor, torch.Tensor]]] = []
+
+
+class Silent(Peeking):
+    """Says nothing of what it looks at."""
+
+    uses_validation_labels: ClassVar[bool | None] = None
+
+
+@pytest.mark.parametrize("kind", [Peeking, Silent])
+def test_labels_that_are_not_counted_as_used_are_not_shown(
+    teachers: list[nn.Module], kind: type[Peeking]
+) -> None:
+    chosen, told = kind(epochs=2, batch_size=8), []
+    student = some_model(5)
+    result = consolidate(
+        student,
+        teachers,
+        TRANSFER,
+        VALIDATION,
+        chosen,
+        3,
+        setup=CPU,
+        on_epoch=lambda epoch, epochs, accuracy: told.append(accuracy),
+    )
+    validation, transfer = Peeking.seen.pop()
+    assert transfer.tolist() == [-100] * 30
+    if kind is Silent:
+        assert chosen.server_labels() == {"validation"}
+        assert torch.equal(validation, VALIDATION.labels)
+    else:
+        assert chosen.server_labels() == set()
+        assert validation.tolist() == [-100] * 40
+    measured = evaluate(student, VALIDATION, CLASSIFICATION)[0]
+    assert result.accuracy == measured, "what is reported has labels all the same"
+    assert told == [None, measured]
+    assert result.ensemble_accuracy is not None
+    assert result.ensemble_accuracy > 0.5
+
+
+# ----------------------------------------------------------------------------- students that are not well
+
+
+def test_a_student_that_follows_its_ensemble_gives_no_warning(teachers: list[nn.Module]) -> None:
+    result = consolidate(
+        some_model(5), teachers, TRANSFER, VALIDATION, settings(epochs=60, lr=0.02), 3, setup=CPU
+    )
+    assert result.ensemble_accuracy is not None
+    assert result.accuracy > result.ensemble_accuracy - 0.1
+    assert result.warning == ""
+    assert result.dead_units == 0.0
+
+
+def test_a_rate_that_kills_units_is_said_and_clipping_saves_them(teachers: list[nn.Module]) -> None:
+    chosen = settings(epochs=10, lr=2.0, temperature=1.0, warm_up=0, clip=0)
+    broken, clipped = (
+        consolidate(some_model(5), teachers, TRANSFER, VALIDATION, each, 3, setup=CPU)
+        for each in (chosen, chosen.model_copy(update={"clip": 0.01}))
+    )
+    assert broken.dead_units is not None
+    assert broken.dead_units > 0.5
+    assert re.fullmatch(
+        r"the student is \d+ points behind its ensemble \(\d+ against \d+%\): \d+ of 64 ReLU units are dead; "
+        "lower consolidation.lr, or use warm-up and clip",
+        broken.warning,
+    )
+    assert (clipped.dead_units, clipped.warning) == (0.0, "")
+
+
+def test_a_student_that_was_not_trained_long_enough_is_told_so(teachers: list[nn.Module]) -> None:
+    logits = teacher_logits(teachers, TRANSFER.inputs)
+    short = settings(epochs=2, lr=0.001)
+    result = consolidate(some_model(5), teachers, TRANSFER, VALIDATION, short, 3, setup=CPU)
+    assert result.trend == ""
+    assert "points behind its ensemble" in result.warning
+    assert re.search(r"it follows it on \d+% of the transfer set; raise consolidation.epochs", result.warning)
+    unknown = consolidate(some_model(5), logits, TRANSFER, VALIDATION, short, 3, setup=CPU)
+    assert unknown.ensemble_accuracy is None
+    assert unknown.warning == "", "nobody knows how good the ensemble is"
+
+
+def test_a_loss_that_was_not_finite_is_said(teachers: list[nn.Module]) -> None:
+    result = consolidate(
+        some_model(5),
+        teachers,
+        TRANSFER,
+        VALIDATION,
+        settings(lr=1e3, epochs=20, momentum=0.99, clip=0),
+        3,
+        setup=CPU,
+    )
+    assert result.trend == "not finite"
+    assert result.warning.startswith("the student's loss was not finite; lower consolidation.lr")

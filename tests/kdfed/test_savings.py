@@ -121,8 +121,9 @@ def test_what_the_arm_alone_reaches_saves_all_and_never_more():
     assert compare([Pair(None, 3)] * 6).saved == Interval(100.0, 100.0, 100.0)
 
 
-def test_a_median_between_misses_of_either_side_is_no_number_of_either():
-    assert compare(pairs_of((None, 3), (10, None))).saved == Interval(0.0, None, None)
+def test_a_median_beside_a_miss_is_the_larger_ratio():
+    assert compare(pairs_of((None, 3), (10, None))).saved == Interval(-math.inf, None, None)
+    assert compare(pairs_of((None, 3), (10, 5))).saved == Interval(50.0, None, None)
 
 
 @given(PAIRS)
@@ -209,7 +210,9 @@ def test_where_anything_is_censored_there_is_no_geometric_mean(missed):
 
 def test_nothing_to_compare_is_no_number():
     assert compare([]) == NOTHING
-    assert compare([Pair(None, None)] * 9) == NOTHING
+    assert compare([Pair(None, None)] * 5) == NOTHING
+    assert compare([Pair(None, None)] * 9) == Comparison(None, None, 1.0, None)
+    assert verdict(compare([Pair(None, None)] * 9), False, 0.0) == "undecided"
     assert Comparison(None, None, None, None) == NOTHING
 
 

@@ -18,6 +18,7 @@ from kdfed.settings import ModelSettings, OptimiserSettings
 from kdfed.task import CLASSIFICATION
 from kdfed.train import (
     batch_sizes,
+    clip_gradient,
     evaluate,
     fit,
     make_optimizer,
@@ -181,3 +182,12 @@ def test_an_unknown_optimiser_is_refused() -> None:
     model = build_model(ModelSettings(name="mlp"), (4,), 2, 0)
     with pytest.raises(KdfedError, match="expected one of sgd, adam, adamw, got 'own'"):
         make_optimizer(model, OptimiserSettings().model_copy(update={"optimizer": "own"}))
+
+
+def test_a_gradient_is_scaled_down_to_the_norm_and_never_up() -> None:
+    """(3, 4) has the norm 5: of norm 1 it is (0.6, 0.8)."""
+    model = nn.Linear(2, 1, bias=False)
+    for norm, expected in ((1.0, [0.6, 0.8]), (6.0, [3.0, 4.0]), (0.0, [3.0, 4.0])):
+        model.weight.grad = torch.tensor([[3.0, 4.0]])
+        clip_gradient(model, norm)
+        assert model.weight.grad.flatten().tolist() == pytest.approx(expected, rel=1e-5)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import replace
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -12,17 +13,22 @@ from flwr.serverapp.strategy import FedAvg, FedProx
 
 from clients.participants import simulated
 from kdfed.arrays import spec_of
-from kdfed.data import prepare
+from kdfed.config import server_labels
+from kdfed.data import Examples, prepare
 from kdfed.errors import ConfigError, KdfedError
 from kdfed.local import LOCAL_MODES, PLAIN
 from kdfed.messages import Simulation
 from kdfed.models import build_model, load_state, state_of
 from kdfed.seeding import derive
+from kdfed.server import GivenStrategy
 from kdfed.settings import OptimiserSettings
 from kdfed.task import CLASSIFICATION
 from kdfed.train import fit
 from simulations.engines.inprocess import InProcessGrid
-from strategies.catalogue import STRATEGIES
+from simulations.server_app import held_out_data, server_data
+from strategies.arm_config import ArmConfig
+from strategies.catalogue import STRATEGIES, make_strategy
+from strategies.fedavg import FedAvgServer
 
 BATCH_NORM = {"name": "cnn", "options": {"width": 4, "norm": "batch"}}
 
@@ -278,20 +284,84 @@ def test_a_strategy_that_would_sample_or_wait_for_ever_is_refused(tiny, run_arm)
         run_arm(tiny(), strategy=FedProx(proximal_mu=0.1))
 
 
+DISTILLED = {"server.strategy": "feddf", "server.distillation.epochs": 2}
+
+
+@pytest.mark.parametrize(
+    ("changes", "used"),
+    [
+        ({"server.strategy": "fedavg"}, set()),
+        ({"server.strategy": "fedmd"}, set()),
+        ({"server.strategy": "ds_fl"}, set()),
+        (DISTILLED, set()),
+        ({**DISTILLED, "server.distillation.ensemble": "validated"}, {"validation"}),
+        ({**DISTILLED, "server.distillation.select": "best", "server.distillation.lr": 0.05}, {"validation"}),
+        (
+            {**DISTILLED, "server.distillation.labels": True, "server.distillation.weight": 0.5},
+            {"transfer"},
+        ),
+    ],
+)
+def test_a_strategy_learns_from_no_other_labels_than_it_says(tiny, run_arm, changes, used):
+    experiment = tiny(**changes, **{"rounds.horizon": 1})
+    assert experiment.arm("cold").server.server_labels() == used
+    data = server_data(prepare(experiment.data))
+
+    def trained(**poisoned):
+        result = run_arm(experiment, data=replace(data, **poisoned))
+        return result.arrays.to_torch_state_dict()
+
+    honest = trained()
+    for split in ("validation", "transfer"):
+        examples = getattr(data, split)
+        other = trained(**{split: Examples(examples.inputs, (examples.labels + 1) % 10)})
+        same = all(torch.equal(honest[key], other[key]) for key in honest)
+        assert same == (split not in used)
+
+
+@pytest.mark.parametrize("declared", [None, True, False])
+def test_a_strategy_that_says_it_uses_no_labels_is_shown_none(tiny, declared):
+    class Looking(FedAvgServer):
+        uses_server_labels: ClassVar[bool | None] = declared
+
+        def build(self, config):
+            seen.append(config)
+            return super().build(config)
+
+    seen: list[ArmConfig] = []
+    experiment = tiny()
+    prepared = prepare(experiment.data)
+    data, arm = server_data(prepared), experiment.arm("cold").model_copy(update={"server": Looking()})
+    make_strategy(ArmConfig(arm=arm, data=data, held_out=held_out_data(prepared)))
+    shown = seen[0].data
+    for ours, theirs in ((data.validation, shown.validation), (data.transfer, shown.transfer)):
+        assert torch.equal(ours.inputs, theirs.inputs)
+        hidden = bool((theirs.labels == -100).all())
+        assert hidden == (declared is False)
+        assert hidden or torch.equal(ours.labels, theirs.labels)
+    assert seen[0].held_out is None, "what rounds are counted on is nobody's"
+    assert server_labels(arm, 20, 40) == (0 if declared is False else 60)
+
+
+def test_a_student_that_is_not_well_is_said_in_the_log(tiny, run_arm, caplog):
+    experiment = tiny(**{"consolidation.lr": 50.0, "consolidation.temperature": 1.0, "rounds.horizon": 0})
+    with caplog.at_level("WARNING", "kdfed.strategies"):
+        result = run_arm(experiment, "consolidated")
+    assert result.consolidation.warning
+    assert f"consolidated, seed 3: {result.consolidation.warning}" in caplog.messages
+
+
 def test_what_builds_no_strategy_is_refused(tiny):
-    from kdfed.server import GivenStrategy
-    from strategies.arm_config import ArmConfig
-    from strategies.catalogue import make_strategy
 
     class Nothing(GivenStrategy):
         def build(self, config):
             return "fedavg"
 
-    arm = tiny().arm("cold")
+    arm, data = tiny().arm("cold"), server_data(prepare(tiny().data))
     for server, told in (
         (GivenStrategy(), "expected server settings that name a strategy"),
         (Nothing(), r"server\.strategy 'given': expected build to return a Strategy of .*, got 'fedavg'"),
     ):
-        config = ArmConfig(arm=arm.model_copy(update={"server": server}), data=None)
+        config = ArmConfig(arm=arm.model_copy(update={"server": server}), data=data)
         with pytest.raises(KdfedError, match=told):
             make_strategy(config)

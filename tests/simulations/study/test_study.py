@@ -41,8 +41,9 @@ from simulations.study.jobs import (
 )
 from simulations.study.report import render
 from simulations.study.rows import rows_of
-from simulations.study.running import _run_all, remaining_work
+from simulations.study.running import remaining_work
 from simulations.study.settings import StudySettings, Vary, read_study
+from simulations.workers import run_all
 from tests.setups import CPU
 
 pytestmark = pytest.mark.xdist_group("study")  # a study that is shared is run once
@@ -346,7 +347,7 @@ def test_a_worker_that_dies_is_an_error_that_says_what_to_change():
         ProcessPoolExecutor(1, context) as pool,
         pytest.raises(RunError, match=r"a worker process died.*use fewer --workers"),
     ):
-        _run_all(pool, os._exit, [(9,)], lambda: None)
+        run_all(pool, os._exit, [(9,)], lambda own, result: None)
 
 
 def test_a_study_whose_folder_cannot_be_written_to_computes_nothing(tmp_path, monkeypatch, capsys):
