@@ -110,14 +110,14 @@ class Pooled:
     low, high
         The 95% interval of it; ``-inf`` and ``inf`` are ends that are open. None where there is no figure,
         or a cell has fewer than six pairs.
-    cells
-        How many there are.
+    medians
+        Of the cells; NaN where there is none.
     """
 
     log_ratio: float | None
     low: float | None
     high: float | None
-    cells: int
+    medians: tuple[float, ...]
 
 
 def pool(cells: Sequence[Sequence[float]], draws: int = DRAWS, seed: int = SEED) -> Pooled:
@@ -140,16 +140,16 @@ def pool(cells: Sequence[Sequence[float]], draws: int = DRAWS, seed: int = SEED)
     Examples
     --------
     >>> pool([[-0.5] * 6, [-1.5] * 7])
-    Pooled(log_ratio=-1.0, low=-1.0, high=-1.0, cells=2)
+    Pooled(log_ratio=-1.0, low=-1.0, high=-1.0, medians=(-0.5, -1.5))
     """
-    medians = [
+    medians = tuple(
         float(_medians(np.asarray([cell], dtype=float))[0]) if len(cell) else math.nan for cell in cells
-    ]
+    )
     if not cells or not all(map(math.isfinite, medians)):
-        return Pooled(None, None, None, len(cells))
+        return Pooled(None, None, None, medians)
     figure = math.fsum(medians) / len(medians)
     if min(map(len, cells)) < FEWEST:
-        return Pooled(figure, None, None, len(cells))
+        return Pooled(figure, None, None, medians)
     generator = np.random.default_rng(seed)
     total = np.zeros(draws)
     with np.errstate(invalid="ignore"):  # infinities of both signs: NaN, which widens both ends
@@ -159,11 +159,14 @@ def pool(cells: Sequence[Sequence[float]], draws: int = DRAWS, seed: int = SEED)
     means = total / len(cells)
     low, high = (np.sort(np.where(np.isnan(means), end, means)) for end in (-np.inf, np.inf))
     left_out = int(0.025 * draws)
-    return Pooled(figure, float(low[left_out]), float(high[draws - 1 - left_out]), len(cells))
+    return Pooled(figure, float(low[left_out]), float(high[draws - 1 - left_out]), medians)
 
 
 def _medians(rows: np.ndarray) -> np.ndarray:
-    """Return the median of each row, NaN left out; NaN where nothing is left, or between two infinities."""
+    """Return the median of each row, NaN left out; NaN where nothing is left.
+
+    Beside an infinity it is the larger of the middle two, as in :mod:`kdfed.savings`.
+    """
     ordered = np.sort(rows, axis=1)  # NaN come last
     known = np.count_nonzero(~np.isnan(rows), axis=1)
     row = np.arange(len(rows))
@@ -172,4 +175,5 @@ def _medians(rows: np.ndarray) -> np.ndarray:
         ordered[row, np.minimum(known // 2, rows.shape[1] - 1)],
     )
     with np.errstate(invalid="ignore"):
-        return np.where(below == above, below, (below + above) / 2)
+        middle: np.ndarray = np.where(np.isfinite(below) & np.isfinite(above), (below + above) / 2, above)
+    return middle

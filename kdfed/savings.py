@@ -55,7 +55,7 @@ class Pair:
 
     @property
     def log_ratio(self) -> float:
-        """Log of the arm's cost over the baseline's, infinite for a miss of one side.
+        """Log of the arm's cost over the baseline's, infinite for a miss of one side or a cost of 0.
 
         Raises
         ------
@@ -66,7 +66,7 @@ class Pair:
             raise ValueError("expected a pair in which somebody reached the target, got two misses")
         if self.arm is None:
             return math.inf
-        if self.baseline is None:
+        if self.baseline is None or self.arm == 0:
             return -math.inf
         return math.log(self.arm / self.baseline)
 
@@ -129,12 +129,13 @@ def compare(pairs: Sequence[Pair]) -> Comparison:
     Interval(median=50.0, low=None, high=None)
     """
     hits = [pair for pair in pairs if not pair.both_missed]
-    if not hits or any(pair.baseline == 0 for pair in hits):
+    if any(pair.baseline == 0 for pair in hits):
         return NOTHING
-    if any(pair.arm == 0 for pair in hits):
-        saved = [_saved(pair.arm / pair.baseline) for pair in hits if pair.arm is not None and pair.baseline]
-        return Comparison(Interval(statistics.median(saved), None, None), None, None, None)
+    if not hits:
+        return Comparison(None, None, 1.0 if len(pairs) >= FEWEST else None, None)
     logs = sorted(pair.log_ratio for pair in hits)
+    if any(pair.arm == 0 for pair in hits):
+        return Comparison(Interval(_saved(math.exp(_median(logs))), None, None), None, None, None)
     unknown = len(pairs) - len(hits)
     interval = median_interval(logs, unknown)
     low, high = (None if end is None else _saved(math.exp(end)) for end in (interval.high, interval.low))
@@ -153,9 +154,12 @@ def _saved(ratio: float) -> float:
 
 
 def _median(ordered: Sequence[float]) -> float:
-    """Return the median of sorted numbers; between two infinities of unlike signs lies nothing: 0."""
+    """Return the median of sorted log-ratios; beside an infinity, the larger of the middle two.
+
+    Half of an infinity is none, and the larger ratio flatters nobody.
+    """
     low, high = ordered[(len(ordered) - 1) // 2], ordered[len(ordered) // 2]
-    return low if low == high else 0.0 if low == -high else (low + high) / 2
+    return (low + high) / 2 if math.isfinite(low) and math.isfinite(high) else high
 
 
 def _tail(n: int, k: int) -> float:
@@ -251,8 +255,10 @@ def verdict(found: Comparison, significant: bool, accuracy_lost: float | None) -
         95% bound of the ratio is below 1.15, and at most 0.5 points of converged accuracy are lost. Else
         ``undecided``. None where there is no interval.
     """
-    if found.saved is None or found.saved.low is None or found.upper is None:
+    if found.p_value is None:
         return None
+    if found.saved is None or found.saved.low is None or found.upper is None:
+        return "undecided"  # nobody ever got there
     if significant and found.saved.low > 0:
         return "saves"
     kept = accuracy_lost is not None and accuracy_lost <= MOST_LOST_ACCURACY + 1e-12

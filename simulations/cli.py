@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import re
+import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatch
@@ -251,6 +252,35 @@ def study(
 
 
 @app.command()
+def tune(
+    experiment: ExperimentArgument,
+    assignments: SetOption = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes. Default: the cores that are there.")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(parser=_out, metavar="DIR", help="The folder. Default: runs/NAME-tuning."),
+    ] = None,
+) -> None:
+    """Search for good settings of each arm, and write an experiment that has them.
+
+    EXPERIMENT is a YAML file with a section `tuning`, or the name of one that comes with kdfed. What the
+    folder's cache holds is not run again, so a search that was interrupted goes on where it stopped.
+    """
+    console, here = Console(), Path.cwd()
+    from simulations.tuning import load_tuning, run_tuning
+
+    words = assignments or []
+    plan = load_tuning(_shipped(experiment), words)
+    folder = here / (out if out is not None else Path("runs") / f"{plan.experiment.name}-tuning")
+    command = shlex.join(["kdfed", "tune", experiment.name, *(["--set", *words] if words else [])])
+    with recording_in(folder):
+        run_tuning(plan, folder, workers=workers, console=console, command=command)
+    console.print(f"tuned.yaml and trials.csv: {escape(str(folder))}", soft_wrap=True)
+
+
+@app.command()
 def partition(
     experiment: ExperimentArgument,
     assignments: SetOption = None,
@@ -394,13 +424,11 @@ def _default_nodes(experiment: Experiment) -> int:
 
 
 def _show_results(console: Console, folder: RunFolder) -> None:
-    from simulations.tables import cost_table, savings_table
+    from simulations.tables import result_tables
 
-    summary = folder.read_summary()
-    console.print("", cost_table(summary), "", sep="\n")
-    savings = savings_table(summary)
-    if savings is not None:
-        console.print(savings, "", sep="\n")
+    console.print()
+    for table in result_tables(folder.read_summary(), folder.read_rounds()):
+        console.print(table, "", sep="\n")
     console.print(f"records and report: {escape(str(folder.path))}", soft_wrap=True)
 
 

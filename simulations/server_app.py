@@ -103,7 +103,7 @@ def run_experiment(
     torch.set_num_threads(experiment.threads)
     with folder:
         data = prepare(experiment.data)
-        experiment = folder.experiment
+        experiment = _with_horizon(folder.experiment)
         folder.begin(experiment)
         failures: list[Failure] = []
         with _logging_to(folder.log_path):
@@ -123,6 +123,15 @@ def run_experiment(
         raise RunError("\n".join(problems))
     on_event(Event(arm="", seed=experiment.seeds[-1], phase="done"))
     return summary
+
+
+def _with_horizon(experiment: Experiment) -> Experiment:
+    """Return an experiment whose horizon is a number; it takes a run of the baseline to find one."""
+    if experiment.rounds.horizon != "auto":
+        return experiment
+    from simulations.tuning.horizon import baseline_curves, horizon_of  # which runs arms like this module
+
+    return experiment.with_horizon(*horizon_of(experiment, baseline_curves(experiment)))
 
 
 def conclude(

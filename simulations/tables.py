@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from statistics import fmean
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,13 @@ from rich.filesize import decimal
 from rich.markup import escape
 from rich.table import Table
 
+from kdfed.convergence import CONVERGENCE
+from kdfed.pooled import is_open
+from kdfed.records import RoundRecord
+from simulations.report.counted import cells_of, comparison_of, is_few, median, runs_to, spent
 from simulations.report.figures import short_name
+from simulations.report.rows import control_heads, control_rows, labels_of, not_run, rising, starts_of
+from simulations.report.words import Saving, number, plural, signed, target_words, verdict, verdict_line
 
 EXCHANGE = "An exchange is a communication round: a federated round, or the one that collects the teachers."
 """What the first table says below itself."""
@@ -24,37 +30,63 @@ SHOWN_CLASSES = 20
 """Columns of the partition table; more classes are summed up in one column."""
 
 
+COLUMNS = {
+    "exchanges": ("exchanges", lambda value: f"{value:g}"),
+    "participant_uploads": ("uploads", number),
+    "bytes": ("bytes", lambda value: decimal(round(value))),
+    "local_steps": ("local steps", number),
+}
+"""Costs of the tables of a run, the first the loudest: their words and how they are written."""
+
+
 def cost_table(summary: Mapping[str, Any]) -> Table:
-    """Return what each arm paid to reach each target, as means over the seeds that reached it.
+    """Return what each arm paid to reach each target, as medians over seeds, a miss later than everything.
 
     Parameters
     ----------
     summary
         What ``summary.json`` holds.
     """
-    headers = ("rounds", "exchanges", "uploads", "bytes", "missed")
-    table = _table("cost to target (mean over the seeds that reached it)", ("arm", "target"), headers)
-    table.caption = EXCHANGE
+    headers = [*(words for words, _ in COLUMNS.values()), "missed"]
+    title = f"cost to target, median of {plural(len(summary['seeds']), 'seed')}"
+    table = _table(title, ("arm", "target"), headers)
     for arm, target in dict.fromkeys((run["arm"], run["target"]) for run in summary["runs"]):
-        runs = [run for run in summary["runs"] if (run["arm"], run["target"]) == (arm, target)]
-        hits = [hit for hit in (run[f"{run['rule']}_hit"] for run in runs) if hit is not None]
+        paid = {cost: spent(summary, arm, target, cost) for cost in COLUMNS}
         table.add_row(
             escape(arm),
-            target,
-            *(_mean(hits, key) for key in ("round", "exchanges", "participant_uploads")),
-            decimal(round(fmean(hit["bytes_up"] + hit["bytes_down"] for hit in hits))) if hits else "–",
-            _missed(runs),
+            target_words(target),
+            *(_middle(paid[cost], write) for cost, (_, write) in COLUMNS.items()),
+            _missed(summary, arm, target),
         )
+    table.caption = f"{EXCHANGE} {_head(summary)}"
     return table
 
 
-def _missed(runs: Sequence[Mapping[str, Any]]) -> str:
+def _head(summary: Mapping[str, Any]) -> str:
+    """Say the horizon and why, the labels of the server, and on how many examples hits are read."""
+    horizon = summary["horizon"]
+    why = f" ({escape(horizon['why'])})" if horizon["why"] else ""
+    told = f"Horizon: {plural(horizon['rounds'], 'round')}{why}. "
+    told += f"Labels the server fits on: {labels_of(summary)}."
+    if summary["evaluation_examples"] is not None:
+        told += f" Read on {summary['evaluation_examples']:,} evaluation examples."
+    return f"{escape(summary['note'])} {told}" if summary.get("note") else told
+
+
+def _middle(values: Sequence[float], write: Callable[[float], str]) -> str:
+    if not values:
+        return "–"
+    middle = median(values)
+    return "–" if math.isinf(middle) else write(middle)
+
+
+def _missed(summary: Mapping[str, Any], arm: str, target: str) -> str:
     """Say how many runs missed a target; those that did not finish, or had none to reach, are no misses."""
-    without = [run for run in runs if run[f"{run['rule']}_hit"] is None]
-    open_ = [r for r in without if r["target_accuracy"] is None or r["stopped"] in ("failed", "interrupted")]
-    missed = len(without) - len(open_)
+    runs = runs_to(summary, arm, target)
+    unknown = sum(is_open(run, summary["horizon"]["rounds"]) for run in runs)
+    missed = sum(run["hit"] is None for run in runs) - unknown
     words = [f"{missed} of {len(runs)}"] if missed else []
-    words += [f"{len(open_)} unknown"] if open_ else []
+    words += [f"{unknown} unknown"] if unknown else []
     return ", ".join(words) or "none"
 
 
@@ -69,14 +101,6 @@ def _table(title: str, words: Sequence[str], headers: Sequence[str]) -> Table:
     return table
 
 
-def _mean(hits: Sequence[Mapping[str, float]], key: str) -> str:
-    return f"{fmean(hit[key] for hit in hits):.4g}" if hits else "–"
-
-
-SAVED_COSTS = ("rounds", "exchanges", "participant_uploads", "bytes")
-"""Columns of the savings table; the summary also compares local steps."""
-
-
 def savings_table(summary: Mapping[str, Any]) -> Table | None:
     """Return what each arm saved against the baseline, or None where there is nothing to compare.
 
@@ -85,38 +109,100 @@ def savings_table(summary: Mapping[str, Any]) -> Table | None:
     summary
         What ``summary.json`` holds.
     """
-    comparisons = {(c["arm"], c["target"], c["cost"]): c for c in summary["comparisons"]}
-    if not comparisons:
+    cells = cells_of(summary)
+    if not cells:
         return None
-    baseline = next(iter(comparisons.values()))["baseline"]
-    headers = ("rounds", "exchanges", "uploads", "bytes", "pairs")
-    table = _table(
-        f"saved against {escape(baseline)}: mean over paired seeds, its 95% interval",
-        ("arm and target",),
-        headers,
-    )
-    for arm, target in dict.fromkeys((arm, target) for arm, target, _ in comparisons):
-        row = [comparisons[arm, target, cost] for cost in SAVED_COSTS]
-        censored = row[0]["censored"]
-        left_out = censored["baseline"] + censored["both"] + row[0]["failed"]
+    baseline = comparison_of(summary, *cells[0], "exchanges")["baseline"]
+    few = is_few(len(summary["seeds"]))
+    figures = "one figure a seed, no interval" if few else "median over seeds, its interval"
+    headers = [*(words for words, _ in COLUMNS.values()), "verdict", "seeds"]
+    table = _table(f"% saved against {escape(baseline)}: {figures}", ("arm and target",), headers)
+    for arm, target in cells:
+        row = [comparison_of(summary, arm, target, cost) for cost in COLUMNS]
         table.add_row(
-            f"{escape(arm)}\n{target}",
-            *(_saving(comparison) for comparison in row),
-            str(row[0]["pairs"]) + (f" of {row[0]['pairs'] + left_out}" if left_out else ""),
+            f"{escape(arm)}\n{target_words(target)}",
+            *(_saving(summary, comparison) for comparison in row),
+            verdict(row[0]) or "–",
+            _pairs(row[0]),
         )
+    table.caption = escape(verdict_line(summary))
+    return table
+
+
+def _saving(summary: Mapping[str, Any], comparison: Mapping[str, Any]) -> str:
+    return escape("\n".join(part for part in signed(summary, comparison) if part))
+
+
+def _pairs(comparison: Mapping[str, Any]) -> str:
+    left_out = comparison["failed"] + comparison["without_federation"]
+    return str(comparison["pairs"]) + (f" of {comparison['pairs'] + left_out}" if left_out else "")
+
+
+def convergence_table(summary: Mapping[str, Any]) -> Table:
+    """Return every arm's rounds to convergence, and when its curve is known to be flat.
+
+    Parameters
+    ----------
+    summary
+        What ``summary.json`` holds.
+    """
+    figures = "one figure a seed" if is_few(len(summary["seeds"])) else "median over seeds"
+    title = f"rounds to convergence ({target_words(CONVERGENCE)}), {figures}"
+    headers = ("rounds", "saved", "verdict", "flat at", "half", "double", "ends at")
+    table = _table(title, ("arm",), headers)
+    for row in rising(summary):
+        saved = row.saved or Saving("–", "", "", "none")
+        cells = (
+            f"{row.arm} (control)" if row.is_control else row.arm,
+            row.rounds,
+            "\n".join(part for part in (saved.figure, saved.interval, saved.others) if part),
+            *(row.verdict or "–", row.flat, row.half, row.double, row.accuracy),
+        )
+        table.add_row(*map(escape, cells))
     table.caption = (
-        "Pairs whose baseline missed, or in which a run failed, are not counted; an arm that misses counts "
-        "in full."
+        "Flat at: the round at which its own curve is known to be flat (median); then with half and double "
+        "the tolerance."
     )
     return table
 
 
-def _saving(comparison: Mapping[str, Any]) -> str:
-    saved = comparison["saved_percent"]
-    if saved is None:
-        return "–"
-    interval = "" if comparison["pairs"] < 2 else escape(f"\n[{saved['low']:.0f}, {saved['high']:.0f}]")
-    return f"{saved['mean']:.0f}%{interval}"
+def controls_table(summary: Mapping[str, Any], starts: Mapping[str, float]) -> Table:
+    """Return the arms, the controls and the ceiling: labels, accuracies, exchanges to each target.
+
+    Parameters
+    ----------
+    summary
+        What ``summary.json`` holds.
+    starts
+        Accuracy of each arm's start; see :func:`simulations.report.rows.starts_of`.
+    """
+    table = _table("controls, and exchanges to each target", ("",), ())
+    for head in control_heads(summary)[1:]:
+        table.add_column(escape(head), justify="right", min_width=min(len(head), 9))
+    for row in control_rows(summary, starts):
+        table.add_row(*map(escape, row.cells))
+    if not_run(summary):
+        table.caption = escape(f"{not_run(summary)}.")
+    return table
+
+
+def result_tables(summary: Mapping[str, Any], records: Sequence[RoundRecord]) -> list[Table]:
+    """Return every table that a run prints.
+
+    Parameters
+    ----------
+    summary
+        What ``summary.json`` holds.
+    records
+        What ``rounds.jsonl`` holds.
+    """
+    savings = savings_table(summary)
+    return [
+        cost_table(summary),
+        *([] if savings is None else [savings]),
+        convergence_table(summary),
+        controls_table(summary, starts_of(records)),
+    ]
 
 
 def partition_table(counts: np.ndarray, class_names: Sequence[str], title: str) -> Table:

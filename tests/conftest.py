@@ -91,8 +91,13 @@ def run_arm(tmp_path: Path) -> Callable[..., Any]:
         simulation = Simulation.of(arm, seed, store)
         arm_config = ArmConfig(
             **{
-                **{"arm": arm, "data": data, "held_out": held_out, "seed": seed, "name": name},
-                **{"simulation": simulation, **config},
+                "arm": arm,
+                "data": data,
+                "held_out": held_out,
+                "seed": seed,
+                "name": name,
+                "simulation": simulation,
+                **config,
             }
         )
         start = ArrayRecord(dict(initial_state(arm, data, seed)))

@@ -29,16 +29,16 @@ Which seeds are pairs (in this order; a seed is counted once)
 
 Figures of a cell
 
-- Of an even number of log-ratios, the median is the mean of the middle two. If one of those is infinite, so
-  is the median; if they are infinities of both signs it is 0, which favours neither.
+- Of an even number of log-ratios, the median is the mean of the middle two; where one of those is infinite,
+  the larger of them.
 - Ranks of the order-statistic interval are those of all pairs, both-missed ones included; these lie at minus
   infinity for its lower end and at plus infinity for its upper one.
 - Sign test: log-ratios of exactly 0 are left out; a both-missed pair counts against the majority of the
   signs; p is 1 where all are ties or misses. There is a p-value from six pairs on, for controls, too, but not
   in a cell where a cost is 0.
 - Holm: over the cells of one cost that have a p-value and are no control's. A cell without one is no test.
-- One 0 among the costs of a cell's hits makes the whole cell a point without an interval: the median over the
-  pairs in which both hit. If it is the baseline's, there is no point either.
+- One 0 among the costs of a cell's hits makes the whole cell a point without an interval: the median over its
+  pairs, of which a cost of 0 is minus infinity. If it is the baseline's, there is no point either.
 - "Does not lose": with no seed in which both finished, a cell is undecided. So is one where all missed.
 - The ceiling: over all seeds in which the baseline finished and hit the target, pairs or not; the median of
   an even number of percents is the mean of the middle two.
@@ -192,14 +192,12 @@ def _largest(ratios: Sequence[float | None], k: int) -> float:
 
 
 def median(values: Iterable[float]) -> float | None:
-    """The median of numbers and infinities, 0 between both infinities; None of nothing."""
+    """The median of numbers and infinities, the larger of two of which one is infinite; None of nothing."""
     ordered = sorted(values)
     if not ordered:
         return None
     low, high = ordered[(len(ordered) - 1) // 2], ordered[len(ordered) // 2]
-    if low == high:
-        return low
-    return 0.0 if low == -high else (low + high) / 2
+    return high if math.isinf(low) or math.isinf(high) else (low + high) / 2
 
 
 def sign_test(ratios: Sequence[float | None]) -> float:
@@ -240,9 +238,9 @@ def compare(pairs: Sequence[tuple[float | None, float | None]]) -> dict[str, Any
         },
     }
     if 0 in costs:
-        points = [100 * (1 - a / b) for b, a in pairs if a is not None and b]
-        if points and not any(b == 0 for b, _ in pairs):
-            found["saved_percent"] = {"median": statistics.median(points), "low": None, "high": None}
+        if not any(b == 0 for b, _ in pairs):
+            points = [-math.inf if a == 0 else log_ratio(b, a) for b, a in pairs if (b, a) != (None, None)]
+            found["saved_percent"] = {"median": percent(median(points)), "low": None, "high": None}
         return found
     ratios = [log_ratio(b, a) for b, a in pairs]
     if len(pairs) >= 6:
@@ -307,7 +305,7 @@ class Run:
         self.curve = [float(record["accuracy"]) for record in records]
         self.finished = outcome is not None and outcome["stopped"] not in ("failed", "interrupted")
         self.to_horizon = self.finished and len(records) == horizon + 1
-        self.converged = converged(self.curve) if self.finished else None
+        self.converged = converged(self.curve) if self.finished and self.to_horizon else None
 
     def hit(self, target: float | None) -> Record | None:
         """The record that is billed for the target."""
@@ -332,7 +330,7 @@ def recount(folder: Path, majority: float | None = None, horizon: int | None = N
     horizon
         The number of rounds, where the experiment file says ``auto``.
     """
-    experiment = yaml.safe_load((folder / "experiment.yaml").read_text(encoding="utf-8"))
+    experiment = _upgraded(yaml.safe_load((folder / "experiment.yaml").read_text(encoding="utf-8")))
     rounds = experiment["rounds"]
     horizon = horizon if rounds["horizon"] == "auto" else rounds["horizon"]
     if horizon is None:
@@ -390,6 +388,18 @@ def recount(folder: Path, majority: float | None = None, horizon: int | None = N
     }
 
 
+def _upgraded(experiment: dict[str, Any]) -> dict[str, Any]:
+    """An experiment of the first version in today's words."""
+    if "max" not in experiment["rounds"]:
+        return experiment
+    plateau = {"rounds": 20, "min-delta": 0.005}
+    return {
+        **experiment,
+        "rounds": {"horizon": experiment["rounds"]["max"], "plateau": plateau},
+        "targets": [str(target).replace("-of-best", "-of-converged") for target in experiment["targets"]],
+    }
+
+
 def _arm_of(experiment: Mapping[str, Any], control: str) -> str | None:
     """The arm of this name that is a control; else the first that starts like it."""
     if control in (experiment.get("controls") or ()):
@@ -403,11 +413,14 @@ def _arm_of(experiment: Mapping[str, Any], control: str) -> str | None:
 def _lines(path: Path) -> list[Record]:
     """Lines of JSON; a last line that is half written is dropped."""
     text = path.read_text(encoding="utf-8") if path.exists() else ""
-    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+    return [json.loads(line) for line in text.split("\n")[:-1]]
 
 
 def _outcomes(folder: Path) -> dict[tuple[str, int], Record]:
-    return {(one["arm"], one["seed"]): one for one in _lines(folder / "outcomes.jsonl")}
+    outcomes = {(one["arm"], one["seed"]): one for one in _lines(folder / "outcomes.jsonl")}
+    for one in outcomes.values():
+        one["stopped"] = "horizon" if one["stopped"] == "max-rounds" else one["stopped"]
+    return outcomes
 
 
 def _runs(folder: Path, horizon: int) -> Runs:
@@ -626,7 +639,10 @@ MISSING = _Missing()
 
 
 def check(folder: Path, summary: Mapping[str, Any] | None = None) -> list[str]:
-    """Every disagreement between a run folder's records and its summary (of another schema: give it)."""
+    """Every disagreement between a run folder's records and its summary.
+
+    That of a folder of the first version is none of this schema: give what kdfed makes of it.
+    """
     if summary is None:
         summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     if summary.get("schema") != 2:

@@ -213,9 +213,9 @@ def test_a_seed_in_which_only_the_baseline_misses_counts_for_the_arm():
     assert found["saved_percent"] == {"median": 100, "low": pytest.approx(-20), "high": 100}
 
 
-def test_as_many_misses_of_one_side_as_of_the_other_favour_neither():
+def test_as_many_misses_of_one_side_as_of_the_other_are_no_saving():
     found = compare([(10, None)] * 3 + [(None, 5)] * 3)
-    assert found["saved_percent"] == {"median": 0, "low": None, "high": 100}
+    assert found["saved_percent"] == {"median": None, "low": None, "high": 100}
 
 
 def test_a_cell_of_nothing_but_misses_says_nothing():

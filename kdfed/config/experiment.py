@@ -13,6 +13,7 @@ from pydantic import AfterValidator, BaseModel, Field, PrivateAttr, create_model
 from kdfed.choosing import gathered
 from kdfed.config.document import dump
 from kdfed.config.merging import merge
+from kdfed.config.tuning import TuningSettings
 from kdfed.convergence import CONVERGENCE
 from kdfed.distill import KDMethod, VanillaConsolidation
 from kdfed.family import Families
@@ -140,6 +141,8 @@ class Experiment(Arm):
     """Arms that are added under these names, for whoever doubts the others. ``server``: a model trained on
     the server's own labels alone, then federated rounds from it. ``averaged``: the teachers' weights,
     averaged. ``longer``: the baseline with as many local steps more as the teachers make."""
+    tuning: TuningSettings | None = None
+    """What `kdfed tune` searches; a run does not use it."""
     arms: Annotated[dict[str, dict[str, Any]], Field(min_length=1)]
     """The arms by name (at most 64 letters, digits, hyphens, underscores); each replaces some keys of the
     experiment."""

@@ -271,6 +271,13 @@ def _check_whole(experiment: Experiment) -> Iterator[Mistake]:
             "end; set targets: [0.9], or remove it",
         )
     yield from impossible_controls(experiment)
+    reported = sorted(set(experiment.seeds) & set(experiment.tuning.seeds if experiment.tuning else ()))
+    if reported:
+        yield Mistake(
+            "tuning.seeds",
+            "expected other seeds than the experiment's, which are reported, got "
+            f"{', '.join(map(str, reported))} in both; change one of them",
+        )
 
 
 def _unmade(error: BaseException, key: str = "") -> Mistake:

@@ -105,7 +105,7 @@ class RunEntry(StrictModel):
     """The last of the curve."""
     converged_accuracy: Score | None
     """The mean of its last ten evaluations, that of the start left out; null for a run that did not
-    finish."""
+    get to the horizon."""
     best_accuracy: Score
     """The best of the curve."""
     weights_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{0,64}$")]

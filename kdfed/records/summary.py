@@ -159,10 +159,14 @@ class _Runs:
     def failed(self, arm: str, seed: int) -> bool:
         return (arm, seed) not in self.ends or self.ends[arm, seed].stopped in ("failed", "interrupted")
 
+    def finished(self, arm: str, seed: int) -> bool:
+        """Whether a run got to the horizon."""
+        curve = self.curves.get((arm, seed), ())
+        return len(curve) > self.experiment.horizon and not self.failed(arm, seed)
+
     def converged(self, arm: str, seed: int) -> float | None:
-        """Return what a run converges to; None for one that did not finish."""
-        curve = self.accuracies(arm, seed)
-        return None if self.failed(arm, seed) or not curve else convergence.converged(curve)
+        """Return what a run converges to; None for one that did not get to the horizon."""
+        return convergence.converged(self.accuracies(arm, seed)) if self.finished(arm, seed) else None
 
     def accuracy(self, seed: int, target: Target) -> float | None:
         """Return the accuracy to reach, None where it is a share of what was never measured."""
@@ -179,12 +183,13 @@ class _Runs:
         return None if found is None else self.curves[arm, seed][found]
 
     def is_open(self, arm: str, seed: int, target: Target) -> bool:
-        """Whether nobody knows when a run reaches a target: it ended before the horizon without a hit."""
-        if self.accuracy(seed, target) is None or (arm, seed) not in self.curves:
+        """Whether a run says nothing of a target: it failed, or ended before the horizon without a hit.
+
+        One that failed after its hit says nothing either: only the quick ones would be left.
+        """
+        if self.accuracy(seed, target) is None or self.failed(arm, seed) or (arm, seed) not in self.curves:
             return True
-        if self.hit(arm, seed, target) is not None:
-            return False
-        return self.failed(arm, seed) or self.curves[arm, seed][-1].round < self.experiment.horizon
+        return self.hit(arm, seed, target) is None and not self.finished(arm, seed)
 
 
 def _run(runs: _Runs, arm: str, seed: int, target: Target) -> RunEntry:
@@ -279,11 +284,17 @@ def _cell(runs: _Runs, arm: str, target: Target, cost: Cost) -> _Cell:
             continue
         pairs.append(Pair(*(None if hit is None else _cost(hit, cost) for hit in (theirs, ours))))
     found = compare(pairs) if pairs else NOTHING
-    ceiling = None
-    reached = [pair.baseline for pair in pairs if pair.baseline is not None]
-    if cost in ("rounds", "exchanges", "rounds_to_convergence") and reached:
-        ceiling = median(100 * (1 - 1 / paid) for paid in reached)
-    return _Cell(arm, target, cost, tuple(pairs), free, failed, found, ceiling)
+    return _Cell(arm, target, cost, tuple(pairs), free, failed, found, _ceiling(runs, target, cost))
+
+
+def _ceiling(runs: _Runs, target: Target, cost: Cost) -> float | None:
+    """Return what an arm that needs one exchange would save: the median over the baseline's hits."""
+    if cost not in ("rounds", "exchanges", "rounds_to_convergence"):
+        return None
+    baseline, seeds = runs.experiment.baseline_arm, runs.experiment.seeds
+    hits = [runs.hit(baseline, seed, target) for seed in seeds if not runs.is_open(baseline, seed, target)]
+    saved = [100 * (1 - 1 / _cost(hit, cost)) for hit in hits if hit is not None]
+    return median(saved) if saved else None
 
 
 def _accuracy_lost(runs: _Runs, arm: str) -> float | None:

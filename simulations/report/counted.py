@@ -16,10 +16,10 @@ Summary = Mapping[str, Any]
 """What ``summary.json`` holds."""
 
 CONTROLS = {
-    "server_alone": ("server", "the server alone, no participant"),
-    "server_start": ("server", "start from the server's own model"),
-    "averaged": ("averaged", "start from the teachers' average"),
-    "longer": ("longer", "{baseline} with the teachers' local steps"),
+    "server_alone": ("server", "server alone"),
+    "server_start": ("server", "start from that model"),
+    "averaged": ("averaged", "averaged teachers"),
+    "longer": ("longer", "{baseline} with the teachers' steps"),
 }
 """A control in ``summary.json`` -> its name under ``controls:`` in an experiment, and what it is."""
 

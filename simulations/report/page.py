@@ -179,7 +179,7 @@ def _alone(summary: Mapping[str, Any], target: str) -> dict[str, Any]:
 _TILES = {
     "exchanges": ("Exchanges, teachers counted", "fewer", number),
     "participant_uploads": ("Participant uploads", "fewer", number),
-    "bytes": ("Bytes up and down", "less", lambda count: decimal(round(count))),
+    "bytes": ("Bytes up and down", "less", lambda count: decimal(round(count)).replace(" ", "\u00a0")),
     "local_steps": ("Local steps of training", "fewer", number),
 }
 """The first is the loudest."""

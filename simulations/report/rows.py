@@ -7,11 +7,10 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import NamedTuple
 
+from kdfed.convergence import CONVERGENCE
 from kdfed.records import RoundRecord
 from simulations.report.counted import (
-    CONVERGENCE,
     Control,
-    Convergence,
     Summary,
     arms_of,
     ceiling_of,
@@ -20,13 +19,12 @@ from simulations.report.counted import (
     controls_of,
     converged,
     convergence_of,
-    is_few,
     level_of,
     median,
     runs_to,
     spent,
 )
-from simulations.report.words import costs, percent, saving, target_words, verdict, whole
+from simulations.report.words import Saving, costs, percent, saving, target_words, verdict, whole
 
 
 class Row(NamedTuple):
@@ -41,16 +39,32 @@ class Row(NamedTuple):
 
 
 class Rising(NamedTuple):
-    """How long an arm's curves rise, in words."""
+    """How long an arm's curves rise, in words.
+
+    Parameters
+    ----------
+    arm, is_control
+        Which.
+    rounds
+        To convergence.
+    saved
+        Of them against the baseline; None of the baseline.
+    verdict
+        Of that, or nothing.
+    flat, half, double
+        The round at which its curve is known to be flat, with the tolerance as it is, halved and doubled.
+    accuracy
+        At which it ends.
+    """
 
     arm: str
     is_control: bool
     rounds: str
-    saved: str
-    detail: str
-    tone: str
+    saved: Saving | None
     verdict: str
     flat: str
+    half: str
+    double: str
     accuracy: str
 
 
@@ -59,30 +73,20 @@ def rising(summary: Summary) -> list[Rising]:
     controls, compared = control_arms(summary), {entry["arm"] for entry in summary["comparisons"]}
     found = []
     for one in convergence_of(summary):
-        figure, detail, tone, told = "", "", "none", ""
+        said, told = None, ""
         if one.arm in compared:
             comparison = comparison_of(summary, one.arm, CONVERGENCE, "rounds_to_convergence")
             said, told = saving(summary, comparison), verdict(comparison)
-            figure, tone = said.figure, said.tone
-            detail = "; ".join(part for part in (said.interval, said.others) if part)
-        found.append(
-            Rising(
-                *(one.arm, one.arm in controls, costs(one.rounds, missed="not reached")),
-                *(figure, detail, tone, told, _flat(one), score(one.accuracy)),
-            )
-        )
+        flat = (_flat(values) for values in (one.plateau, one.half, one.double))
+        words = (costs(one.rounds), said, told, *flat, score(one.accuracy))
+        found.append(Rising(one.arm, one.arm in controls, *words))
     return found
 
 
-def _flat(one: Convergence) -> str:
-    """Say where a curve goes flat: the median over seeds, with the tolerance as it is, halved and doubled."""
-    if not one.plateau:
+def _flat(rounds: Sequence[float]) -> str:
+    if not rounds:
         return "–"
-    middle, half, double = (
-        "never" if math.isinf(median(values)) else f"{median(values):g}"
-        for values in (one.plateau, one.half, one.double)
-    )
-    return f"{middle} (half tolerance {half}, double {double})"
+    return "never" if math.isinf(median(rounds)) else f"{median(rounds):g}"
 
 
 def score(value: float | None) -> str:
@@ -142,8 +146,8 @@ def control_rows(summary: Summary, starts: Mapping[str, float]) -> list[Row]:
             rows.append(Row([arm, labels, *map(score, accuracies), *_exchanges(summary, arm)], arm))
     rows += [_control_row(summary, control) for control in controls_of(summary)]
     ceilings = [ceiling_of(summary, target) for target in targets]
-    words = ["–" if one is None else f"1: {whole(one)}% fewer" for one in ceilings]
-    rows.append(Row(["the ceiling: one exchange, no less", *4 * ["–"], *words]))
+    words = ["–" if one is None else f"{whole(one)}% saved" for one in ceilings]
+    rows.append(Row(["ceiling: one exchange", *4 * ["–"], *words]))
     return rows
 
 
@@ -178,8 +182,6 @@ def _exchanges(summary: Summary, arm: str) -> list[str]:
         words = costs(paid)
         if paid and not any(paid):
             words = "0: without federation"
-        elif not is_few(len(paid)) and math.isfinite(median(paid)):
-            words += " (median)"
         found.append(words)
     return found
 

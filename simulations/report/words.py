@@ -237,7 +237,7 @@ def headline(summary: Summary, arm: str, target: str) -> tuple[str, str]:
         sentence = f"{arm} never reached {goal} within {most}; {baseline} did {_trips(theirs)}"
     else:
         middle = f" (medians of {plural(pairs, 'seed')})" if pairs > 1 else " (one seed)"
-        sentence = f"{_reached(arm, ours, goal)}; {_reached(baseline, theirs)}{middle}"
+        sentence = f"{_reached(arm, ours, goal)}, {_reached(baseline, theirs)}{middle}"
     notes = [
         f"{words} in {count} of {plural(pairs, 'seed')}."
         for count, words in (
@@ -259,7 +259,7 @@ def headline(summary: Summary, arm: str, target: str) -> tuple[str, str]:
 def _reached(arm: str, values: Sequence[float], goal: str = "") -> str:
     if math.isinf(median(values)):
         return f"{arm} missed {goal or 'it'} in {values.count(math.inf)} of {plural(len(values), 'seed')}"
-    return f"{arm} reached {goal} {_trips(values)}" if goal else f"{arm} {_trips(values)}"
+    return f"{arm} reached {goal} {_trips(values)}" if goal else f"{arm} in {number(median(values))}"
 
 
 def _trips(values: Sequence[float]) -> str:

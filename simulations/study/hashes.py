@@ -1,4 +1,4 @@
-"""What results depend on beside the study's settings: the code that computes them, and the data.
+"""What results depend on beside their settings: the code that computes them, and the data.
 
 Both hashes are computed once a process.
 """
@@ -9,12 +9,12 @@ import hashlib
 import json
 from collections.abc import Iterable
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-import kdfed
 from kdfed.data import prepare
 from kdfed.named import files_of
 from kdfed.settings import DataSettings
@@ -23,28 +23,34 @@ ROWS = 4096
 """Rows of the inputs that are hashed at once."""
 
 
-def code_sha256(names: Iterable[str]) -> str:
+JOBS = Path(__file__).with_name("jobs.py")
+
+
+def code_sha256(names: Iterable[str], packages: tuple[str, ...] = ("kdfed",), job: Path = JOBS) -> str:
     """Return the SHA-256 of all code that a result depends on.
 
     Parameters
     ----------
     names
-        What the study names ``package.module:name``. The file is hashed in which it is found, and the one in
-        which it is defined.
+        What the settings name ``package.module:name``. The file is hashed in which it is found, and the one
+        in which it is defined.
+    packages, job
+        Where the rest of the code is: top-level packages, and the file of what is run.
 
     Returns
     -------
     str
-        64 hexadecimal digits: of the package kdfed, of :mod:`simulations.study.jobs`, and of these files.
+        64 hexadecimal digits: of the packages, of the job, and of these files.
     """
-    return _code_sha256(tuple(sorted(set(names))))
+    return _code_sha256(tuple(sorted(set(names))), packages, job)
 
 
 @cache
-def _code_sha256(names: tuple[str, ...]) -> str:
-    package = Path(kdfed.__file__).parent
-    files = {file.relative_to(package.parent).as_posix(): file for file in sorted(package.rglob("*.py"))}
-    files["jobs"] = Path(__file__).with_name("jobs.py")
+def _code_sha256(names: tuple[str, ...], packages: tuple[str, ...], job: Path) -> str:
+    files: dict[str, Path] = {}
+    for package in (Path(str(import_module(name).__file__)).parent for name in packages):
+        files |= {file.relative_to(package.parent).as_posix(): file for file in sorted(package.rglob("*.py"))}
+    files["jobs"] = job
     for name in names:
         files |= {f"{name} {number}": file for number, file in enumerate(files_of(name))}
     sha256 = hashlib.sha256()

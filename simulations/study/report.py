@@ -10,9 +10,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from kdfed.savings import mean_interval
+from kdfed.savings import FEWEST, mean_interval
 from simulations.report.figures import INK, drawing, short_name, to_svg
 from simulations.report.frame import Cell, Table, render_html
+from simulations.report.words import plural
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -43,6 +44,7 @@ def render(study: StudySettings, summary: Mapping[str, Any]) -> str:
         model=study.model.name,
         centre=study.centre,
         seeds=study.seeds,
+        spread=_spread(len(study.seeds)),
         cells=len(cells),
         measure="R²" if regression else "accuracy",
         points="hundredths" if regression else "percentage points",
@@ -57,6 +59,12 @@ def render(study: StudySettings, summary: Mapping[str, Any]) -> str:
         recommendations=_recommendations(cells, study.methods),
         versions=summary["versions"],
     )
+
+
+def _spread(seeds: int) -> str:
+    if seeds < FEWEST:
+        return f"the single seeds in brackets; fewer than {FEWEST} seeds have no interval"
+    return "95% t intervals in brackets"
 
 
 # ----------------------------------------------------------------------------- sections
@@ -118,8 +126,8 @@ def _compare(
         base = fmean(gains[rival].values())
         tried = [row for row in grid if row["distribution"] == name]
         relative = f"{100 * fmean(gains[ours].values()) / base - 100:+.0f}%" if base > 0 else "–"
-        if len(differences) == 1:
-            verdict = "one seed"
+        if low is None or high is None:
+            verdict = f"none: {plural(len(differences), 'seed')}"
         else:
             verdict = (
                 f"{ours} is ahead" if low > 0 else f"{ours} is behind" if high < 0 else "too close to call"
@@ -297,7 +305,12 @@ def _points(value: float) -> str:
 
 
 def _interval(values: Sequence[float]) -> str:
+    """Say the mean and its interval; of fewer than six seeds, the mean and the single seeds' values."""
     if not values:
         return ""
-    mean, low, high = (100 * value for value in mean_interval(values))
-    return f"{mean:+.1f}" if len(values) == 1 else f"{mean:+.1f} [{low:.1f}, {high:.1f}]"
+    mean, low, high = mean_interval(values)
+    if len(values) == 1:
+        return f"{100 * mean:+.1f}"
+    if low is None or high is None:
+        return f"{100 * mean:+.1f} ({', '.join(f'{100 * value:.1f}' for value in sorted(values))})"
+    return f"{100 * mean:+.1f} [{100 * low:.1f}, {100 * high:.1f}]"

@@ -3,30 +3,21 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
-import os
-import signal
-import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import suppress
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import Progress
 
 from kdfed.data import prepare
 from kdfed.errors import ConfigError, DataError, Mistake, RunError, RunFolderError
 from kdfed.records import write_atomically
 from simulations.engines.process_state import preserved
-from simulations.signals import withheld
 from simulations.study.design import (
     Condition,
     Trial,
@@ -51,6 +42,7 @@ from simulations.study.jobs import (
 from simulations.study.report import render
 from simulations.study.rows import rows_of
 from simulations.study.settings import StudySettings, read_study
+from simulations.workers import check_folder, cores, progress_on, run_all, worker_pool
 
 
 @dataclass(frozen=True)
@@ -131,9 +123,9 @@ def run_study(
     """
     console = console or Console(quiet=True)
     torch.set_num_threads(1)  # as in the workers: two threads give other bits than one
-    workers = workers or len(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else [0])
+    workers = workers or cores()
     cache = out / "cache"
-    _check_folder(cache)
+    check_folder(cache)
     _check_data(study, cache)
     todo = remaining_work(study, cache)
     console.print(
@@ -162,18 +154,6 @@ def _result(cache: Path, key: str) -> dict[str, Any]:
     return result
 
 
-def _check_folder(cache: Path) -> None:
-    """Make the folder, and try whether it can be written to."""
-    try:
-        cache.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=cache).close()
-    except OSError as error:
-        raise RunFolderError(
-            f"{cache.parent}: expected a folder that can be written to: {error.strerror or error}; choose "
-            "another (--out)"
-        ) from error
-
-
 def _check_data(study: StudySettings, cache: Path) -> None:
     """Ask for the data, every partition and transfer set once, so that nothing is refused after an hour.
 
@@ -199,20 +179,9 @@ def _check_data(study: StudySettings, cache: Path) -> None:
 
 
 def _run(study: StudySettings, cache: Path, todo: RemainingWork, workers: int, console: Console) -> None:
-    with Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
-        console=console,
-    ) as progress:  # fmt: skip
-        text = study.model_dump_json(by_alias=True)
-        context = multiprocessing.get_context("spawn")
-        end, leash = context.Pipe(duplex=False)
-        initial = (text, str(cache), end)
-        with leash, end, ProcessPoolExecutor(workers, context, initializer=_begin, initargs=initial) as pool:
-            try:
-                _run_in(pool, study, cache, todo, workers, progress)
-            except BaseException:
-                leash.close()  # the workers end at once: the pool would wait for what they are doing
-                raise
+    text = study.model_dump_json(by_alias=True)
+    with progress_on(console) as progress, worker_pool(workers, _begin, text, str(cache)) as pool:
+        _run_in(pool, study, cache, todo, workers, progress)
 
 
 def _run_in(
@@ -223,17 +192,16 @@ def _run_in(
     workers: int,
     progress: Progress,
 ) -> None:
-    bar = progress.add_task("models", total=len(todo.models))
-    _run_all(pool, _pretrain, [(condition,) for condition in todo.models], lambda: progress.advance(bar))
+    def run(title: str, job: Callable[..., None], arguments: Sequence[tuple[Any, ...]]) -> None:
+        bar = progress.add_task(title, total=len(arguments))
+        run_all(pool, job, arguments, lambda own, result: progress.advance(bar))
+
+    run("models", _pretrain, [(condition,) for condition in todo.models])
     if todo.generated:
-        bar = progress.add_task("generated transfer sets", total=len(todo.generated))
-        _run_all(
-            pool, _generate, [(condition,) for condition in todo.generated], lambda: progress.advance(bar)
-        )
+        run("generated transfer sets", _generate, [(condition,) for condition in todo.generated])
     if todo.trials:
         _estimate(study, cache, todo.trials, workers, progress.console)
-    bar = progress.add_task("trials", total=len(todo.trials))
-    _run_all(pool, _distil, todo.trials, lambda: progress.advance(bar))
+    run("trials", _distil, todo.trials)
 
 
 def _estimate(
@@ -267,17 +235,9 @@ def _effort(study: StudySettings, condition: Condition, trial: Trial) -> float:
 _STUDY: list[Any] = []
 
 
-def _begin(text: str, cache: str, end: Connection) -> None:
-    threading.Thread(target=_end_with, args=(end,), daemon=True).start()
+def _begin(text: str, cache: str) -> None:
     torch.set_num_threads(1)
     _STUDY[:] = [read_study(text), Path(cache)]
-
-
-def _end_with(leash: Connection) -> None:
-    """End this process when the other end of a pipe is closed: by the study, or because that is gone."""
-    with suppress(OSError, EOFError):
-        leash.recv_bytes()
-    os._exit(1)
 
 
 def _pretrain(condition: Condition) -> None:
@@ -293,27 +253,3 @@ def _generate(condition: Condition) -> None:
 def _distil(condition: Condition, trial: Trial) -> None:
     study, cache = _STUDY
     distil(study, condition, trial, cache)
-
-
-def _run_all(
-    pool: ProcessPoolExecutor,
-    job: Callable[..., None],
-    arguments: Iterable[tuple[Any, ...]],
-    advance: Callable[[], None],
-) -> None:
-    with withheld(but=[signal.SIGTERM]):  # the pool needs it
-        waiting: dict[Future[None], tuple[Any, ...]] = {pool.submit(job, *own): own for own in arguments}
-    try:
-        for future in as_completed(waiting):
-            future.result()
-            advance()
-    except BaseException as error:
-        pool.shutdown(wait=False, cancel_futures=True)
-        if isinstance(error, BrokenProcessPool):
-            raise RunError(
-                "a worker process died, usually because the memory was used up; use fewer --workers. What "
-                "was finished is kept: the same command goes on from there"
-            ) from error
-        if isinstance(error, Exception):
-            raise RunError(f"{waiting[future]}: {type(error).__name__}: {error}") from error
-        raise

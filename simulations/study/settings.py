@@ -25,12 +25,14 @@ from kdfed.partitions import PartitionBase
 from kdfed.settings import (
     DataSettings,
     Distinct,
+    Fraction,
     ModelSettings,
     OptimiserSettings,
     Passes,
     PositiveInt,
     Rate,
     Settings,
+    SplitSettings,
     TeacherSettings,
     Temperature,
     kebab,
@@ -39,6 +41,31 @@ from kdfed.task import temperature_problem
 from kdfed.thing import within
 from kdfed.transfer_sets import DrawnSet, TransferSet
 from simulations.experiments import FAMILIES
+
+
+class StudySplits(SplitSettings):
+    """Which share of the data is held out before it is dealt to the models.
+
+    A study counts no rounds, so it holds out no evaluation split.
+    """
+
+    test: Fraction | Literal["official"] = 0.15
+    """Share of all examples, or ``official`` for the test part that the source itself has. Gains are read on
+    it."""
+    evaluation: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """0, because a study counts no rounds."""
+    validation: Fraction = 0.10
+    """Share of all examples (with ``test: official``, of those outside the test part), on which searches
+    choose."""
+    transfer: Fraction = 0.15
+    """Share, counted like ``validation``, on which models are distilled."""
+
+
+class StudyData(DataSettings):
+    """Where the examples come from."""
+
+    splits: StudySplits = StudySplits()
+    """The held-out shares."""
 
 
 class Pretraining(OptimiserSettings):
@@ -124,7 +151,7 @@ class StudySettings(Settings):
         0, 1, 2,
     )  # fmt: skip
     """One of each cell; a seed varies partition, initial weights and orders together."""
-    data: DataSettings = DataSettings()
+    data: StudyData = StudyData()
     """Where the examples come from."""
     model: ModelSettings = ModelSettings()
     """Architecture of teachers and student."""
@@ -301,6 +328,12 @@ def _check(study: StudySettings) -> list[Mistake]:
         if problem is not None:
             wrong(f"{section}.momentum", problem)
     mistakes += [Mistake(f"data.{key}", message) for key, message, *_ in data_problems(study.data)]
+    if study.data.splits.evaluation:
+        wrong(
+            "data.splits.evaluation",
+            f"expected 0, got {study.data.splits.evaluation:g}: a study counts no rounds, and reads its "
+            "gains on the test split; remove it",
+        )
     ensemble = study.distillation.ensemble
     if ensemble.needs_label_counts or ensemble.needs_validation:
         wrong(

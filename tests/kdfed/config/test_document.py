@@ -98,10 +98,10 @@ def test_an_explicit_key_wins_over_a_merged_one_and_the_first_merge_over_the_sec
 
 def test_a_merge_key_works_in_a_file_and_in_set(tmp_path: Path) -> None:
     file = tmp_path / "merged.yaml"
-    file.write_text("name: x\nrounds: {<<: &b {max: 3, rule: first}, max: 4}\narms: {cold: {}}\n")
+    file.write_text("name: x\nrounds: {<<: &b {horizon: 3, why: quick}, horizon: 4}\narms: {cold: {}}\n")
     rounds = load_experiment(file).rounds
-    assert (rounds.max, rounds.rule) == (4, "first")
-    assert load_experiment(file, ["rounds={<<: {max: 5}, rule: sustained}"]).rounds.max == 5
+    assert (rounds.horizon, rounds.why) == (4, "quick")
+    assert load_experiment(file, ["rounds={<<: {horizon: 5}, why: slow}"]).rounds.horizon == 5
 
 
 def test_levels_up_to_the_bound_are_read() -> None:

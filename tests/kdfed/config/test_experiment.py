@@ -17,14 +17,14 @@ DESIGN = """
 name: quickstart
 seeds: [0, 1, 2]
 threads: 1
-data: {source: mnist5k, splits: {test: 0.15, validation: 0.10, transfer: 0.15}}
+data: {source: mnist5k, splits: {test: 0.10, evaluation: 0.20, validation: 0.05, transfer: 0.10}}
 partition: {kind: dirichlet, alpha: 0.1, participants: 20, min-examples: 1}
 model: {name: cnn}
 local: {mode: plain, epochs: 1, batch-size: 10, optimizer: sgd, lr: 0.05, momentum: 0.9}
 teachers: {count: all, epochs: 10, init: common, upload: weights}
 consolidation: {method: vanilla, ensemble: mean-probabilities, temperature: 3.0, epochs: 60}
 server: {strategy: fedavg, sampled: all, minimum: 1, cohort-size: 8}
-rounds: {horizon: 40, evaluate-on: validation}
+rounds: {horizon: 40, plateau: {rounds: 20, min-delta: 0.005}}
 targets: [0.9, "90%-of-converged", "95%-of-converged"]
 baseline: cold
 arms:
@@ -244,10 +244,16 @@ def test_options_that_do_not_go_together_are_refused(path, assignments, key, tex
         ("teachers.model=[]", "a list of at least 1"),
         ("targets=[0.9, 0.90]", "distinct targets"),
         ("targets=['90%-of-converged', 90.0%-of-converged]", "distinct targets"),
+        ("targets=['90%-of-gain', 90.0%-of-gain]", "distinct targets"),
+        ("data.splits.evaluation=1", "below 1"),
+        ("rounds.horizon=soon", "'auto', got 'soon'"),
+        ("rounds.horizon=1.5", "a whole number or 'auto', got 1.5"),
+        ("rounds.horizon=-1", "at least 0"),
+        ("controls=[averaged, averaged]", "distinct entries"),
         ("seeds=[1, 1]", "distinct entries"),
         ("consolidation.augmentation=[flip, crop, flip]", "distinct entries"),
         ("device=cuda:01", "not valid"),
-        ("rounds.horizon=1e400", "a whole number, got inf"),
+        ("rounds.horizon=1e400", "a whole number or 'auto', got inf"),
     ],
 )
 def test_values_out_of_range_are_refused(path, assignment, text):
@@ -256,10 +262,10 @@ def test_values_out_of_range_are_refused(path, assignment, text):
     assert text in next(iter(mistakes.values()))
 
 
-def test_a_share_of_the_best_is_above_none_and_at_most_all_of_it(path):
+def test_a_share_is_above_none_and_at_most_all_of_it(path):
     wrong = ["0%-of-converged", "0.0%-of-converged", "100.5%-of-converged", "٩٠%-of-converged"]
     assert list(_mistakes(path, f"targets={wrong}")) == [f"targets.{i}" for i in range(len(wrong))]
-    right = ["0.05%-of-converged", "9.5%-of-converged", "90%-of-converged", "100.0%-of-converged"]
+    right = ["0.05%-of-converged", "9.5%-of-converged", "90%-of-gain", "90%-of-converged", "100.0%-of-gain"]
     assert load_experiment(path, [f"targets={right}"]).targets == tuple(right)
 
 
@@ -476,6 +482,98 @@ def test_relative_paths_become_absolute(path, tmp_path, monkeypatch):
 @pytest.mark.parametrize(("sampled", "count"), [("all", 20), (7, 7), (0.25, 5), (0.01, 1)])
 def test_sampled_is_all_or_a_number_or_a_share(path, sampled, count):
     assert sampled_count(load_experiment(path, [f"server.sampled={sampled}"])) == count
+
+
+# ----------------------------------------------------------------------------- how rounds are counted
+
+
+def test_a_share_of_what_is_converged_to_and_the_same_share_of_the_gain_are_two_targets(path):
+    experiment = load_experiment(path, ["targets=['90%-of-converged', '90%-of-gain', 0.9]"])
+    assert experiment.targets == ("90%-of-converged", "90%-of-gain", 0.9)
+
+
+@pytest.mark.parametrize(
+    ("targets", "counted"),
+    [
+        ("[0.9]", (0.9, "99%-of-converged")),
+        ("['99%-of-converged', 0.9]", ("99%-of-converged", 0.9)),
+        ("['95%-of-gain']", ("95%-of-gain", "99%-of-converged")),
+    ],
+)
+def test_convergence_is_counted_whether_it_is_asked_for_or_not(path, targets, counted):
+    assert load_experiment(path, [f"targets={targets}"]).counted_targets == counted
+
+
+@pytest.mark.parametrize(
+    ("assignment", "key", "text"),
+    [
+        ("rounds.max=15", "rounds.max", "is now rounds.horizon: every arm runs so many rounds"),
+        (
+            "rounds.rule=first",
+            "rounds.rule",
+            "a hit is the first round that reaches the target and whose mean",
+        ),
+        ("rounds.evaluate-on=validation", "rounds.evaluate-on", "read on the split data.splits.evaluation"),
+        ("targets=['90%-of-best']", "targets.0", "such as 95%-of-converged"),
+    ],
+)
+def test_a_key_of_the_first_version_is_told_its_successor(path, assignment, key, text):
+    mistakes = _mistakes(path, assignment)
+    assert list(mistakes) == [key]
+    assert text in mistakes[key]
+
+
+@pytest.mark.parametrize("key", ["rounds.stop-at-target", "rounds.plateau.stop"])
+def test_arms_that_are_compared_have_no_stop(path, key):
+    mistakes = _mistakes(path, f"{key}=true", "targets=[0.9]")
+    assert mistakes == {
+        key: "expected false, because arms that are compared run equally long; or keep a single arm"
+    }
+
+
+@pytest.fixture
+def alone(tmp_path: Path) -> Path:
+    file = tmp_path / "alone.yaml"
+    file.write_text("name: x\ntargets: [0.9]\narms: {only: {}}\n")
+    return file
+
+
+def test_a_single_arm_may_stop(alone):
+    rounds = load_experiment(alone, ["rounds.stop-at-target=true", "rounds.plateau.stop=true"]).rounds
+    assert rounds.stop_at_target
+    assert rounds.plateau.stop
+
+
+def test_a_control_is_an_arm_to_be_compared_too(alone):
+    file_with = alone.with_name("taught.yaml")
+    file_with.write_text(
+        "name: x\ntargets: [0.9]\narms: {only: {start: consolidated}}\ncontrols: [averaged]\n"
+    )
+    assert list(_mistakes(file_with, "rounds.plateau.stop=true")) == ["rounds.plateau.stop"]
+
+
+def test_nobody_can_stop_at_a_share_of_what_is_not_known_yet(alone):
+    mistakes = _mistakes(alone, "rounds.stop-at-target=true", "targets=['95%-of-converged']")
+    assert list(mistakes) == ["rounds.stop-at-target"]
+    assert "expected targets that are accuracies" in mistakes["rounds.stop-at-target"]
+
+
+def test_an_experiment_needs_a_split_to_count_on(path):
+    mistakes = _mistakes(path, "data.splits.evaluation=0")
+    assert mistakes == {
+        "data.splits.evaluation": "expected a share above 0, on which rounds are counted, got 0"
+    }
+
+
+def test_the_horizon_is_a_number_or_found(path):
+    assert load_experiment(path).horizon == 40
+    experiment = load_experiment(path, ["rounds.horizon=auto"])
+    with pytest.raises(ValueError, match="expected a horizon that was found, got auto"):
+        _ = experiment.horizon
+    found = experiment.with_horizon(33, "1.5 times the plateau, 22")
+    assert (found.horizon, found.rounds.why) == (33, "1.5 times the plateau, 22")
+    assert found.folder == experiment.folder
+    assert found.arm("cold").rounds.horizon == 33
 
 
 # ----------------------------------------------------------------------------- things of the user's

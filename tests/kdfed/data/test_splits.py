@@ -10,6 +10,7 @@ from kdfed.data.splits import bin_edges, strata_of, stratified_order
 from kdfed.errors import DataError
 from kdfed.partition import make_partition
 from kdfed.partitions import PartitionBase, UniformPartition
+from kdfed.seeding import numpy_generator
 from kdfed.settings import DataSettings, SplitSettings
 
 
@@ -26,14 +27,15 @@ def asked(**splits: object) -> DataSettings:
 
 
 def test_shares_are_of_all_examples() -> None:
-    """Of 1000 examples: 150 test, 100 validation, 150 transfer by default, 600 are left."""
+    """Of 1000 examples: 100 test, 200 evaluation, 50 validation, 100 transfer by default, 550 are left."""
     parts = split(dataset(balanced(100)), asked())
-    assert [len(part) for part in vars(parts).values()] == [150, 100, 150, 600]
+    assert list(vars(parts)) == ["test", "evaluation", "validation", "transfer", "train"]
+    assert [len(part) for part in vars(parts).values()] == [100, 200, 50, 100, 550]
 
 
 def test_every_split_holds_every_class_in_proportion() -> None:
     labels = balanced(100)
-    for part, size in zip(vars(split(dataset(labels), asked())).values(), (15, 10, 15, 60), strict=True):
+    for part, size in zip(vars(split(dataset(labels), asked())).values(), (10, 20, 5, 10, 55), strict=True):
         counts = np.bincount(labels[part], minlength=10)
         assert abs(counts - size).max() <= 1
 
@@ -59,11 +61,12 @@ def test_the_split_depends_on_its_own_seed_and_on_nothing_global() -> None:
 
 
 def test_the_official_test_part_is_kept_and_the_shares_are_of_the_rest() -> None:
-    """100 of 300 are the test part; of the other 200, a tenth is 20 and 0.15 is 30."""
+    """100 of 300 are the test part; of the other 200, a fifth is 40, a twentieth 10 and a tenth 20."""
     test = np.arange(50, 150)
     parts = split(dataset(balanced(30), test), asked(test="official"))
     assert np.array_equal(parts.test, test)
-    assert [len(parts.validation), len(parts.transfer), len(parts.train)] == [20, 30, 150]
+    sizes = [len(parts.evaluation), len(parts.validation), len(parts.transfer), len(parts.train)]
+    assert sizes == [40, 10, 20, 130]
 
 
 def test_a_source_without_a_test_part_is_told_so() -> None:
@@ -78,24 +81,54 @@ def test_an_empty_split_is_refused() -> None:
     assert caught.value.key == "data.splits"
 
 
+def test_an_empty_evaluation_split_is_refused_unless_none_is_asked_for() -> None:
+    with pytest.raises(DataError, match="none for evaluation out of 100"):
+        split(dataset(balanced(10)), asked(evaluation=0.001))
+    parts = split(dataset(balanced(10)), asked(evaluation=0.0))
+    assert [len(part) for part in vars(parts).values()] == [10, 0, 5, 10, 75]
+
+
+@pytest.mark.parametrize("changes", [{"validation": 0.2}, {"transfer": 0.3}])
+def test_another_share_of_a_later_split_leaves_those_before_it_as_they_are(changes: dict[str, float]) -> None:
+    """What is counted on stays the same when somebody tries another size of what is fitted on."""
+    data = dataset(balanced(40))
+    one, other = split(data, asked()), split(data, asked(**changes))
+    assert np.array_equal(one.test, other.test)
+    assert np.array_equal(one.evaluation, other.evaluation)
+    assert not np.array_equal(one.train, other.train)
+
+
+def test_without_an_evaluation_split_the_others_are_those_of_the_first_version() -> None:
+    """Which cut test, validation, transfer and train, in this order: what a study's results rest on."""
+    labels = balanced(40)
+    shares = {"test": 0.2, "validation": 0.1, "transfer": 0.2}
+    order = stratified_order(labels, numpy_generator(0, "split"))
+    parts = split(dataset(labels), asked(evaluation=0.0, **shares))
+    first = np.split(order, np.cumsum([80, 40, 80]))
+    found = (parts.test, parts.validation, parts.transfer, parts.train)
+    assert all(np.array_equal(np.sort(old), new) for old, new in zip(first, found, strict=True))
+
+
 @settings(max_examples=40, deadline=None)
 @given(
-    labels=st.lists(st.integers(0, 9), min_size=40, max_size=200),
-    test=st.floats(0.1, 0.3),
-    validation=st.floats(0.1, 0.3),
-    transfer=st.floats(0.1, 0.3),
+    labels=st.lists(st.integers(0, 9), min_size=60, max_size=200),
+    test=st.floats(0.1, 0.2),
+    evaluation=st.floats(0.1, 0.2),
+    validation=st.floats(0.1, 0.2),
+    transfer=st.floats(0.1, 0.2),
     seed=st.integers(0, 5),
 )
-def test_the_transfer_set_never_overlaps_a_participant_or_another_split(
-    labels: list[int], test: float, validation: float, transfer: float, seed: int
+def test_no_split_overlaps_another_one_or_a_participant(
+    labels: list[int], test: float, evaluation: float, validation: float, transfer: float, seed: int
 ) -> None:
     data = dataset(np.array(labels, dtype=np.int64))
-    parts = split(data, asked(test=test, validation=validation, transfer=transfer, seed=seed))
+    shares = {"test": test, "evaluation": evaluation, "validation": validation, "transfer": transfer}
+    parts = split(data, asked(**shares, seed=seed))
     spread: PartitionBase = UniformPartition(kind="uniform", participants=3)
     held = make_partition(spread, data.labels, parts.train, 10, seed).indices
-    for other in (parts.test, parts.validation, *held):
-        assert not set(parts.transfer) & set(other)
-    everything = np.concatenate([parts.test, parts.validation, parts.transfer, *held])
+    everything = np.concatenate(
+        [parts.test, parts.evaluation, parts.validation, parts.transfer, *held]
+    )  # every example once: none of them overlaps
     assert np.array_equal(np.sort(everything), np.arange(len(labels)))
 
 
@@ -119,5 +152,5 @@ def test_equal_numbers_share_a_bin_and_no_bin_is_empty() -> None:
 def test_every_split_holds_every_range_of_a_number_in_proportion() -> None:
     numbers = np.random.default_rng(0).normal(size=1000).astype(np.float32)
     bins = strata_of(numbers)
-    for part, size in zip(vars(split(dataset(numbers), asked())).values(), (15, 10, 15, 60), strict=True):
+    for part, size in zip(vars(split(dataset(numbers), asked())).values(), (10, 20, 5, 10, 55), strict=True):
         assert abs(np.bincount(bins[part], minlength=10) - size).max() <= 1

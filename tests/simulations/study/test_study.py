@@ -41,8 +41,9 @@ from simulations.study.jobs import (
 )
 from simulations.study.report import render
 from simulations.study.rows import rows_of
-from simulations.study.running import _run_all, remaining_work
-from simulations.study.settings import StudySettings, Vary
+from simulations.study.running import remaining_work
+from simulations.study.settings import StudySettings, Vary, read_study
+from simulations.workers import run_all
 from tests.setups import CPU
 
 pytestmark = pytest.mark.xdist_group("study")  # a study that is shared is run once
@@ -346,7 +347,7 @@ def test_a_worker_that_dies_is_an_error_that_says_what_to_change():
         ProcessPoolExecutor(1, context) as pool,
         pytest.raises(RunError, match=r"a worker process died.*use fewer --workers"),
     ):
-        _run_all(pool, os._exit, [(9,)], lambda: None)
+        run_all(pool, os._exit, [(9,)], lambda own, result: None)
 
 
 def test_a_study_whose_folder_cannot_be_written_to_computes_nothing(tmp_path, monkeypatch, capsys):
@@ -531,6 +532,12 @@ def test_a_name_of_a_distribution_can_hold_anything(cached, tmp_path):
         ({"model": {"name": "mpl"}}, "model", "mlp"),
         ({"search": {**TINY["search"], "rates": [1.0]}}, "search.rates", "2 x 2, got 1 x 2"),
         ({"pretraining": {"epochs": 0}}, "pretraining.epochs", "at least 1"),
+        (
+            {"data": {"splits": {"evaluation": 0.2}}},
+            "data.splits.evaluation",
+            "got 0.2: a study counts no rounds",
+        ),
+        ({"data": {"splits": {"evaluation": -1}}}, "data.splits.evaluation", "at least 0"),
     ],
 )
 def test_mistakes_are_named(tmp_path, changes, key, text):
@@ -538,6 +545,23 @@ def test_mistakes_are_named(tmp_path, changes, key, text):
         load_study(write(tmp_path, **changes))
     found = {mistake.key: mistake.message for mistake in error.value.mistakes}
     assert text in found[key]
+
+
+def test_a_study_holds_out_no_evaluation_split_and_keeps_its_shares(tmp_path):
+    """It counts no rounds: 15% test, 10% validation, 15% transfer, the rest for the models."""
+    splits = load_study(write(tmp_path, data={"source": "digits"})).data.splits
+    assert (splits.test, splits.evaluation, splits.validation, splits.transfer) == (0.15, 0, 0.1, 0.15)
+    study = load_study(write(tmp_path))
+    parts = prepare(study.data).splits
+    assert [len(part) for part in vars(parts).values()] == [120, 0, 80, 80, 120]
+    assert read_study(study.model_dump_json()) == study
+
+
+@pytest.mark.parametrize("name", ["cifar10", "diabetes", "digits", "mnist5k"])
+def test_shipped_studies_name_their_shares_and_hold_nothing_out_for_counting(name):
+    splits = load_study(SHIPPED / f"study-{name}.yaml").data.splits
+    assert splits.evaluation == 0
+    assert {"test", "validation", "transfer"} <= splits.model_fields_set
 
 
 def test_what_the_data_do_not_allow_is_refused_before_anything_runs(tmp_path):

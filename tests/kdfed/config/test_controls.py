@@ -1,0 +1,149 @@
+"""Controls are ordinary arms, made of the baseline and of what the teachers do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from kdfed.config import Experiment, read_recorded
+from kdfed.errors import ConfigError
+from simulations.experiments import build_experiment, load_experiment
+
+EXPERIMENT: dict[str, Any] = {
+    "name": "controlled",
+    "partition": {"kind": "uniform", "participants": 20},
+    "local": {"mode": "plain", "epochs": 1, "batch-size": 10, "lr": 0.05},
+    "teachers": {"epochs": 10, "batch-size": 10},
+    "rounds": {"horizon": 40},
+    "baseline": "cold",
+    "controls": ["averaged", "longer"],
+    "arms": {
+        "warm": {"start": "consolidated"},
+        "cold": {"start": "random", "local": {"lr": 0.1}, "server.strategy": "fedadam"},
+    },
+}
+
+
+def controlled(**changes: Any) -> Experiment:
+    return build_experiment({**EXPERIMENT, **changes})
+
+
+def mistakes(**changes: Any) -> dict[str, str]:
+    with pytest.raises(ConfigError) as caught:
+        controlled(**changes)
+    return {mistake.key: mistake.message for mistake in caught.value.mistakes}
+
+
+def test_there_are_none_unless_they_are_asked_for() -> None:
+    experiment = controlled(controls=[])
+    assert experiment.controls == ()
+    assert set(experiment.arms) == {"cold", "warm"}
+
+
+def test_they_are_arms_behind_the_others() -> None:
+    experiment = controlled()
+    assert experiment.controls == ("averaged", "longer")
+    assert experiment.arm_order == ("cold", "warm", "averaged", "longer")
+
+
+def test_the_averaged_one_differs_from_the_baseline_in_its_start_and_has_the_teachers_of_the_taught_arm() -> (
+    None
+):
+    arms = {**EXPERIMENT["arms"], "warm": {"start": "consolidated", "teachers": {"epochs": 7}}}
+    experiment = controlled(arms=arms)
+    averaged, cold, warm = (experiment.arm(name) for name in ("averaged", "cold", "warm"))
+    assert averaged.start == "averaged"
+    assert averaged.teachers == warm.teachers
+    assert averaged.teachers.epochs == 7
+    for section in ("model", "local", "server", "partition", "rounds"):
+        assert getattr(averaged, section) == getattr(cold, section)
+    assert averaged.server.strategy == "fedadam"
+
+
+@pytest.mark.parametrize(
+    ("changes", "extra"),
+    [
+        # 20 teachers make 10 passes each, 200 in all; a round of 20 makes 20 more with one pass each.
+        ({}, (1, 10)),
+        # A round of 5 makes 5 more with one pass each.
+        ({"server": {"sampled": 5}}, (1, 40)),
+        # With 10 rounds of 5, 50 passes fit with one each, so it takes 4 in 10 rounds.
+        ({"server": {"sampled": 5}, "rounds": {"horizon": 10}}, (4, 10)),
+        # 200 passes of batches of 20 have as many steps as 100 of batches of 10.
+        ({"teachers": {"epochs": 10, "batch-size": 20}}, (1, 5)),
+        # Four teachers alone: 40 passes, two rounds of 20.
+        ({"teachers": {"epochs": 10, "batch-size": 10, "count": 4}}, (1, 2)),
+        # One pass of one teacher is still something.
+        ({"teachers": {"epochs": 1, "batch-size": 10, "count": 1}}, (1, 1)),
+        ({"rounds": {"horizon": "auto"}}, (1, 10)),
+    ],
+)
+def test_the_longer_one_makes_as_many_local_steps_more_as_the_teachers(
+    changes: dict[str, Any], extra: tuple[int, int]
+) -> None:
+    experiment = controlled(**changes)
+    longer, cold = experiment.arm("longer"), experiment.arm("cold")
+    assert longer.start == "random"
+    assert (longer.local.extra.epochs, longer.local.extra.rounds) == extra
+    assert longer.local.model_copy(update={"extra": cold.local.extra}) == cold.local
+    assert longer.server == cold.server
+
+
+def test_the_first_rounds_of_the_longer_one_take_the_extra_passes_and_later_ones_none() -> None:
+    local = controlled().arm("longer").local
+    assert [local.at_round(number).epochs for number in (1, 10, 11, 40)] == [2, 2, 1, 1]
+
+
+def test_an_arm_of_the_users_under_that_name_stays_as_it_is() -> None:
+    arms = {**EXPERIMENT["arms"], "averaged": {"start": "averaged", "local": {"lr": 0.7}}}
+    experiment = controlled(arms=arms)
+    assert experiment.arm("averaged").local.lr == 0.7
+    assert experiment.controls == ("averaged", "longer")
+
+
+def test_an_experiment_with_controls_reads_back_equal(tmp_path: Path) -> None:
+    experiment = controlled()
+    written = yaml.safe_load(experiment.to_yaml())
+    assert written["controls"] == ["averaged", "longer"]
+    assert list(written["arms"]) == ["warm", "cold", "averaged", "longer"]
+    record = tmp_path / "experiment.yaml"
+    record.write_text(experiment.to_yaml())
+    for again in (build_experiment(written), load_experiment(record), read_recorded(record)):
+        assert again == experiment
+        assert again.arm("longer").local == experiment.arm("longer").local
+
+
+@pytest.mark.parametrize("name", ["averaged", "longer"])
+def test_without_teachers_there_is_no_control_of_them(name: str) -> None:
+    arms = {"cold": {"start": "random"}, "other": {"start": "random"}}
+    found = mistakes(arms=arms, baseline="cold", controls=[name])
+    wanted = f"expected an arm with start: consolidated, whose teachers {name!r} is about, got none"
+    assert found == {"controls.0": f"{wanted}; remove it"}
+
+
+def test_teachers_whose_weights_stay_at_home_cannot_be_averaged() -> None:
+    found = mistakes(teachers={"upload": "logits"})
+    assert list(found) == ["arms.averaged.start"]
+    assert "'averaged' needs teachers.upload 'weights'" in found["arms.averaged.start"]
+
+
+def test_an_unknown_control_is_named() -> None:
+    found = mistakes(controls=["averagd"])
+    assert list(found) == ["controls.0"]
+    assert "did you mean 'averaged'?" in found["controls.0"]
+
+
+def test_other_mistakes_are_told_with_those_of_controls() -> None:
+    found = mistakes(arms={"cold": {"start": "random", "local": {"lr": -1}}}, controls=["longer"])
+    assert {"arms.cold.local.lr", "controls.0"} <= set(found)
+
+
+def test_an_override_of_the_baseline_reaches_its_controls(tmp_path: Path) -> None:
+    """The baseline's keys are taken over after they were replaced."""
+    file = tmp_path / "experiment.yaml"
+    file.write_text(yaml.safe_dump(EXPERIMENT))
+    experiment = load_experiment(file, ["arms.cold.local.lr=0.3"])
+    assert {experiment.arm(name).local.lr for name in ("cold", "averaged", "longer")} == {0.3}
