@@ -78,7 +78,7 @@ def log_ratios(
             paid = [None if value is None else max(1.0, value) for value in paid]
         pair = Pair(*paid)
         if pair.baseline != 0:
-            found[seed] = math.nan if pair.both_missed else -math.inf if pair.arm == 0 else pair.log_ratio
+            found[seed] = math.nan if pair.both_missed else pair.log_ratio
     return found
 
 

@@ -223,6 +223,29 @@ class DistillationSettings(OptimiserSettings):
     """Keep the last student, or the best of all epochs on the validation split."""
 
 
+class ServerFitSettings(OptimiserSettings):
+    """Training a model on the server's own labelled examples, without any participant."""
+
+    labels: bool = False
+    """Fit the labels of the transfer split too, not only those of the validation split."""
+    epochs: Passes = 100
+    """Passes over the server's labelled examples."""
+    batch_size: PositiveInt = 32
+    """Examples a step."""
+    optimizer: Literal["sgd", "adam", "adamw"] = "adamw"
+    """torch.optim optimiser."""
+    lr: Rate = 0.003
+    """Learning rate, above 0."""
+    weight_decay: Annotated[float, Field(ge=0, le=1000)] = 0.3
+    """L2 penalty (decoupled for adamw: a step takes ``lr`` times this of each weight); 0 turns it off."""
+    schedule: Literal["constant", "cosine"] = "cosine"
+    """Learning rate over the epochs; ``cosine`` decays to 0."""
+    augmentation: Annotated[tuple[Augmentation, ...], Distinct] | Literal["auto"] = "auto"
+    """Random changes of the images in every step: ``flip`` (left-right), ``crop`` (pad by an eighth, crop
+    back). ``auto`` crops images of at least 16 by 16 pixels, and leaves smaller ones and feature vectors as
+    they are."""
+
+
 # ----------------------------------------------------------------------------- rounds
 
 

@@ -32,8 +32,9 @@ from kdfed.reasons import reason_of
 from kdfed.records import DataFacts, Failure, Outcome, RunFolder, Stopped, summarise, versions, weights_sha256
 from kdfed.task import REGRESSION
 from simulations.experiments import load_experiment
+from simulations.server_data import held_out_data, server_data
 from strategies.arm import initial_state
-from strategies.arm_config import ArmConfig, HeldOut, ServerData
+from strategies.arm_config import ArmConfig
 from strategies.catalogue import make_strategy
 from strategies.pre_consolidation import PreConsolidation
 
@@ -300,23 +301,6 @@ def _logging_to(path: Path) -> Iterator[None]:
     finally:
         logger.removeHandler(handler)
         handler.close()
-
-
-def server_data(data: PreparedData) -> ServerData:
-    """Return what the server holds of a data set: the held-out splits, and nothing of the train split."""
-    splits = data.splits
-    return ServerData(
-        transfer=data.examples(splits.transfer),
-        validation=data.examples(splits.validation),
-        transfer_inputs=data.dataset.inputs[splits.transfer],
-        classes=data.classes,
-        task=data.task,
-    )
-
-
-def held_out_data(data: PreparedData) -> HeldOut:
-    """Return what rounds are counted on."""
-    return HeldOut(data.examples(data.splits.evaluation), data.examples(data.splits.test))
 
 
 def data_facts(experiment: Experiment, data: PreparedData) -> DataFacts:

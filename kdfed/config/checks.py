@@ -51,6 +51,8 @@ def used_sections(arm: Arm) -> dict[str, Settings]:
         sections["teachers"] = arm.teachers
     if arm.start == "consolidated":
         sections["consolidation"] = arm.consolidation
+    if arm.start == "server":
+        sections["server-fit"] = arm.server_fit
     return sections
 
 

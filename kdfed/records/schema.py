@@ -356,8 +356,8 @@ class Summary(StrictModel):
         if self.metric == "r2":
             return
         for number, run in enumerate(self.runs):
-            for name in ("final_accuracy", "best_accuracy"):
-                if getattr(run, name) < 0:
+            for name in ("final_accuracy", "converged_accuracy", "best_accuracy"):
+                if (getattr(run, name) or 0) < 0:
                     raise ValueError(f"runs.{number}.{name}: expected at least 0, got {getattr(run, name):g}")
 
     def _check_pairs(self) -> None:

@@ -113,7 +113,7 @@ def test_an_experiment_with_controls_reads_back_equal(tmp_path: Path) -> None:
     record.write_text(experiment.to_yaml())
     for again in (build_experiment(written), load_experiment(record), read_recorded(record)):
         assert again == experiment
-        assert again.arm("longer").local == experiment.arm("longer").local
+        assert again.arm("longer").local.model_dump() == experiment.arm("longer").local.model_dump()
 
 
 @pytest.mark.parametrize("name", ["averaged", "longer"])

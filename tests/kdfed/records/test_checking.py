@@ -51,7 +51,7 @@ RECORDS = [
     for seed in EXPERIMENT.seeds
     for record in (
         curve("cold", seed, [0.1, 0.4, 0.6, 0.8, 0.9, 0.9, 0.9])
-        + curve("warm", seed, [0.6, 0.9, 0.9, 0.9], 1)
+        + curve("warm", seed, [0.6, 0.9, 0.9, 0.9, 0.9, 0.9, 0.9], 1)
     )
 ]
 PARTITIONS = [
@@ -65,7 +65,7 @@ PARTITIONS = [
     }
     for seed in EXPERIMENT.seeds
 ]
-OUTCOMES = [Outcome(arm, seed, "target", "ab" * 32) for arm in EXPERIMENT.arms for seed in EXPERIMENT.seeds]
+OUTCOMES = [Outcome(arm, seed, "horizon", "ab" * 32) for arm in EXPERIMENT.arms for seed in EXPERIMENT.seeds]
 SUMMARY: dict[str, Any] = {
     **summarise(EXPERIMENT, "inprocess", RECORDS, OUTCOMES, PARTITIONS),
     "failures": [{"arm": "warm", "seed": 1, "phase": "rounds", "reason": "nobody answered"}],
@@ -102,17 +102,19 @@ def test_whole_records_read_back_as_they_were_written(folder):
     assert folder.read_rounds(EXPERIMENT) == RECORDS
 
 
-def test_keys_of_a_later_version_are_kept_and_those_of_a_later_than_the_first_may_be_missing(folder):
-    newer = {**SUMMARY, "controls": {"averaged": {}}}
-    older = {
-        key: value for key, value in SUMMARY.items() if key not in ("metric", "consolidations", "failures")
+def test_keys_of_a_later_version_are_kept_and_some_may_be_missing(folder):
+    newer = {**SUMMARY, "weather": {"rain": 1}}
+    shorter = {
+        key: value
+        for key, value in SUMMARY.items()
+        if key not in ("metric", "consolidations", "failures", "note")
     }
-    for summary in (newer, older):
+    for summary in (newer, shorter):
         write(folder, summary, RECORDS)
         assert read(folder) == summary
 
 
-@pytest.mark.parametrize("stopped", ["target", "plateau", "horizon", "failed", "interrupted"])
+@pytest.mark.parametrize("stopped", ["horizon", "target", "plateau", "listener", "failed", "interrupted"])
 def test_a_run_can_end_in_every_way_that_runs_end(folder, stopped):
     changed = put(SUMMARY, ("runs", 0, "stopped"), stopped)
     write(folder, changed, RECORDS)
@@ -131,6 +133,14 @@ def test_a_regression_can_be_worse_than_the_mean(tmp_path):
 IMPOSSIBLE: dict[str, tuple[Callable[[list[RoundRecord]], list[RoundRecord]], str]] = {
     "accuracy 5": (lambda r: [replace(r[0], accuracy=5.0), *r[1:]], r"line 1: .*accuracy: .*1, got 5\.0"),
     "accuracy -1": (lambda r: [r[0], replace(r[1], accuracy=-1.0), *r[2:]], "line 2: accuracy: .*at least 0"),
+    "validation accuracy -1": (
+        lambda r: [replace(r[0], validation_accuracy=-1.0)],
+        "line 1: validation_accuracy: .*least 0",
+    ),
+    "validation accuracy 2": (
+        lambda r: [replace(r[0], validation_accuracy=2.0)],
+        "line 1: .*validation_accuracy: .*1, got 2",
+    ),
     "test accuracy -1": (lambda r: [replace(r[0], test_accuracy=-1.0)], "line 1: test_accuracy: .*least 0"),
     "round -1": (lambda r: [replace(r[0], round=-1), *r[1:]], "line 1: .*round: .*got -1"),
     "an unknown arm": (lambda r: [*r, replace(r[0], arm="hot")], "arm: expected one of cold, warm, got 'hot"),
@@ -141,7 +151,7 @@ IMPOSSIBLE: dict[str, tuple[Callable[[list[RoundRecord]], list[RoundRecord]], st
     "two runs of one arm": (lambda r: r + r, "round: expected round 7 of arm cold, seed 0, got 0"),
     "more rounds than allowed": (
         lambda r: [*r[:7], replace(r[6], round=7)],
-        r"line 8: round: expected at most rounds\.max, 6, got 7",
+        r"line 8: round: expected at most rounds\.horizon, 6, got 7",
     ),
     "a start among the rounds": (lambda r: [r[0], replace(r[1], phase="start")], "line 2: phase: "),
     "bytes that fall": (lambda r: [*r[:2], replace(r[2], bytes_up=50)], "line 3: bytes_up: expected .*100"),
@@ -183,7 +193,7 @@ def test_records_that_no_run_can_have_left_are_refused_and_their_line_is_named(f
 def test_a_line_that_is_no_record_is_refused_in_few_words(folder, line, message):
     with open(folder.path / "rounds.jsonl", "a") as file:
         file.write(f"{line}\n")
-    with pytest.raises(RunFolderError, match=rf"rounds\.jsonl, line 23: .*{message}") as error:
+    with pytest.raises(RunFolderError, match=rf"rounds\.jsonl, line 29: .*{message}") as error:
         read(folder)
     assert len(str(error.value)) < 1000
 
@@ -202,7 +212,7 @@ def test_a_last_line_cut_within_a_letter_is_dropped_and_a_whole_one_is_not(folde
     (folder.path / "rounds.jsonl").write_bytes(whole.rstrip(b"\n"))
     assert folder.read_rounds(EXPERIMENT) == RECORDS
     (folder.path / "rounds.jsonl").write_bytes(whole + b'{"accuracy": 5}')
-    with pytest.raises(RunFolderError, match="line 23"):
+    with pytest.raises(RunFolderError, match="line 29"):
         folder.read_rounds()
 
 
@@ -227,6 +237,12 @@ def put(values: Any, path: tuple[str | int, ...], value: Any) -> Any:
         (("runs", 1, "totals", "round"), 99, r"runs\.1\.totals\.round: expected at most 6, the last round"),
         (("runs", 1, "best_accuracy"), 5, r"runs\.1\.best_accuracy: .*got 5"),
         (("runs", 1, "best_accuracy"), -5, r"runs\.1\.best_accuracy: expected at least 0"),
+        (("runs", 1, "converged_accuracy"), -5, r"runs\.1\.converged_accuracy: expected at least 0"),
+        (("runs", 1, "hit", "accuracy"), 1.5, r"runs\.1\.hit\.accuracy: .*got 1\.5"),
+        (("runs", 1, "hit", "simulated_seconds"), -1.0, r"runs\.1\.hit\.simulated_seconds: .*got -1"),
+        (("runs", 1, "first_hit"), None, r"runs\.1: expected a first_hit no later than the hit, got another"),
+        (("runs", 1, "first_hit", "round"), 5, r"runs\.1: expected a first_hit no later than the hit"),
+        (("runs", 1, "plateau"), -1, r"runs\.1\.plateau: .*got -1"),
         (("runs", 1, "target"), "0.7", r"runs\.1\.target: expected one of 0\.8, 90%-of-conv.*, got '0\.7'"),
         (("runs", 1, "target"), "0.8", r"runs\.1: expected one entry of cold, 0, 0\.8, got a second one"),
         (("runs", 1, "seed"), 9, r"runs\.1\.seed: expected one of 0, 1, got 9"),
@@ -234,10 +250,16 @@ def put(values: Any, path: tuple[str | int, ...], value: Any) -> Any:
         (("runs", 1, "arm"), "<script>", r"runs\.1\.arm: .*got '<script>'"),
         (("runs", 1, "rounds_to_target"), 5, r"runs\.1: expected rounds_to_target and exchanges_to_target"),
         (("runs", 1, "rounds_to_target"), 10**400, r"runs\.1\.rounds_to_target"),
-        (("runs", 1, "stopped"), "x" * 100_000, r"runs\.1\.stopped: expected 'target', .*got 'xxx"),
+        (("runs", 1, "stopped"), "x" * 100_000, r"runs\.1\.stopped: expected 'horizon', .*got 'xxx"),
         (("runs", 1, "weights_sha256"), "<b>", r"runs\.1\.weights_sha256"),
-        (("comparisons", 0, "saved_percent"), {"mean": "x"}, r"comparisons\.0\.saved_percent\.mean: "),
-        (("comparisons", 0, "saved_percent", "mean"), 500.0, r"comparisons\.0\.saved_percent\.mean: .*500"),
+        (("comparisons", 0, "saved_percent"), {"mean": 5}, r"comparisons\.0\.saved_percent\.median: exp"),
+        (("comparisons", 0, "saved_percent", "median"), 500.0, r"comparisons\.0\.saved_percent\.median: "),
+        (("comparisons", 0, "saved_percent", "high"), 100.5, r"comparisons\.0\.saved_percent\.high: .*100"),
+        (("comparisons", 0, "verdict"), "wins", r"comparisons\.0\.verdict: expected 'saves', .*got 'wins'"),
+        (("comparisons", 0, "p_value"), 1.5, r"comparisons\.0\.p_value: .*got 1\.5"),
+        (("comparisons", 0, "ceiling_percent"), 100.5, r"comparisons\.0\.ceiling_percent: .*got 100\.5"),
+        (("comparisons", 0, "without_federation"), -1, r"comparisons\.0\.without_federation: .*got -1"),
+        (("comparisons", 0, "cost"), "rounds_to_convergence", r"comparisons\.0\.target: expected 99%-of"),
         (("comparisons", 0, "saved_percent", "low"), 101.0, r"comparisons\.0\.saved_percent: expected low"),
         (("comparisons", 0, "cost"), "exchanges", r"comparisons\.1: expected one entry of warm, 0\.8, ex"),
         (("comparisons", 0, "pairs"), 99, r"comparisons\.0: expected pairs and censored that the hits"),
@@ -249,6 +271,19 @@ def put(values: Any, path: tuple[str | int, ...], value: Any) -> Any:
         (("partitions", 0, "counts"), [[1, 2]] * 9, r"partitions\.0: counts: expected at most 3 rows"),
         (("partitions", 0, "class_names"), [], r"partitions\.0\.class_names"),
         (("partitions", 0, "seed"), 1, r"partitions\.1: expected one entry of 1"),
+        (("schema",), 3, "schema: expected 2, got 3"),
+        (("schema",), "2", "schema: expected 2, got '2'"),
+        (("note",), 3, "note: expected .*got 3"),
+        (("horizon",), 6, "horizon: expected an object, got 6"),
+        (("horizon", "rounds"), -1, r"horizon\.rounds: .*got -1"),
+        (("horizon", "why"), None, r"horizon\.why: .*got None"),
+        (("evaluation_examples",), -1, "evaluation_examples: .*got -1"),
+        (("majority",), 1.5, "majority: .*got 1.5"),
+        (("server_labels",), 0.5, "server_labels: .*got 0.5"),
+        (("controls", "averaged"), None, r"controls\.averaged: expected an object"),
+        (("controls", "averaged", "labels"), -1, r"controls\.averaged\.labels: .*got -1"),
+        (("controls", "averaged", "start_accuracy"), 2.0, r"controls\.averaged\.start_accuracy: .*got 2"),
+        (("controls",), {"magic": {}}, "controls.*magic"),
         (("targets",), ["0.8"], r"runs\.1\.target: expected one of 0\.8, got '90%-of-converged'"),
         (("targets", 0), "<b>", r"targets\.0"),
         (("seeds",), [1, 0], r"seeds: expected \[0, 1\], as in the experiment beside it, got \[1, 0\]"),
@@ -300,7 +335,7 @@ def test_a_folder_in_the_place_of_a_file_is_refused(folder, name):
 def test_a_summary_of_more_runs_than_were_recorded_is_refused(folder):
     write(folder, SUMMARY, [record for record in RECORDS if record.seed == 0])
     with pytest.raises(
-        RunFolderError, match=r"runs\.2: expected evaluations of arm 'cold', seed 1 in rounds"
+        RunFolderError, match=r"runs\.3: expected evaluations of arm 'cold', seed 1 in rounds"
     ):
         read(folder)
 

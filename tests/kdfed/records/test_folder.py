@@ -43,7 +43,7 @@ def finish(folder, arm, seed, sha=None, **more):
     for number in (0, 1):
         folder.append(replace(RECORD, arm=arm, seed=seed, round=number))
     state = {"w": torch.full((1,), float(seed))}
-    outcome = Outcome(arm, seed, "horizon", sha or weights_sha256(state), None, 2, (0.5,), versions())
+    outcome = Outcome(arm, seed, "horizon", sha or weights_sha256(state), None, 2, versions())
     folder.finish(replace(outcome, **more), state)
 
 

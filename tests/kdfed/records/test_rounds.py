@@ -37,6 +37,7 @@ def test_a_record_is_one_line_with_the_keys_of_the_contract():
     assert list(json.loads(line)) == [
         *("arm", "seed", "round", "exchanges", "phase", "accuracy", "test_accuracy", "loss"),
         *("participant_uploads", "bytes_up", "bytes_down", "local_steps", "answered", "absent", "seconds"),
+        "validation_accuracy",
     ]
 
 

@@ -14,8 +14,10 @@ from kdfed.records.schema import (
     Censored,
     ComparisonEntry,
     ConsolidationEntry,
+    ControlEntry,
     CumulativeCosts,
     FailureEntry,
+    HorizonEntry,
     PartitionEntry,
     Ratio,
     RunEntry,
@@ -28,20 +30,21 @@ PAGE = Path(__file__).parents[3] / "docs" / "records.md"
 
 
 def keys(part: type[StrictModel]) -> Iterator[str]:
-    """Yield the keys of an entry, those of objects in a comparison dotted."""
-    for name, field in part.model_fields.items():
-        inner = {Saved, Ratio, Censored} & {field.annotation, *get_args(field.annotation)}
+    """Yield the keys of an entry, those of objects in a comparison and of the horizon dotted."""
+    for name, field in ((field.alias or name, field) for name, field in part.model_fields.items()):
+        inner = {Saved, Ratio, Censored, HorizonEntry} & {field.annotation, *get_args(field.annotation)}
         yield from (f"{name}.{key}" for kind in inner for key in kind.model_fields) if inner else (name,)
 
 
 def documented() -> list[list[str]]:
-    """Return the keys in the first column of each table of the page's section."""
+    """Return the keys in the first column of each table of the page's section; no object beside its keys."""
     section = PAGE.read_text(encoding="utf-8").partition("### `summary.json`\n")[2].partition("\n## ")[0]
     tables = re.findall(r"^\| key \| meaning \|\n\| --- \| --- \|\n((?:\|.*\n)+)", section, re.MULTILINE)
-    return [
+    found = [
         [key for row in table.splitlines() for key in re.findall(r"`([^`]+)`", row.split("|")[1])]
         for table in tables
     ]
+    return [[key for key in table if not any(k.startswith(f"{key}.") for k in table)] for table in found]
 
 
 def test_the_page_on_records_has_the_keys_of_the_classes() -> None:
@@ -50,6 +53,7 @@ def test_the_page_on_records_has_the_keys_of_the_classes() -> None:
         RunEntry,
         CumulativeCosts,
         ComparisonEntry,
+        ControlEntry,
         PartitionEntry,
         FailureEntry,
         ConsolidationEntry,
@@ -73,4 +77,4 @@ def test_what_is_written_is_what_the_classes_read() -> None:
     took: dict[str, Any] = {"method": "vanilla", "steps": 3, "trials": []}
     summary = summarise(experiment, "ray", records, [Outcome("warm", 0, "horizon", "", took)])
     assert summary["consolidations"] == [{"arm": "warm", "seed": 0, **took}]
-    assert Summary.model_validate(summary).model_dump() == summary
+    assert Summary.model_validate(summary).model_dump(by_alias=True) == summary
