@@ -52,12 +52,16 @@ def _one_thread() -> None:
 
 @pytest.fixture
 def tiny() -> Callable[..., Experiment]:
-    """Return a function that builds the tiny experiment with some keys replaced (dotted names allowed)."""
+    """Return a function that builds the tiny experiment with some keys replaced (dotted names allowed).
 
-    def build(**changes: Any) -> Experiment:
-        return build_experiment(
-            merge(TINY, {key.replace("__", "."): value for key, value in changes.items()})
-        )
+    ``only`` names the single arm that it keeps: one that may stop early.
+    """
+
+    def build(*, only: str | None = None, **changes: Any) -> Experiment:
+        values = merge(TINY, {key.replace("__", "."): value for key, value in changes.items()})
+        if only is not None:
+            values["arms"] = {only: values["arms"][only]}
+        return build_experiment(values)
 
     return build
 

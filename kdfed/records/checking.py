@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from kdfed.config import Experiment
 from kdfed.records.parsing import listed, parse_json, problems_of, short
 from kdfed.records.rounds import RoundRecord
-from kdfed.records.schema import Summary
+from kdfed.records.schema import FirstSummary, Summary
 from kdfed.task import TASKS
 
 CUMULATIVE = (
@@ -127,7 +127,21 @@ def is_of_schema_1(content: bytes) -> bool:
         summary = parse_json(content.decode())
     except ValueError:
         return False
-    return isinstance(summary, dict) and "schema" not in summary and "rounds_to_plateau" in str(summary)
+    return isinstance(summary, dict) and "runs" in summary and not {"schema", "horizon"} & set(summary)
+
+
+def parse_schema_1(content: bytes) -> FirstSummary:
+    """Read what is kept of a summary of the first version.
+
+    Raises
+    ------
+    ValueError
+        If the first version did not write it.
+    """
+    try:
+        return FirstSummary.model_validate(parse_json(content.decode()))
+    except ValidationError as error:
+        raise ValueError(problems_of(error)) from error
 
 
 def check_summary(summary: Mapping[str, Any], experiment: Experiment, records: Sequence[RoundRecord]) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+from pydantic import ValidationError
 
 from kdfed.config import Experiment, read_recorded
 from kdfed.errors import KdfedError, RunFolderError
@@ -16,9 +17,12 @@ from kdfed.records.checking import (
     check_summary,
     is_of_schema_1,
     parse_rounds,
+    parse_schema_1,
     parse_summary,
 )
-from kdfed.records.rounds import Outcome, RoundRecord
+from kdfed.records.parsing import problems_of
+from kdfed.records.rounds import Failure, Outcome, RoundRecord
+from kdfed.records.schema import FirstSummary
 from kdfed.records.summary import summarise
 
 EXPERIMENT, ROUNDS, OUTCOMES, PARTIAL = (
@@ -178,26 +182,32 @@ class RecordedRun:
             something else (:func:`kdfed.records.checking.check_summary`).
         """
         content = self._read(SUMMARY)
-        if is_of_schema_1(content):
-            return self._counted_anew(content)
         try:
+            if is_of_schema_1(content):
+                return self._counted_anew(parse_schema_1(content))
             summary = parse_summary(content)
             if experiment is not None:
                 check_summary(summary, experiment, records)
         except ValueError as error:
+            why = problems_of(error) if isinstance(error, ValidationError) else str(error)
             raise RunFolderError(
-                f"{self.path / SUMMARY}: {error}; remove the file to see what was recorded, or run the "
+                f"{self.path / SUMMARY}: {why}; remove the file to see what was recorded, or run the "
                 "experiment again"
             ) from error
         return summary
 
-    def _counted_anew(self, content: bytes) -> dict[str, Any]:
+    def _counted_anew(self, old: FirstSummary) -> dict[str, Any]:
         """Count the records of the first version by today's rules."""
-        experiment, old = self.read_experiment(), json.loads(content)
-        records = self.read_rounds(experiment)
-        engine, partitions = (old.get(key, default) for key, default in (("engine", ""), ("partitions", ())))
-        outcomes = self.read_outcomes()
-        return summarise(experiment, engine, records, outcomes, partitions, note=SCHEMA_1)
+        experiment = self.read_experiment()
+        return summarise(
+            experiment,
+            old.engine,
+            self.read_rounds(experiment),
+            self.read_outcomes(),
+            [partition.model_dump() for partition in old.partitions],
+            [Failure(**dict(failure)) for failure in old.failures],
+            note=SCHEMA_1,
+        )
 
     def read_experiment(self) -> Experiment:
         """Return the experiment.

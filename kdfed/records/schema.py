@@ -389,6 +389,17 @@ class Summary(StrictModel):
                 )
 
 
+class FirstSummary(StrictModel):
+    """What is kept of a ``summary.json`` of the first version, whose figures are counted anew."""
+
+    engine: _Word
+    """What ran it."""
+    failures: list[FailureEntry] = []
+    """One entry a run that could not go on."""
+    partitions: list[PartitionEntry]
+    """One entry a seed."""
+
+
 def _check_distinct(section: str, keys: Sequence[tuple[Any, ...]]) -> None:
     seen: set[tuple[Any, ...]] = set()
     for number, key in enumerate(keys):

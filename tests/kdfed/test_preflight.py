@@ -135,7 +135,7 @@ PROXY = {"transfer": "proxy", "proxy": {"source": "mnist5k", "limit": 100}}
 @pytest.mark.parametrize(
     ("changes", "key", "message"),
     [
-        ({"consolidation": {**PROXY, "images": 5000}}, "proxy", "expected 5000 images of the proxy, got 75"),
+        ({"consolidation": {**PROXY, "images": 5000}}, "proxy", "expected 5000 images of the proxy, got 65"),
         ({"consolidation": PROXY, "data": {"source": FEATURES}}, "proxy", "a proxy needs images, got inputs"),
         (
             {"consolidation": {"transfer": "proxy", "proxy": {"source": FEATURES}}},

@@ -34,6 +34,9 @@ SERVER = {"arms": {"cold": {}, "own": {"start": "server", "server-fit.epochs": 1
 NEVER = (1.0,)
 """A target that nobody reaches: whether to stop is asked after every round, so nothing can overlap."""
 
+AT_TARGET = {"rounds.stop-at-target": True, "targets": [0.99]}
+ON_PLATEAU = {"rounds.plateau": {"rounds": 9, "stop": True}}
+
 
 class Watched(InProcessGrid):
     """Notes when training is sent and looked for."""
@@ -70,10 +73,10 @@ def test_a_round_is_evaluated_while_the_nodes_train_for_the_next(tiny, run_arm):
 
 @pytest.mark.parametrize(
     ("changes", "config"),
-    [({}, {"targets": NEVER}), ({"rounds.plateau": {"rounds": 9, "stop": True}}, {})],
+    [(AT_TARGET, {"targets": NEVER}), (ON_PLATEAU, {})],
 )
 def test_where_a_stop_hangs_on_it_a_round_is_evaluated_before_the_next(tiny, run_arm, changes, config):
-    assert _order(run_arm, tiny(**{"rounds.horizon": 2, **changes}), **config) == [
+    assert _order(run_arm, tiny(only="cold", **{"rounds.horizon": 2, **changes}), **config) == [
         *("record 0", "push", "pull"),
         *("record 1", "push", "pull"),
         "record 2",
@@ -83,12 +86,13 @@ def test_where_a_stop_hangs_on_it_a_round_is_evaluated_before_the_next(tiny, run
 @pytest.mark.parametrize(
     ("changes", "config"),
     [
-        ({"rounds.stop-at-target": False}, {"targets": NEVER}),
-        ({"rounds.plateau": {"rounds": 9, "stop": True}}, {"targets": NEVER, "never_stop": True}),
+        ({}, {"targets": NEVER}),
+        (AT_TARGET, {"targets": ()}),
+        ({**AT_TARGET, **ON_PLATEAU}, {"targets": NEVER, "never_stop": True}),
     ],
 )
 def test_targets_that_stop_nothing_do_not_make_the_nodes_wait(tiny, run_arm, changes, config):
-    assert _order(run_arm, tiny(**{"rounds.horizon": 1, **changes}), **config) == [
+    assert _order(run_arm, tiny(only="cold", **{"rounds.horizon": 1, **changes}), **config) == [
         *("push", "record 0", "pull"),
         "record 1",
     ]
@@ -105,7 +109,7 @@ def test_records_are_the_same_whenever_a_round_is_evaluated(tiny, run_arm, arm):
     def run(**config: Any) -> tuple[list[dict[str, Any]], list[tuple[Any, ...]], dict[str, torch.Tensor]]:
         events: list[tuple[Any, ...]] = []
         result = run_arm(
-            tiny(),
+            tiny(only=arm, **AT_TARGET),
             arm,
             on_event=lambda e: events.append((e.phase, e.step, e.accuracy, e.bytes, e.participant_uploads)),
             **config,

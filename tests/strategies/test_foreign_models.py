@@ -20,7 +20,7 @@ from kdfed.errors import ConfigError, RunError
 from kdfed.models import State, build_model, load_state, state_of
 from kdfed.preflight import check_data
 from kdfed.settings import ModelSettings
-from simulations.server_app import server_data
+from simulations.server_app import held_out_data, server_data
 
 Build = Callable[..., Experiment]
 Run = Callable[..., Any]
@@ -517,10 +517,11 @@ def test_no_model_changes_the_data_that_all_arms_share(
 ) -> None:
     monkeypatch.setattr(sys.modules["foreign_zoo"], "Shifted", Shifted, raising=False)
     chosen = experiment(tiny, "Shifted", **server(strategy))
-    data = server_data(prepare(chosen.data))
-    parts = [data.validation, data.test, data.transfer]
+    prepared = prepare(chosen.data)
+    data, held_out = server_data(prepared), held_out_data(prepared)
+    parts = [data.validation, data.transfer, held_out.evaluation, held_out.test]
     before = [part.inputs.clone() for part in parts]
-    run_arm(chosen, data=data)
+    run_arm(chosen, data=data, held_out=held_out)
     assert all(torch.equal(part.inputs, kept) for part, kept in zip(parts, before, strict=True))
 
 
@@ -537,6 +538,6 @@ def test_feddf_keeps_no_model_of_an_earlier_round(tiny: Build, run_arm: Run) -> 
         if record.round in (3, 30):
             counts[record.round] = live_modules()
 
-    chosen = experiment(tiny, "BoolMask", **server("feddf"), rounds={"max": 30})
+    chosen = experiment(tiny, "BoolMask", **server("feddf"), rounds={"horizon": 30})
     run_arm(chosen, on_record=count)
     assert counts[30] == counts[3]

@@ -71,7 +71,7 @@ def test_mu_pulls_towards_the_received_model(tiny, run_arm):
             **{"rounds.horizon": 1, "server.strategy": "fedprox", "local.mode": "proximal", "local.mu": mu}
         )
         before = run_arm(
-            experiment.model_copy(update={"rounds": experiment.rounds.model_copy(update={"max": 0})})
+            experiment.model_copy(update={"rounds": experiment.rounds.model_copy(update={"horizon": 0})})
         )
         after = run_arm(experiment).arrays.to_torch_state_dict()
         return sum(float((after[k] - v).norm()) for k, v in before.arrays.to_torch_state_dict().items())
@@ -100,7 +100,7 @@ def test_rounds_with_decay_and_extra_passes_are_rounds_by_hand(tiny, run_arm, pa
         **{
             "partition.participants": participants,
             "server.cohort-size": cohort,
-            "rounds.max": 2,
+            "rounds.horizon": 2,
             "local": {"lr": 0.2, "decay": 0.25, "batch-size": 8, "extra": {"epochs": 2, "rounds": 1}},
         }
     )
@@ -130,8 +130,8 @@ def test_rounds_with_decay_and_extra_passes_are_rounds_by_hand(tiny, run_arm, pa
 
 @pytest.mark.parametrize("mode", ["mutual", "kd"])
 def test_a_first_round_alone_with_extra_passes_is_one_with_so_many(tiny, run_arm, mode):
-    extra = tiny(**{"local": {"mode": mode, "extra": {"epochs": 2, "rounds": 1}}, "rounds.max": 1})
-    more = tiny(**{"local": {"mode": mode, "epochs": 3}, "rounds.max": 1})
+    extra = tiny(**{"local": {"mode": mode, "extra": {"epochs": 2, "rounds": 1}}, "rounds.horizon": 1})
+    more = tiny(**{"local": {"mode": mode, "epochs": 3}, "rounds.horizon": 1})
     a, b = (run_arm(e).arrays.to_torch_state_dict() for e in (extra, more))
     assert all(torch.equal(a[key], b[key]) for key in a)
 
@@ -169,25 +169,35 @@ def test_a_model_file_can_be_the_start(tiny, run_arm, tmp_path):
     assert all(torch.equal(trained[key], warm[key]) for key in trained)
 
 
-def test_arms_stop_at_their_targets_and_a_relative_baseline_does_not(tiny, run_arm):
-    experiment = tiny(**{"rounds.horizon": 12})
-    stopped = run_arm(experiment, targets=(0.3,))
+STOP_AT_TARGET = {"rounds.stop-at-target": True, "targets": [0.99], "rounds.horizon": 12}
+
+
+def test_a_single_arm_stops_at_its_targets_if_it_is_asked_to(tiny, run_arm):
+    stopped = run_arm(tiny(only="cold", **STOP_AT_TARGET), targets=(0.3,))
     assert stopped.stopped == "target"
     assert len(stopped.records) < 13
-    everything = run_arm(experiment, targets=(), never_stop=True)
+    everything = run_arm(tiny(**{"rounds.horizon": 12}), targets=(0.3,))
     assert everything.stopped == "horizon"
     assert len(everything.records) == 13
 
 
+def test_an_arm_that_is_compared_runs_to_the_horizon_whatever_would_stop_it(tiny, run_arm):
+    stops = {**STOP_AT_TARGET, "rounds.plateau": {"rounds": 1, "min-delta": 0.9, "stop": True}}
+    result = run_arm(tiny(only="cold", **stops), targets=(0.01,), never_stop=True)
+    assert result.stopped == "horizon"
+    assert len(result.records) == 13
+
+
 def test_an_arm_stops_on_a_plateau(tiny, run_arm):
+    """Nothing changes: the first mean of five is known in round 4, and round 7 is 7 // 2 rounds on."""
     flat = {
         "rounds.horizon": 9,
         "local.lr": 1e-9,
         "rounds.plateau": {"rounds": 2, "min-delta": 0.1, "stop": True},
     }
-    result = run_arm(tiny(**flat))
+    result = run_arm(tiny(only="cold", **flat))
     assert result.stopped == "plateau"
-    assert len(result.records) == 3
+    assert len(result.records) == 8
 
 
 # ----------------------------------------------------------------------------- other people's apps

@@ -97,7 +97,7 @@ def test_real_cifar10_is_read_with_its_names_and_test_part() -> None:
     data = prepare(settings)
     assert data.input_shape == (3, 32, 32)
     assert data.dataset.class_names[:2] == ("airplane", "automobile")
-    assert [len(part) for part in vars(data.splits).values()] == [200, 100, 200, 700]
+    assert [len(part) for part in vars(data.splits).values()] == [200, 200, 100, 200, 500]
     assert abs(np.bincount(data.dataset.labels) - 120).max() <= 2
 
 
