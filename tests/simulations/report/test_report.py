@@ -177,13 +177,20 @@ def test_nobody_saves_everything_or_minus_nothing(tmp_path):
     assert not re.search(r"\b100% (fewer|less)|[-−]0%", words)
 
 
-def test_every_arm_has_its_rounds_to_convergence_and_its_plateau(run):
-    _, words = read_page(run)
+def test_every_arm_has_its_rounds_to_convergence_and_its_plateau(tmp_path):
+    folder = make_run(tmp_path)
+    summary = folder.read_summary()
+    for entry in summary["runs"]:
+        if entry["arm"] == "warm":
+            entry |= {"plateau": 9 + entry["seed"], "plateau_half": None, "plateau_double": 8}
+    folder.write_summary(summary)
+    build_report(tmp_path)
+    _, words = read_page(folder)
     section = words[words.index("Rounds to convergence") : words.index("Controls")]
-    for arm in ("cold", "warm"):
-        assert re.search(
-            rf"{arm} ?[\d, ]+ .*?flat: .*? \(half tolerance: .*?, double: .*?\) ?ends at", section
-        )
+    assert re.search(r"cold ?[\dmised, ]+ ?not flat by the end, whatever the tolerance ?ends at", section)
+    assert re.search(
+        r"warm ?[\dmised, ]+ .*?flat: at round 10 \(half tolerance: never, double: 8\) ?ends at", section
+    )
 
 
 def test_controls_and_labels_stand_on_the_page(tmp_path, run):
