@@ -10,5 +10,5 @@ def experiment(tmp_path, monkeypatch, tiny):
     """The tiny experiment as ``tiny.yaml`` in the current directory."""
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "tiny.yaml"
-    path.write_text(tiny(rounds__max=1).to_yaml())
+    path.write_text(tiny(rounds__horizon=1).to_yaml())
     return path
