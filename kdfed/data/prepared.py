@@ -168,7 +168,7 @@ def prepare(settings: DataSettings) -> PreparedData:
 def _label_scale(labels: np.ndarray, splits: Splits, settings: DataSettings) -> tuple[float, float]:
     """Return mean and standard deviation of the transfer split's labels."""
     for name, part in vars(splits).items():
-        if np.ptp(labels[part]) == 0:
+        if len(part) and np.ptp(labels[part]) == 0:
             raise DataError(
                 f"expected different labels in every split of {settings.source}, all {len(part)} of {name} "
                 f"are {labels[part][0]:g}: use more examples or other shares",

@@ -189,7 +189,7 @@ def test_an_arm_that_is_compared_runs_to_the_horizon_whatever_would_stop_it(tiny
 
 
 def test_an_arm_stops_on_a_plateau(tiny, run_arm):
-    """Nothing changes: the first mean of five is known in round 4, and round 7 is 7 // 2 rounds on."""
+    """Nothing changes: the first mean of five is that of round 4, and round 7 is 7 // 2 rounds later."""
     flat = {
         "rounds.horizon": 9,
         "local.lr": 1e-9,

@@ -26,7 +26,6 @@ def run(work: Work, gate: Gate, grid: Grid) -> None:
     server = ServerData(
         transfer=data.examples(data.splits.transfer),
         validation=data.examples(data.splits.validation),
-        test=None,
         transfer_inputs=data.dataset.inputs[data.splits.transfer],
         classes=data.classes,
         task=data.task,

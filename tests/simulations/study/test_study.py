@@ -564,6 +564,12 @@ def test_shipped_studies_name_their_shares_and_hold_nothing_out_for_counting(nam
     assert {"test", "validation", "transfer"} <= splits.model_fields_set
 
 
+def test_a_regression_without_an_evaluation_split_is_prepared():
+    data = prepare(load_study(SHIPPED / "study-diabetes.yaml").data)
+    assert len(data.splits.evaluation) == 0
+    assert data.examples(data.splits.test).labels.isfinite().all()
+
+
 def test_what_the_data_do_not_allow_is_refused_before_anything_runs(tmp_path):
     study = load_study(write(tmp_path, vary={"images": [5000]}))
     with pytest.raises(ConfigError, match="at least 5000 examples"):
