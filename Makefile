@@ -49,11 +49,14 @@ study: $(INSTALLED)  ## compare KD methods between pre-trained models
 	$(BIN)/kdfed study simulations/study-digits.yaml --out runs/study-digits
 	$(BIN)/kdfed study simulations/study-mnist5k.yaml --out runs/study-mnist5k
 
-savings: $(INSTALLED)  ## run the shipped experiments, then one table of what they saved
-	for name in quickstart uniform pathological; do \
+SAVINGS := quickstart uniform pathological hundreds diabetes
+
+savings: $(INSTALLED)  ## run the shipped experiments, count them anew, then one table of what they saved
+	for name in $(SAVINGS); do \
 		$(BIN)/kdfed run simulations/$$name.yaml --engine inprocess --out runs/savings/$$name --overwrite || exit 1; \
 	done
-	$(BIN)/python -m simulations.savings runs/savings/quickstart runs/savings/uniform runs/savings/pathological
+	$(BIN)/python tests/recount.py $(SAVINGS:%=runs/savings/%)
+	$(BIN)/python -m simulations.savings $(SAVINGS:%=runs/savings/%)
 
 docs: $(INSTALLED)  ## the site, in site/
 	$(BIN)/python docs/generate_reference.py
