@@ -14,12 +14,14 @@ import annotated_types
 from pydantic.fields import FieldInfo
 
 from kdfed.config import combinations, experiment_type
+from kdfed.config.tuning import TuningSettings
 from kdfed.family import Family
 from kdfed.settings import (
     DataSettings,
     ListenerSettings,
     ModelSettings,
     RoundSettings,
+    ServerFitSettings,
     Settings,
     TeacherSettings,
 )
@@ -38,9 +40,11 @@ SECTIONS: dict[str, type[Settings] | None] = {
     "local": None,
     "teachers": TeacherSettings,
     "consolidation": None,
+    "server-fit": ServerFitSettings,
     "server": None,
     "rounds": RoundSettings,
     "listeners": ListenerSettings,
+    "tuning": TuningSettings,
 }
 """The sections in their order; None where a family's things are whole sections."""
 
@@ -68,8 +72,9 @@ before anything starts.
 """
 
 ARM_KEYS = """\
-An arm can replace `start`, `model`, `local`, `teachers`, `consolidation`, `server` and `listeners`, or single
-keys of them. Everything else is shared by all arms: data, participants, seeds, targets, rounds.
+An arm can replace `start`, `model`, `local`, `teachers`, `consolidation`, `server-fit`, `server` and
+`listeners`, or single keys of them. Everything else is shared by all arms: data, participants, seeds,
+targets, rounds.
 
 ```yaml
 arms:

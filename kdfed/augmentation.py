@@ -60,7 +60,7 @@ def augment(images: torch.Tensor, names: Sequence[str], generator: torch.Generat
     if images.ndim != 4:
         raise KdfedError(
             f"augmentation {list(names)} needs images [N, C, H, W], got inputs of shape "
-            f"{tuple(images.shape)}; remove consolidation.augmentation"
+            f"{tuple(images.shape)}; remove the augmentation"
         )
     for name in names:
         images = AUGMENTATIONS[name](images, generator)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-Phase = Literal["hello", "teachers", "consolidate", "rounds", "done", "failed"]
+Phase = Literal["hello", "start", "teachers", "consolidate", "rounds", "done", "failed"]
 
 
 @dataclass(frozen=True)
@@ -21,10 +21,11 @@ class Event:
     arm, seed
         Which run; the empty arm stands for the whole experiment (its ``done`` or ``failed``).
     phase
-        ``hello``, ``teachers``, ``consolidate``, ``rounds``, or ``failed``. A run that was finished earlier,
-        and is kept, has ``done`` alone.
+        ``hello``, ``start`` (a model is trained on the server's own labels), ``teachers``, ``consolidate``,
+        ``rounds``, or ``failed``. A run that was finished earlier, and is kept, has ``done`` alone.
     step, steps
-        Progress within the phase: epochs of distillation, or the federated round and ``rounds.max``.
+        Progress within the phase: epochs of distillation or of the server's own training, or the federated
+        round and ``rounds.max``.
     accuracy
         Validation accuracy in [0, 1] after this step, where it was measured.
     bytes

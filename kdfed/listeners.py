@@ -86,14 +86,14 @@ class Listener:
         """Before the first message."""
 
     def on_phase(self, phase: Phase, step: int, steps: int, accuracy: float | None, costs: Costs) -> None:
-        """Follow ``hello``, ``teachers`` or ``consolidate``: it begins (step 0), or has made a step.
+        """Follow ``hello``, ``start``, ``teachers`` or ``consolidate``: it begins (step 0), or made a step.
 
         Parameters
         ----------
         phase
             Which.
         step, steps
-            Epochs of the distillation; 0 elsewhere.
+            Epochs of the distillation, and of the server's own training (``start``); 0 elsewhere.
         accuracy
             The student's on the validation split after this step, where it was measured.
         costs
@@ -239,6 +239,8 @@ class FlowerLog(Listener):
         """Log a phase when it begins."""
         if phase == "teachers":
             self._title("[TEACHERS]")
+        elif phase == "start" and step == 0:
+            self._title("[SERVER]")
         elif phase == "consolidate" and step == 1:
             self._title("[CONSOLIDATION]")
 

@@ -45,13 +45,13 @@ def log_ratios(
     Returns
     -------
     dict of int to float
-        Pairs alone: seeds in which both hit or ran to the horizon. ``inf`` where the arm alone missed,
+        Pairs alone: seeds in which both ran to the horizon, or hit. ``inf`` where the arm alone missed,
         ``-inf`` where the baseline alone did (or the arm pays nothing), NaN where both did. Left out is a
         seed in which the arm needs no exchange, or the baseline's cost is 0.
 
     Examples
     --------
-    >>> run = {"seed": 0, "target": "0.9", "target_accuracy": 0.9}
+    >>> run = {"seed": 0, "target": "0.9", "target_accuracy": 0.9, "stopped": "horizon"}
     >>> runs = [
     ...     {"arm": "cold", "hit": {"round": 10, "exchanges": 10}, **run},
     ...     {"arm": "warm", "hit": {"round": 4, "exchanges": 5}, **run},
@@ -78,18 +78,18 @@ def log_ratios(
             paid = [None if value is None else max(1.0, value) for value in paid]
         pair = Pair(*paid)
         if pair.baseline != 0:
-            found[seed] = math.nan if pair.both_missed else -math.inf if pair.arm == 0 else pair.log_ratio
+            found[seed] = math.nan if pair.both_missed else pair.log_ratio
     return found
 
 
 def is_open(run: Mapping[str, Any], horizon: int) -> bool:
-    """Tell whether nobody knows when a run reaches its target.
+    """Tell whether a run says nothing of its target.
 
-    It has none, because its baseline did not finish; or it ended before the horizon without a hit.
+    It has none, because its baseline did not finish; or it failed, or ended before the horizon without a hit.
     """
-    if run["target_accuracy"] is None or run["hit"] is not None:
-        return run["target_accuracy"] is None
-    return run["stopped"] in ("failed", "interrupted") or run["totals"]["round"] < horizon
+    if run["target_accuracy"] is None or run["stopped"] in ("failed", "interrupted"):
+        return True
+    return run["hit"] is None and bool(run["totals"]["round"] < horizon)
 
 
 def cost_of(costs: Mapping[str, Any], cost: str) -> float:

@@ -15,7 +15,7 @@ from kdfed.errors import ConfigError, DataError, Mistake
 from kdfed.models import build_model, state_of
 from kdfed.partition import partition_of
 from kdfed.records import load_model, load_start
-from kdfed.settings import ModelSettings
+from kdfed.settings import DistillationSettings, ModelSettings, ServerFitSettings
 from kdfed.thing import Thing, within
 
 
@@ -78,12 +78,14 @@ def _check_arm(arm: Arm, data: PreparedData | None, key: _Keys) -> Iterator[Mist
                     yield Mistake(key(within(refusal, where).key), refusal.message)
     if arm.start.startswith("file:"):
         yield from _check_start(arm.start.removeprefix("file:"), student, key("start"))
-    augmented = arm.start == "consolidated" and arm.consolidation.augmentation
-    if augmented and data is not None and not data.dataset.is_images:
-        yield Mistake(
-            key("consolidation.augmentation"),
-            f"expected images to {' and '.join(augmented)}, got feature vectors; remove it",
-        )
+    if data is not None and not data.dataset.is_images:
+        for where, part in everything:
+            changes = part.augmentation if isinstance(part, DistillationSettings | ServerFitSettings) else ()
+            if changes and changes != "auto":
+                yield Mistake(
+                    key(f"{where}.augmentation"),
+                    f"expected images to {' and '.join(changes)}, got feature vectors; remove it",
+                )
 
 
 def _try_model(settings: ModelSettings, data: PreparedData | None) -> tuple[nn.Module | None, str | None]:

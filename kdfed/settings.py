@@ -207,10 +207,10 @@ class DistillationSettings(OptimiserSettings):
     """Momentum in [0, 1), for sgd only; 0 turns it off."""
     schedule: Literal["constant", "cosine"] = "constant"
     """Learning rate over the epochs; ``cosine`` decays to 0."""
-    warm_up: Share = 0.0
+    warm_up: Share = 0.1
     """Share of the steps, in [0, 1], over which the learning rate rises in equal parts to what it is without
     warm-up; 0 turns it off."""
-    clip: Annotated[float, Field(ge=0, le=1e6)] = 0.0
+    clip: Annotated[float, Field(ge=0, le=1e6)] = 1.0
     """Norm that the gradient of a step is scaled down to where it is larger; 0 turns it off."""
     augmentation: Annotated[tuple[Augmentation, ...], Distinct] = ()
     """Random changes of the transfer images while distilling: ``flip`` (left-right), ``crop`` (pad by an
@@ -221,6 +221,29 @@ class DistillationSettings(OptimiserSettings):
     ``augmentation``."""
     select: Literal["last", "best"] = "last"
     """Keep the last student, or the best of all epochs on the validation split."""
+
+
+class ServerFitSettings(OptimiserSettings):
+    """Training a model on the server's own labelled examples, without any participant."""
+
+    labels: bool = False
+    """Fit the labels of the transfer split too, not only those of the validation split."""
+    epochs: Passes = 100
+    """Passes over the server's labelled examples."""
+    batch_size: PositiveInt = 32
+    """Examples a step."""
+    optimizer: Literal["sgd", "adam", "adamw"] = "adamw"
+    """torch.optim optimiser."""
+    lr: Rate = 0.003
+    """Learning rate, above 0."""
+    weight_decay: Annotated[float, Field(ge=0, le=1000)] = 0.3
+    """L2 penalty (decoupled for adamw: a step takes ``lr`` times this of each weight); 0 turns it off."""
+    schedule: Literal["constant", "cosine"] = "cosine"
+    """Learning rate over the epochs; ``cosine`` decays to 0."""
+    augmentation: Annotated[tuple[Augmentation, ...], Distinct] | Literal["auto"] = "auto"
+    """Random changes of the images in every step: ``flip`` (left-right), ``crop`` (pad by an eighth, crop
+    back). ``auto`` crops images of at least 16 by 16 pixels, and leaves smaller ones and feature vectors as
+    they are."""
 
 
 # ----------------------------------------------------------------------------- rounds

@@ -27,6 +27,7 @@ from kdfed.task import TASKS
 
 PHASES = {
     "hello": "meeting the nodes",
+    "start": "training on the server's labels",
     "teachers": "training teachers",
     "consolidate": "distilling",
     "rounds": "rounds",
@@ -57,7 +58,7 @@ class _RunProgress:
         self.event = event
 
     def left(self, now: float) -> float | None:
-        """Return the seconds until ``rounds.horizon`` at the pace so far; an early stop comes sooner."""
+        """Return the seconds until the horizon at the pace so far."""
         if self.ended is not None:
             return 0.0
         if self.event.phase != "rounds" or self.event.step == 0:
@@ -89,6 +90,7 @@ class Progress:
         self._name = experiment.name
         self._score = TASKS[experiment.data.task].metric_word
         self._expected = len(experiment.arms) * len(experiment.seeds)
+        self._about = "about" if len(experiment.arms) > 1 else "at most about"  # one arm alone may stop early
         self._console = console
         self._clock = clock
         self._runs: dict[tuple[str, int], _RunProgress] = {}
@@ -161,7 +163,7 @@ class Progress:
             words.append(decimal(event.bytes))
         left = self._left(now)
         if left is not None and left >= 1:
-            words.append(f"at most about {format_seconds(left)} left")
+            words.append(f"{self._about} {format_seconds(left)} left")
         if event.message:
             words.append(event.message)
         return escape(f"{event.arm}, seed {event.seed}: {', '.join(words)}")
@@ -189,12 +191,12 @@ class Progress:
         state = f"run {len(self._runs)} of {self._expected}" if self._runs else "starting"
         words = [self._name, state, format_seconds(now - self._begin)]
         if left is not None and left >= 1:
-            words.append(f"at most about {format_seconds(left)} left")
+            words.append(f"{self._about} {format_seconds(left)} left")
         return Group(table, Text(" · ".join(words), "dim")) if self._runs else Text(" · ".join(words), "dim")
 
 
 def _is_milestone(event: Event) -> bool:
-    if event.phase == "consolidate":
+    if event.phase in ("start", "consolidate"):
         return event.step == event.steps
     every = max(1, math.ceil(event.steps / PLAIN_LINES))
     return event.step == event.steps or event.step % every == 0

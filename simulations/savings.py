@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -129,10 +129,7 @@ def _pooled(summaries: Sequence[Summary]) -> tuple[list[list[str]], list[str]]:
             continue
         figures = []
         for cost in COSTS:
-            ratios = [
-                list(ratios_of(summary, comparison_of(summary, arm, target, cost)).values())
-                for summary in members
-            ]
+            ratios = [_ratios(summary, comparison_of(summary, arm, target, cost)) for summary in members]
             found = pool(ratios)
             figures.append(_figure(found))
             if cost == "exchanges":
@@ -140,6 +137,11 @@ def _pooled(summaries: Sequence[Summary]) -> tuple[list[list[str]], list[str]]:
                 reasons += [f"{arm}, {target}: {why}."] if why else []
         rows.append([plural(len(members), "cell"), arm, target, *figures])
     return rows, reasons
+
+
+def _ratios(summary: Summary, comparison: Mapping[str, Any]) -> list[float]:
+    """Return a cell's log-ratios; none where its baseline pays nothing in some seed."""
+    return [] if comparison["saved_percent"] is None else list(ratios_of(summary, comparison).values())
 
 
 def _figure(found: Pooled) -> str:

@@ -32,8 +32,9 @@ from kdfed.reasons import reason_of
 from kdfed.records import DataFacts, Failure, Outcome, RunFolder, Stopped, summarise, versions, weights_sha256
 from kdfed.task import REGRESSION
 from simulations.experiments import load_experiment
+from simulations.server_data import held_out_data, server_data
 from strategies.arm import initial_state
-from strategies.arm_config import ArmConfig, HeldOut, ServerData
+from strategies.arm_config import ArmConfig
 from strategies.catalogue import make_strategy
 from strategies.pre_consolidation import PreConsolidation
 
@@ -302,23 +303,6 @@ def _logging_to(path: Path) -> Iterator[None]:
         handler.close()
 
 
-def server_data(data: PreparedData) -> ServerData:
-    """Return what the server holds of a data set: the held-out splits, and nothing of the train split."""
-    splits = data.splits
-    return ServerData(
-        transfer=data.examples(splits.transfer),
-        validation=data.examples(splits.validation),
-        transfer_inputs=data.dataset.inputs[splits.transfer],
-        classes=data.classes,
-        task=data.task,
-    )
-
-
-def held_out_data(data: PreparedData) -> HeldOut:
-    """Return what rounds are counted on."""
-    return HeldOut(data.examples(data.splits.evaluation), data.examples(data.splits.test))
-
-
 def data_facts(experiment: Experiment, data: PreparedData) -> DataFacts:
     """Return what the summary says of the data."""
     splits, majority = data.splits, 0.0
@@ -327,11 +311,12 @@ def data_facts(experiment: Experiment, data: PreparedData) -> DataFacts:
         majority = float(np.bincount(labels).max() / len(labels))
     arms = (experiment.arm(name) for name in experiment.arm_order if name not in experiment.controls)
     sizes = len(splits.validation), len(splits.transfer)
+    starts = [arm for arm in map(experiment.arm, experiment.arm_order) if arm.start == "server"]
     return DataFacts(
         evaluation_examples=len(splits.evaluation),
         majority=majority,
         server_labels=max(server_labels(arm, *sizes) for arm in arms),
-        control_labels=sizes[0],
+        control_labels=max((server_labels(arm, *sizes) for arm in starts), default=sizes[0]),
     )
 
 

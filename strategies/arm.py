@@ -3,8 +3,9 @@
 ::
 
     hello     who is there
-    start     random, from a file, or from teachers: participants train and upload once (``teachers``),
-              the server averages them or distils them into one student (``consolidate``)
+    start     random, from a file, trained on the server's own labels, or from teachers: participants train
+              and upload once (``teachers``), the server averages them or distils them into one student
+              (``consolidate``)
     rounds    configure -> send -> receive -> aggregate -> tell the listeners
 
 Everything that happens beside training is a listener's (:mod:`strategies.listeners`): evaluating, stopping,
@@ -31,10 +32,11 @@ from kdfed.ledger import Ledger
 from kdfed.limits import UPDATE_BOUND, Limits, Reach, numpy_of
 from kdfed.listeners import Listener, Listeners, Round, build_listener
 from kdfed.messages import Evaluate, ReplyKind, Train
-from kdfed.models import State, buffer_keys, build_model, state_of
+from kdfed.models import State, buffer_keys, build_model, load_state, state_of
 from kdfed.reasons import Once
 from kdfed.records import Stopped, load_start
 from kdfed.seeding import derive, python_seed, sample_participants
+from kdfed.server_model import fit_server_model, labelled_examples
 from strategies.arm_config import ArmConfig, ServerData
 from strategies.hello import Present, ask_nodes, number_devices
 from strategies.listeners import Announcing, EvaluateFn, Evaluating, Recording, Stopping
@@ -185,12 +187,16 @@ class ArmRunner:
     # ------------------------------------------------------------------ the start
 
     def _start(self, common: State, rounds: int, train_config: ConfigRecord | None) -> Round:
-        """Return the start, as a round: what the common initial weights, a file or teachers give."""
+        """Return the start, as a round: what the common initial weights, a file, labels or teachers give."""
         start, spec = self.arm.start, spec_of(common)
         if start == "random":
             return Round(0, rounds, common, 0, (), self.ledger.totals())
         if start.startswith("file:"):
             state = load_start(start.removeprefix("file:"), spec)
+            return Round(0, rounds, state, 0, (), self.ledger.totals())
+        if start == "server":
+            state = self._server_model(common)
+            self._require_usable(state, spec, "the server's own model", "lower server-fit.lr")
             return Round(0, rounds, state, 0, (), self.ledger.totals())
         self.listeners.phase("teachers", self.ledger.totals())
         phase = TeacherPhase(self.config, self.grid, common, teacher_config(self.strategy, train_config))
@@ -219,6 +225,22 @@ class ArmRunner:
             self.ledger.totals(),
             consolidation=self.result.consolidation,
         )
+
+    def _server_model(self, common: State) -> State:
+        """Train the common initial weights on the server's own labels; no participant has a part in it."""
+        settings, data, costs = self.arm.server_fit, self.config.data, self.ledger.totals()
+        self.listeners.phase("start", costs, 0, settings.epochs)
+        model = self.config.build(self.arm.model, "server-fit")
+        load_state(model, common)
+        fit_server_model(
+            model,
+            labelled_examples(settings, data.validation, data.transfer),
+            settings,
+            derive(self.config.seed, "server-fit"),
+            setup=self.config.setup,
+            on_epoch=lambda epoch, epochs: self.listeners.phase("start", costs, epoch, epochs),
+        )
+        return state_of(model)
 
     def _distilled(self, epoch: int, epochs: int, accuracy: float | None) -> None:
         self.listeners.phase("consolidate", self.ledger.totals(), epoch, epochs, accuracy)
@@ -360,9 +382,10 @@ class ArmRunner:
         if problem is not None:
             answered = self.grid.report.answered
             more = f" and {len(answered) - 10} more" if len(answered) > 10 else ""
+            took_part = f"Took part: participants {', '.join(map(str, answered[:10]))}{more}. "
             raise RunError(
-                f"{where}: expected a {wanted} model, got {problem}; {advice}. Took part: participants"
-                f" {', '.join(map(str, answered[:10]))}{more}. {self._left_out}"
+                f"{where}: expected a {wanted} model, got {problem}; {advice}. "
+                f"{took_part if answered else ''}{self._left_out}"
             )
 
     @property

@@ -49,13 +49,13 @@ STRATEGIES: Family[ServerBase] = Family(
 def make_strategy(config: ArmConfig) -> Strategy:
     """Build the strategy of an arm.
 
-    It is shown no other labels of the server than it says that it uses, and nothing that rounds are
-    counted on.
+    It is shown no other labels of the server than it says that it uses, and nothing that rounds are counted
+    on.
 
     Raises
     ------
-        KdfedError
-            If what was built is none of Flower's message API.
+    KdfedError
+        If what was built is none of Flower's message API.
     """
     data = config.data.showing(config.arm.server.server_labels())
     strategy = config.arm.server.build(replace(config, data=data, held_out=None))

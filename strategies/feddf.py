@@ -13,7 +13,7 @@ algorithm 1.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from flwr.app import ArrayRecord, Message, MetricRecord
 from flwr.serverapp.strategy import FedAvg, Strategy
@@ -60,6 +60,8 @@ class FedDFServer(ServerBase):
     """Distil after every round, or after the first only."""
     distillation: FedDFDistillation = FedDFDistillation()
     """How."""
+
+    uses_server_labels: ClassVar[bool | None] = False  # beside what its distillation does
 
     def server_labels(self) -> frozenset[str]:
         """Return those of the distillation."""

@@ -107,7 +107,8 @@ class PreConsolidation(Strategy):
             steps (:func:`strategies.around.default_consolidation`).
         start
             ``consolidated``; ``random`` runs the same arm without the warm start, ``averaged`` averages the
-            teachers' weights, ``file:PATH`` starts from a .safetensors file.
+            teachers' weights, ``server`` trains on the labels of ``validation`` alone, ``file:PATH`` starts
+            from a .safetensors file.
         sampled
             Participants sampled a round: a number, a share in (0, 1), or all.
         targets

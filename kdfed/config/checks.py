@@ -51,6 +51,8 @@ def used_sections(arm: Arm) -> dict[str, Settings]:
         sections["teachers"] = arm.teachers
     if arm.start == "consolidated":
         sections["consolidation"] = arm.consolidation
+    if arm.start == "server":
+        sections["server-fit"] = arm.server_fit
     return sections
 
 
@@ -245,6 +247,8 @@ def server_labels(arm: Arm, validation: int, transfer: int) -> int:
     used = set(arm.server.server_labels())
     if arm.start == "consolidated":
         used |= arm.consolidation.server_labels()
+    if arm.start == "server" and arm.server_fit.labels:
+        used.add("transfer")
     if arm.start == "server" or arm.rounds.stop_at_target or arm.rounds.plateau.stop:
         used.add("validation")
     return validation * ("validation" in used) + transfer * ("transfer" in used)

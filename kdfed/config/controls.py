@@ -12,6 +12,9 @@ from kdfed.errors import Mistake
 
 _SECTIONS = ("model", "local", "server")
 
+_AVERAGED = {"upload": "weights", "model": None, "label-counts": {"send": False, "epsilon": None}}
+"""What teachers must be like to be averaged, whatever an ensemble asks of them."""
+
 
 def with_controls(experiment: Experiment) -> Experiment:
     """Return an experiment whose ``arms`` hold its controls; an arm of a control's name stays as it is.
@@ -57,8 +60,8 @@ def _control(experiment: Experiment, name: Control) -> dict[str, Any]:
     taught = taught_arm(experiment)
     assert taught is not None, "look at impossible_controls first"
     if name == "averaged":
-        teachers = undotted(experiment.arms[taught]).get("teachers")
-        return {**kept, "start": "averaged", **({} if teachers is None else {"teachers": teachers})}
+        teachers = undotted(experiment.arms[taught]).get("teachers", {})
+        return {**kept, "start": "averaged", "teachers": {**teachers, **_AVERAGED}}
     epochs, rounds = _extra(experiment.arm(taught), experiment)
     extra = {"local": {"extra": {"epochs": epochs, "rounds": rounds}}}
     return merge({**kept, "start": "random"}, extra, experiment.families)

@@ -26,6 +26,7 @@ from kdfed.settings import (
     ListenerSettings,
     ModelSettings,
     RoundSettings,
+    ServerFitSettings,
     Settings,
     TeacherSettings,
     Text,
@@ -57,12 +58,13 @@ class ArmSettings(Settings):
 
     start: str = Field(
         default="random",
-        pattern=r"^(random|consolidated|averaged|file:.+)$",
+        pattern=r"^(random|consolidated|averaged|server|file:.+)$",
         max_length=4096,
         validate_default=True,
     )
     """``random``, ``consolidated`` (teachers distilled into one student), ``averaged`` (teachers' weights
-    averaged) or ``file:PATH`` (a .safetensors file)."""
+    averaged), ``server`` (trained on the server's own labels, no participant) or ``file:PATH`` (a
+    .safetensors file)."""
     model: ModelSettings = ModelSettings()
     """The federated model, also the student."""
     local: LocalMode = PlainLocal()
@@ -71,6 +73,8 @@ class ArmSettings(Settings):
     """Local training before the first round; only arms that start from teachers use it."""
     consolidation: KDMethod = VanillaConsolidation()
     """Teachers into one student; only arms with ``start: consolidated`` use it."""
+    server_fit: ServerFitSettings = ServerFitSettings()
+    """A model of the server's own labels; only arms with ``start: server`` use it."""
     server: ServerBase = GivenStrategy()
     """Strategy, sampling, cohorts, deadlines."""
     listeners: Annotated[tuple[ListenerSettings, ...], Field(max_length=100)] = ()

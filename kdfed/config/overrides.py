@@ -16,10 +16,12 @@ from kdfed.errors import Mistake, shortened
 
 def sections_without_effect(start: object) -> tuple[str, ...]:
     """Return the sections that an arm with this start does not use."""
-    if start == "averaged":
-        return ("consolidation",)
-    unused = start == "random" or str(start).startswith("file:")
-    return ("teachers", "consolidation") if unused else ()
+    used = {
+        "consolidated": ("teachers", "consolidation"),
+        "averaged": ("teachers",),
+        "server": ("server-fit",),
+    }.get(str(start), ())
+    return tuple(name for name in ("teachers", "consolidation", "server-fit") if name not in used)
 
 
 def unused(experiment: Experiment, changes: Mapping[str, Any]) -> Iterator[Mistake]:

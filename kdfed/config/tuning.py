@@ -59,8 +59,8 @@ class TuningSettings(Settings):
     for tables with one large class, of its gain over always naming that class."""
     longest: Annotated[int, Field(ge=2, le=10**6)] = 1000
     """The tuned baseline is run until its curve is flat, for the horizon; so many rounds at most."""
-    arms: Annotated[dict[Text, Space], Field(default_factory=dict, max_length=100)]
+    arms: dict[Text, Space] = Field(default_factory=dict, max_length=100)
     """The search space of each arm that is tuned: dotted keys, and the values of each. The baseline comes
     first, and every arm keeps the local training and the server that it ends with."""
-    by_hand: Annotated[dict[Text, Trials], Field(default_factory=dict, max_length=100)]
+    by_hand: dict[Text, Trials] = Field(default_factory=dict, max_length=100)
     """Trials of an arm that were made by hand before. They count: every other arm gets as many more."""

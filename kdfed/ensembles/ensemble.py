@@ -27,7 +27,8 @@ class Ensemble(Thing):
     needs_label_counts: ClassVar[bool] = False
     """Whether it asks teachers for their label counts."""
     needs_validation: ClassVar[bool] = False
-    """Whether it runs the teachers on the validation split, for which it needs their weights."""
+    """Whether it runs the teachers on the validation split, for which it needs their weights, and reads its
+    labels, which then count as used by the server."""
 
     @abstractmethod
     def target(
@@ -56,7 +57,7 @@ class Ensemble(Thing):
             The teachers' logits on the validation split, float [K, N, C]; None where only logits on the
             transfer set were uploaded.
         labels_N
-            Its labels, int64 [N].
+            Its labels, int64 [N]; they say nothing (-100) unless :attr:`needs_validation`.
         label_counts
             Examples of each class that each teacher was trained on, [K, C], possibly noisy; None unless
             :attr:`needs_label_counts`.

@@ -43,8 +43,10 @@ def arms_of(summary: Summary) -> list[str]:
 
 
 def control_arms(summary: Summary) -> set[str]:
-    """Return the arms that are controls."""
-    return {name for key, (name, _) in CONTROLS.items() if summary["controls"][key]["arm"] == name}
+    """Return the arms that are controls: they have a control's name, and no verdict."""
+    judged = {entry["arm"] for entry in summary["comparisons"] if entry["verdict"] is not None}
+    names = {name for key, (name, _) in CONTROLS.items() if summary["controls"][key]["arm"] == name}
+    return names - judged
 
 
 def cells_of(summary: Summary) -> list[tuple[str, str]]:
@@ -148,13 +150,12 @@ def convergence_of(summary: Summary) -> list[Convergence]:
     for arm in arms_of(summary):
         runs = runs_to(summary, arm, summary["targets"][0])
         runs = [run for run in runs if run["stopped"] not in ("failed", "interrupted")]
-        flat = [
+        plateau, half, double = (
             [math.inf if run[key] is None else float(run[key]) for run in runs]
             for key in ("plateau", "plateau_half", "plateau_double")
-        ]
-        found.append(
-            Convergence(arm, spent(summary, arm, CONVERGENCE, "rounds"), *flat, converged(summary, arm))
         )
+        rounds = spent(summary, arm, CONVERGENCE, "rounds")
+        found.append(Convergence(arm, rounds, plateau, half, double, converged(summary, arm)))
     return found
 
 

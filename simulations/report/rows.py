@@ -77,9 +77,11 @@ def rising(summary: Summary) -> list[Rising]:
         if one.arm in compared:
             comparison = comparison_of(summary, one.arm, CONVERGENCE, "rounds_to_convergence")
             said, told = saving(summary, comparison), verdict(comparison)
-        flat = (_flat(values) for values in (one.plateau, one.half, one.double))
-        words = (costs(one.rounds), said, told, *flat, score(one.accuracy))
-        found.append(Rising(one.arm, one.arm in controls, *words))
+        plateau, half, double = (_flat(values) for values in (one.plateau, one.half, one.double))
+        is_control, rounds = one.arm in controls, costs(one.rounds)
+        found.append(
+            Rising(one.arm, is_control, rounds, said, told, plateau, half, double, score(one.accuracy))
+        )
     return found
 
 

@@ -95,7 +95,7 @@ def saving(summary: Summary, comparison: Mapping[str, Any], fewer: str = "fewer"
     if is_few(pairs):
         figures, others = _finite(summary, comparison)
         if not figures:
-            return Saving(others[0], "", "; ".join(others[1:]), "none")
+            return Saving("; ".join(others) or "–", "", "", "none")
         return Saving(_signed(figures, fewer), "", "; ".join(others), "none")
     middle, high = saved["median"], saved["high"]
     tone = "good" if comparison["verdict"] == "saves" else "bad" if high is not None and high < 0 else "none"
@@ -225,15 +225,16 @@ def headline(summary: Summary, arm: str, target: str) -> tuple[str, str]:
     missed, pairs = comparison["censored"], comparison["pairs"]
     seeds = ratios_of(summary, comparison)
     ours, theirs = (spent(summary, name, target, "exchanges", seeds) for name in (arm, baseline))
-    if pairs == 0 and comparison["without_federation"]:
+    we_did, they_did = (any(map(math.isfinite, paid)) for paid in (ours, theirs))
+    if not ours and comparison["without_federation"]:
         sentence = f"{arm} starts at {goal} and needs no exchange: solved without federation"
-    elif pairs == 0:
+    elif not ours:
         sentence = f"There is no seed in which both {arm} and {baseline} ran to the end"
-    elif missed["both"] == pairs:
+    elif not we_did and not they_did:
         sentence = f"Neither {arm} nor {baseline} reached {goal} within {most}"
-    elif not any(map(math.isfinite, theirs)):
+    elif not they_did:
         sentence = f"Only {arm} reached {goal}, {_trips(ours)}; {baseline} never did within {most}"
-    elif not any(map(math.isfinite, ours)):
+    elif not we_did:
         sentence = f"{arm} never reached {goal} within {most}; {baseline} did {_trips(theirs)}"
     else:
         middle = f" (medians of {plural(pairs, 'seed')})" if pairs > 1 else " (one seed)"

@@ -231,6 +231,8 @@ def _settings(study: StudySettings, condition: Condition, trial: Trial) -> KDMet
         "epochs": max(1, round(chosen.epochs * trial.passes)),
         "temperature": trial.temperature,
         "weight": trial.weight,
+        "warm_up": 0.0,  # the student is trained already; the rate is searched
+        "clip": 0.0,
     }
     return kind(**{key: value for key, value in values.items() if key in kind.model_fields})
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import logging
 import math
+import tempfile
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from shutil import rmtree
 from statistics import fmean, median
 from typing import Any
 
@@ -116,15 +118,15 @@ def run_tuning(
     torch.set_num_threads(1)
     workers = workers or cores()
     check_folder(out / "cache")
-    folder = plan.experiment.folder
+    folder, store = plan.experiment.folder, out / "store"
+    store.mkdir(exist_ok=True)
     try:
-        with (
-            progress_on(console) as progress,
-            worker_pool(workers, _begin, None if folder is None else str(folder)) as pool,
-        ):
+        with progress_on(console) as progress, worker_pool(workers, _begin, folder, store) as pool:
             return _Tuning(plan, out, pool, progress, workers).run(command)
     except RunFolderError as error:  # it could be written to when it began
         raise RunError(str(error)) from error
+    finally:
+        rmtree(store, ignore_errors=True)  # workers that are ended leave what participants kept
 
 
 @dataclass
@@ -137,7 +139,7 @@ class _Tuning:
     progress: Progress
     workers: int
     rows: list[Row] = field(default_factory=list)
-    estimated: bool = False
+    measured: list[float] = field(default_factory=list)
 
     def run(self, command: str) -> list[Winner]:
         plan, tuning, baseline = self.plan, self.plan.tuning, self.plan.experiment.baseline_arm
@@ -255,10 +257,12 @@ class _Tuning:
         return [result for result in found if result is not None]
 
     def _estimate(self, trial: Trial, result: TrialResult) -> None:
-        """Say once how long everything may take, by the first trial that was run."""
-        if self.estimated or result.curve is None:
+        """Say once how long everything may take, by each worker's second trial: the first warms it up."""
+        if result.curve is None:
             return
-        self.estimated = True
+        self.measured.append(result.seconds / _effort(self.plan.experiment.arm(trial.name), trial.rounds))
+        if len(self.measured) != 2 * self.workers:
+            return
         tuning = self.plan.tuning
         work = 0.0
         for name in tuning.arms:
@@ -266,8 +270,8 @@ class _Tuning:
             for rounds in tuning.rungs:
                 work += count * len(tuning.seeds) * _effort(arm, rounds)
                 count = kept(count, tuning.keep)
-        per = result.seconds / _effort(self.plan.experiment.arm(trial.name), trial.rounds)
-        self.progress.console.print(f"about {per * work / self.workers / 60:.1f} minutes for all trials")
+        minutes = fmean(self.measured[self.workers :]) * work / self.workers / 60
+        self.progress.console.print(f"about {minutes:.1f} minutes for all trials")
 
     def _note(
         self,
@@ -310,13 +314,14 @@ def _effort(arm: Arm, rounds: int) -> float:
 # ----------------------------------------------------------------------------- in a worker
 
 
-def _begin(folder: str | None) -> None:
+def _begin(folder: Path | None, store: Path) -> None:
     torch.set_num_threads(1)
+    tempfile.tempdir = str(store)
     for name in ("flwr", "kdfed"):  # why a trial fails is in its result
         logging.getLogger(name).addHandler(logging.NullHandler())
         logging.getLogger(name).setLevel(logging.CRITICAL)
     if folder is not None:
-        search_in(Path(folder))
+        search_in(folder)
 
 
 def _work(trial: Trial, key: str) -> TrialResult:

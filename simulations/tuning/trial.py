@@ -27,11 +27,11 @@ from kdfed.listeners import Listener, Round
 from kdfed.messages import Simulation
 from kdfed.named import ends_program
 from kdfed.reasons import reason_of
-from kdfed.settings import DataSettings
+from kdfed.settings import DataSettings, RoundSettings
 from kdfed.task import REGRESSION
-from simulations.engines.inprocess import InProcessGrid
+from simulations.engines.in_process_grid import InProcessGrid
 from simulations.engines.process_state import preserved
-from simulations.server_app import server_data
+from simulations.server_data import server_data
 from simulations.tuning.objective import Curve
 from strategies.arm import initial_state
 from strategies.arm_config import ArmConfig, HeldOut, ServerData
@@ -136,9 +136,9 @@ def run_trial(
         Where the arm could not go on (training that diverges), the reason.
     """
     arm = experiment.arm(name)
-    arm = arm.model_copy(
-        update={"data": tuning_settings(arm.data, share), "threads": 1, "listeners": ()}  # nobody else looks
-    )
+    # Nobody else looks, or stops it.
+    changes = {"data": tuning_settings(arm.data, share), "rounds": RoundSettings(), "listeners": ()}
+    arm = arm.model_copy(update={**changes, "threads": 1})
     began, phase = monotonic(), "start"
 
     def follow(event: Event) -> None:

@@ -215,6 +215,19 @@ def test_flowers_log_reads_like_flowers_own(tiny, run_arm, caplog) -> None:
         assert accuracy in told[0]
 
 
+def test_flowers_log_names_the_servers_own_training_once(tiny, run_arm, caplog) -> None:
+    experiment = tiny(arms={"own": {"start": "server", "server-fit.epochs": 3}}, **{"rounds.horizon": 1})
+    logger = logging.getLogger("flwr")
+    propagate, logger.propagate = logger.propagate, True
+    try:
+        with caplog.at_level(logging.INFO, logger="flwr"):
+            run_arm(experiment, "own", listeners=(FlowerLog(),))
+    finally:
+        logger.propagate = propagate
+    titles = [text for text in caplog.messages if text.startswith("[")]
+    assert titles == ["[SERVER]", "[ROUND 1/1]"]
+
+
 def test_a_listener_that_would_never_be_asked_is_refused(tiny, run_arm) -> None:
     class Deaf(Listener):
         def should_stop(self) -> str | None:

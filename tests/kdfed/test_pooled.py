@@ -138,7 +138,8 @@ def test_a_miss_of_one_side_is_an_infinity_of_its_sign_and_of_both_not_a_number(
 
 def test_who_did_not_run_to_the_horizon_and_did_not_hit_is_no_pair():
     assert ratios(cold=[(0, 20), (1, 20), (2, None, "failed")], warm=[(0, None, "plateau"), (2, 4)]) == {}
-    assert list(ratios(cold=[(0, 20, "target")], warm=[(0, 4, "failed")])) == [0]
+    assert list(ratios(cold=[(0, 20, "target")], warm=[(0, 4, "listener")])) == [0]
+    assert ratios(cold=[(0, 20)], warm=[(0, 4, "failed")]) == {}
 
 
 def test_a_target_that_could_not_be_resolved_is_no_pair():

@@ -111,6 +111,24 @@ def test_features_cannot_be_augmented(tiny: Build) -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("where", "changes"),
+    [
+        ("server-fit", {"start": "server"}),
+        ("server.distillation", {"server.strategy": "feddf", "server.distillation.ensemble": "mean-logits"}),
+    ],
+)
+def test_features_cannot_be_augmented_elsewhere_either(
+    tiny: Build, where: str, changes: dict[str, Any]
+) -> None:
+    chosen = {f"{where}.augmentation": ["crop"]}
+    arms = {"cold": {"start": "random"}, "other": {**changes, **chosen}}
+    mistakes = found(tiny(data={"source": FEATURES}, arms=arms))
+    assert mistakes == {
+        f"arms.other.{where}.augmentation": "expected images to crop, got feature vectors; remove it"
+    }
+
+
 PROXY = {"transfer": "proxy", "proxy": {"source": "mnist5k", "limit": 100}}
 
 

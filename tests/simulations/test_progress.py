@@ -58,10 +58,25 @@ def test_without_a_terminal_every_phase_is_told_once():
     assert text.count("distilling") <= 12
 
 
+def test_without_a_terminal_the_servers_own_training_is_told_when_it_begins_and_ends():
+    events = [Event("own", 0, "start", epoch, 200) for epoch in range(201)]
+    lines = shown([(0, event) for event in events], terminal=False).splitlines()
+    assert len(lines) == 2
+    assert all("training on the server's labels" in line for line in lines)
+
+
 def test_time_left_is_the_pace_of_this_run_and_the_length_of_the_runs_to_come():
     """One of four runs is at round 12 of 40 after 12 s: 28 s remain, and three more of 40 s each."""
     text = shown([(step, rounds("cold", 0, step)) for step in range(13)], terminal=False)
-    assert text.splitlines()[-1].endswith("at most about 2 min 28 s left")
+    assert text.splitlines()[-1].endswith("MB, about 2 min 28 s left")
+
+
+def test_an_arm_alone_may_stop_before_its_horizon():
+    experiment = build_experiment({"name": "tiny", "arms": {"cold": {}}})
+    text = shown(
+        [(step, rounds("cold", 0, step)) for step in range(13)], terminal=False, experiment=experiment
+    )
+    assert text.splitlines()[-1].endswith("at most about 28 s left")
 
 
 def test_a_run_is_over_when_the_next_one_starts():

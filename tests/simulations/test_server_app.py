@@ -245,6 +245,15 @@ def test_a_failed_run_keeps_what_was_recorded_and_says_why(tiny, tmp_path, monke
     assert "done" not in [event.phase for event in events]
 
 
+def test_a_server_model_that_fails_is_a_failure_of_the_start_and_the_others_run(tiny, tmp_path):
+    wild = {"start": "server", "server-fit": {"optimizer": "sgd", "lr": 1000.0, "weight-decay": 1000.0}}
+    with pytest.raises(RunError, match="the server's own model: expected a finite model"):
+        _run(tiny(arms={"cold": {}, "own": wild}), tmp_path / "run")
+    summary = RunFolder(tmp_path / "run").read_summary()
+    assert [(f["arm"], f["seed"], f["phase"]) for f in summary["failures"]] == [("own", 3, "start")]
+    assert {run["arm"] for run in summary["runs"]} == {"cold", "consolidated"}, "own has no record"
+
+
 @pytest.mark.parametrize("arm", ["cold", "consolidated"])
 def test_an_arm_that_fails_costs_itself_alone_and_its_reason_is_told_everywhere(
     tiny, tmp_path, breaks, arm, drawn

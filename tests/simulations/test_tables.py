@@ -3,9 +3,20 @@ from __future__ import annotations
 import io
 
 import numpy as np
+import pytest
 from rich.console import Console
 
-from simulations.tables import cost_table, partition_table, savings_table
+from simulations.tables import (
+    controls_table,
+    convergence_table,
+    cost_table,
+    partition_table,
+    result_tables,
+    savings_table,
+)
+from tests.simulations.report.summaries import summary_of
+
+NEVER = None
 
 
 def text_of(table, width=160):
@@ -14,93 +25,105 @@ def text_of(table, width=160):
     return console.file.getvalue()
 
 
-def hit(rounds, **changes):
-    costs = {
-        "round": rounds,
-        "exchanges": rounds,
-        "participant_uploads": 20 * rounds,
-        "bytes_up": 1000 * rounds,
-        "bytes_down": 1000 * rounds,
-    }
-    return costs | changes
+def row_of(text, *words):
+    return next(line for line in text.splitlines() if all(word in line for word in words))
 
 
-def run(arm, sustained):
-    return {
-        "arm": arm,
-        "target": "0.9",
-        "target_accuracy": 0.9,
-        "rule": "sustained",
-        "stopped": "horizon",
-        "sustained_hit": sustained,
-        "first_hit": hit(1),
-    }
+def test_costs_are_medians_over_seeds_a_miss_being_later_than_everything():
+    """Cold in rounds 10, 20 and never: 20 exchanges, 20 uploads and 2 kB each, a hundred steps."""
+    text = text_of(cost_table(summary_of({"cold": [10, 20, NEVER]})))
+    assert "median of 3 seeds" in text
+    assert row_of(text, "cold", " 80% ").split() == [
+        "cold",
+        "80%",
+        "20",
+        "400",
+        "40.0",
+        "kB",
+        "2,000",
+        "1",
+        "of",
+        "3",
+    ]
 
 
-def comparison(cost, **changes):
-    entry = {
-        "baseline": "cold",
-        "arm": "warm",
-        "target": "0.9",
-        "cost": cost,
-        "saved_percent": {"mean": 64.2, "low": 58.1, "high": 70.4},
-        "pairs": 3,
-        "censored": {"baseline": 1, "arm": 0, "both": 1},
-        "failed": 0,
-    }
-    return entry | changes
-
-
-COSTS = ("rounds", "exchanges", "participant_uploads", "bytes", "local_steps")
-
-
-def test_costs_are_means_over_the_seeds_that_reached_the_target():
-    """Rounds 10 and 20 average 15; 20 uploads and 2 kB a round; the third seed missed."""
-    summary = {"runs": [run("cold", hit(10)), run("cold", hit(20)), run("cold", None)]}
-    row = next(line for line in text_of(cost_table(summary)).splitlines() if "cold" in line)
-    for cell in ("15", "300", "30.0 kB", "1 of 3"):
-        assert f" {cell} " in f"{row} "
-
-
-def test_an_arm_that_never_reached_the_target_has_no_costs():
-    row = next(
-        line for line in text_of(cost_table({"runs": [run("cold", None)]})).splitlines() if "cold" in line
-    )
+def test_an_arm_that_mostly_missed_has_no_costs():
+    row = row_of(text_of(cost_table(summary_of({"cold": [10, NEVER, NEVER]}))), "cold", " 80% ")
     assert row.count("–") == 4
+    assert row.rstrip().endswith("2 of 3")
 
 
-def test_savings_come_with_their_interval_and_what_was_left_out():
-    text = text_of(savings_table({"comparisons": [comparison(cost) for cost in COSTS]}))
-    assert text.count("64%") == text.count("[58, 70]") == 4
-    row = next(line for line in text.splitlines() if "warm" in line)
-    assert row.rstrip().endswith(" 3 of 5")
+def test_runs_that_failed_are_unknown_and_not_missed():
+    row = row_of(text_of(cost_table(summary_of({"cold": [10, 20]}, failed=[("cold", 1)]))), "cold", " 80% ")
+    assert row.rstrip().endswith("1 unknown")
 
 
-def test_one_pair_gives_no_interval():
-    text = text_of(savings_table({"comparisons": [comparison(cost, pairs=1) for cost in COSTS]}))
-    assert "64%" in text
-    assert "[58" not in text
+def test_the_table_of_costs_says_what_an_exchange_is_and_how_long_arms_ran():
+    text = " ".join(text_of(cost_table(summary_of({"cold": [4]})), width=80).split())
+    assert "An exchange is a communication round" in text
+    assert "Horizon: 40 rounds (so the tests want it). Labels the server fits on: 0." in text
+    assert "Read on 2,000 evaluation examples." in text
+    noted = summary_of({"cold": [4]}) | {"note": "Counted [anew]."}
+    assert "Counted [anew]. Horizon" in text_of(cost_table(noted))
 
 
-def test_a_saving_that_cannot_be_known_is_a_dash():
-    text = text_of(savings_table({"comparisons": [comparison(c, saved_percent=None) for c in COSTS]}))
-    assert "–" in text
+def test_savings_of_few_seeds_are_points():
+    text = text_of(savings_table(summary_of({"cold": [10, 10, 10], "warm": [4, 3, 2]})))
+    assert "one figure a seed, no interval" in text
+    assert row_of(text, "warm").split("warm")[1].split()[:3] == ["50,", "60,", "70%"]
+    assert "undecided 0, none 2 (a verdict needs 6 seeds)." in " ".join(text.split())
 
 
-def test_the_table_of_costs_says_what_an_exchange_is():
-    text = text_of(cost_table({"runs": [run("cold", hit(4))]}), width=80)
-    assert "An exchange is a communication round" in " ".join(text.split())
+def test_savings_of_more_seeds_come_with_interval_and_verdict():
+    text = text_of(savings_table(summary_of({"cold": [10] * 7, "warm": [1, 2, 3, 4, 5, 6, 7]})))
+    assert row_of(text, "warm").split() == ["warm", *["50%"] * 4, "saves", "7"]
+    assert row_of(text, " 80% ", "[20, 80]").count("[20, 80]") == 4
+    assert "saves 2, does not lose 0, undecided 0." in " ".join(text.split())
 
 
-def test_headers_and_names_are_whole_on_a_narrow_terminal():
-    entries = [comparison(cost, arm="consolidated", target="90%-of-converged") for cost in COSTS]
-    text = text_of(savings_table({"comparisons": entries}), width=80)
-    assert "exchanges" in text
-    assert "…" not in text
+def test_what_was_left_out_is_counted():
+    summary = summary_of({"cold": [10, 10, 10], "warm": [4, 4, 20]}, failed=[("warm", 2)])
+    assert row_of(text_of(savings_table(summary)), "warm").rstrip().endswith("2 of 3")
+
+
+def test_an_infinite_saving_is_words():
+    text = text_of(savings_table(summary_of({"cold": [NEVER], "warm": [4]}, targets=[0.8, 0.5])))
+    assert "only warm gets there" in text
+    assert "100%" not in text
 
 
 def test_an_experiment_of_one_arm_has_no_savings_table():
-    assert savings_table({"comparisons": []}) is None
+    assert savings_table(summary_of({"cold": [4]})) is None
+
+
+def test_convergence_is_told_of_every_arm_controls_named():
+    summary = summary_of({"cold": [10, 12], "warm": [4, 5], "server": [6, NEVER]}, controls=["server"])
+    text = text_of(convergence_table(summary))
+    assert "rounds to convergence (99% of converged), one figure a seed" in text
+    assert row_of(text, "warm").split()[:6] == ["warm", "4,", "5", "58,", "60%", "fewer"]
+    assert "server (control)" in row_of(text, "6, missed")
+
+
+def test_controls_stand_below_and_say_how_to_run_them():
+    text = text_of(controls_table(summary_of({"cold": [10], "warm": [4]}), {"cold": 0.1}))
+    assert row_of(text, "cold ").split() == ["cold", "0", "10.0%", "90.0%", "85.0%", "10", "10"]
+    assert row_of(text, "server alone").split()[:4] == ["server", "alone", "not", "run"]
+    assert "controls: [server]" in text
+
+
+@pytest.mark.parametrize("seeds", [3, 10])
+def test_all_tables_fit_into_a_hundred_columns(seeds):
+    arms = {name: [10, 12, 14, *[20] * 7][:seeds] for name in ("cold", "consolidated", "server", "longer")}
+    summary = summary_of(
+        arms, targets=["90%-of-converged", "95%-of-converged"], controls=["server", "longer"]
+    )
+    titles = ("cost to target", "% saved against cold", "rounds to convergence", "controls")
+    for table, title in zip(result_tables(summary, []), titles, strict=True):
+        text = text_of(table, width=100)
+        assert text.startswith(title)
+        assert "…" not in text
+        rules = [line for line in text.splitlines() if "──" in line]
+        assert rules[0].endswith(" ")  # else columns were cut off at the right
 
 
 def test_the_partition_table_tells_who_holds_what():

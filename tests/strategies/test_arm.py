@@ -18,10 +18,18 @@ from flwr.serverapp.strategy import (
 )
 
 from clients.client_app import app
+from kdfed.config import server_labels
+from kdfed.data import prepare
 from kdfed.errors import ConfigError, RunError
-from kdfed.messages import Train
+from kdfed.messages import Hello, Train
+from kdfed.models import state_of
+from kdfed.server_model import fit_server_model
 from simulations.engines.inprocess import InProcessGrid
+from simulations.server_app import data_facts, server_data
+from strategies.arm import initial_state
 from strategies.wrapped import layers
+
+SERVER = {"arms": {"cold": {}, "own": {"start": "server", "server-fit.epochs": 100}}}
 
 NEVER = (1.0,)
 """A target that nobody reaches: whether to stop is asked after every round, so nothing can overlap."""
@@ -256,3 +264,95 @@ def test_who_is_evaluated_on_is_drawn_with_the_runs_seed(tiny, run_arm):
     assert draws[0] == draws[1]
     assert [len(chosen) for chosen in draws[0]] == [3] * 6
     assert len({tuple(chosen) for chosen in draws[0]}) > 1, "another draw each round"
+
+
+# ----------------------------------------------------------------------------- from the server's labels
+
+
+def test_the_servers_own_start_asks_no_participant_for_anything(tiny, run_arm):
+    """Its record says what hello cost, as a cold start's does; the federated rounds then begin from it."""
+    grid = Sent(app, 2)
+    records = run_arm(tiny(**SERVER, **{"rounds.horizon": 1}), "own", grid=grid).records
+    assert grid.types == [Hello.type, Hello.type, Train.type, Train.type]
+    cold = run_arm(tiny(**SERVER, **{"rounds.horizon": 1})).records
+    for own, other in zip(records, cold, strict=True):
+        assert (own.exchanges, own.participant_uploads, own.answered) == (
+            other.exchanges,
+            other.participant_uploads,
+            other.answered,
+        )
+        assert (own.bytes_up, own.bytes_down, own.local_steps) == (
+            other.bytes_up,
+            other.bytes_down,
+            other.local_steps,
+        )
+    assert (records[0].phase, records[0].exchanges, records[0].participant_uploads) == ("start", 0, 0)
+    assert (records[0].local_steps, records[0].answered, records[0].absent) == (0, 0, ())
+    assert records[0].accuracy > 0.4 > cold[0].accuracy
+
+
+class Sent(InProcessGrid):
+    """Notes the types of all messages."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.types: list[str] = []
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        messages = list(messages)
+        self.types += [message.metadata.message_type for message in messages]
+        return super().push_messages(messages)
+
+
+@pytest.mark.parametrize("labels", [False, True])
+def test_the_servers_own_model_is_fitted_to_its_labels_alone_from_the_seeds_initial_weights(
+    tiny, run_arm, monkeypatch, labels
+):
+    given: dict[str, Any] = {}
+
+    def fit(model: Any, examples: Any, settings: Any, seed: int, **more: Any) -> int:
+        given.update(state=state_of(model), examples=examples, settings=settings)
+        return fit_server_model(model, examples, settings, seed, **more)
+
+    monkeypatch.setattr("strategies.arm.fit_server_model", fit)
+    experiment = tiny(**SERVER, **{"rounds.horizon": 0, "arms.own.server-fit.labels": labels})
+    first = run_arm(experiment, "own").arrays.to_torch_state_dict()
+    arm = experiment.arm("own")
+    data = prepare(arm.data)
+    rows = [data.splits.validation, *([data.splits.transfer] if labels else [])]
+    expected = [data.examples(part) for part in rows]
+    assert torch.equal(given["examples"].inputs, torch.cat([part.inputs for part in expected]))
+    assert torch.equal(given["examples"].labels, torch.cat([part.labels for part in expected]))
+    assert given["settings"] == arm.server_fit
+    common = initial_state(arm, server_data(data), experiment.seeds[0])
+    assert all(torch.equal(common[key], value) for key, value in given["state"].items())
+    again = run_arm(experiment, "own", nodes=1).arrays.to_torch_state_dict()
+    assert all(torch.equal(value, again[key]) for key, value in first.items())
+
+
+def test_a_regression_can_start_from_the_servers_labels(tiny, run_arm):
+    data = {"source": "diabetes", "task": "regression"}
+    soft = {"consolidation.temperature": 1.0, "consolidation.ensemble": "mean-logits"}
+    experiment = tiny(**SERVER, **soft, **{"rounds.horizon": 0, "data": data})
+    assert run_arm(experiment, "own").records[0].accuracy > 0.2 > run_arm(experiment).records[0].accuracy
+
+
+def test_a_server_model_that_diverged_stops_the_run_and_blames_no_participant(tiny, run_arm):
+    wild = {"optimizer": "sgd", "lr": 1000.0, "weight-decay": 1000.0}
+    experiment = tiny(arms={"own": {"start": "server", "server-fit": wild}})
+    with pytest.raises(RunError) as raised:
+        run_arm(experiment, "own")
+    said = str(raised.value)
+    assert said.startswith("the server's own model: expected a finite model, got ")
+    assert said.endswith("; lower server-fit.lr. Left out: nobody")
+
+
+@pytest.mark.parametrize(("labels", "counted"), [(False, 20), (True, 60)])
+def test_the_labels_that_the_servers_own_model_is_fitted_to_are_counted(tiny, labels, counted):
+    experiment = tiny(**SERVER, **{"arms.own.server-fit.labels": labels})
+    assert server_labels(experiment.arm("own"), 20, 40) == counted
+    assert server_labels(experiment.arm("cold"), 20, 40) == 0
+    data = prepare(experiment.data)
+    facts = data_facts(experiment, data)
+    held = len(data.splits.validation), len(data.splits.transfer)
+    assert facts.control_labels == held[0] + held[1] * labels

@@ -147,7 +147,7 @@ COUNTS = {
     ids=["weights", "own weights", "logits", "label counts"],
 )
 def test_teachers_cost_what_one_message_and_its_reply_hold(tiny, phases, changes):
-    experiment = tiny(**{"rounds.max": 0, **changes})
+    experiment = tiny(**{"rounds.horizon": 0, **changes})
     found = phases(experiment, "consolidated")
     assert set(found) == {"hello", "teachers"}
     assert bytes_in(found["hello"], EVERYBODY) == hello()
@@ -157,7 +157,7 @@ def test_teachers_cost_what_one_message_and_its_reply_hold(tiny, phases, changes
 @pytest.mark.parametrize("kind", [FedAvg, LooksAtSingleModels])
 @pytest.mark.parametrize("changes", [{}, {"local.batch-size": 1000}], ids=["models", "sums"])
 def test_rounds_cost_the_same_with_means_and_with_single_replies(tiny, phases, kind, changes):
-    experiment = tiny(**{"rounds.max": ROUNDS, **changes})
+    experiment = tiny(**{"rounds.horizon": ROUNDS, **changes})
     found = phases(experiment, strategy=own_strategy(kind))
     assert set(found) == {"hello", "rounds"}
     assert bytes_in(found["hello"], EVERYBODY) == hello()
@@ -165,7 +165,7 @@ def test_rounds_cost_the_same_with_means_and_with_single_replies(tiny, phases, k
 
 
 def test_the_evaluation_of_participants_is_counted_apart_by_the_same_rule(tiny, phases):
-    experiment = tiny(**{"rounds.max": ROUNDS})
+    experiment = tiny(**{"rounds.horizon": ROUNDS})
     found = phases(experiment, strategy=own_strategy(FedAvg, evaluates=True))
     alone = Alone(experiment, "cold")
     assert bytes_in(found["evaluate"], EVERYBODY * ROUNDS) == alone.evaluation()
@@ -184,7 +184,7 @@ def test_the_evaluation_of_participants_is_counted_apart_by_the_same_rule(tiny, 
 )
 def test_neither_cohorts_nor_nodes_change_a_byte(tiny, phases, arm, changes):
     def found(cohort_size: int, nodes: int) -> dict[str, Costs]:
-        experiment = tiny(**{"rounds.max": ROUNDS, **changes, "server.cohort-size": cohort_size})
+        experiment = tiny(**{"rounds.horizon": ROUNDS, **changes, "server.cohort-size": cohort_size})
         return phases(experiment, arm, nodes=nodes)
 
     alone = found(1, 1)

@@ -201,6 +201,27 @@ def test_all_mistakes_are_reported_at_once_with_key_value_expectation_and_near_m
         ),
         (["arms.cold.teachers.lr=0.1"], "arms.cold.teachers", "no effect with start: random"),
         (["arms.cold.consolidation.lr=0.1"], "arms.cold.consolidation", "no effect with start: random"),
+        (["arms.cold.server-fit.lr=0.1"], "arms.cold.server-fit", "no effect with start: random"),
+        (
+            ["arms.consolidated.server-fit={labels: true}"],
+            "arms.consolidated.server-fit",
+            "no effect with start: consolidated",
+        ),
+        (
+            ["arms.own={start: server, teachers: {lr: 0.1}}"],
+            "arms.own.teachers",
+            "no effect with start: server",
+        ),
+        (
+            ["arms.own={start: server, consolidation: {lr: 0.1}}"],
+            "arms.own.consolidation",
+            "no effect with start: server",
+        ),
+        (
+            ["arms.own={start: server, server-fit: {optimizer: adam, momentum: 0.9}}"],
+            "arms.own.server-fit.momentum",
+            "no such option",
+        ),
         (
             ["arms.consolidated={start: averaged, consolidation: {lr: 0.1}}"],
             "arms.consolidated.consolidation",

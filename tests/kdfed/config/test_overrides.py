@@ -36,6 +36,8 @@ def path(tmp_path: Path) -> Path:
         (["arms.cold.model.name=mlp", "model.options.width=2"], ["model.options.width"]),
         (["arms.warm.consolidation={method: mutual}", "consolidation.temperature=2"],
          ["consolidation.temperature"]),
+        (["server-fit={epochs: 3, labels: true}"], ["server-fit.epochs", "server-fit.labels"]),
+        (["arms.warm.start=server", "teachers.epochs=2", "server-fit.epochs=3"], ["teachers.epochs"]),
     ],
 )  # fmt: skip
 def test_an_override_that_no_arm_uses_is_a_mistake(
@@ -53,6 +55,7 @@ def test_an_override_that_no_arm_uses_is_a_mistake(
         *("local.epochs=2", "teachers.epochs=2", "consolidation.epochs=2", "model.options.width=2"),
         *("local.mode=proximal local.mu=0.1", "server.strategy=fedadam", "rounds.horizon=3", "seeds=[4]"),
         *("arms.cold.local.lr=0.5", "arms.hot.start=consolidated", "local.lr=0.5 arms.hot={}"),
+        "arms.hot.start=server server-fit.epochs=3",
     ],
 )
 def test_an_override_that_one_arm_uses_is_taken(path: Path, assignment: str) -> None:

@@ -1,124 +1,189 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 
-from kdfed.savings import PairedRuns, compare
-from simulations.experiments import build_experiment
-from simulations.report.words import headline, number, saving
-
-EXPERIMENT = build_experiment(
-    {
-        "name": "x",
-        "targets": ["90%-of-converged"],
-        "rounds": {"horizon": 40},
-        "arms": {"cold": {}, "warm": {}},
-    }
+from simulations.report.counted import comparison_of
+from simulations.report.words import (
+    Saving,
+    costs,
+    headline,
+    number,
+    saving,
+    signed,
+    target_words,
+    verdict_line,
+    whole,
 )
+from tests.simulations.report.summaries import summary_of
+
+NEVER = None
 
 
-def said(*costs: tuple[int | None, int | None]) -> tuple[str, str]:
-    """Return the headline for (cold, warm) exchanges by seed; None is a miss."""
-    pairs = [PairedRuns(cold, 42 if warm is None else warm, warm is None) for cold, warm in costs]
-    runs = [
-        {"arm": arm, "seed": seed, "target": "90%-of-converged", "exchanges_to_target": cost}
-        for seed, both in enumerate(costs)
-        for arm, cost in zip(("cold", "warm"), both, strict=True)
-    ]
-    entry = {
-        "baseline": "cold",
-        "arm": "warm",
-        "target": "90%-of-converged",
-        "cost": "exchanges",
-        **compare(pairs),
-        "failed": 0,
-    }
-    return headline({"runs": runs, "comparisons": [entry]}, EXPERIMENT, "warm", "90%-of-converged")
+def compared(cold, warm, cost="exchanges", **changes):
+    """Return a summary of rounds to 80% by seed, and its comparison; warm has one exchange more."""
+    summary = summary_of({"cold": cold, "warm": warm}, **changes)
+    return summary, comparison_of(summary, "warm", "0.8", cost)
 
 
-def test_a_saving_is_said_with_its_interval_and_seeds():
-    """3/9, 4/9 and 2/9 save 67%, 56% and 78%: 67% +- 4.303 * 11.1 / sqrt(3) = 27.6."""
-    sentence, notes = said((9, 3), (9, 4), (9, 2))
-    assert sentence == "warm reached 90% of best in 3 instead of 9 exchanges: 67% fewer [39, 94] over 3 seeds"
-    assert notes == ""
+def said(cold, warm, **changes):
+    return headline(summary_of({"cold": cold, "warm": warm}, **changes), "warm", "0.8")
 
 
-def test_one_seed_gives_no_interval_and_says_so():
-    sentence, _ = said((9, 3))
-    assert sentence.endswith("in 3 instead of 9 exchanges: 67% fewer in one seed, which gives no interval")
+# ----------------------------------------------------------------------------- one saving
+
+
+def test_few_seeds_are_points_without_an_interval():
+    """Exchanges 5, 4, 3 instead of 10 each: 50, 60 and 70% fewer."""
+    found = saving(*compared([10, 10, 10], [4, 3, 2]))
+    assert found == Saving("50, 60, 70% fewer", "", "", "none")
+    assert signed(*compared([10, 10, 10], [4, 3, 2])) == ("50, 60, 70%", "")
+
+
+def test_more_seeds_have_the_median_its_interval_and_a_tone():
+    """Exchanges 2 to 8 instead of 10: the median is 5; from the smallest to the largest, 98.4%."""
+    summary, comparison = compared([10] * 7, [1, 2, 3, 4, 5, 6, 7])
+    assert comparison["verdict"] == "saves"
+    assert saving(summary, comparison) == Saving("50% fewer", "[20, 80]", "", "good")
+    assert signed(summary, comparison) == ("50%", "[20, 80]")
 
 
 def test_what_costs_more_is_said_to_cost_more():
-    sentence, _ = said((8, 12), (8, 12))
-    assert sentence.endswith("in 12 instead of 8 exchanges: 50% more [50, 50] over 2 seeds")
+    assert saving(*compared([10, 10], [11, 14])).figure == "20, 50% more"
+    assert signed(*compared([10, 10], [11, 14]))[0] == "−50, −20%"
+    found = saving(*compared([10] * 6, [11, 11, 11, 14, 14, 14]))
+    assert (found.figure, found.interval, found.tone) == ("34% more", "[20, 50]", "bad")
 
 
-def test_no_saving_is_said_to_be_none():
-    sentence, _ = said((8, 8))
-    assert sentence.endswith("in 8 exchanges, as cold did: no saving in one seed, which gives no interval")
+def test_points_on_both_sides_of_nothing_keep_their_signs():
+    assert saving(*compared([10, 10, 10], [4, 9, 11])).figure == "−20, 0, 50% fewer"
 
 
-def test_an_interval_that_spans_nothing_saved_is_named():
-    sentence, _ = said((10, 5), (10, 11), (10, 9))
-    assert sentence.endswith("; the interval leaves open whether anything was saved")
+def test_nothing_saved_is_never_minus_nothing():
+    assert saving(*compared([10, 10], [9, 9])).figure == "no difference"
+    assert whole(-0.2) == "0"
+    assert whole(-1234.0) == "−1,234"
 
 
-def test_an_arm_that_missed_everywhere_saved_nothing():
-    sentence, notes = said((9, None), (11, None))
-    assert sentence == (
-        "warm missed 90% of best within 40 rounds, and cold reached it after 10 exchanges: nothing was saved"
+def test_nobody_saves_everything():
+    """One exchange of 400 is 99.75%."""
+    assert (whole(99.75), whole(99.4), whole(100.0)) == (">99", "99", "100")
+
+
+def test_a_seed_that_one_side_missed_is_told_beside_the_points():
+    found = saving(*compared([10, NEVER, 10], [4, 4, NEVER]))
+    assert (found.figure, found.tone) == ("50% fewer", "none")
+    assert found.others == "only warm gets there in 1 seed; warm misses it in 1 seed"
+
+
+@pytest.mark.parametrize("seeds", [3, 6])
+def test_an_infinite_median_is_said_in_words(seeds):
+    cold, warm, never = [10] * seeds, [4] * seeds, [NEVER] * seeds
+    for comparison, words in (
+        (compared(never, warm), "only warm gets there"),
+        (compared(cold, never), "warm never gets there"),
+        (compared(never, never), "neither gets there"),
+        (compared(cold, [0] * seeds, cost="rounds"), None),
+    ):
+        found = saving(*comparison)
+        assert "100%" not in found.figure
+        if words:
+            assert found == Saving(words, "", "", "none")
+
+
+def test_a_median_that_most_seeds_miss_says_how_many():
+    assert saving(*compared([10] * 6, [4, 4, *[NEVER] * 4])).figure == "warm misses it in 4 of 6 seeds"
+    assert saving(*compared([10, 10, *[NEVER] * 4], [4] * 6)).figure == "only warm gets there in 4 of 6 seeds"
+
+
+def test_as_many_misses_of_either_side_and_nothing_else_have_no_figure():
+    found = saving(*compared([10, 10, 10, NEVER, NEVER, NEVER], [NEVER, NEVER, NEVER, 4, 4, 4]))
+    assert found.figure == "no seed in which both get there"
+
+
+def test_an_open_end_of_an_interval_is_infinite():
+    found = saving(*compared([10] * 6, [4, 4, 4, 4, 4, NEVER]))
+    assert (found.figure, found.interval) == ("50% fewer", "[−∞, 50]")
+    assert saving(*compared([10] * 6, [14, 14, 14, 14, 14, NEVER])).interval == "[50, ∞]"
+
+
+def test_a_cost_of_nothing_is_a_figure_without_an_interval():
+    """Warm pays a hundred local steps an exchange; a summary in which it pays none saves all of them."""
+    summary, comparison = compared([10] * 6, [4] * 6, cost="local_steps")
+    saved = {"median": 100.0, "low": None, "high": None}
+    found = saving(summary, {**comparison, "saved_percent": saved, "verdict": None})
+    assert found == Saving("100% fewer", "", "", "none")
+
+
+def test_what_starts_at_the_target_is_solved_without_federation():
+    summary = summary_of({"cold": [10, 10], "other": [0, 0]})
+    found = saving(summary, comparison_of(summary, "other", "0.8", "exchanges"))
+    assert found.figure == "solved without federation"
+    assert headline(summary, "other", "0.8")[0] == (
+        "other starts at 80% and needs no exchange: solved without federation"
     )
-    assert notes == (
-        "warm missed the target in 2 of 2 seeds; a miss counts as 41 rounds plus its teacher exchange."
+
+
+# ----------------------------------------------------------------------------- headlines
+
+
+def test_a_headline_says_medians_of_exchanges_teachers_counted():
+    assert said([10, 12, 20], [4, 5, 3]) == (
+        "warm reached 80% in 5 exchanges, cold in 12 (medians of 3 seeds)",
+        "",
     )
+    assert said([10], [0])[0] == "warm reached 80% in 1 exchange, cold in 10 (one seed)"
 
 
-def test_a_miss_among_hits_is_counted_and_noted():
-    sentence, notes = said((10, 5), (10, None))
-    assert sentence.startswith("warm took 135% more [")
-    assert "exchanges to 90% of best, counting misses, over 2 seeds" in sentence
-    assert notes.startswith("warm missed the target in 1 of 2 seeds")
+def test_who_alone_got_there_is_said():
+    assert said([NEVER], [4])[0] == "Only warm reached 80%, in 5 exchanges; cold never did within 40 rounds"
+    assert said([10], [NEVER])[0] == "warm never reached 80% within 40 rounds; cold did in 10 exchanges"
+    assert said([NEVER], [NEVER])[0] == "Neither warm nor cold reached 80% within 40 rounds"
 
 
-def test_a_baseline_that_missed_alone_gives_no_number():
-    sentence, notes = said((None, 5))
-    assert sentence == (
-        "warm reached 90% of best after 5 exchanges, and cold never did within 40 rounds: "
-        "a saving that cannot be put into a number"
-    )
-    assert notes == ""
+def test_an_arm_that_missed_mostly_has_no_median():
+    sentence, notes = said([10, 10, 10], [4, NEVER, NEVER])
+    assert sentence == "warm missed 80% in 2 of 3 seeds, cold in 10 (medians of 3 seeds)"
+    assert notes == "warm missed the target in 2 of 3 seeds."
 
 
 def test_seeds_left_out_are_counted_beside():
-    _, notes = said((9, 3), (None, 3), (None, None))
-    assert "Left out: 1 seed in which warm reached the target and cold did not." in notes
-    assert "Left out: 1 seed in which neither reached the target." in notes
+    _, notes = said([10, 10, NEVER], [4, 4, NEVER], failed=[("warm", 1)])
+    assert "Neither got there in 1 of 2 seeds." in notes
+    assert "Left out: 1 seed in which a run failed or ended before the horizon." in notes
+    assert said([10], [30], failed=[("warm", 0)])[0] == (
+        "There is no seed in which both warm and cold ran to the end"
+    )
 
 
-def test_a_target_that_nobody_reached_is_said_so():
-    assert said((None, None))[0] == "Neither warm nor cold reached 90% of best within 40 rounds"
+def test_verdicts_are_counted_all_three():
+    few = verdict_line(summary_of({"cold": [10] * 3, "warm": [4] * 3}))
+    assert few.endswith("saves 0, does not lose 0, undecided 0, none 2 (a verdict needs 6 seeds).")
+    enough = verdict_line(summary_of({"cold": [10] * 8, "warm": [4] * 8, "other": [10] * 8}))
+    assert enough.endswith("saves 2, does not lose 2, undecided 0.")
 
 
-def test_a_baseline_at_the_target_from_the_start_leaves_nothing_to_save():
-    assert said((0, 1))[0] == "cold starts at 90% of best already: there was nothing to save"
+def test_controls_have_no_verdict_to_count():
+    line = verdict_line(summary_of({"cold": [10] * 7, "server": [4] * 7}, controls=["server"]))
+    assert line.endswith("saves 0, does not lose 0, undecided 0.")
 
 
-def test_nothing_evaluated_is_said_so():
-    assert said()[0] == "There is no seed in which both warm and cold were evaluated"
+# ----------------------------------------------------------------------------- numbers
 
 
-@pytest.mark.parametrize(
-    ("pairs", "figure", "interval", "tone"),
-    [
-        ([(10, 5), (10, 5)], "50% fewer", "[50, 50]", "good"),
-        ([(10, 15), (10, 15)], "50% more", "[50, 50]", "bad"),
-        ([(10, 5), (10, 10)], "25% fewer", "[−293, 343]", "none"),
-        ([(10, 10)], "no saving", "", "none"),
-        ([], "–", "", "none"),
-    ],
-)
-def test_a_tile_is_coloured_only_where_the_whole_interval_agrees(pairs, figure, interval, tone):
-    found = saving(compare([PairedRuns(cold, warm, False) for cold, warm in pairs]))
-    assert (found.figure, found.interval, found.tone) == (figure, interval, tone)
+def test_costs_of_few_seeds_are_points_and_of_many_their_median():
+    assert costs([14.0, 12.0, math.inf]) == "12, 14, missed"
+    assert costs([12.0] * 5 + [math.inf]) == "12"
+    assert costs([12.0] + [math.inf] * 5) == "missed in most seeds"
+    assert costs([math.inf] * 6) == "missed"
+    assert costs([]) == "–"
+
+
+def test_targets_are_words():
+    assert [target_words(target) for target in ("0.95", "99%-of-converged", "95%-of-gain")] == [
+        *("95%", "99% of converged", "95% of the gain")
+    ]
 
 
 def test_numbers_are_short():
