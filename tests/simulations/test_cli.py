@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -346,6 +347,16 @@ def test_report_rebuilds_the_page_from_the_records(experiment, capsys):
     assert main(["report", "mine"]) == 0
     assert page.exists()
     assert "cost to target" in capsys.readouterr().out
+
+
+def test_report_of_a_folder_of_the_first_version_says_so_and_leaves_its_records(tmp_path, capsys):
+    first = Path(__file__).parents[1] / "kdfed" / "records" / "schema_1"
+    shutil.copytree(first, tmp_path / "old")
+    assert main(["report", str(tmp_path / "old")]) == 0
+    assert "Recorded by the first version of kdfed" in (tmp_path / "old" / "report.html").read_text()
+    capsys.readouterr()
+    for file in first.iterdir():
+        assert (tmp_path / "old" / file.name).read_bytes() == file.read_bytes()
 
 
 @pytest.mark.parametrize(

@@ -143,6 +143,19 @@ def test_controls_are_run_recorded_and_summed_up_like_any_arm(tiny, tmp_path):
         RunFolder.open_for(tmp_path / "run", experiment)
 
 
+def test_the_server_alone_is_a_control_whose_labels_are_counted(tiny, tmp_path):
+    """20 of 400 examples are validation examples: what the server's own model is fitted on."""
+    summary = _run(tiny(controls=["server"], **{"rounds.horizon": 2}), tmp_path / "run")
+    rows = [row for row in _timeless(tmp_path / "run") if row["arm"] == "server"]
+    alone, start = (summary["controls"][name] for name in ("server_alone", "server_start"))
+    assert (alone["arm"], alone["labels"], start["labels"]) == ("server", 20, 20)
+    assert alone["start_accuracy"] == rows[0]["accuracy"]
+    assert alone["test_accuracy"] == rows[0]["test_accuracy"]
+    assert start["test_accuracy"] == rows[-1]["test_accuracy"]
+    assert (rows[0]["exchanges"], rows[0]["participant_uploads"]) == (0, 0)
+    assert summary["server_labels"] == 0, "of the arms that are no controls"
+
+
 def test_every_arm_of_a_comparison_runs_to_the_horizon_whatever_a_listener_says(tiny, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "impatient_module", SimpleNamespace(Impatient=Impatient))
     wanted = {"listeners": [{"name": "impatient_module:Impatient"}]}

@@ -134,7 +134,7 @@ def test_no_transfer_set_sees_it(tiny: Build, run_arm: Run, name: str) -> None:
     _check(run_arm, tiny(only="consolidated", **changes), "consolidated")
 
 
-@pytest.mark.parametrize("start", ["averaged", "consolidated"])
+@pytest.mark.parametrize("start", ["averaged", "consolidated", "server"])
 def test_no_start_sees_it(tiny: Build, run_arm: Run, start: str) -> None:
     experiment = tiny(only="one", arms={"one": {"start": start}}, data=IMAGES)
     _check(run_arm, experiment, "one")

@@ -124,10 +124,31 @@ def test_without_teachers_there_is_no_control_of_them(name: str) -> None:
     assert found == {"controls.0": f"{wanted}; remove it"}
 
 
-def test_teachers_whose_weights_stay_at_home_cannot_be_averaged() -> None:
-    found = mistakes(teachers={"upload": "logits"})
-    assert list(found) == ["arms.averaged.start"]
-    assert "'averaged' needs teachers.upload 'weights'" in found["arms.averaged.start"]
+def test_averaged_teachers_send_weights_of_the_federated_model_and_no_label_counts() -> None:
+    """Whatever an ensemble asks of the teachers, weights of one architecture are what can be averaged."""
+    other = {"name": "mlp", "options": {"hidden": [8]}}
+    sent = {"upload": "logits", "model": other, "label-counts": {"send": True}, "epochs": 7}
+    consolidation = {"ensemble": "label-counts"}
+    averaged = controlled(teachers=sent, consolidation=consolidation).arm("averaged")
+    assert (averaged.teachers.upload, averaged.teachers.model) == ("weights", None)
+    assert not averaged.teachers.label_counts.send
+    assert averaged.teachers.epochs == 7
+
+
+def test_the_server_needs_no_teachers() -> None:
+    """It differs from the baseline in its start alone."""
+    arms = {"cold": {"start": "random", "local": {"lr": 0.2}}}
+    experiment = controlled(arms=arms, controls=["server"])
+    server, cold = experiment.arm("server"), experiment.arm("cold")
+    assert experiment.arm_order == ("cold", "server")
+    assert server.start == "server"
+    assert server.model_copy(update={"start": cold.start}) == cold
+    assert build_experiment(yaml.safe_load(experiment.to_yaml())) == experiment
+
+
+def test_all_three_stand_behind_the_arms_in_the_order_in_which_they_are_named() -> None:
+    experiment = controlled(controls=["longer", "server", "averaged"])
+    assert experiment.arm_order == ("cold", "warm", "longer", "server", "averaged")
 
 
 def test_an_unknown_control_is_named() -> None:

@@ -391,3 +391,29 @@ def test_a_summary_reads_back_and_leaves_no_half_file(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         *(".kdfed", "experiment.yaml", "models", "outcomes.jsonl", "summary.json")
     ]
+
+
+# ----------------------------------------------------------------------------- a horizon that was found
+
+
+def test_a_horizon_that_was_found_is_kept_where_a_run_goes_on(tmp_path):
+    """To find another one would make another experiment of what is finished already."""
+    wanted = build_experiment(merge(VALUES, {"rounds.horizon": "auto"}))
+    found = wanted.with_horizon(9, "1.5 times round 6")
+    with RunFolder.open_for(tmp_path, wanted) as folder:
+        assert folder.experiment == wanted
+        folder.begin(found)
+        assert folder.experiment == found
+        finish(folder, "cold", 0)
+    assert RunFolder(tmp_path).read_experiment().model_dump() == found.model_dump()
+    with RunFolder.open_for(tmp_path, wanted) as again:
+        assert (again.experiment.horizon, again.experiment.rounds.why) == (9, "1.5 times round 6")
+        assert set(again.finished) == {("cold", 0)}
+
+
+def test_a_horizon_that_was_given_is_not_taken_for_one_that_was_found(tmp_path):
+    with opened(tmp_path, build_experiment(merge(VALUES, {"rounds.horizon": 9}))) as folder:
+        finish(folder, "cold", 0)
+    wanted = build_experiment(merge(VALUES, {"rounds.horizon": "auto"}))
+    with pytest.raises(RunFolderError, match=r"another experiment.*\n.*rounds\.horizon"):
+        RunFolder.open_for(tmp_path, wanted)

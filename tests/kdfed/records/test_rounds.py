@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from kdfed.records import Absent, RoundRecord
+from kdfed.records import Absent, Outcome, RoundRecord
 
 RECORD = RoundRecord(
     arm="cold",
@@ -43,8 +43,8 @@ def test_a_record_is_one_line_with_the_keys_of_the_contract():
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_numbers_that_json_does_not_know_become_null(value):
-    record = replace(RECORD, loss=value, test_accuracy=value)
-    assert record.loss is None
+    record = replace(RECORD, loss=value, test_accuracy=value, validation_accuracy=value)
+    assert (record.loss, record.validation_accuracy) == (None, None)
     assert json.loads(record.to_json())["test_accuracy"] is None
     assert RoundRecord.from_json(record.to_json()) == record
 
@@ -59,6 +59,21 @@ def test_numbers_that_json_does_not_know_become_null(value):
 def test_a_value_of_another_type_is_refused_and_its_key_named(key, value):
     with pytest.raises(ValueError, match=rf"^{key}[^\n]*got [^\n]*$"):
         RoundRecord.from_json(json.dumps(json.loads(RECORD.to_json()) | {key: value}))
+
+
+def test_a_line_of_the_first_version_has_no_validation_accuracy():
+    line = json.loads(replace(RECORD, validation_accuracy=0.5).to_json())
+    assert RoundRecord.from_json(json.dumps(line)).validation_accuracy == 0.5
+    del line["validation_accuracy"]
+    assert RoundRecord.from_json(json.dumps(line)) == RECORD
+    with pytest.raises(ValueError, match="expected an object with the keys"):
+        RoundRecord.from_json(json.dumps({**line, "rule": "first"}))
+
+
+def test_an_outcome_of_the_first_version_ended_at_the_horizon():
+    outcome = Outcome("cold", 0, "horizon", "ab" * 32, None, 5, {"torch": "2"})
+    old = {**json.loads(outcome.to_json()), "stopped": "max-rounds", "targets": [0.5]}
+    assert Outcome.from_json(outcome.to_json()) == Outcome.from_json(json.dumps(old)) == outcome
 
 
 def test_a_line_with_other_keys_is_refused():
