@@ -414,7 +414,7 @@ def test_a_run_says_which_metric_its_records_hold(tmp_path: Any) -> None:
     (partition,) = summary["partitions"]
     assert len(partition["class_names"]) == 10
     assert np.sum(partition["counts"]) == 244, "442 less 44, 88, 22 and 44"
-    assert "Validation R²" in (tmp_path / "run" / "report.html").read_text()
+    assert "R² on the evaluation split" in (tmp_path / "run" / "report.html").read_text()
 
 
 def test_proximal_of_weight_0_is_plain() -> None:

@@ -29,7 +29,7 @@ LEARNING = {
     "server__distillation": STRONG,
     "local__epochs": 3,
     "local__momentum": 0.9,
-    "rounds__max": 8,
+    "rounds__horizon": 8,
 }
 FAST = {"digest": {"lr": 0.05, "epochs": 2}, "distillation": {"lr": 0.05, "epochs": 2}}
 
@@ -61,7 +61,7 @@ def test_two_rounds_agree_with_the_slow_twin(tiny, run_arm, strategy, decay):
     """Everybody trained alone, logits combined and digested, spelt out."""
     experiment = tiny(
         server={"strategy": strategy, **FAST, "cohort-size": 1},
-        rounds__max=2,
+        rounds__horizon=2,
         partition__participants=3,
         local__decay=decay,
     )
@@ -100,7 +100,7 @@ def test_two_rounds_agree_with_the_slow_twin(tiny, run_arm, strategy, decay):
 
 
 def test_public_examples_and_the_start_are_sent_once_and_the_consensus_from_the_second_round(tiny, run_arm):
-    experiment = tiny(server={"strategy": "ds_fl", **FAST}, rounds__max=3)
+    experiment = tiny(server={"strategy": "ds_fl", **FAST}, rounds__horizon=3)
     data = prepare(experiment.data)
     held = len(data.splits.transfer)
     model = build_model(experiment.model, data.input_shape, data.classes, 0)
@@ -148,8 +148,8 @@ class _Listening(InProcessGrid):
 
 
 def test_a_consolidated_start_is_where_participants_begin(tiny, run_arm):
-    experiment = tiny(server={"strategy": "ds_fl", **FAST}, rounds__max=2)
-    start = _states(run_arm(tiny(rounds__max=0), "consolidated"))
+    experiment = tiny(server={"strategy": "ds_fl", **FAST}, rounds__horizon=2)
+    start = _states(run_arm(tiny(rounds__horizon=0), "consolidated"))
     grid = _Listening()
     run_arm(experiment, "consolidated", grid=grid)
     (sent,) = grid.heard
@@ -157,8 +157,8 @@ def test_a_consolidated_start_is_where_participants_begin(tiny, run_arm):
 
 
 def test_who_is_sampled_late_begins_where_everybody_began(tiny, run_arm):
-    experiment = tiny(server={"strategy": "fedmd", **FAST, "sampled": 2}, rounds__max=6)
-    start = _states(run_arm(tiny(rounds__max=0)))
+    experiment = tiny(server={"strategy": "fedmd", **FAST, "sampled": 2}, rounds__horizon=6)
+    start = _states(run_arm(tiny(rounds__horizon=0)))
     grid = _Listening()
     run_arm(experiment, grid=grid)
     assert len(grid.heard) > 1, "somebody was sampled late"
@@ -179,7 +179,7 @@ class _Lossy(InProcessGrid):
 
 
 def test_participants_that_lost_the_public_examples_are_left_out_and_named(tiny, run_arm):
-    experiment = tiny(server={"strategy": "fedmd", **FAST}, rounds__max=2)
+    experiment = tiny(server={"strategy": "fedmd", **FAST}, rounds__horizon=2)
     with pytest.raises(Exception, match="expected the public examples of an earlier message"):
         run_arm(experiment, grid=_Lossy(app, 1))
 

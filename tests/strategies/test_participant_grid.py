@@ -236,7 +236,8 @@ class Withholding(InProcessGrid):
 
 
 def test_a_reply_after_the_deadline_is_named_late_and_never_aggregated(tiny, run_arm):
-    experiment = tiny(**{"server.deadlines.train": 0.5, "rounds.horizon": 3})
+    stops = {"rounds.stop-at-target": True, "targets": [1.0]}
+    experiment = tiny(only="cold", **{"server.deadlines.train": 0.5, "rounds.horizon": 3, **stops})
     grid = Withholding(app, 3, node=1002, message_type=Train.type)
 
     def release(record: Any) -> None:
@@ -437,11 +438,11 @@ def test_nodes_with_different_data_are_noticed(tiny, run_arm):
 
     digest: Any = "abc"
     with pytest.raises(
-        RunError, match=r"expected every node to hold the same partition, got .*5, 240, 'abc'"
+        RunError, match=r"expected every node to hold the same partition, got .*5, 220, 'abc'"
     ):
         run_arm(tiny(), grid=TwoWorlds(app, 2))
     digest = 7
-    with pytest.raises(RunError, match=r"expected every node to tell the number of .*got 5, 240, .*, 7 and"):
+    with pytest.raises(RunError, match=r"expected every node to tell the number of .*got 5, 220, .*, 7 and"):
         run_arm(tiny(), grid=TwoWorlds(app, 2))
 
 

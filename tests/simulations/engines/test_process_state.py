@@ -60,7 +60,7 @@ def stop(event: Event) -> None:
 
 @pytest.mark.parametrize("fails", [False, True])
 def test_an_in_process_run_changes_nothing(tiny, tmp_path, fails):
-    experiment = tiny(rounds__max=1)
+    experiment = tiny(rounds__horizon=1)
     torch.set_num_threads(2)  # the experiment has one
     before = snapshot()
     try:
@@ -74,7 +74,7 @@ def test_an_in_process_run_changes_nothing(tiny, tmp_path, fails):
 
 def test_the_command_leaves_flowers_log_as_it_was(tiny, tmp_path):
     file = tmp_path / "tiny.yaml"
-    file.write_text(tiny(rounds__max=1).to_yaml())
+    file.write_text(tiny(rounds__horizon=1).to_yaml())
     before = snapshot()
     assert main(["run", str(file), "--engine", "inprocess", "--out", str(tmp_path / "out")]) == 0
     assert changed(before, snapshot()) == []
@@ -125,7 +125,7 @@ except Stopped:
 def test_a_run_on_ray_changes_nothing(tiny, tmp_path):
     """In a process of its own, where Ray has not been imported yet."""
     file = tmp_path / "tiny.yaml"
-    file.write_text(tiny(rounds__max=1).to_yaml())
+    file.write_text(tiny(rounds__horizon=1).to_yaml())
     path = os.pathsep.join([os.path.dirname(__file__), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
         [sys.executable, "-c", RAY, str(file), str(tmp_path / "out")],
