@@ -135,7 +135,8 @@ def pool(cells: Sequence[Sequence[float]], draws: int = DRAWS, seed: int = SEED)
     Returns
     -------
     Pooled
-        A resample without a median, or whose medians are infinities of both signs, widens both ends.
+        A resample without a median, or whose medians are infinities of both signs, widens both ends. The
+        interval holds its figure: with many cells nearly every resample may have an infinite median in one.
 
     Examples
     --------
@@ -159,7 +160,8 @@ def pool(cells: Sequence[Sequence[float]], draws: int = DRAWS, seed: int = SEED)
     means = total / len(cells)
     low, high = (np.sort(np.where(np.isnan(means), end, means)) for end in (-np.inf, np.inf))
     left_out = int(0.025 * draws)
-    return Pooled(figure, float(low[left_out]), float(high[draws - 1 - left_out]), medians)
+    ends = float(low[left_out]), float(high[draws - 1 - left_out])
+    return Pooled(figure, min(ends[0], figure), max(ends[1], figure), medians)
 
 
 def _medians(rows: np.ndarray) -> np.ndarray:

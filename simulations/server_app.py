@@ -19,7 +19,7 @@ import torch
 from flwr.app import ArrayRecord, Context
 from flwr.serverapp import Grid, ServerApp
 
-from kdfed.config import Experiment, server_labels, split_set
+from kdfed.config import Experiment, server_labels, split_set, with_horizon
 from kdfed.data import PreparedData, prepare
 from kdfed.errors import ConfigError, KdfedError, Mistake, RecordError, RunError, one_line
 from kdfed.events import FOLDER, OVERWRITE, PROGRESS, Event, OnEvent, ignore
@@ -132,7 +132,7 @@ def _with_horizon(experiment: Experiment) -> Experiment:
         return experiment
     from simulations.tuning.horizon import baseline_curves, horizon_of  # which runs arms like this module
 
-    return experiment.with_horizon(*horizon_of(experiment, baseline_curves(experiment)))
+    return with_horizon(experiment, *horizon_of(experiment, baseline_curves(experiment)))
 
 
 def conclude(

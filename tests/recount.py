@@ -40,8 +40,9 @@ Figures of a cell
 - One 0 among the costs of a cell's hits makes the whole cell a point without an interval: the median over its
   pairs, of which a cost of 0 is minus infinity. If it is the baseline's, there is no point either.
 - "Does not lose": with no seed in which both finished, a cell is undecided. So is one where all missed.
-- The ceiling: over all seeds in which the baseline finished and hit the target, pairs or not; the median of
-  an even number of percents is the mean of the middle two.
+- The ceiling: over all seeds in which the baseline hit the target or ran to the horizon, pairs or not, as if an arm had hit the target at
+  a cost of 1 in each: by the median of log-ratios, like a saving. There is none without a hit of the
+  baseline's.
 
 Controls
 
@@ -542,14 +543,17 @@ def _pairs(
 
 
 def _ceiling(runs: Runs, baseline: str, cost: str, accuracies: Mapping[int, float | None]) -> float | None:
-    finished = {
-        seed: runs[baseline, seed]
-        for seed in accuracies
-        if (baseline, seed) in runs and runs[baseline, seed].finished
-    }
-    hits = [run.hit(accuracies[seed]) for seed, run in finished.items()]
-    saved = [100 * (1 - 1 / _bill(billed, cost)) for billed in hits if billed is not None]
-    return statistics.median(saved) if saved else None
+    logs = []
+    for seed, accuracy in accuracies.items():
+        run = runs.get((baseline, seed))
+        if accuracy is None or run is None or not run.finished:
+            continue
+        billed = run.hit(accuracy)
+        if billed is not None:
+            logs.append(-math.log(_bill(billed, cost)))
+        elif run.to_horizon:
+            logs.append(-math.inf)
+    return percent(median(logs)) if any(map(math.isfinite, logs)) else None
 
 
 def _worse_by(runs: Runs, baseline: str, arm: str, seeds: Iterable[int]) -> float | None:

@@ -10,6 +10,7 @@ Reading order: :mod:`kdfed.settings`, :mod:`kdfed.family`, :mod:`kdfed.config.ex
 """
 
 from kdfed.config.checks import combinations, cross_checks, server_labels
+from kdfed.config.controls import with_horizon
 from kdfed.config.experiment import Arm, ArmSettings, Experiment, Target, experiment_type, sampled_count
 from kdfed.config.merging import dotted, merge
 from kdfed.config.reading import (
@@ -43,4 +44,5 @@ __all__ = [
     "server_labels",
     "split_set",
     "unrelated",
+    "with_horizon",
 ]

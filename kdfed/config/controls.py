@@ -32,6 +32,26 @@ def with_controls(experiment: Experiment) -> Experiment:
     return copy
 
 
+def with_horizon(experiment: Experiment, rounds: int, why: str) -> Experiment:
+    """Return an experiment with a horizon that was found; ``longer`` spends its passes within it.
+
+    Parameters
+    ----------
+    experiment
+        Its controls are among its arms, and its horizon is not known.
+    rounds, why
+        Federated rounds of every arm, and where the number comes from.
+    """
+    found = experiment.with_horizon(rounds, why)
+    if "longer" not in experiment.controls or taught_arm(experiment) is None:
+        return found
+    if experiment.arms["longer"] != _control(experiment, "longer"):
+        return found  # it is the user's
+    copy = found.model_copy(update={"arms": {**found.arms, "longer": _control(found, "longer")}})
+    copy._folder = experiment.folder
+    return copy
+
+
 def impossible_controls(experiment: Experiment) -> Iterator[Mistake]:
     """Yield what is wrong with an experiment's controls."""
     if taught_arm(experiment) is not None:

@@ -23,7 +23,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from kdfed.config import Experiment, dotted, read_recorded
+from kdfed.config import Experiment, dotted, read_recorded, with_horizon
 from kdfed.errors import ConfigError, KdfedError, RunFolderError
 from kdfed.outside import code_of
 from kdfed.records.reading import RecordedRun
@@ -193,7 +193,7 @@ def _has_model(folder: RecordedRun, outcome: Outcome) -> bool:
 def with_horizon_of(old: Experiment, new: Experiment) -> Experiment:
     """Return an experiment whose horizon is to be found with the one that was found already."""
     if new.rounds.horizon == "auto" and old.rounds.horizon != "auto" and old.rounds.why:
-        return new.with_horizon(old.rounds.horizon, old.rounds.why)
+        return with_horizon(new, old.rounds.horizon, old.rounds.why)
     return new
 
 

@@ -184,8 +184,8 @@ class ComparisonEntry(StrictModel):
     p_value: Annotated[float, Field(ge=0, le=1)] | None
     """Of the two-sided sign test; null with fewer than six pairs."""
     ceiling_percent: Annotated[float, Field(ge=0, le=100)] | None
-    """What an arm that needs one exchange would save of rounds or exchanges, the median over seeds; null for
-    other costs."""
+    """What an arm that needs one exchange would save of rounds or exchanges, counted like a saving; null for
+    other costs, and where the baseline never got there."""
     pairs: Count
     """Seeds that are compared, misses among them."""
     censored: Censored

@@ -6,7 +6,7 @@ import math
 import platform
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import fmean, median
+from statistics import fmean
 from typing import Any
 
 from kdfed import convergence
@@ -288,13 +288,15 @@ def _cell(runs: _Runs, arm: str, target: Target, cost: Cost) -> _Cell:
 
 
 def _ceiling(runs: _Runs, target: Target, cost: Cost) -> float | None:
-    """Return what an arm that needs one exchange would save: the median over the baseline's hits."""
+    """Return what an arm that needs one exchange would save, counted as any arm is; None without a hit."""
     if cost not in ("rounds", "exchanges", "rounds_to_convergence"):
         return None
     baseline, seeds = runs.experiment.baseline_arm, runs.experiment.seeds
     hits = [runs.hit(baseline, seed, target) for seed in seeds if not runs.is_open(baseline, seed, target)]
-    saved = [100 * (1 - 1 / _cost(hit, cost)) for hit in hits if hit is not None]
-    return median(saved) if saved else None
+    if not any(hits):
+        return None
+    saved = compare([Pair(None if hit is None else _cost(hit, cost), 1) for hit in hits]).saved
+    return None if saved is None else saved.median
 
 
 def _accuracy_lost(runs: _Runs, arm: str) -> float | None:

@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from statistics import fmean
 from typing import Any, NamedTuple
 
-from kdfed.convergence import CONVERGENCE
+from kdfed.convergence import CONVERGENCE, UNREACHABLE
 from kdfed.pooled import cost_of, is_open, log_ratios
 from kdfed.savings import FEWEST
 
@@ -107,8 +107,12 @@ def spent(
 
 
 def level_of(summary: Summary, target: str) -> float | None:
-    """Return the accuracy that a target means, the mean over seeds."""
-    return _mean([run["target_accuracy"] for run in summary["runs"] if run["target"] == target])
+    """Return the accuracy that a target means, the mean over seeds; without those in which nobody can reach it.
+
+    None where that is all of them: what the baseline converges to, or gains, is not above 0.
+    """
+    levels = [run["target_accuracy"] for run in summary["runs"] if run["target"] == target]
+    return _mean([level for level in levels if level != UNREACHABLE])
 
 
 def converged(summary: Summary, arm: str) -> float | None:

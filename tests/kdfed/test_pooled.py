@@ -66,6 +66,13 @@ def test_the_interval_of_one_cell_lies_within_its_seeds_and_around_its_median():
     assert -0.9 <= found.low < found.log_ratio < found.high <= -0.1
 
 
+@pytest.mark.parametrize("infinite", [INFINITE, -INFINITE])
+def test_the_interval_holds_its_figure_however_many_cells_there_are(infinite):
+    """A third of the resamples of a cell have an infinite median; of twelve cells, nearly all have one."""
+    found = pool([[0.0] * 4 + [infinite] * 2] * 12)
+    assert (found.log_ratio, sorted([found.low, found.high])) == (0.0, sorted([0.0, infinite]))
+
+
 def test_the_same_cells_give_the_same_interval():
     assert pool(CELLS["plain"]) == pool(CELLS["plain"])
     assert pool(CELLS["plain"], 40, seed=1) != pool(CELLS["plain"], 40, seed=2)

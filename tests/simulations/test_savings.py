@@ -32,7 +32,7 @@ def tables(*summaries: dict[str, Any]) -> tuple[list[list[str]], list[list[str]]
 def test_few_seeds_are_points() -> None:
     """Warm needs 5 and 6 exchanges, cold 10 and 20: 50 and 70% saved; rounds 4 and 5: 60 and 75%."""
     (row,), pooled, _ = tables(summary_of({"cold": [10, 20], "warm": [4, 5]}))
-    assert row == ["make-believe", "warm", "0.8", *["50, 70%"] * 4, "60, 75%", "92%", "–", "2", "0 / 0 / 0"]
+    assert row == ["make-believe", "warm", "0.8", *["50, 70%"] * 4, "60, 75%", "93%", "–", "2", "0 / 0 / 0"]
     assert pooled == []
 
 
@@ -93,3 +93,10 @@ def test_few_seeds_are_pooled_without_an_interval() -> None:
 def test_a_folder_without_records_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(tmp_path)]) == 2
     assert "summary.json" in capsys.readouterr().err
+
+
+def test_cells_whose_pooled_interval_is_open_are_written():
+    """Some of the twelve cells' medians are infinite in nearly every resample."""
+    summary = summary_of({"cold": [20] * 6, "warm": [19] * 4 + [None] * 2})
+    *_, row = (line for line in savings_table([summary] * 12).splitlines() if line.startswith("| 12 cells"))
+    assert "0% [−∞, 0]" in row

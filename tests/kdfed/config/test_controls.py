@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from kdfed.config import Experiment, read_recorded
+from kdfed.config import Experiment, read_recorded, with_horizon
 from kdfed.errors import ConfigError
 from simulations.experiments import build_experiment, load_experiment
 
@@ -92,6 +92,25 @@ def test_the_longer_one_makes_as_many_local_steps_more_as_the_teachers(
     assert longer.server == cold.server
 
 
+@pytest.mark.parametrize("rounds", [10, 60])
+def test_a_horizon_that_was_found_leaves_the_longer_one_all_its_passes(rounds: int) -> None:
+    """With 5 of 20 participants a round, one pass more each takes 40 rounds, which 10 do not have."""
+    server = {"server": {"sampled": 5}}
+    known = controlled(**server, rounds={"horizon": rounds})
+    found = with_horizon(controlled(**server, rounds={"horizon": "auto"}), rounds, "found")
+    assert found.arm("longer").local == known.arm("longer").local
+    assert found.horizon == rounds
+
+
+def test_a_horizon_that_was_found_leaves_the_users_arms_alone() -> None:
+    arms = {**EXPERIMENT["arms"], "longer": {"local.extra": {"epochs": 1, "rounds": 40}}}
+    mine = controlled(arms=arms, rounds={"horizon": "auto"})
+    assert with_horizon(mine, 10, "found").arms == mine.arms
+    del arms["warm"]
+    untaught = controlled(arms=arms, controls=["longer"], rounds={"horizon": "auto"})
+    assert with_horizon(untaught, 10, "found").arms == untaught.arms
+
+
 def test_the_first_rounds_of_the_longer_one_take_the_extra_passes_and_later_ones_none() -> None:
     local = controlled().arm("longer").local
     assert [local.at_round(number).epochs for number in (1, 10, 11, 40)] == [2, 2, 1, 1]
@@ -124,6 +143,7 @@ def test_without_teachers_there_is_no_control_of_them(name: str) -> None:
     assert found == {"controls.0": f"{wanted}; remove it"}
 
 
+<<<<<<< HEAD
 def test_averaged_teachers_send_weights_of_the_federated_model_and_no_label_counts() -> None:
     """Whatever an ensemble asks of the teachers, weights of one architecture are what can be averaged."""
     other = {"name": "mlp", "options": {"hidden": [8]}}
@@ -149,6 +169,11 @@ def test_the_server_needs_no_teachers() -> None:
 def test_all_three_stand_behind_the_arms_in_the_order_in_which_they_are_named() -> None:
     experiment = controlled(controls=["longer", "server", "averaged"])
     assert experiment.arm_order == ("cold", "warm", "longer", "server", "averaged")
+=======
+def test_the_averaged_one_gets_weights_though_the_taught_arm_asks_for_logits() -> None:
+    arm = controlled(teachers={"upload": "logits"}).arm("averaged")
+    assert (arm.start, arm.teachers.upload) == ("averaged", "weights")
+>>>>>>> w-breaker
 
 
 def test_an_unknown_control_is_named() -> None:
