@@ -143,7 +143,6 @@ def test_without_teachers_there_is_no_control_of_them(name: str) -> None:
     assert found == {"controls.0": f"{wanted}; remove it"}
 
 
-<<<<<<< HEAD
 def test_averaged_teachers_send_weights_of_the_federated_model_and_no_label_counts() -> None:
     """Whatever an ensemble asks of the teachers, weights of one architecture are what can be averaged."""
     other = {"name": "mlp", "options": {"hidden": [8]}}
@@ -169,11 +168,6 @@ def test_the_server_needs_no_teachers() -> None:
 def test_all_three_stand_behind_the_arms_in_the_order_in_which_they_are_named() -> None:
     experiment = controlled(controls=["longer", "server", "averaged"])
     assert experiment.arm_order == ("cold", "warm", "longer", "server", "averaged")
-=======
-def test_the_averaged_one_gets_weights_though_the_taught_arm_asks_for_logits() -> None:
-    arm = controlled(teachers={"upload": "logits"}).arm("averaged")
-    assert (arm.start, arm.teachers.upload) == ("averaged", "weights")
->>>>>>> w-breaker
 
 
 def test_an_unknown_control_is_named() -> None:
