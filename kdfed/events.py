@@ -25,7 +25,7 @@ class Event:
         ``rounds``, or ``failed``. A run that was finished earlier, and is kept, has ``done`` alone.
     step, steps
         Progress within the phase: epochs of distillation or of the server's own training, or the federated
-        round and ``rounds.max``.
+        round and ``rounds.horizon``.
     accuracy
         Validation accuracy in [0, 1] after this step, where it was measured.
     bytes
