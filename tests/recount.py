@@ -40,9 +40,9 @@ Figures of a cell
 - One 0 among the costs of a cell's hits makes the whole cell a point without an interval: the median over its
   pairs, of which a cost of 0 is minus infinity. If it is the baseline's, there is no point either.
 - "Does not lose": with no seed in which both finished, a cell is undecided. So is one where all missed.
-- The ceiling: over all seeds in which the baseline hit the target or ran to the horizon, pairs or not, as if an arm had hit the target at
-  a cost of 1 in each: by the median of log-ratios, like a saving. There is none without a hit of the
-  baseline's.
+- The ceiling: over all seeds in which the baseline hit the target or ran to the horizon, pairs or not, as if
+  an arm had hit the target at a cost of 1 in each: by the median of log-ratios, like a saving. There is none
+  without a hit of the baseline's.
 
 Controls
 
