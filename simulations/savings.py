@@ -180,13 +180,21 @@ def _markdown(rows: Sequence[Sequence[Any]]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *others))
 
 
+def _summary_of(run: RunFolder) -> Summary:
+    """Return a summary, held against its records where they lie beside it."""
+    if not (run.path / "rounds.jsonl").exists():
+        return run.read_summary()
+    experiment = run.read_experiment()
+    return run.read_summary(experiment, run.read_rounds(experiment))
+
+
 def main(folders: Sequence[str]) -> int:
     """Print the table of some run folders; return the exit code."""
     if not folders:
         print("error: expected run folders, got none: python -m simulations.savings DIR...", file=sys.stderr)
         return 2
     try:
-        table = savings_table([RunFolder(Path(folder)).read_summary() for folder in folders])
+        table = savings_table([_summary_of(RunFolder(Path(folder))) for folder in folders])
         with patient_streams():
             print(table)
     except KdfedError as error:

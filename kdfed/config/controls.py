@@ -65,6 +65,24 @@ def impossible_controls(experiment: Experiment) -> Iterator[Mistake]:
             )
 
 
+def unlike_controls(experiment: Experiment) -> Iterator[Mistake]:
+    """Yield arms of a control's name that are something else, and would be shown as that control."""
+    for name in experiment.controls:
+        if name not in experiment.arms:
+            continue
+        arm, other = experiment.arm(name), f"controls shows this arm as {name!r}; rename it"
+        start = experiment.arm(experiment.baseline_arm).start if name == "longer" else name
+        if name == experiment.baseline_arm:
+            yield Mistake("baseline", f"expected an arm that is no control, got {name!r}; rename it")
+        elif arm.start != start:
+            yield Mistake(f"arms.{name}.start", f"expected {start!r}, got {arm.start!r}: {other}")
+        elif name == "longer" and 0 in (arm.local.extra.epochs, arm.local.extra.rounds):
+            yield Mistake(
+                "arms.longer.local.extra",
+                f"expected the epochs and rounds in which it makes the teachers' steps, got none: {other}",
+            )
+
+
 def taught_arm(experiment: Experiment) -> str | None:
     """Return the first arm that is consolidated."""
     arms = (name for name in experiment.arms if name not in experiment.controls)

@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from kdfed.config.checks import cross_checks
-from kdfed.config.controls import impossible_controls, with_controls
+from kdfed.config.controls import impossible_controls, unlike_controls, with_controls
 from kdfed.config.document import DocumentError, parse
 from kdfed.config.experiment import ARM_KEYS, REPLACEABLE_KEYS, Experiment, experiment_type, validate
 from kdfed.config.merging import merge, undotted
@@ -271,6 +271,7 @@ def _check_whole(experiment: Experiment) -> Iterator[Mistake]:
             "end; set targets: [0.9], or remove it",
         )
     yield from impossible_controls(experiment)
+    yield from unlike_controls(experiment)
     reported = sorted(set(experiment.seeds) & set(experiment.tuning.seeds if experiment.tuning else ()))
     if reported:
         yield Mistake(

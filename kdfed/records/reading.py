@@ -21,6 +21,7 @@ from kdfed.records.checking import (
     parse_summary,
 )
 from kdfed.records.parsing import problems_of
+from kdfed.records.recounting import check_recount
 from kdfed.records.rounds import Failure, Outcome, RoundRecord
 from kdfed.records.schema import FirstSummary
 from kdfed.records.summary import summarise
@@ -179,7 +180,8 @@ class RecordedRun:
         ------
         RunFolderError
             If it is missing, or not what a run writes (:func:`kdfed.records.checking.parse_summary`), or of
-            something else (:func:`kdfed.records.checking.check_summary`).
+            something else (:func:`kdfed.records.checking.check_summary`), or other than what is counted from
+            its records (:func:`kdfed.records.recounting.check_recount`).
         """
         content = self._read(SUMMARY)
         try:
@@ -188,6 +190,7 @@ class RecordedRun:
             summary = parse_summary(content)
             if experiment is not None:
                 check_summary(summary, experiment, records)
+                check_recount(summary, experiment, records, self.read_outcomes())
         except ValueError as error:
             why = problems_of(error) if isinstance(error, ValidationError) else str(error)
             raise RunFolderError(

@@ -107,7 +107,7 @@ def spent(
 
 
 def level_of(summary: Summary, target: str) -> float | None:
-    """Return the accuracy that a target means: the mean over the seeds in which somebody can reach it.
+    """Return the accuracy that a target means, the mean over seeds; of those in which it can be reached.
 
     None where that is all of them: what the baseline converges to, or gains, is not above 0.
     """

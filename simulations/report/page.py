@@ -37,7 +37,6 @@ from simulations.report.figures import (
 from simulations.report.frame import Cell, Table, render_html
 from simulations.report.rows import control_heads, control_rows, labels_of, not_run, rising, score, starts_of
 from simulations.report.words import (
-    costs,
     headline,
     number,
     percent,
@@ -45,6 +44,7 @@ from simulations.report.words import (
     saving,
     signed,
     target_words,
+    trips,
     verdict,
     verdict_line,
 )
@@ -168,10 +168,11 @@ def _alone(summary: Mapping[str, Any], target: str) -> dict[str, Any]:
     """One arm alone saves nothing; tell when it reached a target."""
     arm = arms_of(summary)[0]
     paid = spent(summary, arm, target, "exchanges")
+    hits = sum(value < math.inf for value in paid)
     return {
         "target": target_words(target),
-        "exchanges": costs(paid),
-        "hits": sum(value < math.inf for value in paid),
+        "words": trips(paid) if hits else "",
+        "hits": hits,
         "seeds": len(paid),
     }
 

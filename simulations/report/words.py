@@ -28,8 +28,9 @@ VERDICTS = {"saves": "saves", "does-not-lose": "does not lose", "undecided": "un
 
 
 def percent(value: float) -> str:
-    """Say a share in [0, 1] in percent, one digit."""
-    return f"{100 * value:.1f}%"
+    """Say a share in percent, one digit: never −0.0%."""
+    text = f"{100 * abs(value):.1f}%"
+    return f"{MINUS}{text}" if value < 0 and text != "0.0%" else text
 
 
 def number(value: float) -> str:
@@ -233,9 +234,9 @@ def headline(summary: Summary, arm: str, target: str) -> tuple[str, str]:
     elif not we_did and not they_did:
         sentence = f"Neither {arm} nor {baseline} reached {goal} within {most}"
     elif not they_did:
-        sentence = f"Only {arm} reached {goal}, {_trips(ours)}; {baseline} never did within {most}"
+        sentence = f"Only {arm} reached {goal}, {trips(ours)}; {baseline} never did within {most}"
     elif not we_did:
-        sentence = f"{arm} never reached {goal} within {most}; {baseline} did {_trips(theirs)}"
+        sentence = f"{arm} never reached {goal} within {most}; {baseline} did {trips(theirs)}"
     else:
         middle = f" (medians of {plural(pairs, 'seed')})" if pairs > 1 else " (one seed)"
         sentence = f"{_reached(arm, ours, goal)}, {_reached(baseline, theirs)}{middle}"
@@ -260,10 +261,11 @@ def headline(summary: Summary, arm: str, target: str) -> tuple[str, str]:
 def _reached(arm: str, values: Sequence[float], goal: str = "") -> str:
     if math.isinf(median(values)):
         return f"{arm} missed {goal or 'it'} in {values.count(math.inf)} of {plural(len(values), 'seed')}"
-    return f"{arm} reached {goal} {_trips(values)}" if goal else f"{arm} in {number(median(values))}"
+    return f"{arm} reached {goal} {trips(values)}" if goal else f"{arm} in {number(median(values))}"
 
 
-def _trips(values: Sequence[float]) -> str:
+def trips(values: Sequence[float]) -> str:
+    """Say in how many exchanges something was reached: the median, without misses where most are."""
     middle = median(values)
     if math.isinf(middle):
         middle = median([value for value in values if math.isfinite(value)])

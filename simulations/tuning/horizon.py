@@ -74,5 +74,8 @@ def horizon_of(experiment: Experiment, curves: Mapping[int, Sequence[float]]) ->
         f"{TIMES:g} times {latest}, the round at which the baseline {name!r} is flat on tuning seeds {seeds}"
     )
     if rising:
-        why += f"; it was not flat yet after {latest} rounds with {', '.join(map(str, rising))}"
+        why = (
+            f"{TIMES:g} times {latest} rounds on tuning seeds {seeds}, after which the baseline {name!r} was "
+            f"not flat yet with {', '.join(map(str, rising))}"
+        )
     return math.ceil(TIMES * latest), why

@@ -123,6 +123,31 @@ def test_an_arm_of_the_users_under_that_name_stays_as_it_is() -> None:
     assert experiment.controls == ("averaged", "longer")
 
 
+@pytest.mark.parametrize(
+    ("name", "arm", "key", "message"),
+    [
+        ("server", {"start": "random"}, "arms.server.start", "expected 'server', got 'random'"),
+        ("averaged", {"start": "consolidated"}, "arms.averaged.start", "expected 'averaged', got 'conso"),
+        ("longer", {"start": "consolidated"}, "arms.longer.start", "expected 'random', got 'consolidated'"),
+        ("longer", {"local": {"epochs": 2}}, "arms.longer.local.extra", "expected the epochs and rounds"),
+    ],
+)
+def test_an_arm_that_only_bears_the_name_of_a_control_is_refused(
+    name: str, arm: dict[str, Any], key: str, message: str
+) -> None:
+    """It would stand in the tables as what the control is, and without a verdict."""
+    found = mistakes(arms={**EXPERIMENT["arms"], name: arm}, controls=[name])
+    assert list(found) == [key]
+    assert message in found[key]
+    assert "rename it" in found[key]
+    assert controlled(arms={**EXPERIMENT["arms"], name: arm}, controls=[]).arm_order[-1] == name
+
+
+def test_the_baseline_is_no_control() -> None:
+    arms = {**EXPERIMENT["arms"], "server": {"start": "server"}}
+    assert list(mistakes(arms=arms, controls=["server"], baseline="server")) == ["baseline"]
+
+
 def test_an_experiment_with_controls_reads_back_equal(tmp_path: Path) -> None:
     experiment = controlled()
     written = yaml.safe_load(experiment.to_yaml())

@@ -307,6 +307,41 @@ def test_a_damaged_entry_of_the_summary_is_named(folder, path, value, message):
 
 
 @pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("horizon", "rounds"), 60),
+        (("runs", 1, "target_accuracy"), 0.7),
+        (("runs", 1, "converged_accuracy"), 0.99),
+        (("runs", 1, "totals", "bytes_up"), 1),
+        (("comparisons", 0, "saved_percent", "median"), 99.0),
+        (("comparisons", 0, "ratio"), None),
+        (("comparisons", 0, "verdict"), "saves"),
+        (("comparisons", 0, "failed"), 1),
+        (("comparisons", 0, "ceiling_percent"), 99.0),
+        (("controls", "averaged", "converged_accuracy"), 0.1),
+    ],
+)
+def test_a_figure_that_the_records_do_not_give_is_named(folder, path, value):
+    """A summary that only looks like one, as whoever mends a figure leaves it."""
+    write(folder, put(SUMMARY, path, value), RECORDS)
+    with pytest.raises(RunFolderError, match=r"as counted from rounds\.jsonl, got") as error:
+        read(folder)
+    assert f"summary.json: {'.'.join(map(str, path))}: expected " in str(error.value)
+
+
+def test_an_outcome_decides_how_a_run_ended(folder):
+    """A seed is not left out by saying that it failed."""
+    seed = [{**run, "stopped": "failed"} if run["seed"] == 0 else run for run in SUMMARY["runs"]]
+    write(folder, SUMMARY | {"runs": seed}, RECORDS)
+    assert "as counted from rounds.jsonl" in refusal(folder)
+    left_out = summarise(EXPERIMENT, "inprocess", RECORDS, [one for one in OUTCOMES if one.seed])
+    write(folder, left_out, RECORDS)
+    assert not refusal(folder)
+    (folder.path / "outcomes.jsonl").write_text("".join(f"{one.to_json()}\n" for one in OUTCOMES))
+    assert "as counted from rounds.jsonl" in refusal(folder)
+
+
+@pytest.mark.parametrize(
     ("content", "message"),
     [
         (b"", "expected JSON"),

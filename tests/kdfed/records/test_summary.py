@@ -436,7 +436,7 @@ def test_the_ceiling_is_what_a_single_exchange_would_save():
 
 @pytest.mark.parametrize("cold", [[4, 10], [4, None], [4, 10, None, None], [4, None, None]])
 def test_an_arm_of_a_single_exchange_saves_exactly_the_ceiling(cold):
-    """The median of 75% and 90% is 82.5%, that of the log-ratios 84.2%: nobody is above the ceiling."""
+    """The median of 75 and 90% is 82.5%, but that of log-ratios 84.2%: nobody is above the ceiling."""
     entry = comparison(paired(cold, [1] * len(cold), teachers=0), "exchanges")
     assert entry["ceiling_percent"] == entry["saved_percent"]["median"] >= 75
 

@@ -12,6 +12,12 @@ HORIZON = 40
 STARTS = {"warm": "consolidated", "averaged": "averaged"}
 """Arms whose start takes one exchange of the teachers."""
 
+KEYS = {
+    **{arm: {"start": start} for arm, start in {**STARTS, "server": "server"}.items()},
+    "longer": {"local.extra": {"epochs": 1, "rounds": 5}},
+}
+"""Of arms that are no cold ones."""
+
 
 def curve(arm: str, seed: int, reached: int | None, rounds: int = HORIZON) -> list[RoundRecord]:
     """Return a run that is at 0.9 from a round on; 20 uploads, 2 kB and 100 steps an exchange."""
@@ -57,7 +63,7 @@ def summary_of(
             "targets": list(targets),
             "controls": list(controls),
             "rounds": {"horizon": HORIZON, "why": "so the tests want it"},
-            "arms": {arm: {"start": STARTS.get(arm, "random")} for arm in arms},
+            "arms": {arm: KEYS.get(arm, {"start": "random"}) for arm in arms},
         }
     )
     records, outcomes = [], []

@@ -178,18 +178,14 @@ def test_nobody_saves_everything_or_minus_nothing(tmp_path):
 
 
 def test_every_arm_has_its_rounds_to_convergence_and_its_plateau(tmp_path):
-    folder = make_run(tmp_path)
-    summary = folder.read_summary()
-    for entry in summary["runs"]:
-        if entry["arm"] == "warm":
-            entry |= {"plateau": 9 + entry["seed"], "plateau_half": None, "plateau_double": 8}
-    folder.write_summary(summary)
+    plateau = {"rounds": 2, "min-delta": 0.1}
+    folder = make_run(tmp_path, rounds={"horizon": 12, "why": "so the tests want it", "plateau": plateau})
     build_report(tmp_path)
     _, words = read_page(folder)
     section = words[words.index("Rounds to convergence") : words.index("Controls")]
     assert re.search(r"cold ?[\dmised, ]+ ?not flat by the end, whatever the tolerance ?ends at", section)
     assert re.search(
-        r"warm ?[\dmised, ]+ .*?flat: at round 10 \(half tolerance: never, double: 8\) ?ends at", section
+        r"warm ?[\dmised, ]+ .*?flat: at round 11 \(half tolerance: never, double: 7\) ?ends at", section
     )
 
 
@@ -348,7 +344,15 @@ def test_synthetic_data_are_named_so(tmp_path):
 def test_one_arm_alone_is_compared_with_nothing(tmp_path):
     folder = make_run(tmp_path, seeds=(0,), arms={"cold": {}})
     build_report(tmp_path)
-    assert "There is no other arm to compare with." in read_page(folder)[1]
+    words = read_page(folder)[1]
+    assert "There is no other arm to compare with." in words
+    assert re.search(r"cold reached 80% in \d+ exchanges", words)
+
+
+def test_a_single_exchange_is_one(tmp_path):
+    folder = make_run(tmp_path, seeds=(0,), arms={"cold": {}}, targets=[0.3])
+    build_report(tmp_path)
+    assert re.search(r"cold reached 30% in 1 exchange\b", read_page(folder)[1])
 
 
 def test_a_run_that_was_killed_is_shown_as_far_as_recorded(tmp_path):
@@ -368,8 +372,9 @@ def test_a_page_that_cannot_be_written_is_an_error(tmp_path):
 
 def test_a_run_that_failed_is_named(tmp_path):
     folder = make_run(tmp_path, seeds=(0,), summary=False)
-    summary = summarise(folder.read_experiment(), "flower", folder.read_rounds()[:15], [])
-    folder.write_summary(summary)
+    lines = (tmp_path / "rounds.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "rounds.jsonl").write_text("".join(lines[:15]))
+    folder.write_summary(summarise(folder.read_experiment(), "flower", folder.read_rounds(), []))
     build_report(tmp_path)
     words = read_page(folder)[1]
     assert "Failed before the end, and read as far as recorded: cold (seed 0), warm (seed 0)." in words
@@ -380,6 +385,7 @@ def test_a_run_that_failed_says_why(tmp_path):
     folder = make_run(tmp_path, seeds=(0,), summary=False)
     failures = [Failure("warm", 0, "teachers", "no <power>")]
     records = [record for record in folder.read_rounds() if record.arm == "cold"]
+    (tmp_path / "rounds.jsonl").write_text("".join(f"{record.to_json()}\n" for record in records))
     outcomes = [Outcome("cold", 0, "horizon", "ab" * 32)]
     folder.write_summary(summarise(folder.read_experiment(), "flower", records, outcomes, (), failures))
     build_report(tmp_path)

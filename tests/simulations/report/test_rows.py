@@ -4,8 +4,9 @@ import math
 
 import pytest
 
+from kdfed.convergence import UNREACHABLE
 from kdfed.pooled import pool
-from simulations.report.counted import control_arms, ratios_of
+from simulations.report.counted import control_arms, level_of, ratios_of
 from simulations.report.rows import control_heads, control_rows, labels_of, not_run, rising, starts_of
 from tests.simulations.report.summaries import curve, summary_of
 
@@ -107,3 +108,15 @@ def test_an_arm_of_a_controls_name_that_is_judged_is_none():
 
 def test_starts_are_means_over_seeds():
     assert starts_of([*curve("cold", 0, 0), *curve("cold", 1, 4)]) == {"cold": pytest.approx(0.5)}
+
+
+def test_a_target_that_nobody_can_reach_has_no_level():
+    """A share of what a baseline converges to that is not above 0; its 2 is no accuracy."""
+    summary = summary_of({"cold": [4, 4], "warm": [2, 2]}, targets=["90%-of-converged"])
+    level = level_of(summary, "90%-of-converged")
+    for run in summary["runs"]:
+        run["target_accuracy"] = UNREACHABLE if run["seed"] == 1 else run["target_accuracy"]
+    assert level_of(summary, "90%-of-converged") == pytest.approx(level)
+    for run in summary["runs"]:
+        run["target_accuracy"] = UNREACHABLE
+    assert level_of(summary, "90%-of-converged") is None

@@ -10,6 +10,7 @@ from simulations.report.words import (
     costs,
     headline,
     number,
+    percent,
     saving,
     signed,
     target_words,
@@ -64,6 +65,10 @@ def test_nothing_saved_is_never_minus_nothing():
     assert saving(*compared([10, 10], [9, 9])).figure == "no difference"
     assert whole(-0.2) == "0"
     assert whole(-1234.0) == "−1,234"
+
+
+def test_percents_below_nothing_have_a_minus_of_their_own_and_nothing_has_none():
+    assert [percent(value) for value in (-0.0003, -0.0, -0.02, 0.957)] == ["0.0%", "0.0%", "−2.0%", "95.7%"]
 
 
 def test_nobody_saves_everything():

@@ -25,7 +25,10 @@ def test_a_curve_that_is_not_flat_yet_is_said(tiny):
     rising = [number / 100 for number in range(31)]
     rounds, why = horizon_of(tiny(), {7: rising})
     assert rounds == 45
-    assert "not flat yet after 30 rounds with 7" in why
+    assert (
+        why
+        == "1.5 times 30 rounds on tuning seeds 7, after which the baseline 'cold' was not flat yet with 7"
+    )
 
 
 def test_the_baseline_is_run_until_it_is_flat(tiny):
