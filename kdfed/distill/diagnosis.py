@@ -22,7 +22,7 @@ FAR = 0.10
 """Accuracy, or R^2, by which a student that is far behind is worse than its ensemble."""
 MANY_DEAD = 0.125
 """Share of dead units that explains why a student is far behind."""
-MOST_DEAD = 0.25
+MOST_DEAD = 0.5
 """Share of dead units that is said of any student: what is dead does not learn in federated rounds either."""
 FOLLOWS = 0.9
 """Share of the transfer set on which a student that follows its ensemble answers like it."""

@@ -66,7 +66,7 @@ def draw_images(folder: Path) -> None:
     features = datasets.Features(
         {"img": datasets.Image(), "label": datasets.ClassLabel(names=[str(name) for name in range(10)])}
     )
-    for split, count in (("train", 700), ("test", 400)):
+    for split, count in (("train", 700), ("test", 1200)):
         labels = generator.integers(0, 10, count)
         noise = generator.normal(0, 70, (count, 32, 32, 3))
         images = np.clip(patterns[labels] + noise, 0, 255).astype(np.uint8)

@@ -68,8 +68,8 @@ CURE = "; lower consolidation.lr, or use warm-up and clip"
             "augmentation",
         ),
         (
-            {"ensemble_accuracy": None, "dead": Units(12, of=48)},
-            "12 of 48 ReLU units are dead: nothing reaches them any more" + CURE,
+            {"ensemble_accuracy": None, "dead": Units(24, of=48)},
+            "24 of 48 ReLU units are dead: nothing reaches them any more" + CURE,
         ),
     ],
 )  # fmt: skip
