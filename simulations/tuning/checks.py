@@ -15,7 +15,6 @@ from kdfed.preflight import check_data
 from simulations.experiments import examine_experiment, merge
 from simulations.tuning.space import (
     MOST_POINTS,
-    SHARED,
     alone,
     candidates,
     every_trial,
@@ -111,11 +110,11 @@ def _of_the_section(experiment: Experiment, values: Mapping[str, Any]) -> Iterat
         if name not in written or name == baseline or experiment.arm(name).start == "random":
             continue
         for key in space:
-            if key.partition(".")[0] in SHARED:
+            if key.partition(".")[0] == "server":
                 yield Mistake(
                     f"tuning.arms.{name}.{key}",
-                    "an arm with a warm start keeps what the tuned baseline has; to try another, tune a cold "
-                    "arm with it, too",
+                    "an arm with a warm start keeps the server of the tuned baseline; to try another, tune a "
+                    "cold arm with it, too",
                 )
 
 

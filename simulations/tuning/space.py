@@ -18,7 +18,7 @@ MOST_POINTS = 10**6
 """Of a space; all are put into an order."""
 
 SHARED = ("local", "server")
-"""What an arm that is compared keeps of the baseline."""
+"""What other arms have of the baseline, before their own values are tried."""
 
 
 @dataclass(frozen=True)

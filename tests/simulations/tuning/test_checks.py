@@ -64,8 +64,14 @@ def test_the_section_itself_is_checked(tmp_path):
     assert "did you mean 'cold'?" in found["tuning.arms.colt"]
     assert "an arm that is tuned" in found["tuning.by-hand.warm"]
     assert "the baseline 'cold'" in found["tuning.arms"]
-    assert "keeps what the tuned baseline has" in found["tuning.arms.consolidated.server.strategy"]
+    assert "keeps the server of the tuned baseline" in found["tuning.arms.consolidated.server.strategy"]
     assert "leaves examples for participants" in found["tuning.examples"]
+
+
+def test_an_arm_with_a_warm_start_may_search_a_rate_of_its_own(tmp_path):
+    spaces = {"cold": {"local.lr": [0.05, 0.2]}, "consolidated": {"local.lr": [0.01, 0.05]}}
+    plan = load_tuning(written(tmp_path, {"arms": spaces}))
+    assert plan.tuning.arms["consolidated"] == {"local.lr": (0.01, 0.05)}
 
 
 @pytest.mark.parametrize(
