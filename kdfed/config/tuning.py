@@ -61,7 +61,7 @@ class TuningSettings(Settings):
     """The tuned baseline is run until its curve is flat, for the horizon; so many rounds at most."""
     arms: dict[Text, Space] = Field(default_factory=dict, max_length=100)
     """The search space of each arm that is tuned: dotted keys, and the values of each. The baseline comes
-    first; its local training and server become those of every arm, of which an arm with a warm start can search
-    the local training anew."""
+    first; its local training and server become those of every arm. An arm with a warm start can search the
+    local training anew."""
     by_hand: dict[Text, Trials] = Field(default_factory=dict, max_length=100)
     """Trials of an arm that were made by hand before. They count: every other arm gets as many more."""
