@@ -15,7 +15,15 @@ from rich.table import Table
 from kdfed.convergence import CONVERGENCE
 from kdfed.pooled import is_open
 from kdfed.records import RoundRecord
-from simulations.report.counted import cells_of, comparison_of, is_few, median, runs_to, spent
+from simulations.report.counted import (
+    cells_of,
+    comparison_of,
+    is_few,
+    median,
+    runs_to,
+    spent,
+    still_rising,
+)
 from simulations.report.figures import short_name
 from simulations.report.rows import control_heads, control_rows, labels_of, not_run, rising, starts_of
 from simulations.report.words import Saving, number, plural, signed, target_words, verdict, verdict_line
@@ -159,10 +167,9 @@ def convergence_table(summary: Mapping[str, Any]) -> Table:
             *(row.verdict or "–", row.flat, row.half, row.double, row.accuracy),
         )
         table.add_row(*map(escape, cells))
-    table.caption = (
-        "Flat at: the round at which its own curve is known to be flat (median); then with half and double "
-        "the tolerance."
-    )
+    told = "Flat at: the round at which its own curve is known to be flat (median); then with half and "
+    told += "double the tolerance."
+    table.caption = escape(f"{told} {still_rising(summary)}".rstrip())
     return table
 
 

@@ -42,6 +42,20 @@ def arms_of(summary: Summary) -> list[str]:
     return list(dict.fromkeys(run["arm"] for run in summary["runs"]))
 
 
+def still_rising(summary: Summary) -> str:
+    """Say that the baseline was not flat within the horizon, with what that means; empty where it was."""
+    baseline, *_ = arms_of(summary) or [""]
+    flat = {run["seed"]: run["plateau"] for run in summary["runs"] if run["arm"] == baseline}
+    rising = sum(found is None for found in flat.values())
+    if not rising:
+        return ""
+    return (
+        f"{baseline} was not flat within the horizon of {summary['horizon']['rounds']} rounds in {rising} of "
+        f"{len(flat)} seeds: what it converges to, and every figure that rests on it, may change with a "
+        "longer one."
+    )
+
+
 def control_arms(summary: Summary) -> set[str]:
     """Return the arms that are controls: they have a control's name, and no verdict."""
     judged = {entry["arm"] for entry in summary["comparisons"] if entry["verdict"] is not None}

@@ -23,6 +23,7 @@ from simulations.report.counted import (
     median,
     ratios_of,
     spent,
+    still_rising,
 )
 from simulations.report.figures import (
     ARM_COLOURS,
@@ -136,6 +137,8 @@ def render_page(
 def _notes(experiment: Experiment, summary: Mapping[str, Any], finished: bool) -> Iterator[str]:
     if summary.get("note"):
         yield summary["note"]
+    if still_rising(summary):
+        yield still_rising(summary)
     failures = summary.get("failures", ())
     for failure in failures:
         yield (

@@ -6,9 +6,9 @@ import pytest
 
 from kdfed.convergence import UNREACHABLE
 from kdfed.pooled import pool
-from simulations.report.counted import control_arms, level_of, ratios_of
+from simulations.report.counted import control_arms, level_of, ratios_of, still_rising
 from simulations.report.rows import control_heads, control_rows, labels_of, not_run, rising, starts_of
-from tests.simulations.report.summaries import curve, summary_of
+from tests.simulations.report.summaries import HORIZON, curve, summary_of
 
 NEVER = None
 
@@ -56,6 +56,13 @@ def test_a_curve_is_flat_where_the_summary_says_so():
         run |= {"plateau": plateau, "plateau_half": half, "plateau_double": plateau - 2}
     (cold,) = rising(summary)
     assert (cold.flat, cold.half, cold.double) == ("32", "never", "30")
+
+
+def test_a_baseline_that_still_rises_is_said_to():
+    """Of five evaluations at 0.9 from round 17 on, 20 rounds later is behind the horizon."""
+    assert still_rising(summary_of({"cold": [3, 3]})) == ""
+    said = still_rising(summary_of({"cold": [3, 17], "warm": [1, 1]}))
+    assert said.startswith(f"cold was not flat within the horizon of {HORIZON} rounds in 1 of 2 seeds")
 
 
 # ----------------------------------------------------------------------------- controls
