@@ -19,13 +19,10 @@ from typing import Any
 
 import numpy as np
 
-from kdfed.savings import FEWEST, Pair
+from kdfed.savings import FEWEST, Pair, billed
 
 DRAWS, SEED = 10_000, 0
 """How often seeds are drawn anew, and where that generator starts."""
-
-AT_LEAST_ONE = ("rounds", "exchanges", "rounds_to_convergence")
-"""Costs of which a hit counts at least 1."""
 
 
 def log_ratios(
@@ -73,10 +70,7 @@ def log_ratios(
     for seed in theirs:
         if seed not in ours or (ours[seed] is not None and ours[seed]["exchanges"] == 0):
             continue
-        paid = [None if hit is None else cost_of(hit, cost) for hit in (theirs[seed], ours[seed])]
-        if cost in AT_LEAST_ONE:
-            paid = [None if value is None else max(1.0, value) for value in paid]
-        pair = Pair(*paid)
+        pair = Pair(*(None if hit is None else billed(hit, cost) for hit in (theirs[seed], ours[seed])))
         if pair.baseline != 0:
             found[seed] = math.nan if pair.both_missed else pair.log_ratio
     return found
@@ -90,13 +84,6 @@ def is_open(run: Mapping[str, Any], horizon: int) -> bool:
     if run["target_accuracy"] is None or run["stopped"] in ("failed", "interrupted"):
         return True
     return run["hit"] is None and bool(run["totals"]["round"] < horizon)
-
-
-def cost_of(costs: Mapping[str, Any], cost: str) -> float:
-    """Return one cost of ``hit``, ``first_hit`` or ``totals``, by its name in ``comparisons``."""
-    if cost == "bytes":
-        return float(costs["bytes_up"] + costs["bytes_down"])
-    return float(costs["round" if cost in ("rounds", "rounds_to_convergence") else cost])
 
 
 @dataclass(frozen=True)

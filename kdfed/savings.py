@@ -15,9 +15,9 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from kdfed.optional import optional
 
@@ -33,6 +33,23 @@ MOST_LOST = 1.15
 
 MOST_LOST_ACCURACY = 0.005
 """...and its converged accuracy at most this far below the baseline's."""
+
+
+AT_LEAST_ONE = ("rounds", "exchanges", "rounds_to_convergence")
+"""Costs of which a hit counts at least 1."""
+
+
+def cost_of(costs: Mapping[str, Any], cost: str) -> float:
+    """Return one cost of ``hit``, ``first_hit`` or ``totals``, by its name in ``comparisons``."""
+    if cost == "bytes":
+        return float(costs["bytes_up"] + costs["bytes_down"])
+    return float(costs["round" if cost in ("rounds", "rounds_to_convergence") else cost])
+
+
+def billed(costs: Mapping[str, Any], cost: str) -> float:
+    """Return what a hit counts as: its cost, of rounds and exchanges at least 1."""
+    paid = cost_of(costs, cost)
+    return max(1.0, paid) if cost in AT_LEAST_ONE else paid
 
 
 @dataclass(frozen=True)

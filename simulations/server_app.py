@@ -14,7 +14,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from flwr.app import ArrayRecord, Context
 from flwr.serverapp import Grid, ServerApp
@@ -30,7 +29,6 @@ from kdfed.partition import Partition, class_counts, partition_of
 from kdfed.preflight import check_data
 from kdfed.reasons import reason_of
 from kdfed.records import DataFacts, Failure, Outcome, RunFolder, Stopped, summarise, versions, weights_sha256
-from kdfed.task import REGRESSION
 from simulations.experiments import load_experiment
 from simulations.server_data import held_out_data, server_data
 from strategies.arm import initial_state
@@ -305,16 +303,13 @@ def _logging_to(path: Path) -> Iterator[None]:
 
 def data_facts(experiment: Experiment, data: PreparedData) -> DataFacts:
     """Return what the summary says of the data."""
-    splits, majority = data.splits, 0.0
-    if data.task is not REGRESSION and len(splits.evaluation):
-        labels = data.dataset.labels[splits.evaluation]
-        majority = float(np.bincount(labels).max() / len(labels))
+    splits = data.splits
     arms = (experiment.arm(name) for name in experiment.arm_order if name not in experiment.controls)
     sizes = len(splits.validation), len(splits.transfer)
     starts = [arm for arm in map(experiment.arm, experiment.arm_order) if arm.start == "server"]
     return DataFacts(
         evaluation_examples=len(splits.evaluation),
-        majority=majority,
+        majority=data.majority(splits.evaluation),
         server_labels=max(server_labels(arm, *sizes) for arm in arms),
         control_labels=max((server_labels(arm, *sizes) for arm in starts), default=sizes[0]),
     )

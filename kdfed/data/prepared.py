@@ -129,6 +129,12 @@ class PreparedData:
         inner = (f"{low}–{high}" for low, high in itertools.pairwise(edges))
         return (f"< {edges[0]}", *inner, f"≥ {edges[-1]}") if edges else ("all",)
 
+    def majority(self, indices: np.ndarray) -> float:
+        """Return the share of the largest class among some examples; 0 in a regression, and of none."""
+        if self.task is REGRESSION or len(indices) == 0:
+            return 0.0
+        return float(np.bincount(self.dataset.labels[indices]).max() / len(indices))
+
     def examples(self, indices: np.ndarray) -> Examples:
         """Return the normalised examples at int64 ``indices``, in their order."""
         inputs = self.normalisation.apply(self.dataset.inputs[indices])

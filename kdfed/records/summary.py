@@ -27,7 +27,18 @@ from kdfed.records.schema import (
     Summary,
 )
 from kdfed.records.versions import versions
-from kdfed.savings import NOTHING, Comparison, Interval, Pair, Verdict, compare, holm, verdict
+from kdfed.savings import (
+    AT_LEAST_ONE,
+    NOTHING,
+    Comparison,
+    Interval,
+    Pair,
+    Verdict,
+    billed,
+    compare,
+    holm,
+    verdict,
+)
 from kdfed.task import TASKS
 
 
@@ -282,20 +293,20 @@ def _cell(runs: _Runs, arm: str, target: Target, cost: Cost) -> _Cell:
         if ours is not None and ours.exchanges == 0:
             free += 1
             continue
-        pairs.append(Pair(*(None if hit is None else _cost(hit, cost) for hit in (theirs, ours))))
+        pairs.append(Pair(*(None if hit is None else billed(vars(hit), cost) for hit in (theirs, ours))))
     found = compare(pairs) if pairs else NOTHING
     return _Cell(arm, target, cost, tuple(pairs), free, failed, found, _ceiling(runs, target, cost))
 
 
 def _ceiling(runs: _Runs, target: Target, cost: Cost) -> float | None:
     """Return what an arm that needs one exchange would save, counted as any arm is; None without a hit."""
-    if cost not in ("rounds", "exchanges", "rounds_to_convergence"):
+    if cost not in AT_LEAST_ONE:
         return None
     baseline, seeds = runs.experiment.baseline_arm, runs.experiment.seeds
     hits = [runs.hit(baseline, seed, target) for seed in seeds if not runs.is_open(baseline, seed, target)]
     if not any(hits):
         return None
-    saved = compare([Pair(None if hit is None else _cost(hit, cost), 1) for hit in hits]).saved
+    saved = compare([Pair(None if hit is None else billed(vars(hit), cost), 1) for hit in hits]).saved
     return None if saved is None else saved.median
 
 
@@ -343,15 +354,6 @@ def _bounded(saved: Interval) -> dict[str, float | None]:
         name: value if value is not None and math.isfinite(value) else None
         for name, value in vars(saved).items()
     }
-
-
-def _cost(record: RoundRecord, cost: Cost) -> int:
-    if cost == "bytes":
-        return record.bytes_up + record.bytes_down
-    if cost in ("rounds", "rounds_to_convergence"):
-        return max(1, record.round)
-    paid = int(getattr(record, cost))
-    return max(1, paid) if cost == "exchanges" else paid
 
 
 # ----------------------------------------------------------------------------- controls

@@ -28,7 +28,6 @@ from kdfed.messages import Simulation
 from kdfed.named import ends_program
 from kdfed.reasons import reason_of
 from kdfed.settings import DataSettings, RoundSettings
-from kdfed.task import REGRESSION
 from simulations.engines.in_process_grid import InProcessGrid
 from simulations.engines.process_state import preserved
 from simulations.server_data import server_data
@@ -101,10 +100,7 @@ def tuning_data(data: DataSettings, share: float) -> tuple[ServerData, Examples,
     theirs = split(prepared.dataset, data).validation
     extra = np.setdiff1d(prepared.splits.validation, theirs)
     shared = replace(server_data(prepared), validation=prepared.examples(theirs))
-    majority = 0.0
-    if prepared.task is not REGRESSION:
-        majority = float(np.bincount(prepared.dataset.labels[extra]).max() / len(extra))
-    return shared, prepared.examples(extra), majority
+    return shared, prepared.examples(extra), prepared.majority(extra)
 
 
 def run_trial(
