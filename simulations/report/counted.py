@@ -9,8 +9,8 @@ from statistics import fmean
 from typing import Any, NamedTuple
 
 from kdfed.convergence import CONVERGENCE, UNREACHABLE
-from kdfed.pooled import cost_of, is_open, log_ratios
-from kdfed.savings import FEWEST
+from kdfed.pooled import is_open, log_ratios
+from kdfed.savings import FEWEST, cost_of
 
 Summary = Mapping[str, Any]
 """What ``summary.json`` holds."""
@@ -42,9 +42,15 @@ def arms_of(summary: Summary) -> list[str]:
     return list(dict.fromkeys(run["arm"] for run in summary["runs"]))
 
 
+def baseline_of(summary: Summary) -> str:
+    """Return the arm that others are compared with, whether it was evaluated or not."""
+    compared = [entry["baseline"] for entry in summary["comparisons"]]
+    return str(next(iter([*compared, *arms_of(summary)]), "baseline"))
+
+
 def still_rising(summary: Summary) -> str:
     """Say that the baseline was not flat within the horizon, with what that means; empty where it was."""
-    baseline, *_ = arms_of(summary) or [""]
+    baseline = baseline_of(summary)
     flat = {run["seed"]: run["plateau"] for run in summary["runs"] if run["arm"] == baseline}
     rising = sum(found is None for found in flat.values())
     if not rising:
@@ -211,8 +217,7 @@ class Control(NamedTuple):
 
 def controls_of(summary: Summary) -> list[Control]:
     """Return all four controls, those that were not run included."""
-    baseline = summary["runs"][0]["arm"] if summary["runs"] else "baseline"
-    found = []
+    baseline, found = baseline_of(summary), []
     for key, (_, what) in CONTROLS.items():
         one = summary["controls"][key]
         accuracies = (one["start_accuracy"], one["converged_accuracy"], one["test_accuracy"])

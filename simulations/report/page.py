@@ -137,8 +137,9 @@ def render_page(
 def _notes(experiment: Experiment, summary: Mapping[str, Any], finished: bool) -> Iterator[str]:
     if summary.get("note"):
         yield summary["note"]
-    if still_rising(summary):
-        yield still_rising(summary)
+    told = still_rising(summary)
+    if told:
+        yield told
     failures = summary.get("failures", ())
     for failure in failures:
         yield (
