@@ -208,8 +208,9 @@ def _describe(group: Sequence[Any], values: Any, root: type[BaseModel]) -> str:
     if "string_pattern_mismatch" in {p["type"] for p in group}:
         return f"got {shown(got)}, which is not valid{_meaning(location, root)}"
     if kind in _EXPECTED:
-        other = () if isinstance(got, str) else ("literal_error",)  # a number is no misspelt word
-        fitting = [p for p in group if not p["type"].endswith(("_type", *other))] or group
+        # A number is no misspelt word; a word can be meant for each of several kinds of value.
+        unfit = () if isinstance(got, str) else ("_type", "literal_error")
+        fitting = [p for p in group if not p["type"].endswith(unfit)] or group
         wanted = list(dict.fromkeys(_EXPECTED[p["type"]].format(**p.get("ctx", {})) for p in fitting))
         hint = ""
         if isinstance(got, str):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,9 +64,10 @@ def load_tuning(path: str | Path, assignments: Sequence[str] = ()) -> Plan:
     experiment, mistakes = examine_experiment(path, assignments)
     values = undotted(merge(read_mapping(Path(path)), parse_set(assignments)))
     if experiment is not None:
-        mistakes += unrelated(list(_of_the_section(experiment, values)), mistakes)
-        if not mistakes:
-            mistakes = list(dict.fromkeys(_of_values(Plan(values, experiment))))
+        own = list(_of_the_section(experiment, values))
+        if not mistakes and experiment.tuning is not None:
+            own = list(dict.fromkeys([*own, *_of_values(Plan(values, experiment), {m.key for m in own})]))
+        mistakes += unrelated(own, mistakes)
     if mistakes or experiment is None:
         raise ConfigError(str(path), mistakes)
     return Plan(values, experiment)
@@ -118,16 +119,23 @@ def _of_the_section(experiment: Experiment, values: Mapping[str, Any]) -> Iterat
                 )
 
 
-def _of_values(plan: Plan) -> Iterator[Mistake]:
-    """Yield what is wrong with the arms on the tuning data, and with single values of their spaces."""
+def _of_values(plan: Plan, wrong: Set[str]) -> Iterator[Mistake]:
+    """Yield what is wrong with the arms on the tuning data, and with single values of their spaces.
+
+    ``wrong`` are the keys of the section that are known to be.
+    """
     values, tuning = plan.values, plan.tuning
-    standing = alone_in_trials(plan, values, next(iter(tuning.arms)))
-    known = check_data(standing)
+    tuned = {name: space for name, space in tuning.arms.items() if f"tuning.arms.{name}" not in wrong}
+    if not tuned or "tuning.examples" in wrong:
+        return
+    known = check_data(alone_in_trials(plan, values, next(iter(tuned))))
     yield from known
     if known:
         return
-    for name, space in tuning.arms.items():
+    for name, space in tuned.items():
         for key, options in space.items():
+            if f"tuning.arms.{name}.{key}" in wrong:
+                continue
             found: dict[str, list[int]] = {}
             for index, value in enumerate(options):
                 for message in _refused(plan, name, key, value):
@@ -136,7 +144,8 @@ def _of_values(plan: Plan) -> Iterator[Mistake]:
                 everywhere = len(indices) == len(options)
                 for place in [""] if everywhere else [f".{index}" for index in indices]:
                     yield Mistake(f"tuning.arms.{name}.{key}{place}", message)
-    yield from _too_few(plan)
+    if not wrong:
+        yield from _too_few(plan)
 
 
 def _refused(plan: Plan, name: str, key: str, value: object) -> list[str]:

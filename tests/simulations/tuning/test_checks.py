@@ -68,6 +68,11 @@ def test_the_section_itself_is_checked(tmp_path):
     assert "leaves examples for participants" in found["tuning.examples"]
 
 
+def test_wrong_names_do_not_hide_wrong_values(tmp_path):
+    found = mistakes(tmp_path, {"arms": {"colt": {"local.lr": [0.1]}, "cold": {"local.lr": [0.1, -1.0]}}})
+    assert set(found) == {"tuning.arms.colt", "tuning.arms.cold.local.lr.1"}
+
+
 def test_an_arm_with_a_warm_start_may_search_a_rate_of_its_own(tmp_path):
     spaces = {"cold": {"local.lr": [0.05, 0.2]}, "consolidated": {"local.lr": [0.01, 0.05]}}
     plan = load_tuning(written(tmp_path, {"arms": spaces}))
