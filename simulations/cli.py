@@ -426,6 +426,8 @@ def _default_nodes(experiment: Experiment) -> int:
 def _show_results(console: Console, folder: RunFolder) -> None:
     from simulations.tables import result_tables
 
+    if not console.is_terminal:
+        console.width = max(console.width, 120)  # a file folds no words
     console.print()
     for table in result_tables(folder.read_summary(), folder.read_rounds()):
         console.print(table, "", sep="\n")

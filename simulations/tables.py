@@ -183,10 +183,19 @@ def controls_table(summary: Mapping[str, Any], starts: Mapping[str, float]) -> T
     starts
         Accuracy of each arm's start; see :func:`simulations.report.rows.starts_of`.
     """
-    table = _table("controls, and exchanges to each target", ("",), ())
-    for head in control_heads(summary)[1:]:
-        table.add_column(escape(head), justify="right", min_width=min(len(head), 9))
-    for row in control_rows(summary, starts):
+    rows, ending = control_rows(summary, starts), " of converged"
+    heads = control_heads(summary)[1:]
+    shares = all(head.endswith(ending) for head in heads if head.startswith("to "))
+    title = (
+        f"controls, and exchanges to {'shares of what the baseline converges to' if shares else 'targets'}"
+    )
+    widest = max(len(word) for row in rows for word in row.cells[0].split())
+    table = _table(title, (), ())
+    table.add_column("", overflow="fold", min_width=min(widest, 14))
+    for head in heads:
+        words = head.removesuffix(ending) if shares else head
+        table.add_column(escape(words), justify="right", overflow="fold", min_width=min(len(words), 8))
+    for row in rows:
         table.add_row(*map(escape, row.cells))
     if not_run(summary):
         table.caption = escape(f"{not_run(summary)}.")
