@@ -90,16 +90,19 @@ def taught_arm(experiment: Experiment) -> str | None:
 
 
 def _control(experiment: Experiment, name: Control) -> dict[str, Any]:
-    """Return the keys of a control: those of the baseline, and what makes the difference."""
-    baseline = undotted(experiment.arms[experiment.baseline_arm])
-    kept = {key: value for key, value in baseline.items() if key in _SECTIONS}
+    """Return the keys of a control: those of the arm that it is about, and what makes the difference.
+
+    Other starts are trained on as the consolidated one is: a rate that suits random weights can destroy them.
+    """
+    taught = taught_arm(experiment)
+    about = experiment.baseline_arm if name == "longer" or taught is None else taught
+    keys = undotted(experiment.arms[about])
+    kept = {key: value for key, value in keys.items() if key in _SECTIONS}
     if name == "server":
         return {**kept, "start": "server"}
-    taught = taught_arm(experiment)
     assert taught is not None, "look at impossible_controls first"
     if name == "averaged":
-        teachers = undotted(experiment.arms[taught]).get("teachers", {})
-        return {**kept, "start": "averaged", "teachers": {**teachers, **_AVERAGED}}
+        return {**kept, "start": "averaged", "teachers": {**keys.get("teachers", {}), **_AVERAGED}}
     epochs, rounds = _extra(experiment.arm(taught), experiment)
     extra = {"local": {"extra": {"epochs": epochs, "rounds": rounds}}}
     return merge({**kept, "start": "random"}, extra, experiment.families)

@@ -144,7 +144,8 @@ class Experiment(Arm):
     controls: Annotated[tuple[Control, ...], Distinct] = ()
     """Arms that are added under these names, for whoever doubts the others. ``server``: a model trained on
     the server's own labels alone, then federated rounds from it. ``averaged``: the teachers' weights,
-    averaged. ``longer``: the baseline with as many local steps more as the teachers make."""
+    averaged. Both are else what the first consolidated arm is. ``longer``: the baseline with as many local
+    steps more as the teachers make."""
     tuning: TuningSettings | None = None
     """What `kdfed tune` searches; a run does not use it."""
     arms: Annotated[dict[str, dict[str, Any]], Field(min_length=1)]

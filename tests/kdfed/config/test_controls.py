@@ -1,4 +1,4 @@
-"""Controls are ordinary arms, made of the baseline and of what the teachers do."""
+"""Controls are ordinary arms, made of the arms that they are about."""
 
 from __future__ import annotations
 
@@ -49,18 +49,29 @@ def test_they_are_arms_behind_the_others() -> None:
     assert experiment.arm_order == ("cold", "warm", "averaged", "longer")
 
 
-def test_the_averaged_one_differs_from_the_baseline_in_its_start_and_has_the_teachers_of_the_taught_arm() -> (
-    None
-):
-    arms = {**EXPERIMENT["arms"], "warm": {"start": "consolidated", "teachers": {"epochs": 7}}}
-    experiment = controlled(arms=arms)
-    averaged, cold, warm = (experiment.arm(name) for name in ("averaged", "cold", "warm"))
-    assert averaged.start == "averaged"
-    assert averaged.teachers == warm.teachers
-    assert averaged.teachers.epochs == 7
+@pytest.mark.parametrize("name", ["averaged", "server"])
+def test_another_start_differs_from_the_taught_arm_in_its_start_alone(name: Any) -> None:
+    warm = {
+        "start": "consolidated",
+        "teachers": {"epochs": 7},
+        "local": {"lr": 0.01},
+        "server.strategy": "fedadam",
+    }
+    arms = {"cold": {"start": "random", "local": {"lr": 0.1}}, "warm": warm}
+    experiment = controlled(arms=arms, controls=[name])
+    control, taught = experiment.arm(name), experiment.arm("warm")
+    assert control.start == name
     for section in ("model", "local", "server", "partition", "rounds"):
-        assert getattr(averaged, section) == getattr(cold, section)
-    assert averaged.server.strategy == "fedadam"
+        assert getattr(control, section) == getattr(taught, section)
+    assert control.local.lr == 0.01
+    assert control.server.strategy == "fedadam"
+    if name == "averaged":
+        assert control.teachers == taught.teachers
+
+
+def test_without_teachers_the_servers_own_model_is_trained_on_like_the_baseline() -> None:
+    experiment = controlled(arms={"cold": EXPERIMENT["arms"]["cold"]}, controls=["server"])
+    assert experiment.arm("server").local == experiment.arm("cold").local
 
 
 @pytest.mark.parametrize(
@@ -206,9 +217,10 @@ def test_other_mistakes_are_told_with_those_of_controls() -> None:
     assert {"arms.cold.local.lr", "controls.0"} <= set(found)
 
 
-def test_an_override_of_the_baseline_reaches_its_controls(tmp_path: Path) -> None:
-    """The baseline's keys are taken over after they were replaced."""
+def test_an_override_of_an_arm_reaches_its_controls(tmp_path: Path) -> None:
+    """Keys are taken over after they were replaced."""
     file = tmp_path / "experiment.yaml"
     file.write_text(yaml.safe_dump(EXPERIMENT))
-    experiment = load_experiment(file, ["arms.cold.local.lr=0.3"])
-    assert {experiment.arm(name).local.lr for name in ("cold", "averaged", "longer")} == {0.3}
+    experiment = load_experiment(file, ["arms.cold.local.lr=0.3", "arms.warm.local.lr=0.2"])
+    assert {experiment.arm(name).local.lr for name in ("cold", "longer")} == {0.3}
+    assert {experiment.arm(name).local.lr for name in ("warm", "averaged")} == {0.2}
