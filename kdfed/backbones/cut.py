@@ -160,8 +160,8 @@ def split(settings: BackboneSettings) -> Cut:
     DataError
         If the weights are missing, damaged or of another network, if the network does not take images of the
         size or its stages are not what it is made of, or if it has fewer stages than are to be trained; its
-        ``key`` says which of ``model.backbone``, ``model.weights``, ``model.size`` and ``model.trainable`` has
-        to change.
+        ``key`` says which of ``model.backbone``, ``model.options``, ``model.weights``, ``model.size`` and
+        ``model.trainable`` has to change.
     """
     problem = check_backbone(settings)
     if problem is not None:
@@ -261,8 +261,8 @@ def _tried(name: str, network: Network, preparation: Preparation) -> int:
         raise DataError(f"expected finite features of {shown(name)}, got NaN or infinity", "model.weights")
     if not isinstance(staged, torch.Tensor) or not torch.equal(found, staged):
         raise DataError(
-            f"expected the stages {', '.join(network.stages)} of {shown(name)}, run one after another, to give "
-            "the features of the whole, to the bit, got others; list every part in its order, or no stages",
+            f"expected the stages {', '.join(network.stages)} of {shown(name)}, run one after another, to "
+            "give the features of the whole, to the bit, got others; list every part in order, or no stages",
             "model.backbone",
         )
     return int(found.shape[1])

@@ -86,7 +86,9 @@ class _Block(nn.Module):
         self.adds = stride == 1 and before == after
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        hidden = functional.relu6(self.bn0(self.expand_conv(inputs))) if self.expands else inputs
+        hidden: torch.Tensor = inputs
+        if self.expands:
+            hidden = functional.relu6(self.bn0(self.expand_conv(inputs)))
         hidden = functional.relu6(self.bn1(self.depthwise_conv(hidden)))
         hidden = self.bn2(self.project_conv(hidden))
         return hidden + inputs if self.adds else hidden
@@ -134,7 +136,7 @@ def _build(options: Mapping[str, Any]) -> Network:
 
 
 def renamed(key: str) -> str:
-    """Return the key here of one of the published file: ``_blocks.0._bn1.weight`` is ``blocks.0.bn1.weight``."""
+    """Return a key of the published file as it is here: ``_blocks.0._bn1.bias`` is ``blocks.0.bn1.bias``."""
     return re.sub(r"(^|\.)_", r"\1", key)
 
 

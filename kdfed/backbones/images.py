@@ -15,8 +15,8 @@ from kdfed.errors import DataError
 class Preparation(nn.Module):
     """uint8 images [N, C, H, W] to normalised float32 [N, 3, size, size].
 
-    Grey images get three equal channels. Others are resized by bilinear interpolation with antialiasing, height
-    and width each on its own, so that nothing is cropped; then scaled to [0, 1], and normalised.
+    Grey images get three equal channels. Others are resized by bilinear interpolation with antialiasing,
+    height and width each on its own, so that nothing is cropped; then scaled to [0, 1], and normalised.
 
     Parameters
     ----------
@@ -45,8 +45,8 @@ class Preparation(nn.Module):
         """
         if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
             raise DataError(
-                "expected images of 1 or 3 channels as they are stored, uint8 [N, C, H, W], for a backbone, "
-                f"got {images.dtype} {tuple(images.shape)}; use a data source of images, or no model.backbone",
+                "expected images of 1 or 3 channels as they are stored, uint8 [N, C, H, W], got "
+                f"{images.dtype} {tuple(images.shape)}; use a data source of images, or no model.backbone",
                 "model.backbone",
             )
         values = images.float().expand(-1, 3, -1, -1)

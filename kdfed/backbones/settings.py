@@ -18,7 +18,7 @@ class BackboneSettings(Settings):
 
     backbone: Text
     """``efficientnet-lite0``, ``torchvision:NAME`` or ``package.module:name``."""
-    options: dict[Text, bool | int | float | Text | tuple[int, ...]] = {}
+    options: dict[Text, bool | int | float | Text | tuple[int, ...]] = Field(default={})
     """Keyword arguments of the backbone; checked against its signature."""
     weights: Weights = "installed"
     """``installed``: what is on this machine already, never the network. ``download``: fetched once by

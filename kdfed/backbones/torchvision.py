@@ -1,7 +1,7 @@
 """The classifiers of torchvision without their last layer, with torchvision's weights.
 
-A classifier's forward pass is written in Python, so what its stages are is not to be read from the module: its
-children are run one after another, with what may stand between the last two (nothing, flattening, the mean
+A classifier's forward pass is written in Python, so what its stages are is not to be read from the module:
+its children are run one after another, with what may stand before the last (nothing, flattening, the mean
 over pixels), and if that gives the same features to the bit they are the stages. Otherwise, as of a vision
 transformer, the whole network is one stage.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,7 @@ def _build(name: str, options: Mapping[str, Any]) -> Network:
     for part in module.modules():
         if getattr(part, "inplace", False):
             part.inplace = False  # type: ignore[assignment]  # what a stage was given belongs to others
-    size = int(get_model_weights(name).DEFAULT.transforms().crop_size[0])
+    size = int(options.get("image_size") or get_model_weights(name).DEFAULT.transforms().crop_size[0])
     return Network(module, _stages(module, size), size, mean, std, _renamed)
 
 
@@ -93,12 +94,9 @@ def _stages(module: nn.Module, size: int) -> dict[str, nn.Module]:
         wanted = module(probe)
         for between in _between():
             stages = _joined([*parts, ("between", between), (last, head)])
-            try:
-                found = nn.Sequential(*stages.values()).eval()(probe)
-            except Exception:  # whatever a layer says of shapes that do not fit it
-                continue
-            if torch.equal(found, wanted):
-                return stages
+            with suppress(Exception):  # whatever a layer says of shapes that do not fit it
+                if torch.equal(nn.Sequential(*stages.values()).eval()(probe), wanted):
+                    return stages
     return {"body": module}
 
 
@@ -135,7 +133,7 @@ def _file(name: str, how: How) -> Path:
     from torchvision.models import get_model_weights
 
     url = str(get_model_weights(name).DEFAULT.url)
-    path = Path(torch.hub.get_dir(), "checkpoints", url.rpartition("/")[2])  # type: ignore[no-untyped-call]
+    path = Path(torch.hub.get_dir(), "checkpoints", url.rpartition("/")[2])
     if not path.is_file():
         if how == "installed":
             raise DataError(

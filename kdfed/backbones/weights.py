@@ -122,8 +122,8 @@ def fit_state(
             fitting[key] = value
     if wrong:
         raise DataError(
-            f"expected weights of {type(module).__name__} in {where}, got others: {_listed(wrong)}; use a file "
-            "of this backbone with these options",
+            f"expected weights of {type(module).__name__} in {where}, got others: {_listed(wrong)}; use a "
+            "file of this backbone with these options",
             KEY,
         )
     own.update(fitting)  # a dict of its own class, which knows the versions of layers
