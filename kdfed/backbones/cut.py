@@ -9,7 +9,8 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -23,6 +24,7 @@ from kdfed.backbones.registry import check_backbone, find_backbone
 from kdfed.backbones.settings import BackboneSettings
 from kdfed.backbones.weights import check_hash, digest, fit_state, read_state
 from kdfed.errors import DataError, KdfedError, one_line, shown
+from kdfed.models.inputs import spare_inputs
 from kdfed.named import blamed
 from kdfed.paths import user_path
 from kdfed.seeding import torch_generator, torch_seed
@@ -143,6 +145,8 @@ class Cut:
             :func:`kdfed.seeding.torch_seed`.
         """
         tail = Tail(copy.deepcopy(dict(self._above)), self.features, classes)
+        if self._above:
+            spare_inputs(tail)  # activations are shared, whatever a stage does with them
         return tail.requires_grad_(True).train()
 
 
@@ -192,7 +196,8 @@ def _split(written: str, file: Path | None, stamp: object) -> Cut:
     preparation = Preparation(size, network.mean, network.std)
     features = _tried(name, network, preparation)
     frozen = Frozen(preparation, below)
-    probed = frozen(_probe(size))
+    with _one_thread():  # the same fingerprint however many there are
+        probed = frozen(_probe(size))
     fingerprint = hashlib.sha256(json.dumps([torch.__version__, size, network.mean, network.std]).encode())
     fingerprint.update(digest(frozen.state_dict()).encode())
     fingerprint.update(digest({"activations": probed}).encode())
@@ -224,6 +229,16 @@ def _cut(trainable: str, network: Network) -> tuple[dict[str, nn.Module], dict[s
     cut = len(names) - count
     return ({name: network.stages[name] for name in names[:cut]},
             {name: network.stages[name] for name in names[cut:]})  # fmt: skip
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _probe(size: int) -> torch.Tensor:

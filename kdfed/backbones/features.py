@@ -19,6 +19,7 @@ import math
 import os
 import tempfile
 import threading
+import time
 from collections import OrderedDict
 from contextlib import suppress
 from functools import lru_cache
@@ -45,6 +46,7 @@ BATCH = 32
 """Images that are computed at once."""
 
 _NAME = "activations"
+_ABANDONED = 3600  # seconds: no file takes so long to write
 
 
 class FeatureCache:
@@ -162,6 +164,10 @@ class FeatureCache:
             with suppress(FileNotFoundError):  # another process removed it
                 found = path.stat()
                 files.append((found.st_mtime_ns, found.st_size, path))
+        for path in folder.glob("*.part"):  # of processes that were ended while they wrote
+            with suppress(FileNotFoundError):
+                if time.time() - path.stat().st_mtime > _ABANDONED:
+                    path.unlink()
         total = sum(size for _, size, _ in files)
         for _, size, path in sorted(files):
             if total <= self.disk:

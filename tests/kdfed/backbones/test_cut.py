@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from torch import nn
 
 from kdfed.backbones import BackboneSettings, Cut, split
+from kdfed.backbones.cut import _split
 from kdfed.cohort.folded import FoldedModel
 from kdfed.errors import DataError
 from kdfed.models.trying import try_models
@@ -122,6 +123,16 @@ def test_fingerprints_tell_cuts_sizes_and_weights_apart(tiny: Make, tmp_path: Pa
     assert split(tiny()) is cuts[0]
 
 
+def test_a_fingerprint_does_not_depend_on_the_number_of_threads(tiny: Make) -> None:
+    found = []
+    for threads in (1, 2):
+        _split.cache_clear()
+        torch.set_num_threads(threads)
+        found.append(split(tiny(size=60)).fingerprint)
+        assert torch.get_num_threads() == threads
+    assert found[0] == found[1]
+
+
 def test_weights_of_a_file_are_read_again_when_it_changes(tiny: Make, tmp_path: Path) -> None:
     module = __import__("own_backbones").Tiny()
     file = tmp_path / "weights.pth"
@@ -136,11 +147,9 @@ def test_weights_of_a_file_are_read_again_when_it_changes(tiny: Make, tmp_path: 
 
 
 def test_weights_that_nobody_trained_are_the_same_for_everybody(tiny: Make) -> None:
-    from kdfed.backbones import cut
-
     first = split(tiny())
     torch.manual_seed(99)
-    cut._split.cache_clear()
+    _split.cache_clear()
     assert split(tiny()).weights_sha256 == first.weights_sha256
 
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -130,6 +131,38 @@ def test_disk_is_bounded_and_the_least_recently_used_goes_first(cut: Cut, tmp_pa
     assert first in set(tmp_path.iterdir())
     assert second not in set(tmp_path.iterdir())
     assert sum(path.stat().st_size for path in tmp_path.iterdir()) <= 2 * size
+
+
+def test_half_written_files_are_removed_once_they_are_old(cut: Cut, tmp_path: Path) -> None:
+    old, new = tmp_path / "a.part", tmp_path / "b.part"
+    for path in (old, new):
+        path.write_bytes(b"half")
+    os.utime(old, (1, 1))
+    FeatureCache(tmp_path).activations(cut, images(2))
+    assert [path.name for path in sorted(tmp_path.glob("*.part"))] == ["b.part"]
+
+
+def test_a_stage_that_writes_into_its_inputs_leaves_shared_activations_as_they_are(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    own = sys.modules["own_backbones"]
+
+    def writing() -> torch.nn.Module:
+        module: torch.nn.Module = own.Tiny()
+        writes = torch.nn.Sequential(torch.nn.Hardtanh(-0.1, 0.1, inplace=True), module.stages["two"])  # type: ignore[index]
+        return torch.nn.Sequential(module.one, writes)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(own, "whole", lambda: _with_stages(writing()), raising=False)
+    cut = split(BackboneSettings(backbone="own_backbones:whole", trainable="last:1", size=12))
+    found = FeatureCache(None).activations(cut, images(4))
+    before = found.clone()
+    cut.tail(3)(found)
+    assert torch.equal(found, before)
+
+
+def _with_stages(module: torch.nn.Module) -> torch.nn.Module:
+    object.__setattr__(module, "stages", list(module.children()))
+    return module
 
 
 def test_a_folder_that_cannot_be_written_costs_the_cache_not_the_run(
