@@ -299,21 +299,21 @@ def partition(
     console = Console()
     checked = _load(experiment, assignments, None if seed is None else [seed])
     from kdfed.data import prepare
-    from kdfed.partition import class_counts, make_partition
+    from kdfed.partition import class_counts, partition_of
     from simulations.report import save_partition_picture
     from simulations.server_app import partition_entry
     from simulations.tables import partition_table
 
     data = prepare(checked.data)
-    strata, names, drawn = data.strata, data.strata_names, checked.seeds[0]
-    parts = make_partition(checked.partition, strata, data.splits.train, len(names), drawn)
-    counts = class_counts(parts, strata, len(names))
+    names, drawn = data.strata_names, checked.seeds[0]
+    parts = partition_of(data, checked.partition, drawn)
+    counts = class_counts(parts, data.strata, len(names))
     title = f"{checked.name}: {checked.partition.kind}, {len(counts)} participants, seed {drawn}"
     console.print(partition_table(counts, names, title))
     if parts.moved:
         console.print(f"{parts.moved} examples moved, so that everybody holds min-examples")
     if parts.unused:
-        console.print(f"{parts.unused} examples belong to classes that nobody holds: they are not used")
+        console.print(f"{parts.unused} examples are nobody's: they are not used")
     picture = out if out is not None else Path(f"{checked.name}-partition.png")
     save_partition_picture(partition_entry(data, drawn, parts), picture)
     console.print(f"picture: {escape(str(picture.absolute()))}", soft_wrap=True)
