@@ -335,6 +335,52 @@ def report(
         Console().print(f"the run did not end; report of what it recorded: {escape(str(records.path))}")
 
 
+@app.command()
+def predict(
+    model: Annotated[Path, typer.Argument(metavar="MODEL")],
+    source: Annotated[str, typer.Argument(metavar="SOURCE")],
+    assignments: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE...",
+            help="Replace keys of `data`, e.g. data.limit=100. Default: as the model was trained.",
+        ),
+    ] = None,
+    named: Annotated[
+        str,
+        typer.Option(
+            "--model",
+            metavar="NAME",
+            help="The name of a model of your own (package.module:name): it is code, and is run.",
+        ),
+    ] = "",
+    out: Annotated[
+        Path | None,
+        typer.Option(parser=_out, metavar="FILE.csv", help="Write the rows there. Default: print them."),
+    ] = None,
+) -> None:
+    """Use a saved model: the class and its probability, or the number, of each example of a source.
+
+    MODEL is a file like runs/quickstart/models/consolidated-0.safetensors, SOURCE is what `data.source` of an
+    experiment can be, see `kdfed list`; a table or a folder of images needs no labels. Where there are some,
+    the accuracy (or R^2) is told.
+    """
+    from kdfed.named import search_in
+    from kdfed.records import write_atomically
+    from kdfed.saved import load
+    from simulations.predicting import predict_source
+
+    search_in(Path.cwd())
+    found = predict_source(load(model, model=named), source, assignments or ())
+    if out is None:
+        sys.stdout.write(found.csv())
+        print(found.line, file=sys.stderr)
+        return
+    write_atomically(out, found.csv().encode(errors="backslashreplace"))
+    Console().print(f"{found.line}; rows: {escape(str(out.absolute()))}", soft_wrap=True)
+
+
 @app.command("list")
 def list_() -> None:
     """List what an experiment can name, with one line each."""

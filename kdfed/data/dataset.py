@@ -87,6 +87,11 @@ class Dataset:
         return len(self.labels)
 
     @property
+    def is_labelled(self) -> bool:
+        """Whether the examples have labels."""
+        return not (self.labels.dtype.kind == "i" and bool((self.labels == UNLABELLED).all()))
+
+    @property
     def is_images(self) -> bool:
         """Whether the inputs are images, not feature vectors."""
         return self.inputs.ndim == 4
