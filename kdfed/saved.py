@@ -41,7 +41,7 @@ from kdfed.train import predict
 KEY = "kdfed"
 """The metadata of a model file that kdfed writes. One key: safetensors writes several in any order."""
 
-FORMAT = 1
+FORMAT: Literal[1] = 1
 """What this release writes and reads."""
 
 _Positive = Annotated[float, Field(gt=0)]
@@ -50,7 +50,7 @@ _Positive = Annotated[float, Field(gt=0)]
 class Card(Settings):
     """What a model file says of the model beside its weights."""
 
-    format: Literal[1] = FORMAT
+    format: Literal[1] = 1
     """Of these keys."""
     kdfed: Text
     """The release that wrote it."""
@@ -193,7 +193,8 @@ class Predictor:
     def named(self, outputs_NC: torch.Tensor) -> np.ndarray:
         """Return what outputs say, [N]: see :meth:`predict`."""
         if self.task is CLASSIFICATION:
-            return np.array(self.card.classes)[outputs_NC.argmax(1).numpy()]
+            names: np.ndarray = np.array(self.card.classes)[outputs_NC.argmax(1).numpy()]
+            return names
         return outputs_NC[:, 0].double().numpy() * self.card.label_std + self.card.label_mean
 
     def score(self, outputs_NC: torch.Tensor, labels_N: np.ndarray) -> float:

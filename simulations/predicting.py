@@ -134,7 +134,7 @@ def settings_of(card: Card, source: str, assignments: Sequence[str] = ()) -> tup
         for key in _keys(given)
         if key.split(".")[:2] not in [["data", name] for name in KEYS]
     ]
-    values = {
+    values: dict[str, Any] = {
         "source": source,
         "task": card.task,
         "classes": list(card.classes) or None,
@@ -145,14 +145,14 @@ def settings_of(card: Card, source: str, assignments: Sequence[str] = ()) -> tup
     chosen: Mapping[str, Any] = given.get("data", {}) if isinstance(given.get("data", {}), Mapping) else {}
     columns = chosen.get("columns")
     if isinstance(columns, Mapping):
-        values["columns"] = {**(values.get("columns") or {}), **columns}
-    values |= {key: value for key, value in chosen.items() if key != "columns"}
+        columns = {**values.get("columns", {}), **columns}
+    values |= {**chosen, "columns": columns} if "columns" in chosen else chosen
     if not mistakes:
         try:
             read = DataSettings.model_validate_json(
                 json.dumps(values), strict=True, by_alias=True, by_name=False
             )
-            return read, isinstance(columns, Mapping) and columns.get("label") is not None
+            return read, "label" in (chosen.get("columns") or {})
         except ValidationError as error:
             found = describe_all(error.errors(), values, DataSettings)
             mistakes = [Mistake(f"data.{mistake.key}", mistake.message) for mistake in found]

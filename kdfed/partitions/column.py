@@ -64,7 +64,7 @@ class ColumnPartition(PartitionBase):
         if self.participants not in (0, count):
             raise DataError(
                 f"expected {count}, one for each value of column {self.column!r}, got {self.participants}; "
-                "remove it",
+                "remove it, or set it to 0",
                 "partition.participants",
             )
         return self.model_copy(update={"participants": count})

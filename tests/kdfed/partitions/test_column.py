@@ -146,7 +146,7 @@ def refusal(path: Path, columns: ColumnSettings | None = None, **partition: Any)
 def test_another_number_of_participants_is_refused_with_how_many_values_there_are(tmp_path: Path) -> None:
     error = refusal(table(tmp_path / "t.parquet"), participants=5)
     assert error.key == "partition.participants"
-    assert str(error) == "expected 4, one for each value of column 'user', got 5; remove it"
+    assert str(error) == "expected 4, one for each value of column 'user', got 5; remove it, or set it to 0"
 
 
 def test_rare_values_are_refused_by_name_or_left_out_and_counted(tmp_path: Path) -> None:
