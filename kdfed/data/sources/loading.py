@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Callable
 
 import numpy as np
 
@@ -71,11 +72,12 @@ def load_source(settings: DataSettings, *, labelled: bool = True) -> Dataset:
             "data.shape",
         )
     test = None if listing.test is None else np.flatnonzero(listing.test[rows])
-    labels = listing.labels if len(rows) == len(listing.labels) else listing.labels[rows]
+    labels, where, values_of = listing.labels, listing.where, listing.values_of
+    if len(rows) < len(labels):
+        labels, where, values_of = labels[rows], *_of_rows(rows, where, values_of)
     for array in (labels, test):
         if array is not None:
             array.flags.writeable = False
-    place, values_of = listing.where, listing.values_of  # the listing itself holds whole tables
     return Dataset(
         inputs,
         labels,
@@ -85,8 +87,8 @@ def load_source(settings: DataSettings, *, labelled: bool = True) -> Dataset:
         std,
         listing.synthetic,
         listing.columns,
-        None if values_of is None else lambda name: values_of(name)[rows],
-        lambda row: place(int(rows[row])),
+        values_of,
+        where,
     )
 
 
@@ -110,6 +112,16 @@ def _find(settings: DataSettings, labelled: bool) -> Listing:
         if labelled or found.list_inputs is None:
             raise
         return found.list_inputs(argument, settings)
+
+
+def _of_rows(
+    rows: np.ndarray, where: Callable[[int], str], values_of: Callable[[str], np.ndarray] | None
+) -> tuple[Callable[[int], str], Callable[[str], np.ndarray] | None]:
+    """Return what names a row, and what reads a column, for the rows that a limit draws."""
+    return (
+        lambda row: where(int(rows[row])),
+        None if values_of is None else lambda name: values_of(name)[rows],
+    )
 
 
 def _limited(listing: Listing, settings: DataSettings) -> np.ndarray:
