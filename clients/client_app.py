@@ -29,6 +29,7 @@ from kdfed.local import LocalLoss, plain_loss
 from kdfed.local.pairs import ModelPair
 from kdfed.messages import (
     LOGITS,
+    Asked,
     Evaluate,
     Evaluation,
     HelloReply,
@@ -40,6 +41,7 @@ from kdfed.messages import (
 )
 from kdfed.models import State, build_model, load_state, state_of
 from kdfed.privacy import add_laplace_noise
+from kdfed.reading import cut_of
 from kdfed.seeding import derive, derive_many, numpy_generator
 from kdfed.settings import ModelSettings, TeacherSettings
 from kdfed.train import TrainResult, predict
@@ -61,12 +63,13 @@ def teacher(message: Message, context: Context) -> Message:
     participants = _participants(message, context)
 
     def begin(asked: TrainTeacher) -> CohortWork:
+        _check_backbone(asked)
         settings, seed, setup = asked.settings, asked.seed, participants.setup
-        inputs = None if asked.inputs is None else participants.normalised(asked.inputs.numpy())
+        inputs = None if asked.inputs is None else participants.inputs(asked.inputs.numpy(), asked.model)
         model, loss = _template(asked.model, participants), plain_loss(setup.task)
 
         def work(members: Sequence[int], sums: bool) -> Iterator[Contribution]:
-            examples, sizes = participants.gather(members)
+            examples, sizes = participants.gather(members, asked.model)
             start: State | list[State] = asked.arrays or [
                 _drawn(asked.model, participants, derive(seed, "init-teacher", 0, member))
                 for member in members
@@ -105,6 +108,7 @@ def train(message: Message, context: Context) -> Message:
     participants = _participants(message, context)
 
     def begin(asked: Train) -> CohortWork:
+        _check_backbone(asked)
         local, setup = asked.local, participants.setup
         loss = local.loss(lambda: _received(asked, participants), setup.task)
         if not isinstance(loss, LocalLoss):
@@ -115,7 +119,7 @@ def train(message: Message, context: Context) -> Message:
         models = _local_models(asked, participants)
 
         def work(members: Sequence[int], sums: bool) -> Iterator[Contribution]:
-            examples, sizes = participants.gather(members)
+            examples, sizes = participants.gather(members, asked.model)
             start = models.start(members)
             seeds = derive_many(asked.seed, "train", asked.server_round, members)
             for trained in train_cohort(
@@ -137,6 +141,7 @@ def logits(message: Message, context: Context) -> Message:
     participants = _participants(message, context)
 
     def begin(asked: QueryLogits) -> CohortWork:
+        _check_backbone(asked)
         fresh = partial(_personal, asked.model, participants, asked.seed)
         logits_round = LogitsRound.of(asked, _template(asked.model, participants), fresh, participants)
 
@@ -161,10 +166,11 @@ def evaluate_received(message: Message, context: Context) -> Message:
     task = participants.setup.task
 
     def begin(asked: Evaluate) -> CohortWork:
+        _check_backbone(asked)
         received = _received(asked, participants)
 
         def work(members: Sequence[int], sums: bool) -> Iterator[Contribution]:
-            examples, sizes = participants.gather(members)
+            examples, sizes = participants.gather(members, asked.model)
             outputs = predict(received, examples.inputs)  # one model for all: nothing to fold
             parts = zip(torch.split(outputs, sizes), torch.split(examples.labels.cpu(), sizes), strict=True)
             found = [
@@ -241,6 +247,17 @@ def _drawn(model: ModelSettings, participants: Participants, seed: int) -> State
 def _personal(model: ModelSettings, participants: Participants, seed: int, member: int) -> State:
     """Return the first weights of a participant's own model."""
     return _drawn(model, participants, derive(seed, "init-personal", 0, member))
+
+
+def _check_backbone(asked: Asked) -> None:
+    """Refuse a message whose backbone has other weights here: the same tail would compute something else."""
+    cut = cut_of(asked.model)
+    if cut is not None and asked.backbone_sha256 not in ("", cut.weights_sha256):
+        raise ParticipantError(
+            f"expected the weights of {shown(asked.model.backbone)} that the server has, SHA-256 "
+            f"{asked.backbone_sha256[:12]}, got others here, {cut.weights_sha256[:12]}: install the same "
+            "version, or give everybody the same file (model.weights)"
+        )
 
 
 def _template(model: ModelSettings, participants: Participants) -> nn.Module:

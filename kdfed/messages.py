@@ -25,8 +25,10 @@ message          direction record                   content
 \\               up        :class:`Evaluation`      ``metrics``
 ================ ========= ======================== =================================================
 
-The metrics are those of :mod:`kdfed.metrics`. Weights have the keys, shapes and dtypes of the model's
-``state_dict``; settings travel as JSON in ``config`` and are read once, into the classes of an experiment.
+The metrics are those of :mod:`kdfed.metrics`. Of a model with a backbone ``config`` holds
+``backbone-sha256`` too, and weights are those of the part that is trained. They have the keys, shapes and
+dtypes of the model's ``state_dict``; settings travel as JSON in ``config`` and are read once, into the
+classes of an experiment.
 
 Around the logical message stand records that no ledger counts:
 
@@ -73,6 +75,7 @@ from kdfed.metrics import (
 )
 from kdfed.models import State
 from kdfed.outside import code_of
+from kdfed.reading import cut_of
 from kdfed.settings import ModelSettings, OptimiserSettings, TeacherSettings
 from kdfed.setup import Precision
 
@@ -83,6 +86,7 @@ TRANSFER = "transfer"
 COHORTS = "cohorts"
 SIMULATION = "simulation"
 WARNINGS = "warnings"
+BACKBONE = "backbone-sha256"
 
 INPUTS = "inputs"
 LOGITS = "logits"
@@ -208,10 +212,14 @@ class Asked:
     seed: int
     model: ModelSettings
     arrays: State = field(default_factory=dict)
+    backbone_sha256: str = field(default="", compare=False)
+    """What a message that arrived says of the weights of the sender's backbone; empty without one."""
 
     def config(self) -> Config:
         """Return the settings as ``config`` holds them, for a Flower strategy's ``train_config`` too."""
-        return {"seed": self.seed, "model": self.model.model_dump_json()}
+        cut = cut_of(self.model)
+        backbone = {} if cut is None else {BACKBONE: cut.weights_sha256}
+        return {"seed": self.seed, "model": self.model.model_dump_json(), **backbone}
 
     def transfer(self) -> State:
         """Return what ``transfer`` holds."""
@@ -241,6 +249,7 @@ class Asked:
             seed=_value(config, "seed", int),
             model=_settings(config, "model", ModelSettings),
             arrays=state_of_record(content, ARRAYS),
+            backbone_sha256=_value(config, BACKBONE, str) if BACKBONE in config else "",
             **cls._more(config, transfer),
         )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from kdfed.backbones import is_shipped_backbone
 from kdfed.choosing import parts
 from kdfed.config import Arm
 from kdfed.data.sources import SOURCES, kind_of
@@ -24,7 +25,10 @@ def outside_names(*settings: Settings) -> Iterator[tuple[str, str]]:
     Models and data sources count at any depth, and every thing of a family.
     """
     for part in (part for one in settings for _, part in parts(one, "")):
-        if isinstance(part, ModelSettings) and not is_shipped(part.name):
+        if isinstance(part, ModelSettings) and part.backbone is not None:
+            if not is_shipped_backbone(part.backbone):
+                yield "backbone", part.backbone
+        elif isinstance(part, ModelSettings) and not is_shipped(part.name):
             yield "model", part.name
         if isinstance(part, DataSettings) and not is_shipped_source(part.source):
             yield "data source", part.source

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from torch import nn
 
@@ -68,9 +68,8 @@ def _check_arm(arm: Arm, data: PreparedData | None, key: _Keys) -> Iterator[Mist
     student, _ = _try_model(arm.model, data)
     everything = used_parts(arm)
     for where, part in everything:
-        message = _try_model(part, data)[1] if isinstance(part, ModelSettings) else None
-        if message:
-            yield Mistake(key(where), message)
+        for mistake in _try_model(part, data)[1] if isinstance(part, ModelSettings) else ():
+            yield Mistake(key(where + mistake.key.removeprefix("model")), mistake.message)
     if data is not None:
         for where, part in everything:
             if isinstance(part, Thing):
@@ -88,14 +87,16 @@ def _check_arm(arm: Arm, data: PreparedData | None, key: _Keys) -> Iterator[Mist
                 )
 
 
-def _try_model(settings: ModelSettings, data: PreparedData | None) -> tuple[nn.Module | None, str | None]:
+def _try_model(
+    settings: ModelSettings, data: PreparedData | None
+) -> tuple[nn.Module | None, Sequence[Mistake]]:
     """Build a model for the data; there is nothing to say without data."""
     if data is None:
-        return None, None
+        return None, ()
     try:
-        return build_model(settings, data.input_shape, data.classes, seed=0), None
+        return build_model(settings, data.input_shape, data.classes, seed=0), ()
     except ConfigError as error:
-        return None, "; ".join(mistake.message for mistake in error.mistakes)
+        return None, error.mistakes
 
 
 def _check_start(path: str, student: nn.Module | None, key: str) -> Iterator[Mistake]:

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 Items = TypeVar("Items", bound=tuple[object, ...])
 
@@ -49,6 +57,9 @@ Weight = Annotated[float, Field(ge=0, le=1e6)]
 Concentration = Annotated[float, Field(gt=0, le=1e9)]
 Seconds = Annotated[float, Field(gt=0, le=1e7)]
 Text = Annotated[str, Field(max_length=4096)]
+Pixels = Annotated[int, Field(ge=1, le=4096)]
+Trainable = Annotated[str, Field(pattern=r"^(head|all|last:[1-9][0-9]{0,2})$")]
+Weights = Annotated[str, Field(pattern=r"^(installed|download|file:.+)$", max_length=4096)]
 
 
 # ----------------------------------------------------------------------------- data
@@ -128,13 +139,60 @@ class DataSettings(Settings):
 # ----------------------------------------------------------------------------- models and training
 
 
+HEAD = "linear"
+"""The only model on a backbone: a linear head."""
+
+_OF_BACKBONES = ("weights", "trainable", "size")
+
+
 class ModelSettings(Settings):
     """A model, fitted to the data's input shape and number of classes."""
 
-    name: Text = "cnn"
-    """``cnn``, ``mlp``, ``resnet8``, ``resnet18``, ``torchvision:NAME`` or ``package.module:name``."""
+    backbone: Text | None = None
+    """A pre-trained network below a linear head: ``efficientnet-lite0``, ``torchvision:NAME`` or
+    ``package.module:name``, see [Backbones](backbones.md). Default: none, the model is trained from
+    nothing."""
+    name: Text = Field(default_factory=lambda data: HEAD if data.get("backbone") else "cnn")
+    """``cnn``, ``mlp``, ``resnet8``, ``resnet18``, ``torchvision:NAME`` or ``package.module:name``. On a
+    backbone it is ``linear``."""
     options: dict[Text, bool | int | float | Text | tuple[int, ...]] = {}
-    """Keyword arguments of the model, e.g. ``{width: 32}``; checked against its signature."""
+    """Keyword arguments of the model, e.g. ``{width: 32}``, or of the backbone; checked against its
+    signature."""
+    weights: Weights = "installed"
+    """Of the backbone. ``installed``: what is on this machine already, never the network. ``download``:
+    fetched once by torchvision. ``file:PATH``: a state dict, ``.safetensors`` or ``.pt``/``.pth``; a pickle
+    of anything else is refused and never executed."""
+    trainable: Trainable = "head"
+    """What is trained, and travels: ``head``, a linear layer on frozen features; ``last:N``, the last N
+    stages of the backbone too; ``all``, every stage."""
+    size: Pixels | None = None
+    """Height and width, in pixels, that images are resized to. Default: the backbone's own."""
+
+    @model_validator(mode="after")
+    def _goes_together(self) -> Self:
+        if self.backbone is None:
+            given = [key for key in _OF_BACKBONES if key in self.model_fields_set]
+            if given:
+                raise ValueError(f"expected a backbone beside {' and '.join(given)}; name one, or remove it")
+        elif self.name != HEAD:
+            raise ValueError(f"expected no name, or {HEAD}, beside a backbone; remove one of them")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_what_says_nothing(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = handler(self)
+        nothing = ("backbone", *_OF_BACKBONES) if self.backbone is None else ()
+        return {key: value for key, value in values.items() if key not in nothing}
+
+    @property
+    def reads(self) -> str:
+        """What it reads, equal for models that read the same; empty where those are normalised inputs."""
+        return "" if self.backbone is None else self.model_dump_json()
+
+    @property
+    def title(self) -> str:
+        """What people call it: its name, or that of its backbone and what is trained."""
+        return self.name if self.backbone is None else f"{self.backbone}, {self.trainable}"
 
 
 def several(models: ModelSettings | tuple[ModelSettings, ...] | None) -> tuple[ModelSettings, ...]:

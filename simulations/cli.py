@@ -396,6 +396,7 @@ def list_() -> None:
 
 def catalogue() -> dict[str, dict[str, str]]:
     """Return what an experiment can name, by kind: name -> one line, read from where it is defined."""
+    from kdfed.backbones import BACKBONES
     from kdfed.data import SOURCES
     from kdfed.models import MODELS
     from kdfed.task import TASKS
@@ -413,6 +414,7 @@ def catalogue() -> dict[str, dict[str, str]]:
         },
         "data sources (data.source)": _lines(SOURCES),
         "models (model.name)": _lines(MODELS),
+        "backbones (model.backbone)": _lines(BACKBONES),
         "engines (--engine)": ENGINES,
         "experiments that come with kdfed (kdfed run)": _shipped_files("*.yaml", but="study-*.yaml"),
         "studies that come with kdfed (kdfed study)": _shipped_files("study-*.yaml"),

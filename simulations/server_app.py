@@ -20,6 +20,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from kdfed.config import Experiment, server_labels, split_set, with_horizon
 from kdfed.data import PreparedData, prepare
+from kdfed.device import resolve_device
 from kdfed.errors import ConfigError, KdfedError, Mistake, RecordError, RunError, one_line
 from kdfed.events import FOLDER, OVERWRITE, PROGRESS, Event, OnEvent, ignore
 from kdfed.messages import Simulation
@@ -33,7 +34,7 @@ from kdfed.saved import Card
 from simulations.experiments import load_experiment
 from simulations.server_data import held_out_data, server_data
 from strategies.arm import initial_state
-from strategies.arm_config import ArmConfig
+from strategies.arm_config import ArmConfig, HeldOut, ServerData
 from strategies.catalogue import make_strategy
 from strategies.pre_consolidation import PreConsolidation
 
@@ -200,10 +201,14 @@ def _run_seed(
     on_event: OnEvent,
 ) -> None:
     """Run every arm that is not finished; arms that are compared run equally long."""
-    shared, held_out = server_data(data), held_out_data(data)
+    read: dict[str, tuple[ServerData, HeldOut]] = {}  # by what models read
     for name in experiment.arm_order:
         arm = experiment.arm(name)
         if (name, seed) not in folder.finished:
+            model, device = arm.model, resolve_device(arm.device) if arm.model.reads else "cpu"
+            if model.reads not in read:
+                read[model.reads] = server_data(data, model, device), held_out_data(data, model, device)
+            shared, held_out = read[model.reads]
             config = ArmConfig(
                 arm=arm,
                 data=shared,

@@ -238,6 +238,7 @@ class ArmRunner:
             settings,
             derive(self.config.seed, "server-fit"),
             setup=self.config.setup,
+            on_features=self.arm.model.backbone is not None,
             on_epoch=lambda epoch, epochs: self.listeners.phase("start", costs, epoch, epochs),
         )
         return state_of(model)

@@ -22,6 +22,7 @@ from kdfed.messages import ReplyKind, Simulation
 from kdfed.private.flwr import Run, name_message
 from kdfed.reasons import Once
 from kdfed.records import Absent
+from strategies.frozen_parts import FrozenParts
 from strategies.hello import Present, nodes_of
 from strategies.inbox import Inbox, Report, bytes_of
 from strategies.parcels import Cohort, Exchange, Parcel, content_of, cut, deal, deal_to_owners, kept, pack
@@ -79,6 +80,7 @@ class ParticipantGrid(Grid):
         self._cohort_size = cohort_size if present.roster is None else 1
         self._simulation = None if simulation is None else simulation.to_record()
         self._inbox = Inbox(ledger, self.limits, present.held, log)
+        self._frozen = FrozenParts()
         self._exchange: Exchange | None = None
         self._sampled: dict[int, None] = {}  # a set that keeps its order
         self._cohorts: list[Cohort] = []
@@ -199,6 +201,9 @@ class ParticipantGrid(Grid):
         self._asks = []
         for content, count in _distinct(by_participant.values()):
             self._ledger.down(exchange.phase, bytes_of(content), messages=count)
+        self._ledger.down(
+            exchange.phase, sum(self._frozen.due(p, m.content) for p, m in by_participant.items())
+        )
         cohorts = kept(self._cohorts, by_participant)
         if self._roster is not None:
             dealt = deal_to_owners(cohorts, self._roster)

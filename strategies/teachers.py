@@ -18,7 +18,9 @@ from torch import nn
 from kdfed.arrays import Spec, spec_of
 from kdfed.averaging import average_states
 from kdfed.consolidate import consolidate
+from kdfed.data import Examples
 from kdfed.distill import ConsolidationResult
+from kdfed.distill.stacks import TeacherStacks
 from kdfed.errors import KdfedError
 from kdfed.limits import UPDATE_BOUND, LabelCountLimits, Reach, most_steps, numpy_of
 from kdfed.messages import LOGITS, TrainTeacher, Update
@@ -121,7 +123,7 @@ class TeacherPhase:
         """Tell whether a teacher's logits are finite; weights can be finite and overflow all the same."""
         if self.arm.teachers.upload == "logits" or self.arm.start == "averaged":
             return True
-        logits = predict(self._module(teacher), self.config.data.validation.inputs[:_PROBED])
+        logits = predict(self._module(teacher), self._validation(self._model_of(teacher))[:_PROBED])
         if bool(torch.isfinite(logits).all()):
             return True
         report = self.grid.report
@@ -178,8 +180,9 @@ class TeacherPhase:
             load_state(student, self.common)
         elif settings.init == "averaged":
             load_state(student, average(teachers))
-        modules: list[nn.Module] = []
+        seed, modules = derive(self.config.seed, "consolidate"), list[nn.Module]()
         sources: Sequence[nn.Module] | torch.Tensor = modules
+        validation_logits = None
         if self.arm.teachers.upload == "logits":
             sources = torch.stack([teacher.arrays[LOGITS] for teacher in teachers])
         else:
@@ -187,9 +190,14 @@ class TeacherPhase:
         refused = settings.transfer.refuses(self.arm.teachers.upload, settings.labels)
         if refused is not None:
             raise KdfedError(f"transfer {settings.transfer.transfer!r}: {refused}")
-        transfer = examples_of(
-            settings.transfer, data.transfer, modules, derive(self.config.seed, "transfer")
-        )
+        stored = self._reads_stored and settings.transfer.is_stored
+        public = self.config.stored_transfer if stored else data.transfer
+        transfer = examples_of(settings.transfer, public, modules, derive(self.config.seed, "transfer"))
+        if stored:
+            images, settings = self.config.views_of(transfer, settings, seed)
+            transfer = self.config.read(images, self.arm.model)
+            if modules and any(model.reads != self.arm.model.reads for model in self._models):
+                sources, validation_logits = self._logits(teachers, images)
         counts = None
         if self.arm.teachers.label_counts.send:
             counts = np.array([teacher.label_counts for teacher in teachers], dtype=np.float64)
@@ -199,18 +207,59 @@ class TeacherPhase:
             transfer,
             data.validation,
             settings,
-            derive(self.config.seed, "consolidate"),
+            seed,
             setup=self.config.setup,
             label_counts=counts,
+            validation_logits=validation_logits,
             on_epoch=on_epoch,
         )
         return state_of(student), result
 
+    @property
+    def _reads_stored(self) -> bool:
+        """Whether somebody reads images as they are stored."""
+        return any(model.backbone is not None for model in (self.arm.model, *self._models))
+
+    def _logits(self, teachers: Sequence[Teacher], images: Examples) -> tuple[torch.Tensor, torch.Tensor]:
+        """Ask each teacher for its logits on what its own model reads of images and of the validation split.
+
+        Returns
+        -------
+        tuple of torch.Tensor
+            float32 [K, N, C] and [K, M, C].
+        """
+        groups: dict[str, list[int]] = {}
+        for index, teacher in enumerate(teachers):
+            groups.setdefault(self._model_of(teacher).reads, []).append(index)
+        found: list[tuple[torch.Tensor, torch.Tensor]] = [(torch.empty(0), torch.empty(0))] * len(teachers)
+        for indices in groups.values():
+            model = self._model_of(teachers[indices[0]])
+            stacks = TeacherStacks([self._module(teachers[index]) for index in indices])
+            device = self.config.setup.device
+            both = (
+                stacks.logits(inputs.to(device))
+                for inputs in (self.config.read(images, model).inputs, self._validation(model))
+            )
+            for index, *own in zip(indices, *both, strict=True):
+                found[index] = own[0], own[1]
+        transfer, validation = zip(*found, strict=True)
+        return torch.stack(transfer), torch.stack(validation)
+
+    def _validation(self, model: ModelSettings) -> torch.Tensor:
+        """Return the validation split's inputs as a model reads them."""
+        data = self.config.data
+        if model.reads == self.arm.model.reads:
+            return data.validation.inputs
+        return self.config.inputs(data.validation_inputs, model)
+
+    def _model_of(self, teacher: Teacher) -> ModelSettings:
+        """Return a teacher's architecture."""
+        return self._models[teacher.participant % len(self._models)]
+
     def _module(self, teacher: Teacher) -> nn.Module:
         """Return the teacher as a model; it is built once."""
         if teacher.participant not in self._modules:
-            model = self._models[teacher.participant % len(self._models)]
-            module = self.config.build(model, "teacher-module")
+            module = self.config.build(self._model_of(teacher), "teacher-module")
             load_state(module, teacher.arrays)
             self._modules[teacher.participant] = module.to(self.config.setup.device)
         return self._modules[teacher.participant]

@@ -90,7 +90,7 @@ def run_arm(tmp_path: Path) -> Callable[..., Any]:
     ) -> Any:
         arm, seed = experiment.arm(name), experiment.seeds[0]
         prepared = prepare(arm.data)
-        data, held_out = server_data(prepared), held_out_data(prepared)
+        data, held_out = server_data(prepared, arm.model), held_out_data(prepared, arm.model)
         store = tmp_path / "store" / uuid4().hex  # a run finds nothing that another one kept
         simulation = Simulation.of(arm, seed, store)
         arm_config = ArmConfig(

@@ -24,7 +24,7 @@ from kdfed.backbones.registry import check_backbone, find_backbone
 from kdfed.backbones.settings import BackboneSettings
 from kdfed.backbones.weights import check_hash, digest, fit_state, read_state
 from kdfed.errors import DataError, KdfedError, one_line, shown
-from kdfed.models.inputs import spare_inputs
+from kdfed.inputs import spare_inputs
 from kdfed.named import blamed
 from kdfed.paths import user_path
 from kdfed.seeding import torch_generator, torch_seed

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Self
 
 from pydantic import Field
 
-from kdfed.settings import Settings, Text
-
-Trainable = Annotated[str, Field(pattern=r"^(head|all|last:[1-9][0-9]{0,2})$")]
-Weights = Annotated[str, Field(pattern=r"^(installed|download|file:.+)$", max_length=4096)]
-Pixels = Annotated[int, Field(ge=1, le=4096)]
+from kdfed.settings import ModelSettings, Pixels, Settings, Text, Trainable, Weights
 
 
 class BackboneSettings(Settings):
@@ -29,3 +25,15 @@ class BackboneSettings(Settings):
     ``all``, every stage."""
     size: Pixels | None = None
     """Height and width, in pixels, that images are resized to. Default: the backbone's own."""
+
+    @classmethod
+    def of(cls, model: ModelSettings) -> Self:
+        """Return those of a model that has a backbone."""
+        assert model.backbone is not None, model
+        return cls(
+            backbone=model.backbone,
+            options=model.options,
+            weights=model.weights,
+            trainable=model.trainable,
+            size=model.size,
+        )

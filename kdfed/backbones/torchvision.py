@@ -20,8 +20,7 @@ from torch import nn
 
 from kdfed.backbones.backbone import IMAGENET, Backbone, How, Network, Origin
 from kdfed.backbones.weights import KEY
-from kdfed.errors import DataError, one_line, shown
-from kdfed.models.model import near
+from kdfed.errors import DataError, near, one_line, shown
 
 _PREFIX = "torchvision:"
 _DESCRIPTION = "any torchvision classifier without its last layer, e.g. torchvision:resnet18"

@@ -14,7 +14,6 @@ from torch import nn
 
 from kdfed.backbones.backbone import same_key
 from kdfed.errors import DataError, one_line, shortened
-from kdfed.models.weights import State
 
 KEY = "model.weights"
 
@@ -25,7 +24,7 @@ _MOST_NAMED = 5  # entries of a file that a message names
 _HASHED = re.compile(r"-([0-9a-f]{8,})\.pth")
 
 
-def read_state(path: Path, key: str = KEY) -> State:
+def read_state(path: Path, key: str = KEY) -> dict[str, torch.Tensor]:
     """Read a state dict from a file; nothing that is in the file is run.
 
     Parameters
@@ -37,7 +36,7 @@ def read_state(path: Path, key: str = KEY) -> State:
 
     Returns
     -------
-    State
+    dict
         Dense tensors by name, on the CPU.
 
     Raises

@@ -144,6 +144,14 @@ def _refusals(arm: Arm) -> Iterator[Refusal]:
             yield from (within(refusal, key) for refusal in refusals)
     if arm.start in ("consolidated", "averaged"):
         yield from _check_teachers(arm)
+    changes = arm.server_fit.augmentation
+    if arm.start == "server" and arm.model.backbone is not None and changes not in ("auto", ()):
+        yield Refusal(
+            "server-fit.augmentation",
+            "expected none with a backbone, whose frozen part is computed once for each image, got "
+            f"{' and '.join(changes)}; remove it",
+            ("model",),
+        )
 
 
 def refusals_from(thing: Thing, ask: Callable[[Thing], Iterator[Refusal]]) -> list[Refusal]:

@@ -129,6 +129,9 @@ class Distillation:
         Called after each epoch.
     done, runs
         How many trainings came before this one, and how many there are in all: a search has several.
+    validation_logits
+        Of teachers that are given by their logits: those on the validation split, [K, M, C]; None where
+        nobody knows them.
     """
 
     student: nn.Module
@@ -142,6 +145,7 @@ class Distillation:
     on_epoch: OnEpoch = lambda epoch, epochs, accuracy: None
     done: int = 0
     runs: int = 1
+    validation_logits: torch.Tensor | None = None
 
     def __post_init__(self) -> None:
         self.inputs = self.transfer.inputs.to(self.device)
@@ -191,6 +195,8 @@ class Distillation:
     @cached_property
     def validation_KNC(self) -> torch.Tensor | None:  # noqa: N802 - shape suffix
         """The teachers' logits on the validation split; None where only logits were uploaded."""
+        if self.validation_logits is not None:
+            return uploaded_logits(self.validation_logits, len(self.validation))
         return None if self.stacks is None else self.stacks.logits(self.validation.inputs)
 
     @cached_property

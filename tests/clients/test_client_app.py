@@ -83,7 +83,7 @@ def test_a_message_changes_nothing_in_a_device_that_refuses_it(tiny):
 def test_an_unknown_participant_is_refused(tiny):
     participants = participants_of(_simulation(tiny()), _context(**{IN_PROCESS: True}))
     with pytest.raises(ParticipantError, match="from 0 to 4, got 5"):
-        participants.gather([0, 5])
+        participants.gather([0, 5], tiny().model)
 
 
 def test_participants_hold_nothing_that_the_server_holds(tiny):
