@@ -27,12 +27,14 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from kdfed.arrays import spec_of
+from kdfed.backbones import Cut, compute, is_shipped_backbone
 from kdfed.data import Normalisation, PreparedData
 from kdfed.device import resolve_device
 from kdfed.errors import ConfigError, DataError, KdfedError, one_line, shown
-from kdfed.models import State, build_model, check_model, find_model, is_shipped, state_of
+from kdfed.models import State, build_model, check_model, device_of, find_model, is_shipped, state_of
 from kdfed.named import is_named
 from kdfed.paths import user_path
+from kdfed.reading import cut_of
 from kdfed.records import load_model, load_start, serialised, write_atomically
 from kdfed.settings import ColumnSettings, DataSettings, ModelSettings, PositiveInt, Settings, Text
 from kdfed.task import CLASSIFICATION, TASKS, Task
@@ -74,6 +76,9 @@ class Card(Settings):
     """See ``label-mean``."""
     columns: ColumnSettings | None = None
     """Which columns of a table were the inputs, in their order, and the label."""
+    backbone_sha256: str = ""
+    """Of all weights of the model's backbone, which the file does not hold: it has those that were trained.
+    Empty without a backbone."""
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -97,6 +102,7 @@ class Card(Settings):
         data
             What was made of it: the normalisation, whatever ``auto`` stood for, is read here.
         """
+        cut = cut_of(model)
         return cls(
             kdfed=version("kdfed"),
             task=data.task.name,
@@ -109,6 +115,7 @@ class Card(Settings):
             label_mean=data.label_mean,
             label_std=data.label_std,
             columns=data.dataset.columns,
+            backbone_sha256="" if cut is None else cut.weights_sha256,
         )
 
     def metadata(self) -> dict[str, str]:
@@ -130,11 +137,14 @@ class Predictor:
     card
         What the file says of it.
     model
-        Takes normalised inputs.
+        Takes normalised inputs, or the activations at the cut.
+    cut
+        The backbone; None of a model without one.
     """
 
     card: Card
     model: nn.Module
+    cut: Cut | None = None
 
     @property
     def task(self) -> Task:
@@ -163,6 +173,8 @@ class Predictor:
         stored = self._stored(inputs)
         if len(stored) == 0:
             return torch.empty(0, self.card.outputs)
+        if self.cut is not None:
+            return predict(self.model, compute(self.cut, stored, device_of(self.model)))
         return predict(self.model, Normalisation(self.card.mean, self.card.std).apply(stored))
 
     def probabilities(self, inputs: np.ndarray | torch.Tensor) -> np.ndarray:
@@ -257,8 +269,8 @@ def load(path: str | Path, *, model: str = "", device: str = "auto") -> Predicto
     path
         Such as ``models/<arm>-<seed>.safetensors`` of a run folder.
     model
-        The name of its model, where that is code of a user's (``package.module:name``): it is imported and
-        called, so it must be what the reader expects, and not only what the file says.
+        The name of its model or backbone, where that is code of a user's (``package.module:name``): it is
+        imported and called, so it must be what the reader expects, and not only what the file says.
     device
         As the key ``device`` of an experiment.
 
@@ -279,8 +291,10 @@ def load(path: str | Path, *, model: str = "", device: str = "auto") -> Predicto
     """
     path = user_path(path)
     card = read_card(path)
-    where, name = resolve_device(device), card.model.name
-    theirs = is_named(name) and not is_shipped(name)
+    where, backbone = resolve_device(device), card.model.backbone
+    name = card.model.name if backbone is None else backbone
+    shipped = is_shipped(name) if backbone is None else is_shipped_backbone(name)
+    theirs = is_named(name) and not shipped
     if model not in ("", name):
         raise DataError(f"expected a model {shown(model)} in {path}, got {shown(name)}", "model")
     if theirs and not model:
@@ -291,7 +305,7 @@ def load(path: str | Path, *, model: str = "", device: str = "auto") -> Predicto
         )
     state = load_model(path)
     problem = check_model(card.model)
-    if problem is None and not theirs:
+    if problem is None and not theirs and backbone is None:
         problem = _problem_with_size(card, state)
     if problem is None:
         try:
@@ -301,8 +315,16 @@ def load(path: str | Path, *, model: str = "", device: str = "auto") -> Predicto
     if problem is not None:
         hint = "; start where its module is, or put its folder on PYTHONPATH" if theirs else ""
         raise DataError(f"the model of {path} cannot be built: {problem}{hint}", "model")
+    cut = cut_of(card.model)
+    if cut is not None and cut.weights_sha256 != card.backbone_sha256:
+        raise DataError(
+            f"expected the weights of {shown(name)} on which the model of {path} was trained, SHA-256 "
+            f"{card.backbone_sha256[:12]}, got others here, {cut.weights_sha256[:12]}: install the version or "
+            "use the file of weights that it was trained on",
+            "model.weights",
+        )
     made.load_state_dict(load_start(path, spec_of(state_of(made))))
-    return Predictor(card, made.eval().to(where))
+    return Predictor(card, made.eval().to(where), cut)
 
 
 def read_card(path: str | Path) -> Card:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -15,6 +15,7 @@ from flwr.app import ArrayRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
+from kdfed.backbones import features
 from kdfed.config import Experiment
 from kdfed.messages import Simulation
 from simulations.experiments import build_experiment, merge
@@ -43,6 +44,21 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("sim") is not None:
             item.add_marker(pytest.mark.xdist_group("sim"))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _nothing_at_home(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Keep what backbones compute out of the user's own cache."""
+    features.FOLDER = tmp_path_factory.mktemp("features")
+
+
+@pytest.fixture
+def fresh_features(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[features.FeatureCache]:
+    """Return this process's cache of activations, with nothing in it."""
+    monkeypatch.setattr(features, "FOLDER", tmp_path / "features")
+    features.default_cache.cache_clear()
+    yield features.default_cache()
+    features.default_cache.cache_clear()
 
 
 @pytest.fixture(autouse=True)

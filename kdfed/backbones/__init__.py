@@ -9,7 +9,7 @@ the cut, computed once), :mod:`kdfed.backbones.weights` (files of weights).
 
 from kdfed.backbones.backbone import Backbone, Network, Origin
 from kdfed.backbones.cut import Cut, Frozen, Tail, split
-from kdfed.backbones.features import FeatureCache, default_cache
+from kdfed.backbones.features import FeatureCache, compute, default_cache
 from kdfed.backbones.registry import BACKBONES, check_backbone, find_backbone, is_shipped_backbone
 from kdfed.backbones.settings import BackboneSettings
 from kdfed.backbones.weights import read_state
@@ -25,6 +25,7 @@ __all__ = [
     "Origin",
     "Tail",
     "check_backbone",
+    "compute",
     "default_cache",
     "find_backbone",
     "is_shipped_backbone",
