@@ -319,8 +319,8 @@ def load(path: str | Path, *, model: str = "", device: str = "auto") -> Predicto
     if cut is not None and cut.weights_sha256 != card.backbone_sha256:
         raise DataError(
             f"expected the weights of {shown(name)} on which the model of {path} was trained, SHA-256 "
-            f"{card.backbone_sha256[:12]}, got others here, {cut.weights_sha256[:12]}: install the version or "
-            "use the file of weights that it was trained on",
+            f"{card.backbone_sha256[:12]}, got others here, {cut.weights_sha256[:12]}: install the version, "
+            "or use the file of weights, that it was trained on",
             "model.weights",
         )
     made.load_state_dict(load_start(path, spec_of(state_of(made))))

@@ -12,6 +12,7 @@ from kdfed.settings import DistillationSettings, several
 from kdfed.task import temperature_problem
 from kdfed.thing import Refusal, Thing
 from kdfed.transfer_sets import AnyTransferSet, PublicSet
+from kdfed.transfer_sets.transfer_set import problem_with_backbones
 
 
 class KDMethod(DistillationSettings, Choosing, Thing):
@@ -111,15 +112,11 @@ class KDMethod(DistillationSettings, Choosing, Thing):
         models = (arm.model, *several(arm.teachers.model))
         if all(model.backbone is None for model in models):
             return
-        depends, chosen = ("model", "teachers.model"), self.transfer
+        depends = "model", "teachers.model"
+        problem = problem_with_backbones(self.transfer, models)
+        if problem is not None:
+            yield Refusal(".transfer", problem, depends)
         alike = all(model.reads == arm.model.reads for model in models)
-        if not chosen.is_stored and (not alike or arm.model.trainable != "all"):
-            yield Refusal(
-                ".transfer",
-                f"expected public or proxy with a backbone that is frozen, or that teachers have alone, got "
-                f"{chosen.transfer!r}, which makes no images as they are stored; choose one of those",
-                depends,
-            )
         if not alike and self.needs_teachers:
             yield Refusal(
                 ".method",

@@ -17,7 +17,7 @@ from torch import nn
 from kdfed.data import Examples
 from kdfed.errors import KdfedError, shown
 from kdfed.named import blamed
-from kdfed.settings import PositiveInt
+from kdfed.settings import ModelSettings, PositiveInt
 from kdfed.thing import Thing, origin_of
 
 
@@ -155,6 +155,23 @@ class HeldSet(TransferSet):
 def without_labels(inputs: torch.Tensor) -> Examples:
     """Return unlabelled examples; the zeros in place of their labels are never read."""
     return Examples(inputs, torch.zeros(len(inputs), dtype=torch.int64))
+
+
+def problem_with_backbones(
+    chosen: TransferSet | type[TransferSet], models: Sequence[ModelSettings]
+) -> str | None:
+    """Say why models cannot read a transfer set; None where they can, as all can without a backbone.
+
+    A backbone of which nothing is frozen reads normalised images, like a model without one.
+    """
+    alike = all(model.reads == models[0].reads for model in models)
+    if chosen.is_stored or (alike and (models[0].backbone is None or models[0].trainable == "all")):
+        return None
+    name = chosen.transfer if isinstance(chosen, TransferSet) else chosen.model_fields["transfer"].default
+    return (
+        f"expected public or proxy with a frozen backbone, or with one that not all models share, got "
+        f"{name!r}, which makes no images as they are stored: choose one of those"
+    )
 
 
 def examples_of(chosen: TransferSet, public: Examples, teachers: Sequence[nn.Module], seed: int) -> Examples:

@@ -78,7 +78,7 @@ def render_page(
         participants=experiment.partition.participants,
         kind=experiment.partition.kind,
         source=experiment.data.source,
-        model=experiment.model.name,
+        model=experiment.model.title,
         seeds=experiment.seeds,
         engine=summary["engine"],
         finished=finished,

@@ -12,9 +12,11 @@ import torch
 from safetensors.torch import save_file
 
 from kdfed.config import Experiment
+from kdfed.errors import ConfigError
 from kdfed.models import build_model, state_of
 from kdfed.preflight import check_data
 from kdfed.settings import ModelSettings
+from tests.small_backbones import TINY
 
 Build = Callable[..., Experiment]
 FEATURES = "synthetic:examples=400,classes=4,shape=5"
@@ -267,3 +269,46 @@ def test_a_thing_of_the_users_is_asked_whether_it_fits_the_data(
     monkeypatch.delitem(sys.modules, "own_misfits")
     assert list(mistakes) == [key]
     assert mistakes[key].startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("model", "key", "message"),
+    [
+        (
+            {"backbone": TINY, "weights": "file:/no/such.pth"},
+            "model.weights",
+            "/no/such.pth, which is no file",
+        ),
+        ({"backbone": TINY, "weights": "download"}, "model.weights", "got 'download'"),
+        ({"backbone": TINY, "trainable": "last:3"}, "model.trainable", "at most last:2"),
+        ({"backbone": TINY, "size": 2}, "model.size", "to take images of 2 x 2 pixels"),
+        ({"backbone": "torchvision:resnet18"}, "model.weights", "weights: download"),
+        ({"backbone": "tests.small_backbones:TINY"}, "model", "tests.small_backbones:TINY"),
+    ],
+)
+def test_a_backbone_that_cannot_be_had_is_one_mistake(
+    tiny: Build, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, model: Any, key: str, message: str
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    try:
+        mistakes = found(tiny(model=model))
+    except ConfigError as error:
+        mistakes = {mistake.key: mistake.message for mistake in error.mistakes}
+    assert list(mistakes) == [key]
+    assert message in mistakes[key]
+
+
+def test_a_backbone_needs_images(tiny: Build) -> None:
+    mistakes = found(tiny(data={"source": FEATURES}, model={"backbone": TINY}))
+    assert list(mistakes) == ["model.backbone"]
+    assert "needs images of 1 or 3 channels, got inputs of shape (5,)" in mistakes["model.backbone"]
+
+
+def test_weights_to_start_from_are_those_of_the_trained_part(tiny: Build, tmp_path: Path) -> None:
+    file, backbone = tmp_path / "tail.safetensors", ModelSettings(backbone=TINY)
+    save_file(state_of(build_model(backbone, (1, 8, 8), 10, 0)), file)
+    changes = {"arms": {"warm": {"start": f"file:{file}"}}}
+    assert found(tiny(model={"backbone": TINY}, **changes)) == {}
+    assert list(found(tiny(model={"backbone": TINY, "trainable": "last:1"}, **changes))) == [
+        "arms.warm.start"
+    ]

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from kdfed.backbones import BackboneSettings, compute, split
 from kdfed.data import PreparedData, prepare
 from kdfed.errors import DataError, KdfedError
 from kdfed.models import State, build_model, state_of
@@ -18,6 +19,7 @@ from kdfed.saved import KEY, Card, Predictor, load, read_card, save
 from kdfed.settings import DataSettings, ModelSettings
 from kdfed.train import predict
 from tests.kdfed.data.written import write
+from tests.small_backbones import TINY
 
 DIGITS = DataSettings(source="digits", limit=300)
 MLP = ModelSettings(name="mlp", options={"hidden": (8,)})
@@ -252,3 +254,40 @@ def test_a_module_that_is_not_here_is_refused_with_where_it_is_looked_for(tmp_pa
     said = refused(file, model="nowhere_at_all:net")
     assert "No module named 'nowhere_at_all'" in said
     assert "put its folder on PYTHONPATH" in said
+
+
+# ----------------------------------------------------------------------------- on a backbone
+
+TAIL = ModelSettings(backbone=TINY, trainable="last:1")
+
+
+def test_a_file_holds_what_was_trained_and_the_hash_of_what_was_not(tmp_path: Path) -> None:
+    file, data, state = saved(tmp_path, model=TAIL)
+    cut = split(BackboneSettings.of(TAIL))
+    assert set(load_model(file)) == set(state) == {f"{part}.{what}" for part in ("body.1.0", "head")
+                                                   for what in ("weight", "bias")}  # fmt: skip
+    assert read_card(file).backbone_sha256 == cut.weights_sha256
+    tail = cut.tail(data.classes)
+    tail.load_state_dict(state)
+    used = load(file, model=TINY, device="cpu")
+    assert torch.equal(used.outputs(stored(data)), predict(tail, compute(cut, stored(data))))
+
+
+def test_a_backbone_with_other_weights_is_refused_with_both_hashes(tmp_path: Path) -> None:
+    file = rewritten(saved(tmp_path, model=TAIL)[0], {"backbone-sha256": "f" * 64})
+    assert "on which the model of" in (said := refused(file, model=TINY))
+    assert "SHA-256 ffffffffffff, got others here" in said
+
+
+def test_a_backbone_that_is_code_is_not_run_unless_its_reader_names_it_too(tmp_path: Path) -> None:
+    evil = tmp_path / "evil"
+    command = {"backbone": "os:system", "options": {"command": f"touch {evil}"}}
+    file = rewritten(saved(tmp_path, model=TAIL)[0], {"model": command})
+    assert "names somebody's code as its model, 'os:system'" in refused(file)
+    assert not evil.exists()
+
+
+def test_a_file_of_weights_that_is_not_here_is_missed_by_name(tmp_path: Path) -> None:
+    gone = {"backbone": TINY, "weights": f"file:{tmp_path / 'gone.safetensors'}"}
+    file = rewritten(saved(tmp_path, model=TAIL)[0], {"model": gone})
+    assert "gone.safetensors, which is no file" in refused(file, model=TINY)

@@ -412,6 +412,7 @@ def test_list_names_everything_that_an_experiment_can_name(capsys):
         "krum",
         "inprocess",
         "generated",
+        "efficientnet-lite0",
     ):
         assert name in shown
     assert "quickstart.yaml" in shown

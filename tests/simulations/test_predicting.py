@@ -23,6 +23,7 @@ from simulations.engines.inprocess import InProcessGrid
 from simulations.predicting import predict_source, settings_of
 from simulations.server_app import run_experiment
 from tests.kdfed.data.written import write, write_images
+from tests.small_backbones import TINY
 
 MLP = ModelSettings(name="mlp", options={"hidden": (4,)})
 
@@ -54,14 +55,18 @@ def rows_of(text: str) -> list[dict[str, str]]:
 # ----------------------------------------------------------------------------- the model that a run left
 
 
+@pytest.mark.parametrize("model", [None, {"backbone": TINY}], ids=["mlp", "backbone"])
 def test_a_saved_model_scores_on_raw_inputs_what_its_run_recorded(
-    tiny: Callable[..., Experiment], tmp_path: Path
+    tiny: Callable[..., Experiment], tmp_path: Path, model: dict[str, Any] | None
 ) -> None:
-    experiment = tiny(only="cold")
+    experiment = tiny(only="cold", **({} if model is None else {"model": model}))
     with RunFolder.open_for(tmp_path, experiment) as folder:
         run_experiment(InProcessGrid(app, 2), experiment, folder, "inprocess")
     last = folder.read_rounds()[-1]
-    data, used = prepare(experiment.data), load(folder.model_path("cold", 3), device="cpu")
+    data, used = (
+        prepare(experiment.data),
+        load(folder.model_path("cold", 3), model="" if model is None else TINY, device="cpu"),
+    )
     for part, recorded in (
         (data.splits.evaluation, last.accuracy),
         (data.splits.test, last.test_accuracy),
