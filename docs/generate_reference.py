@@ -65,7 +65,7 @@ before anything starts.
   dates are words. Anchors and merge keys work; in `{<<: *base, max: 4}` the explicit key wins.
 - An **arm** is the experiment with some keys replaced. Dotted names work there too.
 - Where `kind`, `mode`, `strategy`, `method`, `transfer` or `ensemble` is replaced, keys that belonged only to
-  the old one are dropped.
+  the old one are dropped. So are all keys of a model where its `name` or `backbone` is.
 - What `transfer` and `ensemble` choose has its keys beside the name, in the section that chooses it.
 - `package.module:name` is [a thing of yours](own/index.md), in one file beside the experiment.
 - Relative paths are resolved against the directory in which the command is started.
@@ -270,7 +270,7 @@ def _tag(model: type[Settings]) -> str:
 def _default(field: FieldInfo, anchor: str) -> str:
     if field.is_required():
         return "required"
-    value = field.get_default(call_default_factory=True)
+    value = field.get_default(call_default_factory=True, validated_data={})
     if isinstance(value, Settings):
         tag = _tag(type(value))
         if tag in INNER:
