@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 TINY = "tests.small_backbones:Tiny"
@@ -30,3 +33,10 @@ def Other() -> nn.Module:
     module = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.AvgPool2d(4), nn.Flatten())
     module.input_size = 8  # type: ignore[assignment]
     return module
+
+
+def saved(folder: Path) -> str:
+    """Save other weights of :class:`Tiny` in a file; return what ``model.weights`` says of it."""
+    torch.manual_seed(1)
+    save_file(Tiny().state_dict(), folder / "tiny.safetensors")
+    return f"file:{folder / 'tiny.safetensors'}"

@@ -181,7 +181,7 @@ def split(settings: BackboneSettings) -> Cut:
     return _split(settings.model_dump_json(), file, stamp)
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=16)
 def _split(written: str, file: Path | None, stamp: object) -> Cut:
     settings = BackboneSettings.model_validate_json(written)
     name = settings.backbone

@@ -248,7 +248,7 @@ def _cut(settings: ModelSettings, input_shape: tuple[int, ...]) -> Cut:
         raise ConfigError("model", [Mistake(error.key, str(error))]) from error
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=16)
 def _tail_of(cut: Cut) -> Model:
     """Return what builds the part above a cut: of one cut always the same."""
 

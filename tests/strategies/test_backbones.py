@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from clients.participants import simulated
 from kdfed.arrays import spec_of
@@ -22,8 +20,7 @@ from kdfed.seeding import derive
 from kdfed.settings import ModelSettings
 from kdfed.task import CLASSIFICATION
 from kdfed.train import evaluate, fit
-from strategies.frozen_parts import FrozenParts
-from tests.small_backbones import OTHER, TINY, Tiny
+from tests.small_backbones import OTHER, TINY, saved
 
 HEAD = {"backbone": TINY}
 LAST = {"backbone": TINY, "trainable": "last:1"}
@@ -185,12 +182,6 @@ def test_the_same_teachers_give_the_same_student_whether_they_are_asked_apart_or
 # ----------------------------------------------------------------------------- counting
 
 
-def saved(folder: Path) -> str:
-    torch.manual_seed(1)
-    save_file(Tiny().state_dict(), folder / "tiny.safetensors")
-    return f"file:{folder / 'tiny.safetensors'}"
-
-
 def test_a_backbone_that_is_not_installed_is_counted_once_a_participant(tiny, run_arm, tmp_path):
     down = {}
     for given in ("installed", saved(tmp_path)):
@@ -205,23 +196,6 @@ def test_a_backbone_that_is_not_installed_is_counted_once_a_participant(tiny, ru
     assert frozen == 4 * (3 * 6 * 9 + 6 + 4 * 6 + 6 * 3 * 9 + 3) + 8
     more = [after - before for after, before in zip(sent, installed, strict=True)]
     assert more == [3 * frozen, 5 * frozen, 5 * frozen, 5 * frozen]
-
-
-def test_of_the_same_backbone_cut_elsewhere_only_what_is_more_is_sent(tmp_path):
-    given, parts = saved(tmp_path), FrozenParts()
-
-    def due(trainable: str, participant: int = 0) -> int:
-        model = ModelSettings(backbone=TINY, weights=given, trainable=trainable)
-        return parts.due(participant, Asked(seed=0, model=model).to_record())
-
-    head, last = (
-        split(BackboneSettings(backbone=TINY, weights=given, trainable=t)) for t in ("head", "last:1")
-    )
-    assert due("last:1") == last.frozen_bytes
-    assert due("head") == head.frozen_bytes - last.frozen_bytes
-    assert due("last:1") == 0
-    assert due("head", participant=1) == head.frozen_bytes
-    assert parts.due(0, Asked(seed=0, model=ModelSettings()).to_record()) == 0
 
 
 def test_a_participant_with_other_weights_says_so(tiny, run_arm, monkeypatch):
