@@ -375,10 +375,15 @@ def _check_arms(experiment: Experiment, known: Collection[str]) -> tuple[Experim
 
 
 _SOURCE_PATH = r"(parquet:|folder:|hf:(?=[.~])|torchvision:\w+@)(.+)"
+_FILE = r"(file:)(.+)"
 _PATHS = {
     "data.source": _SOURCE_PATH,
     "consolidation.proxy.source": _SOURCE_PATH,
     "start": r"(file:)(.+)",
+    **dict.fromkeys(
+        ("model.weights", "teachers.model.weights", "local.model.weights", "server.models.weights"),
+        r"(file:)(.+)",
+    ),
 }
 """Keys that can hold a path, in an experiment or an arm, and what stands before it."""
 
@@ -389,6 +394,8 @@ def _resolve_paths(values: dict[str, Any]) -> dict[str, Any]:
     def resolved(value: Any, key: str = "") -> Any:
         if isinstance(value, dict):
             return {part: resolved(inner, f"{key}.{part}".lstrip(".")) for part, inner in value.items()}
+        if isinstance(value, list):
+            return [resolved(inner, key) for inner in value]
         match = re.fullmatch(_PATHS[key], value) if key in _PATHS and isinstance(value, str) else None
         if match is None:
             return value

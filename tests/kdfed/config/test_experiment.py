@@ -913,3 +913,21 @@ def test_an_arm_can_have_a_backbone_where_others_have_none(tmp_path: Path) -> No
     assert "backbone" not in experiment.to_yaml().partition("arms:")[0], (
         "nothing is written that says nothing"
     )
+
+
+def test_files_of_a_backbones_weights_become_absolute(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    model = {"backbone": "torchvision:resnet18", "weights": "file:w.pth"}
+    values: dict[str, Any] = {
+        "name": "x",
+        "model": model,
+        "teachers": {"model": [model, {"name": "mlp"}]},
+        "arms": {"a": {"start": "consolidated"}, "b": {"model.weights": "file:other.pth"}},
+    }
+    experiment = build_experiment(values)
+    teachers = experiment.arm("a").teachers.model
+    assert isinstance(teachers, tuple)
+    found = experiment.arm("a").model.weights, teachers[0].weights, experiment.arm("b").model.weights
+    assert found == tuple(f"file:{tmp_path / name}" for name in ("w.pth", "w.pth", "other.pth"))
