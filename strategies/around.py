@@ -155,7 +155,7 @@ def settings_of(model: OwnModel) -> ModelSettings:
     if isinstance(model, ModelSettings):
         if model.backbone is not None:
             problem = (
-                f"expected a model that reads what the handlers give it, got {model.title!r}: a backbone reads "
+                f"expected a model that reads what handlers give it, got {model.title!r}: a backbone reads "
                 "images as they are stored; give it in an experiment"
             )
             raise ConfigError("model", [Mistake("model.backbone", problem)])

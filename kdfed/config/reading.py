@@ -379,11 +379,11 @@ _FILE = r"(file:)(.+)"
 _PATHS = {
     "data.source": _SOURCE_PATH,
     "consolidation.proxy.source": _SOURCE_PATH,
-    "start": r"(file:)(.+)",
-    **dict.fromkeys(
-        ("model.weights", "teachers.model.weights", "local.model.weights", "server.models.weights"),
-        r"(file:)(.+)",
-    ),
+    "start": _FILE,
+    "model.weights": _FILE,
+    "teachers.model.weights": _FILE,
+    "local.model.weights": _FILE,
+    "server.models.weights": _FILE,
 }
 """Keys that can hold a path, in an experiment or an arm, and what stands before it."""
 
