@@ -21,7 +21,7 @@ from kdfed.consolidate import consolidate
 from kdfed.data import Examples
 from kdfed.distill import ConsolidationResult
 from kdfed.distill.stacks import TeacherStacks
-from kdfed.errors import KdfedError
+from kdfed.errors import KdfedError, LogitsError
 from kdfed.limits import UPDATE_BOUND, LabelCountLimits, Reach, most_steps, numpy_of
 from kdfed.messages import LOGITS, TrainTeacher, Update
 from kdfed.models import State, buffer_keys, load_state, state_of
@@ -236,10 +236,12 @@ class TeacherPhase:
             model = self._model_of(teachers[indices[0]])
             stacks = TeacherStacks([self._module(teachers[index]) for index in indices])
             device = self.config.setup.device
-            both = (
-                stacks.logits(inputs.to(device))
-                for inputs in (self.config.read(images, model).inputs, self._validation(model))
-            )
+            read = self.config.read(images, model).inputs, self._validation(model)
+            try:
+                both = [stacks.logits(inputs.to(device)) for inputs in read]
+            except LogitsError as error:
+                broken = [indices[index] for index in error.teachers]
+                raise LogitsError(broken, len(teachers)) from error
             for index, *own in zip(indices, *both, strict=True):
                 found[index] = own[0], own[1]
         transfer, validation = zip(*found, strict=True)

@@ -21,7 +21,6 @@ class ProxySet(DrawnSet):
 
     transfer: Literal["proxy"] = "proxy"
     """The transfer set."""
-
     proxy: DataSettings
     """The other data set: its images are resized to the task's, its labels never used."""
 

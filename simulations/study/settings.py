@@ -428,8 +428,8 @@ def _check_transfer_sets(study: StudySettings) -> Iterator[Mistake]:
         for refusal in refusals_from(chosen, lambda thing: thing.refusals(as_arm(study))):
             yield Mistake(within(refusal, "").key.lstrip("."), refusal.message)
     chosen_at = ("centre.transfer", (study.centre.transfer,)), ("vary.transfer", study.vary.transfer)
-    for where, names in chosen_at:
-        for name in sorted(sets.keys() & set(names)):
+    for where, asked in chosen_at:
+        for name in sorted(sets.keys() & set(asked)):
             problems = (problem_with_backbones(sets[name], [m]) for m in (study.model, *study.vary.models))
             for problem in filter(None, dict.fromkeys(problems)):
                 yield Mistake(where, problem)
