@@ -578,6 +578,7 @@ def _recorded(draw: random.Random, horizon: int) -> tuple[list[RoundRecord], lis
     return records, outcomes
 
 
+@pytest.mark.slow
 @settings(max_examples=50, deadline=None)
 @given(st.integers(0, 2**32))
 def test_the_recount_agrees_with_whatever_runs_recorded(number):

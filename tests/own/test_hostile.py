@@ -108,6 +108,7 @@ def test_what_cannot_be_settings_is_a_mistake(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("code", [0, 1, "'bye'"])
 def test_code_that_ends_the_program_costs_its_own_arm(
     tmp_path: Path, code: object, capsys: pytest.CaptureFixture[str]
@@ -120,6 +121,7 @@ def test_code_that_ends_the_program_costs_its_own_arm(
     assert {one["arm"] for one in summary["runs"] if one["stopped"] == "horizon"} == {"cold"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "own",
     [
@@ -177,6 +179,7 @@ class Own(KDMethod):
     assert run(tmp_path, code, METHOD.replace("Own'", "Own', inner: {{method: 'c:d'}}")) == 0
 
 
+@pytest.mark.slow
 def test_a_run_does_not_go_on_with_other_code_than_it_began_with(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

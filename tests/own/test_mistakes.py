@@ -80,6 +80,7 @@ def test_a_mistake_in_the_file_is_told_before_anything_starts(
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "old", "new", "told"),
     [

@@ -133,6 +133,7 @@ def _alone(page: Page, folder: Path, run: Path) -> None:
     assert weights(folder / "runs" / run.name) == weights(run)
 
 
+@pytest.mark.slow
 def test_the_command_of_a_page_runs_from_an_empty_folder(
     pages: dict[str, Page], ran: Callable[[str], Path], tmp_path: Path
 ) -> None:

@@ -53,6 +53,7 @@ def page(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_the_student_comes_close_to_its_ensemble(page: Callable[..., Any], seed: int) -> None:
     result = page(seed)

@@ -143,6 +143,7 @@ def test_the_diff_of_the_page_changes_at_most_15_lines(tmp_path: Path) -> None:
     assert len(added) <= MOST_LINES + 2  # two lines are changed: each stands there twice
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:dill")
 def test_the_changed_app_starts_higher_than_the_stock_one(
     run: Callable[..., Any], tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch

@@ -125,6 +125,7 @@ def test_a_file_that_is_not_there_is_an_error(tmp_path, capsys):
     assert "none.yaml" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_folder_that_holds_another_experiment_is_an_error(experiment, capsys):
     run = ["run", str(experiment), "--engine", "inprocess", "--out", "mine"]
     assert main(run) == 0
@@ -138,6 +139,7 @@ def test_a_folder_that_holds_another_experiment_is_an_error(experiment, capsys):
     assert main([*run, "--set", "local.lr=0.2", "--overwrite"]) == 0
 
 
+@pytest.mark.slow
 def test_a_complete_run_is_not_repeated_without_a_word(experiment, capsys):
     run = ["run", str(experiment), "--engine", "inprocess", "--out", "mine"]
     assert main(run) == 0
@@ -169,6 +171,7 @@ def test_a_start_that_fails_leaves_the_records_that_are_there(experiment, monkey
     assert not (experiment.parent / "new").exists()
 
 
+@pytest.mark.slow
 def test_a_run_that_lacks_an_arm_goes_on_with_it(experiment, capsys):
     run = ["run", str(experiment), "--engine", "inprocess", "--out", "mine"]
     assert main(run) == 0
@@ -340,6 +343,7 @@ def test_an_error_that_nobody_foresaw_keeps_its_traceback(experiment, monkeypatc
         main(["run", str(experiment), "--engine", "inprocess"])
 
 
+@pytest.mark.slow
 def test_report_rebuilds_the_page_from_the_records(experiment, capsys):
     assert main(["run", str(experiment), "--engine", "inprocess", "--out", "mine"]) == 0
     page = experiment.parent / "mine/report.html"
@@ -349,6 +353,7 @@ def test_report_rebuilds_the_page_from_the_records(experiment, capsys):
     assert "cost to target" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_report_of_a_folder_of_the_first_version_says_so_and_leaves_its_records(tmp_path, capsys):
     first = Path(__file__).parents[1] / "kdfed" / "records" / "schema_1"
     shutil.copytree(first, tmp_path / "old")
@@ -359,6 +364,7 @@ def test_report_of_a_folder_of_the_first_version_says_so_and_leaves_its_records(
         assert (tmp_path / "old" / file.name).read_bytes() == file.read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [

@@ -63,6 +63,7 @@ def _timeless(folder: Path) -> list[dict[str, Any]]:
     return rows
 
 
+@pytest.mark.slow
 def test_a_run_leaves_the_records_of_the_design(tiny, tmp_path, drawn):
     experiment = tiny(seeds=[3, 4], targets=[0.2, "50%-of-converged"])
     summary = _run(experiment, tmp_path / "run")
@@ -267,6 +268,7 @@ def test_a_server_model_that_fails_is_a_failure_of_the_start_and_the_others_run(
     assert {run["arm"] for run in summary["runs"]} == {"cold", "consolidated"}, "own has no record"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arm", ["cold", "consolidated"])
 def test_an_arm_that_fails_costs_itself_alone_and_its_reason_is_told_everywhere(
     tiny, tmp_path, breaks, arm, drawn
@@ -298,6 +300,7 @@ def test_an_arm_that_fails_costs_itself_alone_and_its_reason_is_told_everywhere(
     assert "in on_record" in folder.log_path.read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop", [KeyboardInterrupt(), SystemExit(143)])
 def test_a_run_that_is_interrupted_leaves_a_summary(tiny, tmp_path, breaks, stop, drawn):
     breaks("consolidated", stop, rounds=2)

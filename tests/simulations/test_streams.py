@@ -47,6 +47,7 @@ def unread() -> Iterator[None]:
         yield
 
 
+@pytest.mark.slow
 def test_every_command_prints_in_an_encoding_that_lacks_its_characters(experiment):
     run = ["run", str(experiment), "--engine", "inprocess", "--out", "mine"]
     partition = ["partition", str(experiment), "--out", "who.png"]
@@ -67,6 +68,7 @@ def test_any_encoding_will_do(encoding):
         assert "vanilla" in raw.getvalue().decode(encoding)
 
 
+@pytest.mark.slow
 def test_a_run_whose_reader_went_away_is_complete(experiment):
     with unread():
         assert main(["run", str(experiment), "--engine", "inprocess", "--out", "mine"]) == 0

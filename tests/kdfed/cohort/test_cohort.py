@@ -219,6 +219,7 @@ def test_one_round_agrees_with_the_loop_in_float32(name: str) -> None:
     assert all(torch.equal(value, before[key]) for key, value in state_of(model).items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*MODELS, "weighted", "functional", "joining", "joining images"])
 def test_several_rounds_agree_with_the_loop_in_float64(name: str) -> None:
     model, shape = build(name)

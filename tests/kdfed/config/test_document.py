@@ -40,6 +40,7 @@ BAD = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("text", "message"), BAD, ids=lambda value: value[:20])
 def test_what_yaml_would_surprise_with_is_one_mistake_everywhere(
     tmp_path: Path, text: str, message: str

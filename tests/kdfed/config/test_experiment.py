@@ -726,6 +726,7 @@ def test_an_arm_can_have_a_thing_of_the_users_too(path, things):
     assert experiment.consolidation.ensemble.ensemble == "mean-probabilities"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("assignments", "key", "text"),
     [
@@ -795,6 +796,7 @@ def test_all_mistakes_with_things_of_the_users_are_reported_at_once(path, things
     assert "did you mean 'noise'?" in mistakes["consolidation.transfer"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("written", "change", "gone", "kept"),
     [
@@ -838,6 +840,7 @@ def test_a_module_beside_the_file_is_found(path, monkeypatch):
 # ----------------------------------------------------------------------------- records
 
 
+@pytest.mark.slow
 def test_a_recorded_experiment_is_read_without_importing_anything(path, things):
     words = [
         *(f"consolidation.ensemble={things}Sharp", "consolidation.sharpness=1.5"),

@@ -185,6 +185,7 @@ def test_one_run_can_be_dropped_and_all_others_stay(tmp_path):
     assert {(r.arm, r.seed) for r in folder.read_rounds()} == {("cold", 0), ("warm", 0)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["model", "other model", "rounds", "outcome"])
 def test_a_finished_run_that_is_not_whole_is_run_again(tmp_path, damage):
     filled(tmp_path)

@@ -58,6 +58,7 @@ def stop(event: Event) -> None:
         raise Stopped
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fails", [False, True])
 def test_an_in_process_run_changes_nothing(tiny, tmp_path, fails):
     experiment = tiny(rounds__horizon=1)

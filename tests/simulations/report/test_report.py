@@ -154,6 +154,7 @@ def test_few_seeds_are_shown_as_points_loudest_for_exchanges(run):
     ]
 
 
+@pytest.mark.slow
 def test_more_seeds_have_an_interval_and_a_verdict(tmp_path):
     folder = make_run(tmp_path, tuple(range(8)))
     build_report(tmp_path)
@@ -177,6 +178,7 @@ def test_nobody_saves_everything_or_minus_nothing(tmp_path):
     assert not re.search(r"\b100% (fewer|less)|[-−]0%", words)
 
 
+@pytest.mark.slow
 def test_every_arm_has_its_rounds_to_convergence_and_its_plateau(tmp_path):
     plateau = {"rounds": 2, "min-delta": 0.1}
     folder = make_run(tmp_path, rounds={"horizon": 12, "why": "so the tests want it", "plateau": plateau})
@@ -189,6 +191,7 @@ def test_every_arm_has_its_rounds_to_convergence_and_its_plateau(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_controls_and_labels_stand_on_the_page(tmp_path, run):
     _, words = read_page(run)
     assert "labels the server fits on: 0" in words
@@ -363,6 +366,7 @@ def test_a_run_that_was_killed_is_shown_as_far_as_recorded(tmp_path):
     assert "This run did not end" in read_page(folder)[1]
 
 
+@pytest.mark.slow
 def test_a_page_that_cannot_be_written_is_an_error(tmp_path):
     make_run(tmp_path, seeds=(0,))
     (tmp_path / "report.html").mkdir()
@@ -544,6 +548,7 @@ NAMES = (
 )
 
 
+@pytest.mark.slow
 def test_classes_can_be_called_anything(tmp_path, capsys):
     entry = partition(names=NAMES)
     save_partition_picture(entry, tmp_path / "who.png")

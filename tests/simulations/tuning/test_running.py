@@ -82,6 +82,7 @@ def rows_of(out: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+@pytest.mark.slow
 def test_the_quickest_candidate_wins_and_its_settings_are_shared(tmp_path, ran):
     """Of the cold arm 2 x 0.2 and 0.4 are quickest at speed 0.4; 2 x 0.4 diverges and comes last."""
     plan = load_tuning(written(tmp_path, TUNING))
@@ -102,6 +103,7 @@ def test_the_quickest_candidate_wins_and_its_settings_are_shared(tmp_path, ran):
     assert arms["consolidated"].consolidation.lr == quickest
 
 
+@pytest.mark.slow
 def test_both_sides_get_as_many_trials_those_by_hand_included(tmp_path, ran):
     run_tuning(load_tuning(written(tmp_path, TUNING)), tmp_path / "out")
     first = [row for row in rows_of(tmp_path / "out") if row["rung"] == "1"]
@@ -112,6 +114,7 @@ def test_both_sides_get_as_many_trials_those_by_hand_included(tmp_path, ran):
     assert {row["seed"] for row in first} == {"100", "101"}
 
 
+@pytest.mark.slow
 def test_nobody_gets_more_trials_than_the_baselines_space_has_points(tmp_path, ran):
     """Three points: two rates, and the one that stands there."""
     spaces = {**TUNING["arms"], "cold": {"local.lr": [0.05, 0.2]}}
@@ -120,6 +123,7 @@ def test_nobody_gets_more_trials_than_the_baselines_space_has_points(tmp_path, r
     assert (cold.trials, warm.trials) == (3, 1)
 
 
+@pytest.mark.slow
 def test_a_candidate_that_fails_is_recorded_with_its_reason_and_goes_no_further(tmp_path, ran):
     run_tuning(load_tuning(written(tmp_path, {**TUNING, "trials": 8})), tmp_path / "out")
     failed = [row for row in rows_of(tmp_path / "out") if row["reason"]]
@@ -135,6 +139,7 @@ def test_an_arm_of_which_every_candidate_fails_ends_it(tmp_path, ran):
         run_tuning(plan, tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_a_share_goes_on_to_the_next_rung(tmp_path, ran):
     """Of 7 cold candidates a third, 2; the last rung has one winner."""
     run_tuning(load_tuning(written(tmp_path, TUNING)), tmp_path / "out")
@@ -143,6 +148,7 @@ def test_a_share_goes_on_to_the_next_rung(tmp_path, ran):
     assert [sum(r["rung"] == rung and r["kept"] == "yes" for r in rows) for rung in ("1", "2")] == [2, 1]
 
 
+@pytest.mark.slow
 def test_a_search_that_was_killed_goes_on_where_it_stopped(tmp_path, ran, monkeypatch):
     plan, out = load_tuning(written(tmp_path, TUNING)), tmp_path / "out"
     run_tuning(plan, tmp_path / "whole")
@@ -165,6 +171,7 @@ def test_a_search_that_was_killed_goes_on_where_it_stopped(tmp_path, ran, monkey
         assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_what_failed_by_accident_is_tried_again(tmp_path, ran, monkeypatch):
     plan, out = load_tuning(written(tmp_path, TUNING)), tmp_path / "out"
     good = Trial.run
@@ -181,6 +188,7 @@ def test_what_failed_by_accident_is_tried_again(tmp_path, ran, monkeypatch):
     assert {trial.name for trial in ran if trial.until is None} == {"consolidated"}
 
 
+@pytest.mark.slow
 def test_the_tuned_experiment_says_where_it_comes_from(tmp_path, ran):
     plan = load_tuning(written(tmp_path, {**TUNING, "seeds": [100, 102]}, controls=["longer"]))
     run_tuning(plan, tmp_path / "out", command="kdfed tune tiny.yaml")
@@ -195,6 +203,7 @@ def test_the_tuned_experiment_says_where_it_comes_from(tmp_path, ran):
     assert list(values["arms"]) == ["cold", "consolidated"], "controls are made anew for the tuned arms"
 
 
+@pytest.mark.slow
 def test_a_search_is_run_by_the_command_and_what_it_writes_can_be_run(tmp_path, monkeypatch, capsys):
     """Two real rungs in worker processes, then two rounds of the tuned experiment."""
     monkeypatch.chdir(tmp_path)
