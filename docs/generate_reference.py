@@ -6,7 +6,7 @@ Run by ``make docs``; a test fails when the page is out of date.
 from __future__ import annotations
 
 import types
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -124,11 +124,17 @@ def _section(section: str, model: type[Settings] | None) -> Iterator[str]:
     yield from _nested(section, shared)
 
 
-def _thing(family: Family[Thing], name: str, kind: type[Settings], shared: Collection[str]) -> Iterator[str]:
-    """Yield the keys that one thing of a family has of its own."""
+def _thing(
+    family: Family[Thing], name: str, kind: type[Settings], shared: Mapping[str, FieldInfo]
+) -> Iterator[str]:
+    """Yield the keys that one thing of a family has of its own, or gives another meaning."""
     yield f"### `{family.tag}: {name}`"
     yield _prose(kind.__doc__)
-    own = {key: field for key, field in _fields(kind).items() if key != family.tag and key not in shared}
+    own = {
+        key: field
+        for key, field in _fields(kind).items()
+        if key != family.tag and (key not in shared or field.description != shared[key].description)
+    }
     if own or not family.inner:
         yield _table(own, family.section) if own else "It has no other keys."
     yield from _nested(family.section, own)

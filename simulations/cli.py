@@ -299,21 +299,21 @@ def partition(
     console = Console()
     checked = _load(experiment, assignments, None if seed is None else [seed])
     from kdfed.data import prepare
-    from kdfed.partition import class_counts, make_partition
+    from kdfed.partition import class_counts, partition_of
     from simulations.report import save_partition_picture
     from simulations.server_app import partition_entry
     from simulations.tables import partition_table
 
     data = prepare(checked.data)
-    strata, names, drawn = data.strata, data.strata_names, checked.seeds[0]
-    parts = make_partition(checked.partition, strata, data.splits.train, len(names), drawn)
-    counts = class_counts(parts, strata, len(names))
+    names, drawn = data.strata_names, checked.seeds[0]
+    parts = partition_of(data, checked.partition, drawn)
+    counts = class_counts(parts, data.strata, len(names))
     title = f"{checked.name}: {checked.partition.kind}, {len(counts)} participants, seed {drawn}"
     console.print(partition_table(counts, names, title))
     if parts.moved:
         console.print(f"{parts.moved} examples moved, so that everybody holds min-examples")
     if parts.unused:
-        console.print(f"{parts.unused} examples belong to classes that nobody holds: they are not used")
+        console.print(f"{parts.unused} examples are nobody's: they are not used")
     picture = out if out is not None else Path(f"{checked.name}-partition.png")
     save_partition_picture(partition_entry(data, drawn, parts), picture)
     console.print(f"picture: {escape(str(picture.absolute()))}", soft_wrap=True)
@@ -333,6 +333,52 @@ def report(
         _show_results(Console(), records)
     else:
         Console().print(f"the run did not end; report of what it recorded: {escape(str(records.path))}")
+
+
+@app.command()
+def predict(
+    model: Annotated[Path, typer.Argument(metavar="MODEL")],
+    source: Annotated[str, typer.Argument(metavar="SOURCE")],
+    assignments: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE...",
+            help="Replace keys of `data`, e.g. data.limit=100. Default: as the model was trained.",
+        ),
+    ] = None,
+    named: Annotated[
+        str,
+        typer.Option(
+            "--model",
+            metavar="NAME",
+            help="The name of a model of your own (package.module:name): it is code, and is run.",
+        ),
+    ] = "",
+    out: Annotated[
+        Path | None,
+        typer.Option(parser=_out, metavar="FILE.csv", help="Write the rows there. Default: print them."),
+    ] = None,
+) -> None:
+    """Use a saved model: the class and its probability, or the number, of each example of a source.
+
+    MODEL is a file like runs/quickstart/models/consolidated-0.safetensors, SOURCE is what `data.source` of an
+    experiment can be, see `kdfed list`; a table or a folder of images needs no labels. Where there are some,
+    the accuracy (or R^2) is told.
+    """
+    from kdfed.named import search_in
+    from kdfed.records import write_atomically
+    from kdfed.saved import load
+    from simulations.predicting import predict_source
+
+    search_in(Path.cwd())
+    found = predict_source(load(model, model=named), source, assignments or ())
+    if out is None:
+        sys.stdout.write(found.csv())
+        print(found.line, file=sys.stderr)
+        return
+    write_atomically(out, found.csv().encode(errors="backslashreplace"))
+    Console().print(f"{found.line}; rows: {escape(str(out.absolute()))}", soft_wrap=True)
 
 
 @app.command("list")

@@ -29,6 +29,7 @@ from kdfed.partition import Partition, class_counts, partition_of
 from kdfed.preflight import check_data
 from kdfed.reasons import reason_of
 from kdfed.records import DataFacts, Failure, Outcome, RunFolder, Stopped, summarise, versions, weights_sha256
+from kdfed.saved import Card
 from simulations.experiments import load_experiment
 from simulations.server_data import held_out_data, server_data
 from strategies.arm import initial_state
@@ -214,7 +215,8 @@ def _run_seed(
                 simulation=Simulation.of(arm, seed, folder.store_path(name, seed), experiment.folder),
                 on_record=folder.append,
             )
-            failure = _run_arm(grid, config, folder, on_event)
+            card = Card.of(arm.model, arm.data, data)
+            failure = _run_arm(grid, config, card, folder, on_event)
             if failure is not None:
                 failures.append(failure)
                 on_event(Event(arm=name, seed=seed, phase="failed", message=failure.reason))
@@ -222,7 +224,9 @@ def _run_seed(
             on_event(Event(arm=name, seed=seed, phase="done"))
 
 
-def _run_arm(grid: Grid, config: ArmConfig, folder: RunFolder, on_event: OnEvent) -> Failure | None:
+def _run_arm(
+    grid: Grid, config: ArmConfig, card: Card, folder: RunFolder, on_event: OnEvent
+) -> Failure | None:
     """Run one arm and record how it ended; return why it could not go on."""
     name, seed, arm = config.name, config.seed, config.arm
     phase, horizon = "start", arm.rounds.horizon
@@ -260,7 +264,7 @@ def _run_arm(grid: Grid, config: ArmConfig, folder: RunFolder, on_event: OnEvent
         len(result.records),
         versions(code_of(arm)),
     )
-    folder.finish(outcome, state)
+    folder.finish(outcome, state, card.metadata())
     return None
 
 

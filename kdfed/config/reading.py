@@ -17,10 +17,12 @@ from kdfed.config.experiment import ARM_KEYS, REPLACEABLE_KEYS, Experiment, expe
 from kdfed.config.merging import merge, undotted
 from kdfed.config.mistakes import describe_all, related, remove_all
 from kdfed.config.overrides import sections_without_effect, unused
+from kdfed.data import prepare
 from kdfed.errors import ConfigError, DataError, Mistake, near, shown
 from kdfed.families import ALL_FAMILIES
 from kdfed.family import Families
 from kdfed.named import ends_program, search_in, text_of_error
+from kdfed.partition import in_data
 from kdfed.paths import user_path
 from kdfed.settings import kebab
 
@@ -239,7 +241,14 @@ def _check(values: dict[str, Any], families: Families) -> tuple[Experiment | Non
         experiment.to_yaml()
     except (Exception, SystemExit) as error:
         return None, [*mistakes, _unmade(error)]
-    experiment, more = _check_arms(experiment, [mistake.key for mistake in mistakes])
+    known = [mistake.key for mistake in mistakes]
+    if experiment.partition.participants == 0:
+        if {key.partition(".")[0] for key in known}.isdisjoint({"", "data", "partition"}):
+            experiment, more = _in_data(experiment)
+            mistakes += more
+        if experiment.partition.participants == 0:
+            known.append("partition.participants")
+    experiment, more = _check_arms(experiment, known)
     mistakes += unrelated(more, mistakes)
     more = list(_check_whole(experiment))
     mistakes += unrelated(more, mistakes)
@@ -249,6 +258,15 @@ def _check(values: dict[str, Any], families: Families) -> tuple[Experiment | Non
     known = [mistake.key for mistake in mistakes]
     controlled, more = _check_arms(experiment, known)
     return controlled, mistakes + unrelated([found for found in more if found not in mistakes], mistakes)
+
+
+def _in_data(experiment: Experiment) -> tuple[Experiment, list[Mistake]]:
+    """Return the experiment with as many participants as its data have; what they lack is a mistake."""
+    try:
+        partition = in_data(experiment.partition, prepare(experiment.data))
+    except DataError as error:
+        return experiment, [Mistake(error.key, str(error))]
+    return experiment.model_copy(update={"partition": partition}), []
 
 
 def _check_whole(experiment: Experiment) -> Iterator[Mistake]:

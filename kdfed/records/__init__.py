@@ -19,7 +19,7 @@ from kdfed.records.rounds import Absent, Failure, Outcome, RoundRecord, Stopped
 from kdfed.records.schema import COSTS, Summary
 from kdfed.records.summary import DataFacts, summarise
 from kdfed.records.versions import versions
-from kdfed.records.weights import load_model, load_start, weights_sha256
+from kdfed.records.weights import load_model, load_start, serialised, weights_sha256
 
 __all__ = [
     "COSTS",
@@ -33,6 +33,7 @@ __all__ = [
     "Summary",
     "load_model",
     "load_start",
+    "serialised",
     "summarise",
     "versions",
     "weights_sha256",

@@ -12,7 +12,6 @@ from typing import Any, Self
 from uuid import uuid4
 
 import torch
-from safetensors.torch import save
 
 from kdfed.config import Experiment
 from kdfed.errors import RecordError, RunFolderError
@@ -20,6 +19,7 @@ from kdfed.records.lock import FolderLock
 from kdfed.records.opening import Opening, examine, with_horizon_of
 from kdfed.records.reading import OUTCOMES, PARTIAL, PRIVATE, ROUNDS, SUMMARY, RecordedRun
 from kdfed.records.rounds import Outcome, RoundRecord
+from kdfed.records.weights import serialised
 
 
 class RunFolder(RecordedRun):
@@ -184,8 +184,22 @@ class RunFolder(RecordedRun):
         """
         self._append(ROUNDS, record.to_json())
 
-    def finish(self, outcome: Outcome, state: Mapping[str, torch.Tensor]) -> None:
+    def finish(
+        self,
+        outcome: Outcome,
+        state: Mapping[str, torch.Tensor],
+        metadata: Mapping[str, str] | None = None,
+    ) -> None:
         """Record that a run finished: its model, then its line of ``outcomes.jsonl``; both are on the disk.
+
+        Parameters
+        ----------
+        outcome
+            How it ended.
+        state
+            The final weights.
+        metadata
+            What the model file says beside them, see :mod:`kdfed.saved`.
 
         Raises
         ------
@@ -193,7 +207,7 @@ class RunFolder(RecordedRun):
             If they cannot be written.
         """
         with self._recording():
-            self.save_model(outcome.arm, outcome.seed, state)
+            self.save_model(outcome.arm, outcome.seed, state, metadata)
             if (self.path / ROUNDS).exists():
                 _sync(self.path / ROUNDS)
         self._append(OUTCOMES, outcome.to_json(), sync=True)
@@ -227,10 +241,15 @@ class RunFolder(RecordedRun):
                 shutil.rmtree(store, ignore_errors=True)
         self.finished = {key: outcome for key, outcome in self.finished.items() if key in runs}
 
-    def save_model(self, arm: str, seed: int, state: Mapping[str, torch.Tensor]) -> None:
+    def save_model(
+        self,
+        arm: str,
+        seed: int,
+        state: Mapping[str, torch.Tensor],
+        metadata: Mapping[str, str] | None = None,
+    ) -> None:
         """Write a run's final weights; :func:`load_model` reads them."""
-        tensors = {key: tensor.detach().cpu().contiguous().clone() for key, tensor in state.items()}
-        write_atomically(self.model_path(arm, seed), save(tensors), sync=True)
+        write_atomically(self.model_path(arm, seed), serialised(state, metadata), sync=True)
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Write ``summary.json``.

@@ -235,7 +235,7 @@ class PartitionEntry(StrictModel):
     moved: Count
     """Examples that were moved to meet ``min-examples``."""
     unused: Count
-    """Examples that are not used because nobody holds their class."""
+    """Examples that are not used because nobody holds their class, or their value of a column is rare."""
     class_names: Annotated[list[str], Field(min_length=1)]
     """Classes, or bins of a regression's label."""
     counts: Annotated[list[list[Count]], Field(min_length=1)]

@@ -9,11 +9,17 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save
 
 from kdfed.arrays import Spec, problem_with_arrays
 from kdfed.errors import DataError
 from kdfed.models import State
+
+
+def serialised(state: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None) -> bytes:
+    """Return weights as the content of a ``.safetensors`` file, with texts beside them."""
+    tensors = {key: tensor.detach().cpu().contiguous().clone() for key, tensor in state.items()}
+    return save(tensors, None if metadata is None else dict(metadata))
 
 
 def load_model(path: str | Path) -> State:
