@@ -186,9 +186,9 @@ class TeacherFile(Settings):
     normalise: NormaliseSettings | None = None
     """How inputs were normalised when it was trained, where the file does not say it. Default: as the
     data."""
-    label_counts: Annotated[tuple[Annotated[float, Field(ge=0, le=1e12)], ...], Field(min_length=1)] | None = (
-        None
-    )
+    label_counts: (
+        Annotated[tuple[Annotated[float, Field(ge=0, le=1e12)], ...], Field(min_length=1)] | None
+    ) = None
     """Examples of each output that it was trained on, in the order of the outputs, for the ensemble
     ``label-counts``. Default: equally many of each that it knows."""
 

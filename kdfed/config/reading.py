@@ -379,6 +379,8 @@ _PATHS = {
     "data.source": _SOURCE_PATH,
     "consolidation.proxy.source": _SOURCE_PATH,
     "start": r"(file:)(.+)",
+    "teachers.from": r"()(.+)",
+    "teachers.from.file": r"()(.+)",
 }
 """Keys that can hold a path, in an experiment or an arm, and what stands before it."""
 
@@ -389,6 +391,8 @@ def _resolve_paths(values: dict[str, Any]) -> dict[str, Any]:
     def resolved(value: Any, key: str = "") -> Any:
         if isinstance(value, dict):
             return {part: resolved(inner, f"{key}.{part}".lstrip(".")) for part, inner in value.items()}
+        if isinstance(value, list) and key in _PATHS:
+            return [resolved(one, key) for one in value]
         match = re.fullmatch(_PATHS[key], value) if key in _PATHS and isinstance(value, str) else None
         if match is None:
             return value
