@@ -124,13 +124,13 @@ def completed(logits_KNC: torch.Tensor, knows_KC: torch.Tensor) -> torch.Tensor:
         The same dtype, [K, N, C]: log-probabilities. A teacher that knows every class has its own logits; a
         class that nobody knows has :data:`UNKNOWN` everywhere.
     """
-    parts = [_completed(part, knows_KC) for part in logits_KNC.split(_ROWS, dim=1)]
+    parts = [_completed(part, knows_KC) for part in torch.split(logits_KNC, _ROWS, dim=1)]
     return torch.cat(parts, dim=1).to(logits_KNC.dtype)
 
 
 def _completed(logits_KNC: torch.Tensor, knows_KC: torch.Tensor) -> torch.Tensor:
     log_KNC = logits_KNC.double().masked_fill(~knows_KC.unsqueeze(1), -torch.inf).log_softmax(2)
-    sets, set_of_K = knows_KC.unique(dim=0, return_inverse=True)
+    sets, set_of_K = torch.unique(knows_KC, dim=0, return_inverse=True)
     sets_GC = sets.double()
     sums_GNC = log_KNC.new_zeros(len(sets), *log_KNC.shape[1:]).index_add(0, set_of_K, log_KNC.exp())
     teachers, somebody_C = len(knows_KC), knows_KC.any(0)
