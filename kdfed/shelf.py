@@ -218,8 +218,10 @@ def label_counts(teachers: Sequence[ShelfTeacher]) -> np.ndarray:
     )
 
 
-def problem_with_method(method: KDMethod, teachers: Sequence[ShelfTeacher]) -> str | None:
-    """Say why a method cannot have these teachers; None where it can."""
+def problem_with_method(
+    method: KDMethod, teachers: Sequence[ShelfTeacher], student: ModelSettings
+) -> str | None:
+    """Say why a method cannot have these teachers for a student of this model; None where it can."""
     partial = [str(teacher.path) for teacher in teachers if not teacher.knows.all()]
     if method.needs_teachers and partial:
         return (
@@ -227,7 +229,7 @@ def problem_with_method(method: KDMethod, teachers: Sequence[ShelfTeacher]) -> s
             f"needs such as know every class; {shown(partial)} do not: use another method, or leave them out"
         )
     adapted = [str(teacher.path) for teacher in teachers if not teacher.is_plain]
-    models = {teacher.settings.model_dump_json() for teacher in teachers}
+    models = {one.model_dump_json() for one in (student, *(teacher.settings for teacher in teachers))}
     if method.init == "averaged" and (adapted or len(models) > 1):
         return (
             "init 'averaged' needs teachers of the student's own model, inputs and classes, got others"
@@ -256,7 +258,7 @@ def _examine(arm: Arm, data: PreparedData) -> tuple[dict[int, ShelfTeacher], lis
         ]
     found, mistakes = examine_teachers(files, student, key)
     if not mistakes and arm.start == "consolidated":
-        problem = problem_with_method(arm.consolidation, found)
+        problem = problem_with_method(arm.consolidation, found, arm.model)
         mistakes += [] if problem is None else [Mistake("consolidation.method", problem)]
     return dict(enumerate(found)), mistakes
 

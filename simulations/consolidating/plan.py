@@ -18,6 +18,7 @@ from kdfed.config.checks import refusals_from
 from kdfed.config.experiment import validate
 from kdfed.config.mistakes import describe_all, related
 from kdfed.data import Dataset, PreparedData, Splits, load_source, prepare_dataset, split
+from kdfed.data.dataset import class_names
 from kdfed.device import resolve_device
 from kdfed.errors import ConfigError, DataError, KdfedError, Mistake, near
 from kdfed.models import build_model, load_state, state_of
@@ -157,9 +158,11 @@ def plan_of(request: Request) -> Plan:
     values = _values(request, given, [card for card in cards if card is not None], own, len(files))
     arm, wrong = _arm({**values, "model": (model or ModelSettings()).model_dump(mode="json")})
     mistakes += unrelated(wrong, mistakes)
-    if arm is None or mistakes:
+    unread = {"--transfer", "data", ""} & {mistake.key.partition(".")[0] for mistake in mistakes}
+    if arm is None or unread:
         raise ConfigError("the command line", mistakes)
-    return _with_data(request, arm, files, chosen, given, [card for card in cards[: len(files)] if card])
+    own_cards = [card for card in cards[: len(files)] if card is not None]
+    return _with_data(request, arm, files, chosen, given, own_cards, mistakes)
 
 
 def _with_data(
@@ -169,17 +172,16 @@ def _with_data(
     chosen: TeacherFile | ModelSettings | None,
     given: Mapping[str, Any],
     cards: Sequence[Card],
+    known: Sequence[Mistake],
 ) -> Plan:
     """Read the data, the teachers and the student, and check what only shows then."""
-    mistakes: list[Mistake] = []
+    mistakes = list(known)
     try:
         resolve_device(arm.device)
     except DataError as error:
         mistakes.append(Mistake(error.key, str(error)))
     try:
-        dataset, settings = _load(
-            arm.data, bool((given.get("data") or {}).get("columns", {}).get("label")), cards
-        )
+        dataset, settings = _load(arm.data, _asks_for_label(given), cards)
         data = _prepared(dataset, settings)
     except DataError as error:
         raise ConfigError(
@@ -194,7 +196,9 @@ def _with_data(
     student: nn.Module | None = None
     start = arm.consolidation.init
     try:
-        if isinstance(chosen, TeacherFile):
+        if any(mistake.key == "--student" for mistake in known):
+            pass
+        elif isinstance(chosen, TeacherFile):
             start, student = str(user_path(chosen.file)), read_start(chosen, card, "--student")
         else:
             seed = derive(request.seed, "init")
@@ -234,6 +238,7 @@ def _assignments(words: Sequence[str]) -> tuple[dict[str, Any], list[Mistake]]:
     for key in ("data", "consolidation"):
         if key in given and not isinstance(given[key], Mapping):
             mistakes.append(Mistake(key, "expected a mapping of keys"))
+            del given[key]
     return {key: value for key, value in given.items() if key in KEYS}, mistakes
 
 
@@ -358,16 +363,30 @@ def _renamed(mistake: Mistake) -> Mistake:
 # ----------------------------------------------------------------------------- data
 
 
+def _asks_for_label(given: Mapping[str, Any]) -> bool:
+    """Whether a label column was named: then it must be there."""
+    columns = given.get("data", {}).get("columns")
+    return isinstance(columns, Mapping) and columns.get("label") is not None
+
+
 def _load(settings: DataSettings, labelled: bool, cards: Sequence[Card]) -> tuple[Dataset, DataSettings]:
     """Load the examples; where the source does not say its classes, they are those of the teachers."""
+    names = tuple(dict.fromkeys(name for card in cards for name in card.classes))
     try:
-        return load_source(settings, labelled=labelled), settings
+        dataset = load_source(settings, labelled=labelled)
     except DataError as error:
-        names = tuple(dict.fromkeys(name for card in cards for name in card.classes))
         if error.key != "data.classes" or settings.classes is not None or not names:
             raise
         settings = settings.model_copy(update={"classes": names})
-        return load_source(settings, labelled=labelled), settings
+        dataset = load_source(settings, labelled=labelled)
+    if settings.task == "classification" and not dataset.class_names:  # no labels, no classes
+        given = () if settings.classes is None else class_names(settings, None)
+        if not (given or names):
+            raise DataError(
+                f"{settings.source} and the teachers do not say their classes: name them", "data.classes"
+            )
+        dataset = replace(dataset, class_names=given or names)
+    return dataset, settings
 
 
 def _prepared(dataset: Dataset, settings: DataSettings) -> PreparedData:
@@ -389,7 +408,7 @@ def _prepared(dataset: Dataset, settings: DataSettings) -> PreparedData:
 
 
 def _problems_with_teachers(arm: Arm, teachers: Sequence[ShelfTeacher]) -> Iterator[Mistake]:
-    problem = problem_with_method(arm.consolidation, teachers)
+    problem = problem_with_method(arm.consolidation, teachers, arm.model)
     if problem is not None:
         yield Mistake("--method", problem)
     if arm.teachers.label_counts.send:

@@ -201,15 +201,18 @@ def test_methods_that_train_teachers_refuse_those_that_know_some_classes(
 ) -> None:
     some = read_teacher(bare(tmp_path / "s.pt", weights(classes=2), classes=(4, 1)), student)
     every = read_teacher(bare(tmp_path / "e.pt", weights()), student)
-    said = problem_with_method(MutualConsolidation(), [every, some])
+    said = problem_with_method(MutualConsolidation(), [every, some], MLP)
     assert said is not None
     assert "s.pt" in said
     assert "e.pt" not in said
-    assert problem_with_method(MutualConsolidation(), [every]) is None
-    assert problem_with_method(VanillaConsolidation(ensemble=LabelCounts()), [every, some]) is None
-    said = problem_with_method(VanillaConsolidation(init="averaged"), [every, some])
+    assert problem_with_method(MutualConsolidation(), [every], MLP) is None
+    assert problem_with_method(VanillaConsolidation(ensemble=LabelCounts()), [every, some], MLP) is None
+    said = problem_with_method(VanillaConsolidation(init="averaged"), [every, some], MLP)
     assert said is not None
     assert "init 'averaged' needs teachers of the student's own model" in said
+    assert problem_with_method(VanillaConsolidation(init="averaged"), [every], MLP) is None
+    other = ModelSettings(name="mlp")
+    assert problem_with_method(VanillaConsolidation(init="averaged"), [every], other) is not None
 
 
 # ----------------------------------------------------------------------------- files that cannot be used
