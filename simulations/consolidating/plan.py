@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from kdfed.choosing import parts
 from kdfed.config import Arm, cross_checks, experiment_type, parse_set, unrelated
 from kdfed.config.checks import refusals_from
 from kdfed.config.experiment import validate
-from kdfed.config.mistakes import describe_all, related
+from kdfed.config.mistakes import describe_all, related, remove_all
 from kdfed.data import Dataset, PreparedData, Splits, load_source, prepare_dataset, split
 from kdfed.data.dataset import class_names
 from kdfed.device import resolve_device
@@ -148,11 +149,10 @@ def plan_of(request: Request) -> Plan:
         mistakes.append(Mistake("--teacher-model", f"expected a model, got the file {default.file}"))
     elif default is not None:
         files = [
-            file if file.model or _says(file) else file.model_copy(update={"model": default})
+            file if file.model or _card(file) else file.model_copy(update={"model": default})
             for file in files
         ]
-    cards, wrong = _cards([*files, *([chosen] if isinstance(chosen, TeacherFile) else [])])
-    mistakes += wrong
+    cards = [_card(file) for file in (*files, *([chosen] if isinstance(chosen, TeacherFile) else []))]
     own = cards[-1] if isinstance(chosen, TeacherFile) and cards else None
     model = _model_of(chosen, own, mistakes)
     values = _values(request, given, [card for card in cards if card is not None], own, len(files))
@@ -255,19 +255,12 @@ def _outputs(
             yield Mistake("--out", f"expected another file than {path}, which is read; it would be replaced")
 
 
-def _cards(files: Sequence[TeacherFile]) -> tuple[list[Card | None], list[Mistake]]:
-    """Return what files say of themselves. What cannot be read is told where it is read whole."""
-    found: list[Card | None] = []
-    for file in files:
-        try:
-            found.append(card_in(file))
-        except DataError:
-            found.append(None)
-    return found, []
-
-
-def _says(file: TeacherFile) -> bool:
-    return bool(_cards([file])[0][0])
+def _card(file: TeacherFile) -> Card | None:
+    """Return what a file says of itself; what cannot be read is told where it is read whole."""
+    try:
+        return card_in(file)
+    except DataError:
+        return None
 
 
 def _model_of(
@@ -336,16 +329,22 @@ def _asks_for_counts(consolidation: Mapping[str, Any]) -> bool:
 
 
 def _arm(values: Mapping[str, Any]) -> tuple[Arm | None, list[Mistake]]:
-    """Return the arm, and what is wrong with its keys."""
+    """Return the arm without what is wrong with its keys, and that; None where nothing is left."""
     families, unknown = FAMILIES.open_to(values)
     mistakes = [Mistake(key, message) for key, message in unknown]
-    kind = experiment_type(families).arm_type
-    try:
-        arm = validate(kind, values, families)
-    except ValidationError as error:
-        mistakes += unrelated(describe_all(error.errors(), values, kind), mistakes)
+    kind, arm = experiment_type(families).arm_type, None
+    pruned = json.loads(json.dumps(values, default=str))
+    for _ in range(10):
+        try:
+            arm = validate(kind, pruned, families)
+            break
+        except ValidationError as error:
+            problems = error.errors()
+            mistakes += unrelated(describe_all(problems, pruned, kind), mistakes)
+            remove_all(pruned, problems, families)
+    if arm is None:
         return None, [_renamed(mistake) for mistake in mistakes]
-    mistakes += cross_checks(arm)
+    mistakes += unrelated(cross_checks(arm, [mistake.key for mistake in mistakes]), mistakes)
     if arm.data.splits.evaluation:
         got = arm.data.splits.evaluation
         mistakes.append(Mistake("data.splits.evaluation", f"expected 0, got {got:g}: no rounds are counted"))
