@@ -424,7 +424,7 @@ def consolidate(
     from kdfed.records import write_atomically
     from kdfed.saved import save
     from simulations.consolidating import Request, comparison_tables, plan_of, render, run_plan
-    from simulations.consolidating.report import unknown_words
+    from simulations.consolidating.report import measured_words, unknown_words
     from simulations.engines.process_state import preserved
     from simulations.workers import progress_on
 
@@ -444,6 +444,7 @@ def consolidate(
         console.width = max(console.width, 120)  # a file folds no words
     for table in comparison_tables(plan, outcome):
         console.print(table, "", sep="\n")
+    console.print(measured_words(plan, outcome), soft_wrap=True)
     for warning in filter(None, (unknown_words(plan), outcome.result.warning)):
         console.print(f"warning: {escape(warning)}", soft_wrap=True)
     console.print(f"student: {escape(str(out.absolute()))}", soft_wrap=True)

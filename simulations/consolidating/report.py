@@ -72,7 +72,6 @@ def comparison_tables(plan: Plan, outcome: Outcome) -> list[Printed]:
     """Return the tables for a terminal."""
     heads, rows = comparison(plan, outcome)
     tables = [_printed(heads, rows, numbers_from=3)]
-    tables[0].caption = measured_words(plan, outcome)
     names, per_class = by_class(plan, outcome)
     if per_class and len(plan.card.classes) <= SHOWN_CLASSES:
         tables.append(_printed(names, per_class, numbers_from=1))
@@ -104,7 +103,7 @@ def measured_words(plan: Plan, outcome: Outcome) -> str:
     """Say what the scores are of."""
     count = plural(outcome.measured, "example")
     if plan.is_labelled:
-        return f"{_measure(plan)} on {count} of the test split, which nobody learnt from"
+        return f"{_measure(plan)} on {count} of the test split, which the student does not see"
     return f"share of {count}, held out, on which a model answers as the ensemble does: there are no labels"
 
 
@@ -127,7 +126,7 @@ def _written(plan: Plan, value: float) -> str:
 
 
 def _printed(heads: Sequence[str], rows: Sequence[Sequence[str]], numbers_from: int) -> Printed:
-    table = Printed(box=None, pad_edge=False, header_style="dim", caption_justify="left")
+    table = Printed(box=None, pad_edge=False, header_style="dim")
     for place, head in enumerate(heads):
         table.add_column(escape(head), justify="right" if place >= numbers_from else "left")
     for row in rows:

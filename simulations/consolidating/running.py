@@ -1,4 +1,4 @@
-"""A consolidation without federation: measured before and after, on examples that nobody learnt from.
+"""A consolidation without federation: measured before and after, on examples that the student does not see.
 
 Shape suffixes: K teachers, N examples, C classes.
 """
