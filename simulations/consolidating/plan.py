@@ -194,7 +194,7 @@ def _with_data(
     teachers, wrong = examine_teachers(files, card, "TEACHER")
     mistakes += wrong
     student: nn.Module | None = None
-    start = arm.consolidation.init
+    start: str = arm.consolidation.init
     try:
         if any(mistake.key == "--student" for mistake in known):
             pass
