@@ -179,7 +179,9 @@ class TeacherFile(Settings):
     model: ModelSettings | None = None
     """Name and options of its model. Default: what the file says; one that kdfed wrote says it. A model of
     yours (``package.module:name``) is named here in any case, because it is code."""
-    classes: Annotated[tuple[Text | int | None, ...], Field(min_length=1)] | None = None
+    classes: (
+        Annotated[tuple[Text | Annotated[int, Field(ge=0, le=10**9)] | None, ...], Field(min_length=1)] | None
+    ) = None
     """For each of its outputs in their order the name of the data's class, or null where it says nothing of
     any: a teacher may know some of the classes, in an order of its own. Default: the names in the file; where
     it has none, the data's classes in their order."""

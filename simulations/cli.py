@@ -416,9 +416,9 @@ def consolidate(
 ) -> None:
     """Distil models that exist already into one student, without any federation.
 
-    TEACHER is a model file of a run (runs/NAME/models/*.safetensors), another .safetensors, .pt or .pth file
-    with the name of its model (old.pt=resnet18), a folder of such files, or a mapping that says more, such as
-    '{file: old.pt, model: {name: cnn}, classes: [cat, dog]}'. Nothing in a file is run.
+    TEACHER is a file, a folder of files, or a mapping that says more: '{file: old.pt, model: {name: cnn}}'. A
+    file is a model of a run (runs/NAME/models/*.safetensors), or any other .safetensors, .pt or .pth with the
+    name of its model (old.pt=resnet18). Nothing in a file is run.
     """
     from kdfed.named import search_in
     from kdfed.records import write_atomically

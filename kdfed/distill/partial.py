@@ -36,7 +36,7 @@ UNKNOWN = -100.0
 
 _EVEN = 1e-8  # how much of q is uniform: what decides between sets that nothing joins, and nowhere else
 _LEAST = 1e-30
-_ROWS = 4096  # examples at a time
+_MOST = 2**22  # logits at a time
 
 
 class AdaptedTeacher(nn.Module):
@@ -124,7 +124,8 @@ def completed(logits_KNC: torch.Tensor, knows_KC: torch.Tensor) -> torch.Tensor:
         The same dtype, [K, N, C]: log-probabilities. A teacher that knows every class has its own logits; a
         class that nobody knows has :data:`UNKNOWN` everywhere.
     """
-    parts = [_completed(part, knows_KC) for part in torch.split(logits_KNC, _ROWS, dim=1)]
+    rows = max(1, _MOST // knows_KC.numel())
+    parts = [_completed(part, knows_KC) for part in torch.split(logits_KNC, rows, dim=1)]
     return torch.cat(parts, dim=1).to(logits_KNC.dtype)
 
 

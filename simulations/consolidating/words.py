@@ -49,7 +49,7 @@ def student_in(word: str, key: str = "--student") -> tuple[TeacherFile | ModelSe
     try:
         if _is_mapping(word) and "file" not in _mapping(word):
             return _read(ModelSettings, _mapping(word)), []
-        if _is_mapping(word) or re.fullmatch(rf".+({_SUFFIX})(=.+)?", word) or Path(word).is_file():
+        if _is_mapping(word) or re.fullmatch(rf".+({_SUFFIX})(=.+)?", word):
             return _file(word), []
         return _read(ModelSettings, {"name": word}), []
     except _WordError as error:
