@@ -24,6 +24,7 @@ from kdfed.settings import (
     ServerFitSettings,
     Settings,
     TeacherSettings,
+    kebab,
 )
 from kdfed.thing import Thing
 from simulations.experiments import FAMILIES
@@ -187,7 +188,7 @@ def _yes(value: bool) -> str:
 
 
 def _fields(model: type[Settings]) -> dict[str, FieldInfo]:
-    return {name.replace("_", "-"): field for name, field in model.model_fields.items()}
+    return {kebab(name): field for name, field in model.model_fields.items()}
 
 
 def _table(fields: dict[str, FieldInfo], section: str = "") -> str:

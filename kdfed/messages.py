@@ -283,7 +283,7 @@ class TrainTeacher(Asked):
 
     def config(self) -> Config:
         """Return the settings."""
-        teachers = self.settings.model_dump_json(exclude={"model", "count"})
+        teachers = self.settings.model_dump_json(exclude={"model", "count", "from_"})
         return {**self.more, **super().config(), "teachers": teachers}
 
     def transfer(self) -> State:

@@ -8,7 +8,7 @@ from torch import nn
 
 from kdfed.arrays import spec_of
 from kdfed.config import Arm, Experiment
-from kdfed.config.checks import refusals_from, used_parts
+from kdfed.config.checks import refusals_from, used_parts, used_sections
 from kdfed.data import PreparedData, prepare
 from kdfed.device import resolve_device
 from kdfed.errors import ConfigError, DataError, Mistake
@@ -16,6 +16,7 @@ from kdfed.models import build_model, state_of
 from kdfed.partition import partition_of
 from kdfed.records import load_model, load_start
 from kdfed.settings import DistillationSettings, ModelSettings, ServerFitSettings
+from kdfed.shelf import problems_with_teachers
 from kdfed.thing import Thing, within
 
 
@@ -68,13 +69,16 @@ def _check_arm(arm: Arm, data: PreparedData | None, key: _Keys) -> Iterator[Mist
     student, _ = _try_model(arm.model, data)
     everything = used_parts(arm)
     for where, part in everything:
-        for mistake in _try_model(part, data)[1] if isinstance(part, ModelSettings) else ():
+        on_shelf = where.startswith("teachers.from")  # has classes of its own
+        for mistake in _try_model(part, data)[1] if isinstance(part, ModelSettings) and not on_shelf else ():
             yield Mistake(key(where + mistake.key.removeprefix("model")), mistake.message)
     if data is not None:
         for where, part in everything:
             if isinstance(part, Thing):
                 for refusal in refusals_from(part, lambda thing: thing.misfits(arm, data)):
                     yield Mistake(key(within(refusal, where).key), refusal.message)
+        if "teachers" in used_sections(arm) and arm.teachers.from_ is not None:
+            yield from (Mistake(key(one.key), one.message) for one in problems_with_teachers(arm, data))
     if arm.start.startswith("file:"):
         yield from _check_start(arm.start.removeprefix("file:"), student, key("start"))
     if data is not None and not data.dataset.is_images:

@@ -327,6 +327,17 @@ def load(path: str | Path, *, model: str = "", device: str = "auto") -> Predicto
     return Predictor(card, made.eval().to(where), cut)
 
 
+def has_card(path: str | Path) -> bool:
+    """Tell whether a ``.safetensors`` file says anything of its model.
+
+    Raises
+    ------
+    DataError
+        If it cannot be read.
+    """
+    return _text_in(path) is not None
+
+
 def read_card(path: str | Path) -> Card:
     """Return what a model file says of its model.
 
@@ -335,11 +346,7 @@ def read_card(path: str | Path) -> Card:
     DataError
         If it cannot be read, or says nothing that this release understands.
     """
-    try:
-        with safe_open(path, framework="pt") as file:
-            text = (file.metadata() or {}).get(KEY)
-    except (OSError, SafetensorError) as error:
-        raise DataError(f"expected a readable .safetensors file, got {path}: {one_line(error)}") from error
+    text = _text_in(path)
     if text is None:
         raise DataError(
             f"expected a model that says how it is used (metadata {KEY!r}), {path} does not: an earlier "
@@ -355,6 +362,14 @@ def read_card(path: str | Path) -> Card:
             f"expected the metadata {KEY!r} of {path} as kdfed writes it in format {FORMAT}, {key} is wrong: "
             f"{one_line(first['msg'])}; upgrade kdfed if a later release wrote it"
         ) from error
+
+
+def _text_in(path: str | Path) -> str | None:
+    try:
+        with safe_open(path, framework="pt") as file:
+            return (file.metadata() or {}).get(KEY)
+    except (OSError, SafetensorError) as error:
+        raise DataError(f"expected a readable .safetensors file, got {path}: {one_line(error)}") from error
 
 
 def _problem_with_size(card: Card, state: State) -> str | None:

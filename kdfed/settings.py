@@ -18,8 +18,8 @@ Items = TypeVar("Items", bound=tuple[object, ...])
 
 
 def kebab(name: str) -> str:
-    """Return a field's key in the file: ``batch_size`` is ``batch-size``."""
-    return name.replace("_", "-")
+    """Return a field's key in the file: ``batch_size`` is ``batch-size``, ``from_`` is ``from``."""
+    return name.rstrip("_").replace("_", "-")
 
 
 class Settings(BaseModel):
@@ -228,8 +228,38 @@ class LabelCountSettings(Settings):
     says in ``num-examples`` how many examples there are."""
 
 
+class TeacherFile(Settings):
+    """A model that lies in a file, and what the file does not say of it."""
+
+    file: Text
+    """A ``.safetensors`` file, or a ``.pt`` or ``.pth`` file of ``torch.save(model.state_dict(), path)``.
+    Nothing in it is run."""
+    model: ModelSettings | None = None
+    """Name and options of its model. Default: what the file says; one that kdfed wrote says it. A model of
+    yours (``package.module:name``) is named here in any case, because it is code."""
+    classes: (
+        Annotated[tuple[Text | Annotated[int, Field(ge=0, le=10**9)] | None, ...], Field(min_length=1)] | None
+    ) = None
+    """For each of its outputs in their order the name of the data's class, or null where it says nothing of
+    any: a teacher may know some of the classes, in an order of its own. Default: the names in the file; where
+    it has none, the data's classes in their order."""
+    normalise: NormaliseSettings | None = None
+    """How inputs were normalised when it was trained, where the file does not say it. Default: as the
+    data."""
+    label_counts: (
+        Annotated[tuple[Annotated[float, Field(ge=0, le=1e12)], ...], Field(min_length=1)] | None
+    ) = None
+    """Examples of each output that it was trained on, in the order of the outputs, for the ensemble
+    ``label-counts``. Default: equally many of each that it knows."""
+
+
 class TeacherSettings(OptimiserSettings):
     """The participants' own training before the first round."""
+
+    from_: Text | Annotated[tuple[Text | TeacherFile, ...], Field(min_length=1)] | None = None
+    """Teachers that exist already: a folder whose model files, in the order of their names, are those of the
+    participants 0, 1, 2...; or a list of files. Nothing is trained then, and the keys of training have no
+    effect. Default: participants train them."""
 
     epochs: Passes = 10
     """Passes over the participant's examples."""

@@ -381,6 +381,76 @@ def predict(
     Console().print(f"{found.line}; rows: {escape(str(out.absolute()))}", soft_wrap=True)
 
 
+@app.command()
+def consolidate(
+    teachers: Annotated[list[str], typer.Argument(metavar="TEACHER...")],
+    student: Annotated[
+        str,
+        typer.Option(
+            metavar="MODEL", help="A model's name, {name: ..., options: ...}, or a file to start from."
+        ),
+    ],
+    transfer: Annotated[
+        str, typer.Option(metavar="SOURCE", help="The examples: what `data.source` can be, see `kdfed list`.")
+    ],
+    out: Annotated[
+        Path,
+        typer.Option(
+            parser=_out, metavar="STUDENT.safetensors", help="The student; the page is written beside it."
+        ),
+    ],
+    method: Annotated[str, typer.Option(metavar="METHOD", help="The KD method. Default: vanilla.")] = "",
+    labels: Annotated[bool, typer.Option("--labels", help="Use the labels of the transfer set too.")] = False,
+    teacher_model: Annotated[
+        str, typer.Option(metavar="MODEL", help="The model of teachers whose files say none.")
+    ] = "",
+    assignments: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE...",
+            help="Keys of `data` and `consolidation`, `device` and `threads`, as in an experiment.",
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Of every draw.")] = 0,
+) -> None:
+    """Distil models that exist already into one student, without any federation.
+
+    TEACHER is a file, a folder of files, or a mapping that says more: '{file: old.pt, model: {name: cnn}}'. A
+    file is a model of a run (runs/NAME/models/*.safetensors), or any other .safetensors, .pt or .pth with the
+    name of its model (old.pt=resnet18). Nothing in a file is run.
+    """
+    from kdfed.named import search_in
+    from kdfed.records import write_atomically
+    from kdfed.saved import save
+    from simulations.consolidating import Request, comparison_tables, plan_of, render, run_plan
+    from simulations.consolidating.report import measured_words, unknown_words
+    from simulations.engines.process_state import preserved
+    from simulations.workers import progress_on
+
+    search_in(Path.cwd())
+    console = Console()
+    request = Request(
+        teachers, student, transfer, out, method, labels, teacher_model, assignments or (), seed
+    )
+    plan = plan_of(request)
+    with preserved(), progress_on(console) as progress:
+        bar = progress.add_task("distilling", total=None)
+        outcome = run_plan(plan, lambda epoch, epochs, _: progress.update(bar, total=epochs, completed=epoch))
+    save(out, outcome.state, plan.card)
+    page = out.with_suffix(".html")
+    write_atomically(page, render(plan, outcome).encode(errors="backslashreplace"))
+    if not console.is_terminal:
+        console.width = max(console.width, 120)  # a file folds no words
+    for table in comparison_tables(plan, outcome):
+        console.print(table, "", sep="\n")
+    console.print(measured_words(plan, outcome), soft_wrap=True)
+    for warning in filter(None, (unknown_words(plan), outcome.result.warning)):
+        console.print(f"warning: {escape(warning)}", soft_wrap=True)
+    console.print(f"student: {escape(str(out.absolute()))}", soft_wrap=True)
+    console.print(f"page: {escape(str(page.absolute()))}", soft_wrap=True)
+
+
 @app.command("list")
 def list_() -> None:
     """List what an experiment can name, with one line each."""

@@ -199,6 +199,8 @@ def _need_classes(arm: Arm) -> Iterator[Refusal]:
 def _check_teachers(arm: Arm) -> Iterator[Refusal]:
     """Yield what the teachers cannot be asked for."""
     teachers, consolidation = arm.teachers, arm.consolidation
+    if teachers.from_ is not None:
+        yield from _check_shelf(arm)
     if isinstance(teachers.count, int) and teachers.count > arm.partition.participants:
         yield Refusal(
             "teachers.count",
@@ -237,6 +239,19 @@ def _check_teachers(arm: Arm) -> Iterator[Refusal]:
             "'averaged' needs teachers of the federated model's architecture; remove teachers.model",
             ("model", "teachers.model"),
         )
+
+
+def _check_shelf(arm: Arm) -> Iterator[Refusal]:
+    """Yield what cannot be asked of teachers that exist already."""
+    teachers, source = arm.teachers, "teachers.from"
+    for key, given, wanted, why in (
+        ("count", teachers.count, "all", "every teacher that it names takes part"),
+        ("upload", teachers.upload, "weights", "it names models"),
+        ("model", teachers.model, None, "each file, or its entry, says its model"),
+        ("label-counts.epsilon", teachers.label_counts.epsilon, None, "nobody is asked for counts"),
+    ):
+        if given != wanted:
+            yield Refusal(f"teachers.{key}", f"has no effect with {source}: {why}; remove it", (source,))
 
 
 def server_labels(arm: Arm, validation: int, transfer: int) -> int:

@@ -384,6 +384,8 @@ _PATHS = {
     "teachers.model.weights": _FILE,
     "local.model.weights": _FILE,
     "server.models.weights": _FILE,
+    "teachers.from": r"()(.+)",
+    "teachers.from.file": r"()(.+)",
 }
 """Keys that can hold a path, in an experiment or an arm, and what stands before it."""
 

@@ -158,7 +158,17 @@ def prepare(settings: DataSettings) -> PreparedData:
     """
     dataset = load_source(settings)
     release_memory()
-    splits = split(dataset, settings)
+    return prepare_dataset(dataset, split(dataset, settings), settings)
+
+
+def prepare_dataset(dataset: Dataset, splits: Splits, settings: DataSettings) -> PreparedData:
+    """Find the normalisation of a data set that was loaded and split.
+
+    Raises
+    ------
+    DataError
+        As :func:`prepare`.
+    """
     held_out, shape = len(dataset) - len(splits.train), dataset.inputs.shape[1:]
     check_memory(
         4 * held_out * math.prod(shape),

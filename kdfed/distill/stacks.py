@@ -12,6 +12,7 @@ from torch import nn
 
 from kdfed.cohort import plan_for, predict_stack, stack_states
 from kdfed.cohort.predicting import BATCH
+from kdfed.distill.partial import completed, known_classes
 from kdfed.errors import KdfedError, LogitsError
 from kdfed.models import device_of, state_of
 from kdfed.train import predict
@@ -34,7 +35,7 @@ class TeacherStacks:
     def __init__(self, teachers: Sequence[nn.Module]) -> None:
         if not teachers:
             raise KdfedError("expected at least one teacher to consolidate, got none")
-        self._teachers = teachers
+        self._teachers, self._knows_KC = teachers, known_classes(teachers)
         groups: dict[str, list[int]] = {}
         for index, teacher in enumerate(teachers):
             shapes = [(key, tuple(value.shape)) for key, value in teacher.state_dict().items()]
@@ -47,6 +48,8 @@ class TeacherStacks:
 
     def logits(self, inputs: torch.Tensor) -> torch.Tensor:
         """Return the logits of every teacher, float32 [K, N, C] on the CPU; inputs [N, ...] are never copied.
+
+        Classes that a teacher does not know are completed from the others (:mod:`kdfed.distill.partial`).
 
         Raises
         ------
@@ -68,7 +71,8 @@ class TeacherStacks:
         classes = sorted({values.shape[1] for values in logits})
         if len(classes) > 1:
             raise KdfedError(f"expected teachers with the same classes, got {classes} logits per example")
-        return _finite(torch.stack(logits))
+        found_KNC = _finite(torch.stack(logits))
+        return found_KNC if self._knows_KC is None else completed(found_KNC, self._knows_KC)
 
     def _check(self, probe: torch.Tensor) -> None:
         """Take teachers out of their group that only look like the others: stacking changes their logits."""

@@ -1,0 +1,388 @@
+"""Models on a shelf: teachers that exist already, and students to start from, read from files.
+
+A file is data: nothing in it is run. One that kdfed wrote says what it is (:class:`kdfed.saved.Card`); of any
+other, whoever names it says the model, and where it differs from the student's task, the classes and the
+normalisation (:class:`kdfed.settings.TeacherFile`). What is read is checked whole, before anything is
+trained.
+
+Shape suffixes: K teachers, C classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from kdfed.arrays import problem_with_arrays, spec_of
+from kdfed.backbones.weights import read_state
+from kdfed.config import Arm
+from kdfed.data import PreparedData
+from kdfed.distill import KDMethod
+from kdfed.distill.partial import AdaptedTeacher
+from kdfed.errors import ConfigError, DataError, KdfedError, Mistake, near, shown
+from kdfed.models import build_model, is_shipped, load_state, state_of
+from kdfed.named import is_named
+from kdfed.paths import user_path
+from kdfed.saved import Card, has_card, load, read_card
+from kdfed.settings import ModelSettings, TeacherFile
+
+SUFFIXES = (".safetensors", ".pt", ".pth")
+"""Of files that can hold a model."""
+
+FEWEST = 2
+"""Classes of the student's that a teacher must know at least: between fewer it cannot tell."""
+
+
+@dataclass(frozen=True, eq=False)
+class ShelfTeacher:
+    """A teacher from a file, ready to teach a student.
+
+    Parameters
+    ----------
+    path
+        The file.
+    settings
+        Name and options of its model.
+    model
+        Takes inputs that are normalised for the student, returns logits of the student's classes. It is the
+        model of the file itself where nothing differs (:attr:`is_plain`).
+    knows
+        Which of the student's classes it knows, bool [C].
+    label_counts
+        Examples of each class that it was trained on, float64 [C]; None where nobody says.
+    """
+
+    path: Path
+    settings: ModelSettings
+    model: nn.Module
+    knows: np.ndarray
+    label_counts: np.ndarray | None = None
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether its weights mean what the student's do: same inputs, same outputs."""
+        return not isinstance(self.model, AdaptedTeacher)
+
+
+def model_files(where: str | Sequence[str | TeacherFile], key: str = "teachers.from") -> list[TeacherFile]:
+    """Return the files that are named: those of a folder in the order of their names, or of a list.
+
+    Raises
+    ------
+    DataError
+        If there is no such folder, or no model in it.
+    """
+    if not isinstance(where, str):
+        return [TeacherFile(file=one) if isinstance(one, str) else one for one in where]
+    folder = user_path(where)
+    if not folder.is_dir():
+        raise DataError(f"expected a folder with models, or a list of files, got {folder}", key)
+    found = sorted(path for path in folder.iterdir() if path.suffix in SUFFIXES)
+    if not found:
+        raise DataError(f"expected models ({', '.join(SUFFIXES)}) in the folder {folder}, got none", key)
+    return [TeacherFile(file=str(path)) for path in found]
+
+
+def card_in(file: TeacherFile) -> Card | None:
+    """Return what a file itself says of its model; None where it says nothing, or cannot be read.
+
+    Raises
+    ------
+    DataError
+        If it says something that this release does not understand.
+    """
+    path = user_path(file.file)
+    is_one = path.suffix == ".safetensors" and path.is_file() and has_card(path)
+    return read_card(path) if is_one else None
+
+
+def read_teacher(file: TeacherFile, student: Card, key: str = "teachers.from") -> ShelfTeacher:
+    """Read a teacher, and make it one of a student's.
+
+    Parameters
+    ----------
+    file
+        The file, and what it does not say.
+    student
+        What the student learns: inputs, normalisation, classes.
+    key
+        Where the file is named.
+
+    Raises
+    ------
+    DataError
+        If the file cannot be read, holds anything but weights, or they are those of another model; or the
+        model has other inputs or another task than the student, or knows fewer than two of its classes.
+    """
+    path = user_path(file.file)
+    card, model, says = _read(file, student, key)
+    problem = _other_task(card, student)
+    if problem is not None:
+        raise DataError(f"{path} does not fit the data: {problem}", key)
+    names = _names(file, card, says, student, key)
+    outputs: list[int | None] = [0]
+    if student.classes:
+        places = {name: place for place, name in enumerate(names) if name is not None}
+        outputs = [places.get(name) for name in student.classes]
+    knows = np.array([output is not None for output in outputs])
+    if student.classes and knows.sum() < min(FEWEST, len(student.classes)):
+        raise DataError(
+            f"expected a teacher of at least {FEWEST} of the classes {shown(list(student.classes))}, "
+            f"{path} has outputs for {shown(list(names))}: say which of its outputs is which (classes)",
+            key,
+        )
+    counts = None
+    if file.label_counts is not None:
+        counts = np.array([0.0 if o is None else file.label_counts[o] for o in outputs])
+    adapted = _adapted(model, card, student, outputs)
+    return ShelfTeacher(path, card.model, adapted, knows, counts)
+
+
+def read_start(file: TeacherFile, student: Card, key: str = "start") -> nn.Module:
+    """Read a student to start from; its outputs and inputs are the student's as they are.
+
+    Raises
+    ------
+    DataError
+        As :func:`read_teacher`, and if its classes or its normalisation are others.
+    """
+    card, model, _ = _read(file, student, key)
+    problem = _other_task(card, student)
+    if problem is None and file.classes is not None:
+        problem = "a student has the data's classes in their order; remove classes"
+    if problem is None and card.classes != student.classes:
+        problem = f"its classes are {shown(list(card.classes))}, expected {shown(list(student.classes))}"
+    if problem is None and (card.mean, card.std) != (student.mean, student.std):
+        problem = "its inputs were normalised in another way; set data.normalise to its mean and std"
+    if problem is not None:
+        raise DataError(f"{user_path(file.file)} does not fit the data: {problem}", key)
+    return model.train()
+
+
+def examine_teachers(
+    files: Sequence[TeacherFile], student: Card, key: str = "teachers.from"
+) -> tuple[list[ShelfTeacher], list[Mistake]]:
+    """Read teachers, and return what is wrong with any of them."""
+    found, mistakes = [], []
+    for number, file in enumerate(files):
+        try:
+            found.append(read_teacher(file, student, f"{key}.{number}"))
+        except DataError as error:
+            mistakes.append(Mistake(error.key, str(error)))
+    return found, mistakes
+
+
+def teachers_of(arm: Arm, data: PreparedData) -> dict[int, ShelfTeacher]:
+    """Return the teachers of an arm whose ``teachers.from`` names files: participant -> teacher.
+
+    Nothing is trained for them, and nothing is sent by a training.
+
+    Raises
+    ------
+    ConfigError
+        With everything that is wrong with any of them.
+    """
+    found, mistakes = _examine(arm, data)
+    if mistakes:
+        raise ConfigError("teachers.from", mistakes)
+    return found
+
+
+def problems_with_teachers(arm: Arm, data: PreparedData) -> list[Mistake]:
+    """Return what is wrong with the teachers of an arm that are named in ``teachers.from``."""
+    return _examine(arm, data)[1]
+
+
+def label_counts(teachers: Sequence[ShelfTeacher]) -> np.ndarray:
+    """Return the examples of each class that each teacher was trained on, float64 [K, C].
+
+    Where nobody says it, a teacher has one of each class that it knows, and none of the others.
+
+    Raises
+    ------
+    KdfedError
+        If some say it, and others do not: counts and ones do not compare.
+    """
+    silent = [str(teacher.path) for teacher in teachers if teacher.label_counts is None]
+    if silent and len(silent) < len(teachers):
+        raise KdfedError(
+            f"expected label-counts of every teacher, or of none, got none of {shown(silent)}: name them"
+        )
+    return np.array(
+        [one.knows.astype(np.float64) if one.label_counts is None else one.label_counts for one in teachers]
+    )
+
+
+def problem_with_method(
+    method: KDMethod, teachers: Sequence[ShelfTeacher], student: ModelSettings
+) -> str | None:
+    """Say why a method cannot have these teachers for a student of this model; None where it can."""
+    partial = [str(teacher.path) for teacher in teachers if not teacher.knows.all()]
+    if method.needs_teachers and partial:
+        return (
+            f"method {method.method!r} works with the teachers themselves ({method.needs_teachers}), and "
+            f"needs such as know every class; {shown(partial)} do not: use another method, or leave them out"
+        )
+    adapted = [str(teacher.path) for teacher in teachers if not teacher.is_plain]
+    models = {one.model_dump_json() for one in (student, *(teacher.settings for teacher in teachers))}
+    if method.init == "averaged" and (adapted or len(models) > 1):
+        return (
+            "init 'averaged' needs teachers of the student's own model, inputs and classes, got others"
+            f"{f' in {shown(adapted)}' if adapted else ''}; use init: common or random"
+        )
+    return None
+
+
+# ----------------------------------------------------------------------------- small helpers
+
+
+def _examine(arm: Arm, data: PreparedData) -> tuple[dict[int, ShelfTeacher], list[Mistake]]:
+    assert arm.teachers.from_ is not None
+    student, key = Card.of(arm.model, arm.data, data), "teachers.from"
+    try:
+        files = model_files(arm.teachers.from_, key)
+    except DataError as error:
+        return {}, [Mistake(error.key, str(error))]
+    if len(files) > arm.partition.participants:
+        return {}, [
+            Mistake(
+                key,
+                f"expected at most one model for each of the {arm.partition.participants} participants, got "
+                f"{len(files)}; name fewer, or raise partition.participants",
+            )
+        ]
+    found, mistakes = examine_teachers(files, student, key)
+    if not mistakes and arm.start == "consolidated":
+        problem = problem_with_method(arm.consolidation, found, arm.model)
+        mistakes += [] if problem is None else [Mistake("consolidation.method", problem)]
+    return dict(enumerate(found)), mistakes
+
+
+def _read(file: TeacherFile, student: Card, key: str) -> tuple[Card, nn.Module, bool]:
+    """Return what is known of a file's model, the model, and whether the file itself says it."""
+    path = user_path(file.file)
+    state = read_state(path, key)
+    card = card_in(file)
+    if card is not None:
+        return card, _read_own(file, card, path, key), True
+    if file.model is None:
+        raise DataError(
+            f"{path} does not say which model its weights are of: name it, as "
+            f"{{file: {path.name}, model: {{name: cnn}}}}, or {path.name}=cnn on the command line",
+            key,
+        )
+    mean, std = student.mean, student.std
+    if file.normalise is not None:
+        mean, std = file.normalise.mean, file.normalise.std
+        if (len(mean), len(std)) != (len(student.mean), len(student.std)):
+            raise DataError(f"expected {len(student.mean)} mean and std, got {len(mean)}, {len(std)}", key)
+    card = student.model_copy(update={"model": file.model, "mean": mean, "std": std})
+    outputs = student.outputs if file.classes is None else len(file.classes)
+    try:
+        model = build_model(file.model, student.input_shape, outputs, seed=0)
+    except ConfigError as error:
+        reasons = "; ".join(mistake.message for mistake in error.mistakes)
+        raise DataError(f"the model of {path} cannot be built: {reasons}", key) from error
+    problem = problem_with_arrays(state, spec_of(state_of(model)))
+    if problem is not None:
+        raise DataError(
+            f"the state dict in {path} does not fit {file.model.name!r} for inputs "
+            f"{list(student.input_shape)} and {outputs} outputs: {problem}; name its own model, options and "
+            "classes",
+            key,
+        )
+    load_state(model, state)
+    return card, model.eval(), False
+
+
+def _read_own(file: TeacherFile, card: Card, path: Path, key: str) -> nn.Module:
+    """Return the model of a file that says what it is."""
+    name = card.model.name
+    if file.model is None and is_named(name) and not is_shipped(name):
+        raise DataError(
+            f"{path} names somebody's code as its model, {shown(name)}, which would be imported and called: "
+            f"if that is what you expect, say it too, as {path.name}={name} on the command line",
+            key,
+        )
+    if file.model is not None and (file.model.options or card.model.options) != card.model.options:
+        raise DataError(
+            f"expected a model with options {shown(file.model.options)} in {path}, got "
+            f"{shown(card.model.options)}; remove the options: the file says them",
+            key,
+        )
+    if file.normalise is not None:
+        raise DataError(f"{path} says how its inputs are normalised; remove normalise", key)
+    try:
+        return load(path, model="" if file.model is None else file.model.name, device="cpu").model
+    except DataError as error:
+        raise DataError(str(error), key) from error
+
+
+def _names(file: TeacherFile, card: Card, says: bool, student: Card, key: str) -> tuple[str | None, ...]:
+    """Return the student's class that each output of a teacher stands for."""
+    path, outputs = user_path(file.file), card.outputs if says else len(file.classes or student.classes)
+    counts = file.label_counts
+    if counts is not None and (not student.classes or len(counts) != outputs):
+        raise DataError(f"expected label-counts for the {outputs} outputs of {path}, got {len(counts)}", key)
+    if file.classes is None:
+        return card.classes
+    if not student.classes:
+        raise DataError(f"classes of {path} have no effect in a regression; remove them", key)
+    names = tuple(None if name is None else str(name) for name in file.classes)
+    if len(names) != outputs:
+        raise DataError(f"expected classes for the {outputs} outputs of {path}, got {len(names)}", key)
+    given = [name for name in names if name is not None]
+    for name in given:
+        if name not in student.classes:
+            raise DataError(
+                f"classes of {path}: the data have no class {shown(name)}{near(name, student.classes)}", key
+            )
+        if given.count(name) > 1:
+            raise DataError(f"classes of {path}: expected each class once, got {shown(name)} again", key)
+    return names
+
+
+def _other_task(card: Card, student: Card) -> str | None:
+    """Say how a model's task differs from the student's in what cannot be adapted; None where it does not."""
+    if card.task != student.task:
+        return f"it is a model of a {card.task}, expected one of a {student.task}"
+    if card.input_shape != student.input_shape:
+        change = "; set data.shape to convert images" if len(card.input_shape) == 3 else ""
+        return (
+            f"it takes inputs of shape {list(card.input_shape)}, those of the data are "
+            f"{list(student.input_shape)}{change}"
+        )
+    ours, theirs = (None if one.columns is None else one.columns.inputs for one in (student, card))
+    if ours is not None and theirs is not None and ours != theirs:
+        wanted = [theirs] if isinstance(theirs, str) else list(theirs)
+        return f"its inputs are the columns {shown(wanted)}, in this order; set data.columns.inputs"
+    return None
+
+
+def _adapted(model: nn.Module, card: Card, student: Card, outputs: Sequence[int | None]) -> nn.Module:
+    """Return a model that takes the student's inputs and has the student's outputs: itself where it does."""
+    alike = (card.mean, card.std, card.label_mean, card.label_std) == (
+        student.mean,
+        student.std,
+        student.label_mean,
+        student.label_std,
+    )
+    if alike and list(outputs) == list(range(student.outputs)) and card.outputs == student.outputs:
+        return model
+    mean, std, own_mean, own_std = (
+        torch.tensor(values, dtype=torch.float64)
+        for values in (student.mean, student.std, card.mean, card.std)
+    )
+    return AdaptedTeacher(
+        model,
+        (std / own_std).float(),
+        ((mean - own_mean) / own_std).float(),
+        outputs,
+        card.label_std / student.label_std,
+        (card.label_mean - student.label_mean) / student.label_std,
+    ).eval()
