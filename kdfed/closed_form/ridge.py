@@ -79,9 +79,7 @@ class Ridge(ClosedFormHead):
         if isinstance(self.penalty, float):
             penalty = self.penalty
         elif self.penalty == "gcv":
-            penalty = min(
-                system.penalties(sums.noise(self.upload)), key=lambda one: (system.left_out(one), -one)
-            )
+            penalty = system.least_left_out(system.penalties(sums.noise(self.upload)))
         else:
             assert validation is not None
             penalty = max(
@@ -152,13 +150,24 @@ class System:
         return float((self.values_D / (self.values_D + penalty)).sum())
 
     def left_out(self, penalty: float) -> float:
-        """Return the generalised cross-validation error, a mean square; infinite where nothing is left."""
-        shrunk_D = self.values_D + penalty
-        explained_D = (2 / shrunk_D - self.values_D / shrunk_D.square()) * self.wanted_CD.square().sum(0)
-        free = 1 - (1 + self.fitted(penalty)) / self.examples
-        if free <= 1e-9:
+        """Return the generalised cross-validation error, a mean square; infinite where nothing is left over."""
+        values_D, missed_D = self._seen(self.values_D), penalty / (self._seen(self.values_D) + penalty)
+        explained_D = self._seen(self.wanted_CD.square().sum(0)) / values_D
+        outside = self.squares - float(explained_D.sum())  # what no weights explain: 0, up to rounding, or more
+        outside = outside if outside > 1e-12 * self.squares else 0.0
+        free = self.examples - 1 - len(values_D) + float(missed_D.sum())
+        if free <= 0:
             return math.inf
-        return max(0.0, self.squares - float(explained_D.sum())) / self.examples / free**2
+        return (outside + float((explained_D * missed_D.square()).sum())) * self.examples / free**2
+
+    def least_left_out(self, penalties: list[float]) -> float:
+        """Return the penalty of the smallest such error; of those that equal it up to rounding the largest."""
+        errors = [self.left_out(one) for one in penalties]
+        return max(one for one, error in zip(penalties, errors, strict=True) if error <= min(errors) * (1 + 1e-6))
+
+    def _seen(self, any_D: torch.Tensor) -> torch.Tensor:
+        """Return what belongs to the eigenvalues above 0."""
+        return any_D[self.values_D > 0]
 
     def penalties(self, noise: float) -> list[float]:
         """Return the penalties to choose from, at least one; none below what is noise."""
