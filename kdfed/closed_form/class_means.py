@@ -2,21 +2,23 @@ r"""The head ``class-means``: the class whose mean is nearest, from class sums a
 
 ``euclidean``
     the smallest distance:
-    :math:`W_c = (\mu_c - \bar f)^\top, \; b_c = -W_c \bar f - \frac{1}{2} \lVert \mu_c - \bar f \rVert^2`, which
-    is :math:`-\frac{1}{2} \lVert f - \mu_c \rVert^2` up to a number that all classes share.
+    :math:`W_c = (\mu_c - \bar f)^\top, \; b_c = -W_c \bar f - \frac{1}{2} \lVert \mu_c - \bar f \rVert^2`,
+    which is :math:`-\frac{1}{2} \lVert f - \mu_c \rVert^2` up to a number that all classes share.
 ``cosine``
     the smallest angle, as FedNCM has it: :math:`W_c = \mu_c^\top / \lVert \mu_c \rVert, \; b_c = 0`.
 
-It is the cheapest head: no Gram matrix. The size of its logits means nothing; only labels can calibrate it. A class
-that nobody has gets the mean logit of the others less :math:`\log(N + 1)`, so it is never the answer.
+It is the cheapest head: no Gram matrix. The size of its logits means nothing; only labels can calibrate it. A
+class that nobody has gets the mean logit of the others less :math:`\log(N + 1)`, so it is never the answer.
 
-FedCGS, whose class means are often named with it, sends a Gram matrix too: that is ``lda`` with ``covariance: total``.
+FedCGS, whose class means are often named with it, sends a Gram matrix too: that is ``lda`` with ``covariance:
+total``.
 
 Shape suffixes: N examples, D features, C classes.
 
 References
 ----------
-Legate et al. 2023, "Guiding The Last Layer in Federated Learning with Pre-Trained Models" (FedNCM), arXiv 2306.03937.
+Legate et al. 2023, "Guiding The Last Layer in Federated Learning with Pre-Trained Models" (FedNCM), arXiv
+2306.03937.
 """
 
 from __future__ import annotations
@@ -42,8 +44,8 @@ class ClassMeans(ClosedFormHead):
     distance: Literal["euclidean", "cosine"] = "euclidean"
     """What is nearest: the smallest distance, or the smallest angle."""
     calibrate: Literal["no", "validation"] = "no"
-    """Scale the logits, so that their softmax is as sure as it is right, by the labels of the validation split. The
-    answers stay the same; it matters where training goes on."""
+    """Scale the logits, so that their softmax is as sure as it is right, by the labels of the validation
+    split. The answers stay the same; it matters where training goes on."""
 
     needs_gram: ClassVar[bool] = False
 

@@ -1,8 +1,8 @@
 r"""What a closed-form head owes: a linear layer from sums over the participants' features, in one exchange.
 
-Each participant computes the features of its examples with a model that everybody has, and sends sums over them
-(:mod:`kdfed.closed_form.sums`). The server adds these and solves for the head. Nothing is trained, and nothing
-depends on who held which example.
+Each participant computes the features of its examples with a model that everybody has, and sends sums over
+them (:mod:`kdfed.closed_form.sums`). The server adds these and solves for the head. Nothing is trained, and
+nothing depends on who held which example.
 
 .. code-block:: python
 
@@ -46,16 +46,16 @@ class ClosedFormHead(Thing):
     head: str
     """The closed-form head."""
     upload: Upload = "float32"
-    """Type of the numbers that a participant sends; they are computed and added in float64. Features whose mean
-    is thousands of times their spread need ``float64``."""
+    """Type of the numbers that a participant sends; they are computed and added in float64. Features whose
+    mean is thousands of times their spread need ``float64``."""
     dims: Annotated[int, Field(ge=1, le=10**6)] | None = None
     """Keep so many features at most, which bounds the bytes. Default: all."""
     projection: Projection = "random"
-    """How features become fewer: a ``random`` projection of the run's seed, or ``pool``, the means of consecutive
-    features. Only with ``dims``."""
+    """How features become fewer: a ``random`` projection of the run's seed, or ``pool``, the means of
+    consecutive features. Only with ``dims``."""
     calibrate: Literal["no", "sums", "validation"] = "no"
-    """Scale the logits, so that their softmax is as sure as it is right: by the summed statistics alone, or by
-    the labels of the validation split. The answers stay the same; it matters where training goes on. A
+    """Scale the logits, so that their softmax is as sure as it is right: by the summed statistics alone, or
+    by the labels of the validation split. The answers stay the same; it matters where training goes on. A
     regression, which has no softmax, stays as it is."""
 
     needs_gram: ClassVar[bool] = True
@@ -70,7 +70,8 @@ class ClosedFormHead(Thing):
         sums
             Of all participants, at least one example.
         validation
-            Features [N, D] and labels of the server, for heads that choose by them; None where there are none.
+            Features [N, D] and labels of the server, for heads that choose by them; None where there are
+            none.
         """
 
     def server_labels(self) -> frozenset[str]:
@@ -154,12 +155,15 @@ class ClosedFormHead(Thing):
             If there is no example, or validation examples are needed and there is none.
         """
         if sums.examples == 0:
-            raise KdfedError("expected statistics of at least one example, got none; look at the participants")
+            raise KdfedError(
+                "expected statistics of at least one example, got none; look at the participants"
+            )
         if "validation" not in self.server_labels():
             validation = None
         elif validation is None or len(validation) == 0:
             raise KdfedError(
-                f"head {self.head!r}: expected validation examples to choose with, got none; choose by the sums"
+                f"head {self.head!r}: expected validation examples to choose with, got none; choose by the "
+                "sums"
             )
         if validation is not None:
             validation = replace(validation, inputs=self._reduced(validation.inputs, seed))

@@ -8,15 +8,15 @@ Features of class c are taken for Gaussian around :math:`\mu_c` with the covaria
     W_c = (\mu_c - \bar f)^\top S^{-1}, \quad
     b_c = -W_c \bar f - \tfrac{1}{2} W_c (\mu_c - \bar f) + \log \pi_c
 
-are the logarithms of the probabilities of the classes, up to a number that all classes share. S is shrunk towards a
-multiple of the identity, so that it has an inverse where features are many:
+are the logarithms of the probabilities of the classes, up to a number that all classes share. S is shrunk
+towards a multiple of the identity, so that it has an inverse where features are many:
 
 .. math:: S = (1 - a)\,\hat S + a\,\frac{\operatorname{tr} \hat S}{D} I
 
-with :math:`\hat S` the pooled covariance ``within`` classes (over N minus the number of classes, as GH-OFL has it), or
-the ``total`` covariance of all features (over N - 1, as FedCGS has it). The shrinkage a is a number, or ``oas``: the
-oracle approximating shrinkage, which needs the traces of :math:`\hat S` and :math:`\hat S^2` only, so it follows
-from the sums. Like ``lda`` itself it takes features for Gaussian.
+with :math:`\hat S` the pooled covariance ``within`` classes (over N minus the number of classes, as GH-OFL
+has it), or the ``total`` covariance of all features (over N - 1, as FedCGS has it). The shrinkage a is a
+number, or ``oas``: the oracle approximating shrinkage, which needs the traces of :math:`\hat S` and
+:math:`\hat S^2` only, so it follows from the sums. Like ``lda`` itself it takes features for Gaussian.
 
 .. math::
 
@@ -25,18 +25,18 @@ from the sums. Like ``lda`` itself it takes features for Gaussian.
 
 with n the degrees of freedom of :math:`\hat S`.
 
-A class that nobody has gets the mean logit of the others less :math:`\log(N + 1)`: it is never the answer. Features
-without any extent have the identity as covariance. GH-OFL has a = 0.05 and adds 1e-6 to the diagonal, FedCGS has
-a = 0; ours is above 0, with nothing added.
+A class that nobody has gets the mean logit of the others less :math:`\log(N + 1)`: it is never the answer.
+Features without any extent have the identity as covariance. GH-OFL has a = 0.05 and adds 1e-6 to the
+diagonal, FedCGS has a = 0; ours is above 0, with nothing added.
 
 Shape suffixes: N examples, D features, C classes.
 
 References
 ----------
-Turazza et al. 2026, "The Gaussian-Head OFL Family: One-Shot Federated Learning from Client Global Statistics", arXiv
-2602.01186: its closed-form head LDA.
-Guan et al. 2025, "Capture Global Feature Statistics for One-Shot Federated Learning" (FedCGS), arXiv 2503.06962.
-Chen et al. 2010, "Shrinkage Algorithms for MMSE Covariance Estimation", arXiv 0907.4698, equation 23.
+Turazza et al. 2026, "The Gaussian-Head OFL Family: One-Shot Federated Learning from Client Global
+Statistics", arXiv 2602.01186: its closed-form head LDA. Guan et al. 2025, "Capture Global Feature Statistics
+for One-Shot Federated Learning" (FedCGS), arXiv 2503.06962. Chen et al. 2010, "Shrinkage Algorithms for MMSE
+Covariance Estimation", arXiv 0907.4698, equation 23.
 """
 
 from __future__ import annotations
@@ -63,8 +63,8 @@ class Lda(ClosedFormHead):
     covariance: Literal["within", "total"] = "within"
     """The covariance of features around the mean of their class, or around the mean of all."""
     shrinkage: Annotated[float, Field(ge=1e-9, le=1)] | Literal["oas"] = "oas"
-    """Share of the identity in the covariance, above 0 and at most 1; 1 is the nearest class mean. ``oas``: chosen
-    from the sums."""
+    """Share of the identity in the covariance, above 0 and at most 1; 1 is the nearest class mean. ``oas``:
+    chosen from the sums."""
 
     def fit(self, sums: Sums, validation: Examples | None) -> Linear:
         """Return the logits; see the module."""

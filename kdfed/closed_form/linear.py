@@ -23,8 +23,8 @@ class Linear:
     chosen
         The penalty or the shrinkage that was used; None where a head has neither.
     fitted
-        How many of the D features it has fitted, in effect: the trace of the matrix that maps wanted outputs to
-        fitted ones, without the mean's; 0 where that says nothing.
+        How many of the D features it has fitted, in effect: the trace of the matrix that maps wanted outputs
+        to fitted ones, without the mean's; 0 where that says nothing.
     """
 
     weight_CD: torch.Tensor

@@ -18,6 +18,7 @@ Achlioptas 2003, "Database-friendly random projections: Johnson-Lindenstrauss wi
 
 from __future__ import annotations
 
+import math
 from typing import Literal, TypeAlias
 
 import torch
@@ -47,5 +48,5 @@ def projection_matrix(dims: int, kept: int, kind: Projection, seed: int) -> torc
         for row, group in enumerate(torch.tensor_split(torch.arange(dims), kept)):
             matrix[row, group] = 1 / len(group)
         return matrix
-    coins = numpy_generator(seed, "projection").integers(0, 2, (kept, dims))
-    return (2.0 * torch.from_numpy(coins).double() - 1) / kept**0.5
+    coins = torch.from_numpy(numpy_generator(seed, "projection").integers(0, 2, (kept, dims)))
+    return (2 * coins.double() - 1) / math.sqrt(kept)

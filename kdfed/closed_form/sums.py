@@ -10,12 +10,13 @@ labels      [2], regression only float64                 sum of the labels, and 
 gram        [D, D]               ``upload``, a triangle  :math:`\sum_i f_i f_i^\top`
 =========== ==================== ======================= ============================================
 
-All are sums over examples: those of two participants are added, in any order, and nobody needs to know who held
-what. They are computed and added in float64; only the way to the server is ``float64``, ``float32`` or
+All are sums over examples: those of two participants are added, in any order, and nobody needs to know who
+held what. They are computed and added in float64; only the way to the server is ``float64``, ``float32`` or
 ``float16``. The symmetric Gram matrix travels as its upper triangle, row by row: D (D + 1) / 2 numbers.
 
-float16 ends at 65,504, so there each feature has a scale, a power of two, with which its sums and products are
-near 1: float32 [D] each, ``gram-scale`` and ``sums-scale``. With b bytes a number (8, 4 or 2) a participant sends
+float16 ends at 65,504, so there each feature has a scale, a power of two, with which its sums and products
+are near 1: float32 [D] each, ``gram-scale`` and ``sums-scale``. With b bytes a number (8, 4 or 2) a
+participant sends
 
 .. math:: 8 C + b\,C D + b\,D (D + 1) / 2 \quad (+\ 8 D \text{ with float16})
 
@@ -129,8 +130,8 @@ class Sums:
     def noise(self, upload: Upload) -> float:
         """Return the size of eigenvalues of the Gram matrix that rounding for the upload leaves in doubt.
 
-        Independent rounding of every number gives a matrix whose norm is about the largest norm of a row times
-        the distance of two numbers.
+        Independent rounding of every number gives a matrix whose norm is about the largest norm of a row
+        times the distance of two numbers.
         """
         if self.gram_DD is None:
             return 0.0
@@ -253,8 +254,8 @@ def encoded(sums: Sums, upload: Upload) -> dict[str, np.ndarray]:
     for key, array in arrays.items():
         if not np.isfinite(array).all():
             raise KdfedError(
-                f"expected features whose sums and products can be sent as {upload}, got larger ones ({key}); "
-                "normalise the features or set upload: float64"
+                f"expected features whose sums and products can be sent as {upload}, got larger ones "
+                f"({key}); normalise the features or set upload: float64"
             )
     return arrays
 
@@ -313,7 +314,9 @@ def problem_with_sums(arrays: Mapping[str, np.ndarray], upload: Upload, examples
     if sums.labels is not None:
         total, squares = sums.labels.tolist()
         if squares < 0 or total**2 > examples * squares * (1 + 1e-9):
-            return f"expected the sums of {examples} labels and of their squares, got {total:g} and {squares:g}"
+            return (
+                f"expected the sums of {examples} labels and of their squares, got {total:g} and {squares:g}"
+            )
     if sums.gram_DD is None:
         return None
     squares_D = sums.gram_DD.diagonal()
@@ -322,7 +325,9 @@ def problem_with_sums(arrays: Mapping[str, np.ndarray], upload: Upload, examples
     lengths_D = squares_D.sqrt()
     if bool((sums.gram_DD.abs() > (1 + slack) * torch.outer(lengths_D, lengths_D)).any()):
         return "expected a Gram matrix, got products that are larger than the features allow"
-    weights_R = sums.counts_C.double() if sums.labels is None else torch.stack((sums.counts_C[0], sums.labels[1]))
+    weights_R = (
+        sums.counts_C.double() if sums.labels is None else torch.stack((sums.counts_C[0], sums.labels[1]))
+    )
     most_RD = torch.outer(weights_R.sqrt(), lengths_D)
     if bool((size_RD > (1 + slack) * most_RD + slack * size_RD.amax(0)).any()):
         return "expected sums of features, got larger ones than the Gram matrix allows"
@@ -330,6 +335,6 @@ def problem_with_sums(arrays: Mapping[str, np.ndarray], upload: Upload, examples
 
 
 def _power_of_two(size_D: torch.Tensor) -> torch.Tensor:
-    """Return the largest powers of two, float64 [D], that are at most so large, as float32 has them; 1 for 0."""
+    """Return the largest powers of two that are at most so large, float64 [D]; 1 for 0."""
     exponents_D = torch.frexp(size_D).exponent - 1
     return torch.where(size_D > 0, torch.exp2(exponents_D.clamp(-120, 120).double()), 1.0)

@@ -15,10 +15,11 @@ CLASSES, DIMS = 4, 6
 def some_examples(
     count: int = 60, dims: int = DIMS, classes: int = CLASSES, seed: int = 0
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return features [N, D], float32, around a mean for each class, and labels [N]."""
+    """Return features [N, D], float32, around a mean for each class, the same for all seeds, and labels
+    [N]."""
+    means = 2 * torch.randn(classes, dims, generator=torch.Generator().manual_seed(0)) + 1
     generator = torch.Generator().manual_seed(seed)
     labels = torch.randint(classes, (count,), generator=generator)
-    means = 2 * torch.randn(classes, dims, generator=generator) + 1
     return means[labels] + torch.randn(count, dims, generator=generator), labels
 
 

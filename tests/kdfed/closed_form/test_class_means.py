@@ -39,7 +39,9 @@ def test_the_answer_is_the_nearest_mean_as_its_slow_twin_finds_it(distance: str)
         if distance == "euclidean":
             answers.append(min(range(CLASSES), key=lambda c: float((row - means[c]).norm())))
         else:
-            answers.append(max(range(CLASSES), key=lambda c: float(row @ means[c] / row.norm() / means[c].norm())))
+            answers.append(
+                max(range(CLASSES), key=lambda c: float(row @ means[c] / row.norm() / means[c].norm()))
+            )
     assert solved(exact(distance), features, labels)(features).argmax(1).tolist() == answers
 
 

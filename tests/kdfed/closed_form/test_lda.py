@@ -36,14 +36,18 @@ def slow_lda(features: torch.Tensor, labels: torch.Tensor, share: float, covaria
             for row in x
         ]
     )
-    return logs - np.log(np.exp(logs - logs.max(1, keepdims=True)).sum(1, keepdims=True)) - logs.max(1, keepdims=True)
+    return (
+        logs
+        - np.log(np.exp(logs - logs.max(1, keepdims=True)).sum(1, keepdims=True))
+        - logs.max(1, keepdims=True)
+    )
 
 
 def test_worked_lda() -> None:
     """Class 0 at (-2, -1), (-2, 1), class 1 at (1, -1), (3, 1): means (-2, 0) and (2, 0), the mean of all 0.
     Scatter within: (0, +-1) twice and +-(1, 1), so [[2, 2], [2, 4]], over 4 - 2. Shrunk by 1/2 with the trace
-    3: [[1/2, 1/2], [1/2, 1]] + 3/4 I = [[5/4, 1/2], [1/2, 7/4]], of determinant 31/16. Its inverse times (2, 0) is
-    16/31 (7/2, -1) = (56/31, -16/31): the weight of class 1. Its bias is -1/2 2 56/31 + log(1/2).
+    3: [[1/2, 1/2], [1/2, 1]] + 3/4 I = [[5/4, 1/2], [1/2, 7/4]], of determinant 31/16. Its inverse times (2,
+    0) is 16/31 (7/2, -1) = (56/31, -16/31): the weight of class 1. Its bias is -1/2 2 56/31 + log(1/2).
     """
     features = torch.tensor([[-2.0, -1.0], [-2.0, 1.0], [1.0, -1.0], [3.0, 1.0]])
     head = solved(exact(shrinkage=0.5), features, torch.tensor([0, 0, 1, 1]), classes=2)
@@ -112,7 +116,9 @@ def slow_oracle(covariance: np.ndarray, free: int) -> float:
 def test_oracle_shrinkage_agrees_with_its_slow_twin() -> None:
     generator = torch.Generator().manual_seed(0)
     for count, dims in ((10, 4), (40, 4), (40, 30), (400, 3)):
-        away = torch.randn(count, dims, generator=generator, dtype=torch.float64) * torch.arange(1.0, dims + 1)
+        away = torch.randn(count, dims, generator=generator, dtype=torch.float64) * torch.arange(
+            1.0, dims + 1
+        )
         covariance = away.T @ away / count
         fast = oracle_shrinkage(torch.linalg.eigvalsh(covariance), count)
         assert fast == pytest.approx(slow_oracle(covariance.numpy(), count))
@@ -154,7 +160,9 @@ def test_a_class_that_nobody_has_is_never_the_answer(shrinkage: float | str, cov
     features, labels = some_examples()
     head = solved(exact(shrinkage=shrinkage, covariance=covariance), features, labels.clamp_max(2))
     never(head, 3, features.shape[1])
-    three = solved(exact(shrinkage=shrinkage, covariance=covariance), features, labels.clamp_max(2), classes=3)
+    three = solved(
+        exact(shrinkage=shrinkage, covariance=covariance), features, labels.clamp_max(2), classes=3
+    )
     torch.testing.assert_close(head.weight_CD[:3], three.weight_CD)
 
 

@@ -11,7 +11,12 @@ from kdfed.errors import KdfedError
 from kdfed.task import CLASSIFICATION, REGRESSION, Task
 from tests.kdfed.closed_form.examples import CLASSES, DIMS, numbers_for, partitions_of, some_examples, summed
 
-CASES = [("ridge", CLASSIFICATION), ("lda", CLASSIFICATION), ("class-means", CLASSIFICATION), ("ridge", REGRESSION)]
+CASES = [
+    ("ridge", CLASSIFICATION),
+    ("lda", CLASSIFICATION),
+    ("class-means", CLASSIFICATION),
+    ("ridge", REGRESSION),
+]
 UPLOADS: tuple[Upload, ...] = ("float64", "float32", "float16")
 
 
@@ -52,10 +57,9 @@ def test_sums_agree_with_their_slow_twin(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_worked_sums_of_a_regression() -> None:
-    """Features (1, 2) and (3, 0) with labels 2 and -1: sums (4, 2) and 2 (1, 2) - (3, 0) = (-1, 4), labels 1 and 5."""
-    sums = sums_of(
-        torch.tensor([[1.0, 2.0], [3.0, 0.0]]), torch.tensor([2.0, -1.0]), 1, REGRESSION
-    )
+    """Features (1, 2) and (3, 0) with labels 2 and -1: sums (4, 2) and 2 (1, 2) - (3, 0) = (-1, 4), labels 1
+    and 5."""
+    sums = sums_of(torch.tensor([[1.0, 2.0], [3.0, 0.0]]), torch.tensor([2.0, -1.0]), 1, REGRESSION)
     assert sums.counts_C.tolist() == [2]
     assert sums.sums_RD.tolist() == [[4, 2], [-1, 4]]
     assert sums.labels is not None
@@ -116,7 +120,8 @@ def test_bytes_follow_from_the_shapes(head: ClosedFormHead, dims: int, expected:
 @pytest.mark.parametrize("upload", UPLOADS)
 @pytest.mark.parametrize("size", [1e-6, 1.0, 1e6])
 def test_what_arrives_is_what_was_sent_up_to_rounding(upload: Upload, size: float) -> None:
-    """Each product within the rounding of the two features' own sizes; so a large feature drowns no small one."""
+    """Each product within the rounding of the two features' own sizes; so a large feature drowns no small
+    one."""
     features, labels = some_examples()
     features = size * features * torch.logspace(-3, 3, DIMS)
     exact = sums_of(features, labels, CLASSES, CLASSIFICATION)
@@ -133,7 +138,9 @@ def test_what_arrives_is_what_was_sent_up_to_rounding(upload: Upload, size: floa
 
 def test_features_that_are_too_large_for_the_upload_are_refused() -> None:
     features, labels = torch.full((3, 2), 1e20), torch.zeros(3, dtype=torch.int64)
-    with pytest.raises(KdfedError, match=r"can be sent as float32, got larger ones \(gram\).*upload: float64"):
+    with pytest.raises(
+        KdfedError, match=r"can be sent as float32, got larger ones \(gram\).*upload: float64"
+    ):
         Ridge().statistics(features, labels, 2, CLASSIFICATION, 0)
     assert summed(Ridge(upload="float64"), features, labels, classes=2).examples == 3
 
@@ -209,7 +216,9 @@ def test_what_cannot_be_sums_is_named() -> None:
     assert "not finite: gram" in str(lie("gram", changed(gram, (0,), np.nan)))
     assert "wrong shape of gram: expected (21,), got (20,)" in str(lie("gram", gram[:20]))
     scale = honest("gram-scale", "float16")
-    assert "scales above 0, got -1 (gram-scale)" in str(lie("gram-scale", changed(scale, (0,), -1.0), "float16"))
+    assert "scales above 0, got -1 (gram-scale)" in str(
+        lie("gram-scale", changed(scale, (0,), -1.0), "float16")
+    )
     assert "sums of 60 labels and of their squares" in str(lie("labels", [100.0, 1.0], task=REGRESSION))
 
 
@@ -227,7 +236,9 @@ def test_the_checks_let_every_true_sum_pass(upload: Upload) -> None:
     ):
         for task in (CLASSIFICATION, REGRESSION):
             labels = torch.zeros(len(features), dtype=torch.int64)
-            numbers = labels if task is CLASSIFICATION else features[:, 0] / features[:, 0].abs().max().clamp_min(1)
+            numbers = (
+                labels if task is CLASSIFICATION else features[:, 0] / features[:, 0].abs().max().clamp_min(1)
+            )
             arrays = head.statistics(features, numbers, CLASSES, task, 0)
             assert head.problem_with(arrays, 5, CLASSES, task, len(features)) is None
 
