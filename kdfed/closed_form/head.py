@@ -19,9 +19,9 @@ Shape suffixes: N examples, D features, d features that are kept, C classes.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -34,7 +34,7 @@ from kdfed.closed_form.projections import Projection, projection_matrix
 from kdfed.closed_form.sums import Sums, Upload, decoded, encoded, problem_with_sums, spec_of_sums, sums_of
 from kdfed.errors import KdfedError
 from kdfed.task import Task
-from kdfed.thing import Thing
+from kdfed.thing import Refusal, Thing
 
 if TYPE_CHECKING:
     from kdfed.data import Examples
@@ -56,7 +56,7 @@ class ClosedFormHead(Thing):
     calibrate: Literal["no", "sums", "validation"] = "no"
     """Scale the logits, so that their softmax is as sure as it is right: by the summed statistics alone, or
     by the labels of the validation split. The answers stay the same; it matters where training goes on. A
-    regression, which has no softmax, stays as it is."""
+    regression has no softmax, and none of this."""
 
     needs_gram: ClassVar[bool] = True
     """Whether participants send a Gram matrix."""
@@ -73,6 +73,17 @@ class ClosedFormHead(Thing):
             Features [N, D] and labels of the server, for heads that choose by them; None where there are
             none.
         """
+
+    def refusals(self, arm: Any) -> Iterator[Refusal]:
+        """Refuse what would have no effect."""
+        if self.projection != "random" and self.dims is None:
+            yield Refusal(".projection", "has no effect without dims; set it or remove this", (".dims",))
+        if self.calibrate != "no" and arm.data.task == "regression":
+            yield Refusal(
+                ".calibrate",
+                f"expected 'no' with data.task 'regression', which has no softmax, got {self.calibrate!r}",
+                ("data.task",),
+            )
 
     def server_labels(self) -> frozenset[str]:
         """Return of which of the server's splits it chooses with labels: validation, or none."""

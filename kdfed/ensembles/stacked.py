@@ -26,7 +26,7 @@ Breiman 1996, "Stacked Regressions", Machine Learning 24: least squares with a p
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -38,6 +38,9 @@ from kdfed.errors import KdfedError
 from kdfed.least_squares import LeastSquares
 from kdfed.logit_scale import best_scale
 from kdfed.thing import Refusal
+
+if TYPE_CHECKING:
+    from kdfed.data import PreparedData
 
 
 class Stacked(Ensemble):
@@ -59,6 +62,13 @@ class Stacked(Ensemble):
                 "'stacked' runs teachers on the validation split and needs teachers.upload 'weights'",
                 ("teachers.upload",),
             )
+
+    def misfits(self, arm: Any, data: PreparedData) -> Iterator[Refusal]:
+        """Look whether the validation split can be fitted on and judged by."""
+        try:
+            self.unseen_N(torch.from_numpy(data.dataset.labels[data.splits.validation]))
+        except KdfedError as error:
+            yield Refusal(".ensemble", str(error))
 
     def unseen_N(self, labels_N: torch.Tensor) -> torch.Tensor:  # noqa: N802 - shape suffix
         """Return which validation examples the map is not fitted on, bool [N].

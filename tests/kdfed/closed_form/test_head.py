@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -107,6 +110,25 @@ def test_validation_labels_that_are_not_counted_are_not_looked_at() -> None:
         with_labels, without = head.solve(sums, 6, 7, poisoned), head.solve(sums, 6, 7)
         assert torch.equal(with_labels.weight_CD, without.weight_CD)
         assert head.server_labels() == frozenset()
+
+
+def arm(task: str) -> Any:
+    return SimpleNamespace(data=SimpleNamespace(task=task))
+
+
+def test_keys_without_an_effect_are_refused() -> None:
+    assert list(Ridge(dims=8, projection="pool", calibrate="sums").refusals(arm("classification"))) == []
+    (projection,) = Ridge(projection="pool").refusals(arm("classification"))
+    assert (projection.key, projection.message[:27]) == (".projection", "has no effect without dims;")
+    (calibrate,) = Ridge(calibrate="sums").refusals(arm("regression"))
+    assert calibrate.key == ".calibrate"
+    assert "'regression', which has no softmax, got 'sums'" in calibrate.message
+    assert list(Ridge().refusals(arm("regression"))) == []
+
+
+def test_a_whole_number_is_a_penalty_too() -> None:
+    features, labels = some_examples()
+    assert solved(Ridge(penalty=3), features, labels).chosen == 3.0
 
 
 def test_scaled_is_the_same_head_with_other_logits() -> None:

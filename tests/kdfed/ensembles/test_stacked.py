@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -97,6 +99,20 @@ def test_a_split_that_is_too_small_to_judge_is_refused() -> None:
         Stacked().unseen_N(torch.tensor([0, 1, 2, 3, 0, 1]))
     with pytest.raises(KdfedError, match="got 0 of 0 classes"):
         Stacked().unseen_N(torch.zeros(0, dtype=torch.int64))
+
+
+def test_such_a_split_is_refused_before_anything_is_trained() -> None:
+    def data(*labels: int) -> Any:
+        """The validation split is all but the first example."""
+        return SimpleNamespace(
+            dataset=SimpleNamespace(labels=np.array([9, *labels])),
+            splits=SimpleNamespace(validation=np.arange(1, len(labels) + 1)),
+        )
+
+    (refusal,) = Stacked().misfits(None, data(0, 1, 2, 3, 0, 1))
+    assert refusal.key == ".ensemble"
+    assert "raise data.splits.validation" in refusal.message
+    assert list(Stacked().misfits(None, data(0, 1, 2, 3, 0, 1, 2, 3))) == []
 
 
 def test_one_teacher_has_no_map_and_is_its_own_target() -> None:
