@@ -158,7 +158,7 @@ def _examined(
     warning = warning_of(
         result.accuracy,
         result.ensemble_accuracy,
-        len(validation),
+        len(work.judged),
         trend=result.trend,
         dead=dead,
         agreement=agreement,

@@ -197,6 +197,16 @@ def test_all_mistakes_are_reported_at_once_with_key_value_expectation_and_near_m
             "needs teachers.upload 'weights'",
         ),
         (
+            ["teachers.upload=logits", "consolidation.ensemble=stacked"],
+            "arms.consolidated.consolidation.ensemble",
+            "needs teachers.upload 'weights'",
+        ),
+        (
+            ["consolidation.ensemble=stacked", "consolidation.unseen=0.95"],
+            "consolidation.unseen",
+            "0.9",
+        ),
+        (
             ["server.strategy=krum", "server.num-malicious-nodes=3", "server.sampled=5"],
             "server.num-malicious-nodes",
             "expected at least 1, got 5 - 3 - 2",

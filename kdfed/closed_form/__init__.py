@@ -1,0 +1,37 @@
+"""Heads in closed form, from sums over the participants' features: one file a head, named here."""
+
+from __future__ import annotations
+
+from kdfed.closed_form.calibration import scale_by_labels, scale_by_sums
+from kdfed.closed_form.class_means import ClassMeans
+from kdfed.closed_form.head import ClosedFormHead
+from kdfed.closed_form.lda import Lda
+from kdfed.closed_form.linear import Linear
+from kdfed.closed_form.ridge import Ridge
+from kdfed.closed_form.sums import Sums
+from kdfed.family import Family
+
+HEADS: Family[ClosedFormHead] = Family(
+    "head",
+    "closed-form.head",
+    ClosedFormHead,
+    {
+        "ridge": Ridge,
+        "lda": Lda,
+        "class-means": ClassMeans,
+    },
+    default="ridge",
+)
+"""What can stand in ``closed-form.head``."""
+
+__all__ = [
+    "HEADS",
+    "ClassMeans",
+    "ClosedFormHead",
+    "Lda",
+    "Linear",
+    "Ridge",
+    "Sums",
+    "scale_by_labels",
+    "scale_by_sums",
+]
