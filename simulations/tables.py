@@ -185,7 +185,7 @@ def controls_table(summary: Mapping[str, Any], starts: Mapping[str, float]) -> T
     """
     rows, ending = control_rows(summary, starts), " of converged"
     heads = control_heads(summary)[1:]
-    shares = all(head.endswith(ending) for head in heads if head.startswith("to "))
+    shares = all(target.endswith("%-of-converged") for target in summary["targets"])
     title = (
         f"controls, and exchanges to {'shares of what the baseline converges to' if shares else 'targets'}"
     )

@@ -183,7 +183,7 @@ def _exchanges(summary: Summary, arm: str) -> list[str]:
         paid = spent(summary, arm, target, "exchanges")
         words = costs(paid)
         if paid and not any(paid):
-            words = "0, without federation"
+            words = "0: without federation"
         found.append(words)
     return found
 

@@ -99,7 +99,7 @@ def test_a_server_that_is_there_at_the_start_needs_nobody():
     summary = summary_of({"cold": [10, 10], "server": [0, 0]}, controls=["server"])
     alone, start = (row.cells for row in control_rows(summary, {})[1:3])
     assert (alone[2], alone[-2]) == ("90.0%", "there at 0")
-    assert start[-2] == "0, without federation"
+    assert start[-2] == "0: without federation"
 
 
 def test_labels_that_arms_may_choose_with_are_counted():
