@@ -11,7 +11,15 @@ Reading order: :mod:`kdfed.settings`, :mod:`kdfed.family`, :mod:`kdfed.config.ex
 
 from kdfed.config.checks import combinations, cross_checks, server_labels
 from kdfed.config.controls import with_horizon
-from kdfed.config.experiment import Arm, ArmSettings, Experiment, Target, experiment_type, sampled_count
+from kdfed.config.experiment import (
+    Arm,
+    ArmSettings,
+    Experiment,
+    Target,
+    experiment_type,
+    sampled_count,
+    sunk_teachers,
+)
 from kdfed.config.merging import dotted, merge
 from kdfed.config.reading import (
     build_experiment,
@@ -41,6 +49,7 @@ __all__ = [
     "read_mapping",
     "read_recorded",
     "sampled_count",
+    "sunk_teachers",
     "server_labels",
     "split_set",
     "unrelated",
