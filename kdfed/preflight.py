@@ -78,10 +78,10 @@ def _check_arm(arm: Arm, data: PreparedData | None, key: _Keys) -> Iterator[Mist
             if isinstance(part, Thing):
                 for refusal in refusals_from(part, lambda thing: thing.misfits(arm, data)):
                     yield Mistake(key(within(refusal, where).key), refusal.message)
-        if "teachers" in used_sections(arm) and arm.teachers.from_ is not None:
-            if student is not None:  # else its own mistake is told
-                found = problems_with_teachers(arm, Card.of(arm.model, arm.data, data))
-                yield from (Mistake(key(one.key), one.message) for one in found)
+        on_shelf = "teachers" in used_sections(arm) and arm.teachers.from_ is not None
+        if on_shelf and student is not None:  # else its own mistake is told
+            found = problems_with_teachers(arm, Card.of(arm.model, arm.data, data))
+            yield from (Mistake(key(one.key), one.message) for one in found)
     if arm.start.startswith("file:"):
         yield from _check_start(arm.start.removeprefix("file:"), student, key("start"))
     if data is not None and not data.dataset.is_images:

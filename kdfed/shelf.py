@@ -307,8 +307,8 @@ def _examine(arm: Arm, student: Card) -> tuple[dict[int, ShelfTeacher], list[Mis
         mistakes.append(
             Mistake(
                 "start",
-                "'averaged' needs teachers of the federated model, with its inputs and classes, got others in "
-                f"{shown(others)}; use start: consolidated, or leave them out of teachers.from",
+                "'averaged' needs teachers of the federated model, with its inputs and classes, got others "
+                f"in {shown(others)}; use start: consolidated, or leave them out of teachers.from",
             )
         )
     return dict(enumerate(found)), mistakes

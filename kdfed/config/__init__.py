@@ -49,9 +49,9 @@ __all__ = [
     "read_mapping",
     "read_recorded",
     "sampled_count",
-    "sunk_teachers",
     "server_labels",
     "split_set",
+    "sunk_teachers",
     "unrelated",
     "with_horizon",
 ]

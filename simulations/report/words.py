@@ -49,8 +49,8 @@ def sunk_words(summary: Mapping[str, Any]) -> str:
     if not arms:
         return ""
     return (
-        f"The teachers of {' and '.join(arms)} existed already: what it cost to train and collect them is sunk, "
-        "and stands in no figure."
+        f"The teachers of {' and '.join(arms)} existed already: what it cost to train and collect them is "
+        "sunk, and stands in no figure."
     )
 
 
