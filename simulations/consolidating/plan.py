@@ -193,14 +193,15 @@ def _with_data(
         data = replace(data, label_mean=own.label_mean, label_std=own.label_std)
     try:
         card = Card.of(arm.model, settings, data)
-    except DataError as error:  # its backbone cannot be had
-        raise ConfigError("the command line", [*mistakes, Mistake("--student", str(error))]) from error
+    except DataError as error:  # its backbone cannot be had; teachers are looked at all the same
+        card = Card.of(ModelSettings(), settings, data)
+        mistakes += unrelated([Mistake("--student", str(error))], mistakes)
     teachers, wrong = examine_teachers(files, card, "TEACHER")
     mistakes += wrong
     student: nn.Module | None = None
     start: str = arm.consolidation.init
     try:
-        if any(mistake.key == "--student" for mistake in known):
+        if any(mistake.key == "--student" for mistake in mistakes):
             pass
         elif isinstance(chosen, TeacherFile):
             start, student = str(user_path(chosen.file)), read_start(chosen, card, "--student")

@@ -6,11 +6,12 @@ Shape suffixes: K teachers, N examples, C classes.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from torch import nn
 
 from kdfed.consolidate import consolidate
 from kdfed.data import Examples
@@ -147,7 +148,8 @@ def run_plan(plan: Plan, on_epoch: OnEpoch = lambda epoch, epochs, score: None) 
     rows.append(row(f"ensemble ({ensemble.ensemble})", "", together, known))
     title, every = named.title, plan.card.outputs
     rows.append(row("student before", title, predict(student, measured.inputs), every))
-    seed, sources = derive(plan.seed, "consolidate"), models
+    seed = derive(plan.seed, "consolidate")
+    sources: Sequence[nn.Module] | torch.Tensor = models
     is_apart = any(one != named.reads for one in reads)
     stored = method.transfer.is_stored and any([named.reads, *reads])
     public = read.stored if stored else read(named, plan.transfer)
