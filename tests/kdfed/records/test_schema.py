@@ -50,6 +50,7 @@ def documented() -> list[list[str]]:
 def test_the_page_on_records_has_the_keys_of_the_classes() -> None:
     parts = (
         Summary,
+        SunkEntry,
         RunEntry,
         CumulativeCosts,
         ComparisonEntry,
@@ -57,6 +58,7 @@ def test_the_page_on_records_has_the_keys_of_the_classes() -> None:
         PartitionEntry,
         FailureEntry,
         ConsolidationEntry,
+        SunkEntry,
     )
     assert [sorted(table) for table in documented()] == [sorted(keys(part)) for part in parts]
 
