@@ -23,6 +23,7 @@ from kdfed.records.schema import (
     RunEntry,
     Saved,
     StrictModel,
+    SunkEntry,
 )
 from simulations.experiments import build_experiment
 
@@ -50,7 +51,6 @@ def documented() -> list[list[str]]:
 def test_the_page_on_records_has_the_keys_of_the_classes() -> None:
     parts = (
         Summary,
-        SunkEntry,
         RunEntry,
         CumulativeCosts,
         ComparisonEntry,
