@@ -289,3 +289,13 @@ def test_an_experiment_with_files_can_be_built_again_from_what_it_writes(tiny: B
     experiment = with_teachers(tiny, written(tmp_path, tiny(), HEAD, MLP), model=MLP)
     values: Any = parse(experiment.to_yaml())
     assert build_experiment(values) == experiment
+
+
+def test_a_tuning_trial_reads_the_same_files(tiny: Build, tmp_path: Path) -> None:
+    from simulations.tuning.trial import run_trial
+
+    experiment = with_teachers(tiny, written(tmp_path, tiny(), MLP, MLP))
+    result = run_trial(experiment, "consolidated", 7, 1, 0.2)
+    assert result.reason == ""
+    assert result.curve is not None
+    assert result.curve.exchanges[0] == 0
