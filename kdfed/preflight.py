@@ -15,6 +15,7 @@ from kdfed.errors import ConfigError, DataError, Mistake
 from kdfed.models import build_model, state_of
 from kdfed.partition import partition_of
 from kdfed.records import load_model, load_start
+from kdfed.saved import Card
 from kdfed.settings import DistillationSettings, ModelSettings, ServerFitSettings
 from kdfed.shelf import problems_with_teachers
 from kdfed.thing import Thing, within
@@ -77,8 +78,10 @@ def _check_arm(arm: Arm, data: PreparedData | None, key: _Keys) -> Iterator[Mist
             if isinstance(part, Thing):
                 for refusal in refusals_from(part, lambda thing: thing.misfits(arm, data)):
                     yield Mistake(key(within(refusal, where).key), refusal.message)
-        if "teachers" in used_sections(arm) and arm.teachers.from_ is not None:
-            yield from (Mistake(key(one.key), one.message) for one in problems_with_teachers(arm, data))
+        on_shelf = "teachers" in used_sections(arm) and arm.teachers.from_ is not None
+        if on_shelf and student is not None:  # else its own mistake is told
+            found = problems_with_teachers(arm, Card.of(arm.model, arm.data, data))
+            yield from (Mistake(key(one.key), one.message) for one in found)
     if arm.start.startswith("file:"):
         yield from _check_start(arm.start.removeprefix("file:"), student, key("start"))
     if data is not None and not data.dataset.is_images:

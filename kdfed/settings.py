@@ -276,6 +276,12 @@ class TeacherSettings(OptimiserSettings):
     label_counts: LabelCountSettings = LabelCountSettings()
     """Label counts, sent for the ensemble ``label-counts`` only."""
 
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The folder or the files that ``from`` names; none without it."""
+        named = (self.from_,) if isinstance(self.from_, str) else self.from_ or ()
+        return tuple(one if isinstance(one, str) else one.file for one in named)
+
 
 Augmentation = Literal["flip", "crop"]
 

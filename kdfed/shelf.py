@@ -10,7 +10,7 @@ Shape suffixes: K teachers, C classes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,10 +19,10 @@ import torch
 from torch import nn
 
 from kdfed.arrays import problem_with_arrays, spec_of
-from kdfed.backbones.weights import read_state
+from kdfed.backbones import is_shipped_backbone, read_state
 from kdfed.config import Arm
-from kdfed.data import PreparedData
 from kdfed.distill import KDMethod
+from kdfed.distill.method import view_refusals
 from kdfed.distill.partial import AdaptedTeacher
 from kdfed.errors import ConfigError, DataError, KdfedError, Mistake, near, shown
 from kdfed.models import build_model, is_shipped, load_state, state_of
@@ -30,6 +30,8 @@ from kdfed.named import is_named
 from kdfed.paths import user_path
 from kdfed.saved import Card, has_card, load, read_card
 from kdfed.settings import ModelSettings, TeacherFile
+from kdfed.thing import Refusal, within
+from kdfed.transfer_sets.transfer_set import problem_with_backbones
 
 SUFFIXES = (".safetensors", ".pt", ".pth")
 """Of files that can hold a model."""
@@ -49,7 +51,8 @@ class ShelfTeacher:
     settings
         Name and options of its model.
     model
-        Takes inputs that are normalised for the student, returns logits of the student's classes. It is the
+        Takes inputs that are normalised for the student, or on a backbone the activations at its cut
+        (:func:`kdfed.reading.inputs_for` its settings); returns logits of the student's classes. It is the
         model of the file itself where nothing differs (:attr:`is_plain`).
     knows
         Which of the student's classes it knows, bool [C].
@@ -157,7 +160,8 @@ def read_start(file: TeacherFile, student: Card, key: str = "start") -> nn.Modul
         problem = "a student has the data's classes in their order; remove classes"
     if problem is None and card.classes != student.classes:
         problem = f"its classes are {shown(list(card.classes))}, expected {shown(list(student.classes))}"
-    if problem is None and (card.mean, card.std) != (student.mean, student.std):
+    own_inputs = card.model.backbone is None and student.model.backbone is None
+    if problem is None and own_inputs and (card.mean, card.std) != (student.mean, student.std):
         problem = "its inputs were normalised in another way; set data.normalise to its mean and std"
     if problem is not None:
         raise DataError(f"{user_path(file.file)} does not fit the data: {problem}", key)
@@ -177,25 +181,32 @@ def examine_teachers(
     return found, mistakes
 
 
-def teachers_of(arm: Arm, data: PreparedData) -> dict[int, ShelfTeacher]:
+def teachers_of(arm: Arm, student: Card) -> dict[int, ShelfTeacher]:
     """Return the teachers of an arm whose ``teachers.from`` names files: participant -> teacher.
 
     Nothing is trained for them, and nothing is sent by a training.
+
+    Parameters
+    ----------
+    arm
+        All keys resolved.
+    student
+        What its model learns: all that a server knows of the data.
 
     Raises
     ------
     ConfigError
         With everything that is wrong with any of them.
     """
-    found, mistakes = _examine(arm, data)
+    found, mistakes = _examine(arm, student)
     if mistakes:
         raise ConfigError("teachers.from", mistakes)
     return found
 
 
-def problems_with_teachers(arm: Arm, data: PreparedData) -> list[Mistake]:
+def problems_with_teachers(arm: Arm, student: Card) -> list[Mistake]:
     """Return what is wrong with the teachers of an arm that are named in ``teachers.from``."""
-    return _examine(arm, data)[1]
+    return _examine(arm, student)[1]
 
 
 def label_counts(teachers: Sequence[ShelfTeacher]) -> np.ndarray:
@@ -228,22 +239,46 @@ def problem_with_method(
             f"method {method.method!r} works with the teachers themselves ({method.needs_teachers}), and "
             f"needs such as know every class; {shown(partial)} do not: use another method, or leave them out"
         )
-    adapted = [str(teacher.path) for teacher in teachers if not teacher.is_plain]
-    models = {one.model_dump_json() for one in (student, *(teacher.settings for teacher in teachers))}
-    if method.init == "averaged" and (adapted or len(models) > 1):
+    others = _not_alike(teachers, student)
+    if method.init == "averaged" and others:
         return (
-            "init 'averaged' needs teachers of the student's own model, inputs and classes, got others"
-            f"{f' in {shown(adapted)}' if adapted else ''}; use init: common or random"
+            "init 'averaged' needs teachers of the student's own model, inputs and classes, got others in "
+            f"{shown(others)}; use init: common or random"
         )
     return None
+
+
+def refusals_on_backbones(
+    method: KDMethod, teachers: Sequence[ShelfTeacher], student: ModelSettings
+) -> Iterator[Refusal]:
+    """Refuse what cannot be had of teachers that read other inputs than the student."""
+    others = [str(teacher.path) for teacher in teachers if teacher.settings.reads != student.reads]
+    if not others:
+        return
+    problem = problem_with_backbones(method.transfer, (student, *(one.settings for one in teachers)))
+    if problem is not None:
+        yield Refusal(".transfer", f"{problem}: teachers in {shown(others)}")
+    if method.needs_teachers:
+        yield Refusal(
+            ".method",
+            f"expected teachers that read what the student does, got others in {shown(others)} with method "
+            f"{method.method!r}: {method.needs_teachers}; use another method, or the same backbone",
+        )
+    if student.backbone is None:  # else its method says so itself
+        yield from view_refusals(method, has_backbone=True)
 
 
 # ----------------------------------------------------------------------------- small helpers
 
 
-def _examine(arm: Arm, data: PreparedData) -> tuple[dict[int, ShelfTeacher], list[Mistake]]:
+def _not_alike(teachers: Sequence[ShelfTeacher], student: ModelSettings) -> list[str]:
+    """Return the files whose weights do not mean what a student's of this model do."""
+    return [str(one.path) for one in teachers if not (one.is_plain and one.settings == student)]
+
+
+def _examine(arm: Arm, student: Card) -> tuple[dict[int, ShelfTeacher], list[Mistake]]:
     assert arm.teachers.from_ is not None
-    student, key = Card.of(arm.model, arm.data, data), "teachers.from"
+    key = "teachers.from"
     try:
         files = model_files(arm.teachers.from_, key)
     except DataError as error:
@@ -260,6 +295,22 @@ def _examine(arm: Arm, data: PreparedData) -> tuple[dict[int, ShelfTeacher], lis
     if not mistakes and arm.start == "consolidated":
         problem = problem_with_method(arm.consolidation, found, arm.model)
         mistakes += [] if problem is None else [Mistake("consolidation.method", problem)]
+        for refusal in refusals_on_backbones(arm.consolidation, found, arm.model):
+            mistakes.append(Mistake(within(refusal, "consolidation").key, refusal.message))
+        if arm.teachers.label_counts.send:
+            try:
+                label_counts(found)
+            except KdfedError as error:
+                mistakes.append(Mistake(key, str(error)))
+    others = _not_alike(found, arm.model)
+    if not mistakes and arm.start == "averaged" and others:
+        mistakes.append(
+            Mistake(
+                "start",
+                "'averaged' needs teachers of the federated model, with its inputs and classes, got others "
+                f"in {shown(others)}; use start: consolidated, or leave them out of teachers.from",
+            )
+        )
     return dict(enumerate(found)), mistakes
 
 
@@ -302,11 +353,14 @@ def _read(file: TeacherFile, student: Card, key: str) -> tuple[Card, nn.Module, 
 
 def _read_own(file: TeacherFile, card: Card, path: Path, key: str) -> nn.Module:
     """Return the model of a file that says what it is."""
-    name = card.model.name
-    if file.model is None and is_named(name) and not is_shipped(name):
+    backbone = card.model.backbone
+    name = card.model.name if backbone is None else backbone
+    shipped = is_shipped(name) if backbone is None else is_shipped_backbone(name)
+    if file.model is None and is_named(name) and not shipped:
+        said = f"{path.name}={name}" if backbone is None else f"'{path.name}={{backbone: {name}}}'"
         raise DataError(
             f"{path} names somebody's code as its model, {shown(name)}, which would be imported and called: "
-            f"if that is what you expect, say it too, as {path.name}={name} on the command line",
+            f"if that is what you expect, say it too, as {said} on the command line",
             key,
         )
     if file.model is not None and (file.model.options or card.model.options) != card.model.options:
@@ -318,7 +372,8 @@ def _read_own(file: TeacherFile, card: Card, path: Path, key: str) -> nn.Module:
     if file.normalise is not None:
         raise DataError(f"{path} says how its inputs are normalised; remove normalise", key)
     try:
-        return load(path, model="" if file.model is None else file.model.name, device="cpu").model
+        said = "" if file.model is None else file.model.backbone or file.model.name
+        return load(path, model=said, device="cpu").model
     except DataError as error:
         raise DataError(str(error), key) from error
 
@@ -366,6 +421,8 @@ def _other_task(card: Card, student: Card) -> str | None:
 
 def _adapted(model: nn.Module, card: Card, student: Card, outputs: Sequence[int | None]) -> nn.Module:
     """Return a model that takes the student's inputs and has the student's outputs: itself where it does."""
+    if card.model.backbone is not None:  # it has a normalisation of its own, below the cut
+        card = card.model_copy(update={"mean": student.mean, "std": student.std})
     alike = (card.mean, card.std, card.label_mean, card.label_std) == (
         student.mean,
         student.std,
@@ -378,10 +435,13 @@ def _adapted(model: nn.Module, card: Card, student: Card, outputs: Sequence[int 
         torch.tensor(values, dtype=torch.float64)
         for values in (student.mean, student.std, card.mean, card.std)
     )
+    scale, shift = (std / own_std).float(), ((mean - own_mean) / own_std).float()
+    if card.model.backbone is not None:  # activations have channels of their own
+        scale, shift = torch.ones(1), torch.zeros(1)
     return AdaptedTeacher(
         model,
-        (std / own_std).float(),
-        ((mean - own_mean) / own_std).float(),
+        scale,
+        shift,
         outputs,
         card.label_std / student.label_std,
         (card.label_mean - student.label_mean) / student.label_std,

@@ -218,10 +218,10 @@ def _run_seed(
                 targets=tuple(target for target in experiment.targets if isinstance(target, float)),
                 never_stop=len(experiment.arms) > 1,
                 simulation=Simulation.of(arm, seed, folder.store_path(name, seed), experiment.folder),
+                card=Card.of(arm.model, arm.data, data),
                 on_record=folder.append,
             )
-            card = Card.of(arm.model, arm.data, data)
-            failure = _run_arm(grid, config, card, folder, on_event)
+            failure = _run_arm(grid, config, folder, on_event)
             if failure is not None:
                 failures.append(failure)
                 on_event(Event(arm=name, seed=seed, phase="failed", message=failure.reason))
@@ -229,9 +229,7 @@ def _run_seed(
             on_event(Event(arm=name, seed=seed, phase="done"))
 
 
-def _run_arm(
-    grid: Grid, config: ArmConfig, card: Card, folder: RunFolder, on_event: OnEvent
-) -> Failure | None:
+def _run_arm(grid: Grid, config: ArmConfig, folder: RunFolder, on_event: OnEvent) -> Failure | None:
     """Run one arm and record how it ended; return why it could not go on."""
     name, seed, arm = config.name, config.seed, config.arm
     phase, horizon = "start", arm.rounds.horizon
@@ -269,7 +267,8 @@ def _run_arm(
         len(result.records),
         versions(code_of(arm)),
     )
-    folder.finish(outcome, state, card.metadata())
+    assert config.card is not None
+    folder.finish(outcome, state, config.card.metadata())
     return None
 
 

@@ -43,7 +43,7 @@ from strategies.listeners import Announcing, EvaluateFn, Evaluating, Recording, 
 from strategies.parcels import Exchange
 from strategies.participant_grid import ParticipantGrid
 from strategies.result import ArmResult
-from strategies.teachers import TeacherPhase, average
+from strategies.teachers import Teacher, TeacherPhase, average
 from strategies.wrapped import OwnReplies, minima, repaired, takes_means, teacher_config, weight_key
 
 log = logging.getLogger("kdfed.strategies")
@@ -198,15 +198,9 @@ class ArmRunner:
             state = self._server_model(common)
             self._require_usable(state, spec, "the server's own model", "lower server-fit.lr")
             return Round(0, rounds, state, 0, (), self.ledger.totals())
-        self.listeners.phase("teachers", self.ledger.totals())
         phase = TeacherPhase(self.config, self.grid, common, teacher_config(self.strategy, train_config))
-        teachers = phase.train()
+        teachers = self._teachers(phase)
         report = self.grid.report
-        least = min(self.arm.server.minimum, phase.count)
-        answered = len(report.answered)
-        if answered == 0 and any("'teacher'" in absent.reason for absent in report.absent):
-            log.error("a ClientApp of your own needs app.train('teacher')(teacher(train)) of clients.teacher")
-        self._require(answered, least, "teacher phase", "answered with a teacher")
         if start == "averaged":
             state, advice = average(teachers), "lower teachers.lr"
         else:
@@ -225,6 +219,19 @@ class ArmRunner:
             self.ledger.totals(),
             consolidation=self.result.consolidation,
         )
+
+    def _teachers(self, phase: TeacherPhase) -> list[Teacher]:
+        """Return teachers: read from files where they exist already, else trained by participants."""
+        if self.arm.teachers.from_ is not None:
+            return phase.read()
+        self.listeners.phase("teachers", self.ledger.totals())
+        teachers, report = phase.train(), self.grid.report
+        least = min(self.arm.server.minimum, phase.count)
+        answered = len(report.answered)
+        if answered == 0 and any("'teacher'" in absent.reason for absent in report.absent):
+            log.error("a ClientApp of your own needs app.train('teacher')(teacher(train)) of clients.teacher")
+        self._require(answered, least, "teacher phase", "answered with a teacher")
+        return teachers
 
     def _server_model(self, common: State) -> State:
         """Train the common initial weights on the server's own labels; no participant has a part in it."""

@@ -20,6 +20,7 @@ from kdfed.messages import Simulation
 from kdfed.models import build_model
 from kdfed.reading import inputs_for
 from kdfed.records import RoundRecord
+from kdfed.saved import Card
 from kdfed.seeding import derive, torch_generator
 from kdfed.settings import DistillationSettings, ModelSettings
 from kdfed.setup import Setup
@@ -109,6 +110,9 @@ class ArmConfig:
         Run all rounds, whatever a listener says: for arms that are compared.
     simulation
         Whose data the nodes of a simulation use. Default: every node of the grid is one participant.
+    card
+        What a model file of the arm says beside the weights; asked for only where ``arm.teachers.from`` names
+        teachers that exist already, which must fit it.
     on_record, on_event
         Told every evaluation, and every step.
     listeners
@@ -123,6 +127,7 @@ class ArmConfig:
     targets: tuple[float, ...] = ()
     never_stop: bool = False
     simulation: Simulation | None = None
+    card: Card | None = None
     on_record: Callable[[RoundRecord], None] = lambda record: None
     on_event: OnEvent = ignore
     listeners: tuple[Listener, ...] = ()

@@ -20,14 +20,15 @@ from kdfed.averaging import average_states
 from kdfed.consolidate import consolidate
 from kdfed.data import Examples
 from kdfed.distill import ConsolidationResult
-from kdfed.distill.stacks import TeacherStacks
-from kdfed.errors import KdfedError, LogitsError
+from kdfed.distill.stacks import logits_apart
+from kdfed.errors import KdfedError
 from kdfed.limits import UPDATE_BOUND, LabelCountLimits, Reach, most_steps, numpy_of
 from kdfed.messages import LOGITS, TrainTeacher, Update
 from kdfed.models import State, buffer_keys, load_state, state_of
 from kdfed.records import Absent
 from kdfed.seeding import derive, sample_participants
 from kdfed.settings import ModelSettings, several
+from kdfed.shelf import label_counts, teachers_of
 from kdfed.train import predict
 from kdfed.transfer_sets.transfer_set import examples_of
 from strategies.arm_config import ArmConfig
@@ -42,7 +43,10 @@ OnEpoch: TypeAlias = Callable[[int, int, float | None], None]
 
 @dataclass(frozen=True)
 class Teacher:
-    """What one participant uploaded: ``arrays`` are weights, or ``logits``. Noisy counts are cut off at 0."""
+    """What one participant uploaded: ``arrays`` are weights, or ``logits``. Noisy counts are cut off at 0.
+
+    Of one that comes from a file nobody says on how many examples it was trained: all count alike.
+    """
 
     participant: int
     arrays: State
@@ -91,6 +95,29 @@ class TeacherPhase:
         self._train_config = train_config or ConfigRecord()
         self._models = several(self.arm.teachers.model) or (self.arm.model,)
         self._modules: dict[int, nn.Module] = {}
+
+    def read(self) -> list[Teacher]:
+        """Read teachers that exist already; nothing is trained or sent.
+
+        Raises
+        ------
+        ConfigError
+            With everything that is wrong with their files.
+        KdfedError
+            If nobody said what they must fit.
+        """
+        if self.config.card is None:
+            raise KdfedError(
+                "expected ArmConfig.card beside teachers.from: what the files must fit, got none"
+            )
+        found = teachers_of(self.arm, self.config.card)
+        self._models = tuple(one.settings for one in found.values())
+        self._modules = {number: one.model.to(self.config.setup.device) for number, one in found.items()}
+        counts = label_counts(list(found.values())).tolist() if self.arm.teachers.label_counts.send else None
+        return [
+            Teacher(number, state_of(one.model), 1, None if counts is None else counts[number])
+            for number, one in found.items()
+        ]
 
     def train(self) -> list[Teacher]:
         """Have the chosen participants train teachers, and receive each once."""
@@ -228,24 +255,14 @@ class TeacherPhase:
         tuple of torch.Tensor
             float32 [K, N, C] and [K, M, C].
         """
-        groups: dict[str, list[int]] = {}
-        for index, teacher in enumerate(teachers):
-            groups.setdefault(self._model_of(teacher).reads, []).append(index)
-        found: list[tuple[torch.Tensor, torch.Tensor]] = [(torch.empty(0), torch.empty(0))] * len(teachers)
-        for indices in groups.values():
-            model = self._model_of(teachers[indices[0]])
-            stacks = TeacherStacks([self._module(teachers[index]) for index in indices])
-            device = self.config.setup.device
-            read = self.config.read(images, model).inputs, self._validation(model)
-            try:
-                both = [stacks.logits(inputs.to(device)) for inputs in read]
-            except LogitsError as error:
-                broken = [indices[index] for index in error.teachers]
-                raise LogitsError(broken, len(teachers)) from error
-            for index, *own in zip(indices, *both, strict=True):
-                found[index] = own[0], own[1]
-        transfer, validation = zip(*found, strict=True)
-        return torch.stack(transfer), torch.stack(validation)
+
+        def inputs_of(index: int) -> tuple[torch.Tensor, torch.Tensor]:
+            model = self._model_of(teachers[index])
+            return self.config.read(images, model).inputs, self._validation(model)
+
+        reads = [self._model_of(teacher).reads for teacher in teachers]
+        transfer, validation = logits_apart(list(map(self._module, teachers)), reads, inputs_of)
+        return transfer, validation
 
     def _validation(self, model: ModelSettings) -> torch.Tensor:
         """Return the validation split's inputs as a model reads them."""

@@ -87,6 +87,7 @@ def run_arm(tmp_path: Path) -> Callable[..., Any]:
     """Return a function that runs one arm of an experiment on the in-process grid."""
     from clients.client_app import app
     from kdfed.data import prepare
+    from kdfed.saved import Card
     from simulations.engines.inprocess import InProcessGrid
     from simulations.server_app import held_out_data, server_data
     from strategies.arm import initial_state
@@ -117,6 +118,7 @@ def run_arm(tmp_path: Path) -> Callable[..., Any]:
                 "seed": seed,
                 "name": name,
                 "simulation": simulation,
+                "card": Card.of(arm.model, arm.data, prepared),
                 **config,
             }
         )

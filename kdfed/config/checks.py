@@ -20,6 +20,8 @@ from kdfed.settings import (
     NormaliseSettings,
     OptimiserSettings,
     Settings,
+    TeacherSettings,
+    kebab,
 )
 from kdfed.thing import Refusal, Thing, origin_of, within
 
@@ -252,6 +254,11 @@ def _check_shelf(arm: Arm) -> Iterator[Refusal]:
     ):
         if given != wanted:
             yield Refusal(f"teachers.{key}", f"has no effect with {source}: {why}; remove it", (source,))
+    nothing = TeacherSettings()
+    for name in (*OptimiserSettings.model_fields, "init"):
+        if getattr(teachers, name) != getattr(nothing, name):
+            key = f"teachers.{kebab(name)}"
+            yield Refusal(key, f"has no effect with {source}: nothing is trained; remove it", (source,))
 
 
 def server_labels(arm: Arm, validation: int, transfer: int) -> int:

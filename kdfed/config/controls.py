@@ -54,9 +54,18 @@ def with_horizon(experiment: Experiment, rounds: int, why: str) -> Experiment:
 
 def impossible_controls(experiment: Experiment) -> Iterator[Mistake]:
     """Yield what is wrong with an experiment's controls."""
-    if taught_arm(experiment) is not None:
+    taught = taught_arm(experiment)
+    if taught is not None and experiment.arm(taught).teachers.from_ is None:
         return
     for index, name in enumerate(experiment.controls):
+        if taught is not None:
+            if name == "longer" and name not in experiment.arms:
+                yield Mistake(
+                    f"controls.{index}",
+                    f"expected teachers that are trained, whose steps {name!r} makes too; teachers.from of "
+                    f"arm {taught!r} names files, and nobody knows theirs: remove it",
+                )
+            continue
         if name != "server" and name not in experiment.arms:
             yield Mistake(
                 f"controls.{index}",

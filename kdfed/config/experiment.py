@@ -234,6 +234,16 @@ ARM_KEYS = {kebab(name) for name in Arm.model_fields}
 REPLACEABLE_KEYS = {kebab(name) for name in ArmSettings.model_fields}
 
 
+def sunk_teachers(experiment: Experiment) -> dict[str, tuple[str, ...]]:
+    """Return the arms whose teachers existed already, and the folder or files that hold them."""
+    arms = {name: experiment.arm(name) for name in experiment.arm_order}
+    return {
+        name: arm.teachers.files
+        for name, arm in arms.items()
+        if arm.start in ("consolidated", "averaged") and arm.teachers.from_ is not None
+    }
+
+
 def sampled_count(arm: Arm) -> int:
     """Return how many participants a round samples, at least one."""
     return arm.server.drawn(arm.partition.participants)

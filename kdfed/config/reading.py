@@ -386,6 +386,7 @@ _PATHS = {
     "server.models.weights": _FILE,
     "teachers.from": r"()(.+)",
     "teachers.from.file": r"()(.+)",
+    "teachers.from.model.weights": _FILE,
 }
 """Keys that can hold a path, in an experiment or an arm, and what stands before it."""
 

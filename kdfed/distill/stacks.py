@@ -5,7 +5,7 @@ Shape suffixes: K teachers, N examples, C classes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
@@ -56,6 +56,11 @@ class TeacherStacks:
         KdfedError
             If teachers differ in their number of classes, or logits are not finite.
         """
+        found_KNC = self.own_logits(inputs)
+        return found_KNC if self._knows_KC is None else completed(found_KNC, self._knows_KC)
+
+    def own_logits(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Return what :meth:`logits` does, where nothing is completed from others."""
         if not self._checked:
             self._check(inputs[:2])
         logits: list[torch.Tensor] = [torch.empty(0)] * len(self._teachers)
@@ -71,8 +76,7 @@ class TeacherStacks:
         classes = sorted({values.shape[1] for values in logits})
         if len(classes) > 1:
             raise KdfedError(f"expected teachers with the same classes, got {classes} logits per example")
-        found_KNC = _finite(torch.stack(logits))
-        return found_KNC if self._knows_KC is None else completed(found_KNC, self._knows_KC)
+        return _finite(torch.stack(logits))
 
     def _check(self, probe: torch.Tensor) -> None:
         """Take teachers out of their group that only look like the others: stacking changes their logits."""
@@ -95,6 +99,54 @@ class TeacherStacks:
 def teacher_logits(teachers: Sequence[nn.Module], inputs: torch.Tensor) -> torch.Tensor:
     """Return the logits of every teacher, float32 [K, N, C] on the CPU; see :class:`TeacherStacks`."""
     return TeacherStacks(teachers).logits(inputs)
+
+
+def logits_apart(
+    teachers: Sequence[nn.Module],
+    reads: Sequence[str],
+    inputs_of: Callable[[int], Sequence[torch.Tensor]],
+) -> list[torch.Tensor]:
+    """Return what :meth:`TeacherStacks.logits` does, of teachers that do not read the same.
+
+    Parameters
+    ----------
+    teachers
+        At least one.
+    reads
+        For each, what it reads (:attr:`kdfed.settings.ModelSettings.reads`): equal of those that are asked
+        on the same inputs.
+    inputs_of
+        Returns sets of inputs as the teacher of that index reads them; the same sets of all.
+
+    Returns
+    -------
+    list of torch.Tensor
+        For each set float32 [K, N, C] on the CPU.
+
+    Raises
+    ------
+    LogitsError
+        If logits are not finite.
+    KdfedError
+        As :meth:`TeacherStacks.logits`.
+    """
+    groups: dict[str, list[int]] = {}
+    for index, read in enumerate(reads):
+        groups.setdefault(read, []).append(index)
+    found: list[list[torch.Tensor]] = [[] for _ in teachers]
+    for indices in groups.values():
+        stacks = TeacherStacks([teachers[index] for index in indices])
+        device = device_of(teachers[indices[0]])
+        try:
+            sets = [stacks.own_logits(inputs.to(device)) for inputs in inputs_of(indices[0])]
+        except LogitsError as error:
+            broken = [indices[index] for index in error.teachers]
+            raise LogitsError(broken, len(teachers)) from error
+        for place, index in enumerate(indices):
+            found[index] = [logits_KNC[place] for logits_KNC in sets]
+    knows_KC = known_classes(teachers)
+    stacked = [torch.stack(logits) for logits in zip(*found, strict=True)]
+    return stacked if knows_KC is None else [completed(logits, knows_KC) for logits in stacked]
 
 
 def uploaded_logits(logits_KNC: torch.Tensor, count: int) -> torch.Tensor:

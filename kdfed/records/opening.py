@@ -110,12 +110,14 @@ def _refuse_source(file: Path, resolved: bytes, source: Path | None) -> None:
 
 def _refuse_starts(folder: RecordedRun, experiment: Experiment, names: Iterable[str]) -> None:
     ours = {(folder.path / name).resolve() for name in names}
-    for arm in experiment.arms:
-        start = experiment.arm(arm).start.removeprefix("file:")
-        if Path(start).resolve() in ours:
-            raise RunFolderError(
-                f"{folder.path}: arm {arm!r} starts from {start}, which this run would replace; {ELSEWHERE}"
-            )
+    for name in experiment.arms:
+        arm = experiment.arm(name)
+        for read in (arm.start.removeprefix("file:"), *arm.teachers.files):
+            if Path(read).resolve() in ours or folder.models.resolve() == Path(read).resolve():
+                raise RunFolderError(
+                    f"{folder.path}: arm {name!r} starts from {read}, which this run would replace; "
+                    f"{ELSEWHERE}"
+                )
 
 
 def _refuse_other(folder: RecordedRun, experiment: Experiment, present: list[str]) -> None:

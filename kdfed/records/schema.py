@@ -281,6 +281,15 @@ class ConsolidationEntry(StrictModel):
     """Which seed."""
 
 
+class SunkEntry(StrictModel):
+    """Teachers of an arm that existed already: what they cost stands in no figure."""
+
+    arm: _Name
+    """Which arm."""
+    from_: Annotated[list[str], Field(alias="from", min_length=1)]
+    """The folder, or the files."""
+
+
 class Summary(StrictModel):
     """All of ``summary.json``."""
 
@@ -321,6 +330,8 @@ class Summary(StrictModel):
     """One entry a seed."""
     consolidations: list[ConsolidationEntry] = []
     """One entry an arm and seed that consolidated."""
+    sunk: list[SunkEntry] = []
+    """One entry an arm whose teachers existed already (``teachers.from``)."""
 
     @model_validator(mode="after")
     def _agrees(self) -> Self:

@@ -10,7 +10,7 @@ from statistics import fmean
 from typing import Any
 
 from kdfed import convergence
-from kdfed.config import Experiment, Target
+from kdfed.config import Experiment, Target, sunk_teachers
 from kdfed.records.rounds import Failure, Outcome, RoundRecord, Stopped
 from kdfed.records.schema import (
     COSTS,
@@ -25,6 +25,7 @@ from kdfed.records.schema import (
     PartitionEntry,
     RunEntry,
     Summary,
+    SunkEntry,
 )
 from kdfed.records.versions import versions
 from kdfed.savings import (
@@ -139,6 +140,10 @@ def summarise(
             )
             for outcome in outcomes
             if outcome.consolidation is not None
+        ],
+        sunk=[
+            SunkEntry.model_validate({"arm": name, "from": list(files)})
+            for name, files in sunk_teachers(experiment).items()
         ],
     )
     return summary.model_dump(by_alias=True)

@@ -35,6 +35,7 @@ from kdfed.shelf import (
     label_counts,
     problem_with_method,
     read_start,
+    refusals_on_backbones,
 )
 from kdfed.thing import Thing, within
 from simulations.consolidating.words import student_in, teachers_in
@@ -190,13 +191,17 @@ def _with_data(
     own = card_in(chosen) if isinstance(chosen, TeacherFile) else None
     if own is not None and own.task == "regression":
         data = replace(data, label_mean=own.label_mean, label_std=own.label_std)
-    card = Card.of(arm.model, settings, data)
+    try:
+        card = Card.of(arm.model, settings, data)
+    except DataError as error:  # its backbone cannot be had; teachers are looked at all the same
+        card = Card.of(ModelSettings(), settings, data)
+        mistakes += unrelated([Mistake("--student", str(error))], mistakes)
     teachers, wrong = examine_teachers(files, card, "TEACHER")
     mistakes += wrong
     student: nn.Module | None = None
     start: str = arm.consolidation.init
     try:
-        if any(mistake.key == "--student" for mistake in known):
+        if any(mistake.key == "--student" for mistake in mistakes):
             pass
         elif isinstance(chosen, TeacherFile):
             start, student = str(user_path(chosen.file)), read_start(chosen, card, "--student")
@@ -410,6 +415,8 @@ def _problems_with_teachers(arm: Arm, teachers: Sequence[ShelfTeacher]) -> Itera
     problem = problem_with_method(arm.consolidation, teachers, arm.model)
     if problem is not None:
         yield Mistake("--method", problem)
+    for refusal in refusals_on_backbones(arm.consolidation, teachers, arm.model):
+        yield Mistake(within(refusal, "consolidation").key, refusal.message)
     if arm.teachers.label_counts.send:
         try:
             label_counts(teachers)

@@ -6,24 +6,30 @@ Shape suffixes: K teachers, N examples, C classes.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
+from torch import nn
 
 from kdfed.consolidate import consolidate
 from kdfed.data import Examples
 from kdfed.distill import ConsolidationResult
-from kdfed.distill.stacks import TeacherStacks
+from kdfed.distill.stacks import logits_apart
 from kdfed.ensembles import Ensemble, MeanLogits, MeanProbabilities
 from kdfed.models import State, state_of
+from kdfed.reading import examples_for
 from kdfed.seeding import derive
+from kdfed.settings import ModelSettings
 from kdfed.setup import Setup
 from kdfed.shelf import label_counts
 from kdfed.task import CLASSIFICATION
 from kdfed.train import predict
 from kdfed.transfer_sets.transfer_set import examples_of
 from simulations.consolidating.plan import Plan
+from simulations.server_data import server_data
+from strategies.arm_config import ArmConfig
 
 OnEpoch = Callable[[int, int, float | None], None]
 
@@ -112,12 +118,17 @@ def run_plan(plan: Plan, on_epoch: OnEpoch = lambda epoch, epochs, score: None) 
     models = [teacher.model.to(setup.device) for teacher in plan.teachers]
     student = plan.student.to(setup.device)
     counts = label_counts(plan.teachers) if data.task is CLASSIFICATION else None
-    stacks = TeacherStacks(models)
+    read, reads = _Reading(plan, setup), [teacher.settings.reads for teacher in plan.teachers]
     ensemble: Ensemble = getattr(method, "ensemble", None) or _mean(data.task is CLASSIFICATION)
-    validation = data.examples(data.splits.validation)
-    measured = data.examples(data.splits.test) if plan.is_labelled else validation
-    scores = ensemble.scores(stacks.logits(validation.inputs), validation.labels, counts)
-    together = data.task.target(ensemble, stacks.logits(measured.inputs), 1.0, scores)
+    splits, named = data.splits, plan.arm.model
+    held = splits.test if plan.is_labelled else splits.validation
+    validation, measured = read(named, splits.validation), read(named, held)
+    theirs = [read(teacher.settings, held).inputs for teacher in plan.teachers]
+    validation_logits, measured_logits = logits_apart(
+        models, reads, lambda k: (read(plan.teachers[k].settings, splits.validation).inputs, theirs[k])
+    )
+    scores = ensemble.scores(validation_logits, validation.labels, counts)
+    together = data.task.target(ensemble, measured_logits, 1.0, scores)
     if not plan.is_labelled:  # what else is there to agree with
         measured = validation = Examples(validation.inputs, together.argmax(1))
 
@@ -127,33 +138,62 @@ def run_plan(plan: Plan, on_epoch: OnEpoch = lambda epoch, epochs, score: None) 
     rows = [
         row(
             teacher.path.name,
-            teacher.settings.name,
-            predict(model, measured.inputs),
+            teacher.settings.title,
+            predict(model, inputs),
             int(teacher.knows.sum()),
         )
-        for teacher, model in zip(plan.teachers, models, strict=True)
+        for teacher, model, inputs in zip(plan.teachers, models, theirs, strict=True)
     ]
     known = int(torch.tensor([teacher.knows.tolist() for teacher in plan.teachers]).any(0).sum())
     rows.append(row(f"ensemble ({ensemble.ensemble})", "", together, known))
-    named, every = plan.arm.model.name, plan.card.outputs
-    rows.append(row("student before", named, predict(student, measured.inputs), every))
-    transfer = examples_of(
-        method.transfer, data.examples(plan.transfer), models, derive(plan.seed, "transfer")
-    )
+    title, every = named.title, plan.card.outputs
+    rows.append(row("student before", title, predict(student, measured.inputs), every))
+    seed = derive(plan.seed, "consolidate")
+    sources: Sequence[nn.Module] | torch.Tensor = models
+    is_apart = any(one != named.reads for one in reads)
+    stored = method.transfer.is_stored and any([named.reads, *reads])
+    public = read.stored if stored else read(named, plan.transfer)
+    transfer = examples_of(method.transfer, public, models, derive(plan.seed, "transfer"))
+    if stored:
+        images, method = read.config.views_of(transfer, method, seed)
+        transfer = read.config.read(images, named)
+        if is_apart:
+            (sources,) = logits_apart(
+                models, reads, lambda k: [read.config.read(images, plan.teachers[k].settings).inputs]
+            )
     result = consolidate(
         student,
-        models,
+        sources,
         transfer,
         validation,
         method,
-        derive(plan.seed, "consolidate"),
+        seed,
         setup=setup,
         label_counts=counts,
+        validation_logits=validation_logits if is_apart else None,
         on_epoch=on_epoch,
     )
-    rows.append(row("student after", named, predict(student, measured.inputs), every))
+    rows.append(row("student after", title, predict(student, measured.inputs), every))
     seconds = time.monotonic() - began
     return Outcome(tuple(rows), result, state_of(student), len(measured), len(transfer), seconds)
+
+
+class _Reading:
+    """Reads examples for any model."""
+
+    def __init__(self, plan: Plan, setup: Setup) -> None:
+        self._data, self._device = plan.data, setup.device
+        whole = replace(plan.data, splits=replace(plan.data.splits, transfer=plan.transfer))
+        held = server_data(whole, plan.arm.model, setup.device)
+        self.config = ArmConfig(arm=plan.arm, data=held, seed=plan.seed)
+
+    def __call__(self, model: ModelSettings, indices: np.ndarray) -> Examples:
+        return examples_for(model, self._data, indices, self._device)
+
+    @property
+    def stored(self) -> Examples:
+        """The transfer set, with images as they are stored."""
+        return self.config.stored_transfer
 
 
 def _mean(classes: bool) -> Ensemble:

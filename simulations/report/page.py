@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.filesize import decimal
 
-from kdfed.config import Experiment, dotted
+from kdfed.config import Experiment, dotted, sunk_teachers
 from kdfed.pooled import is_open
 from kdfed.records import RoundRecord
 from kdfed.savings import FEWEST
@@ -44,6 +44,7 @@ from simulations.report.words import (
     plural,
     saving,
     signed,
+    sunk_words,
     target_words,
     trips,
     verdict,
@@ -140,6 +141,9 @@ def _notes(experiment: Experiment, summary: Mapping[str, Any], finished: bool) -
     told = still_rising(summary)
     if told:
         yield told
+    sunk = sunk_words(summary)
+    if sunk:
+        yield sunk
     failures = summary.get("failures", ())
     for failure in failures:
         yield (
@@ -305,6 +309,9 @@ def _costs(experiment: Experiment, records: Sequence[RoundRecord]) -> Table:
             start = "start: hello, teachers"
         elif experiment.arm(arm).start == "server":
             start = "start: hello, the server's own model"
+        if arm in sunk_teachers(experiment):
+            start = "start: hello, teachers that existed"
+            start += "" if experiment.arm(arm).start == "averaged" else ", consolidation"
         rows.append([_arm(experiment, arm), start, *_cost_cells(starts)])
         rows.append(["", f"{number(rounds)} federated rounds", *_cost_cells(between)])
         rows.append(["", "total", *_cost_cells(totals)])

@@ -307,7 +307,7 @@ class _Tuning:
 
 def _effort(arm: Arm, rounds: int) -> float:
     """Return how long a trial takes against others, in passes over local data; the teachers' included."""
-    taught = arm.start in ("consolidated", "averaged")
+    taught = arm.start in ("consolidated", "averaged") and arm.teachers.from_ is None
     return rounds * (arm.local.epochs + 0.5) + (arm.teachers.epochs if taught else 0)
 
 

@@ -29,6 +29,7 @@ from kdfed.messages import Simulation
 from kdfed.named import ends_program
 from kdfed.reading import examples_for
 from kdfed.reasons import reason_of
+from kdfed.saved import Card
 from kdfed.settings import DataSettings, ModelSettings, RoundSettings
 from simulations.engines.in_process_grid import InProcessGrid
 from simulations.engines.process_state import preserved
@@ -173,6 +174,7 @@ def run_trial(
             name=name,
             never_stop=flat is None,
             simulation=Simulation.of(arm, seed, Path(store), experiment.folder),
+            card=Card.of(arm.model, arm.data, _tuning_splits(experiment.data, share)[0]),
             on_event=follow,
             listeners=() if flat is None else (flat,),
         )

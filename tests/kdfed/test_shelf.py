@@ -479,6 +479,10 @@ def experiment(where: str | Sequence[Any], **teachers: Any) -> Any:
     )
 
 
+def card_of(chosen: Any) -> Card:
+    return Card.of(chosen.model, chosen.data, prepare(chosen.data))
+
+
 def test_teachers_of_an_experiment_are_the_files_of_a_folder_in_their_order(
     tmp_path: Path, student: Card, inputs: torch.Tensor
 ) -> None:
@@ -486,7 +490,7 @@ def test_teachers_of_an_experiment_are_the_files_of_a_folder_in_their_order(
         with_card(tmp_path / f"{number}.safetensors", student, seed=number)
     (tmp_path / "notes.txt").touch()
     chosen = experiment(str(tmp_path))
-    found = teachers_of(chosen.arm("consolidated"), prepare(chosen.data))
+    found = teachers_of(chosen.arm("consolidated"), card_of(chosen))
     assert list(found) == [0, 1, 2]
     for number, teacher in found.items():
         assert torch.equal(teacher.model(inputs), model_of(weights(number))(inputs))
@@ -503,7 +507,7 @@ def test_teachers_of_an_experiment_can_be_a_list(
     chosen = experiment(["a.safetensors", entry])
     arm = chosen.arm("consolidated")
     monkeypatch.chdir("/")  # paths were resolved where it was read
-    found = teachers_of(arm, prepare(chosen.data))
+    found = teachers_of(arm, card_of(chosen))
     assert [teacher.path.name for teacher in found.values()] == ["a.safetensors", "b.pt"]
     assert check_data(chosen) == []
     assert build_experiment(_read(chosen.to_yaml())) == chosen
@@ -522,7 +526,7 @@ def test_every_wrong_file_of_an_experiment_is_a_mistake_at_once(tmp_path: Path, 
     mistakes = check_data(chosen)
     assert [mistake.key for mistake in mistakes] == ["teachers.from.1", "teachers.from.2"]
     with pytest.raises(ConfigError, match="2 mistakes"):
-        teachers_of(chosen.arm("consolidated"), prepare(chosen.data))
+        teachers_of(chosen.arm("consolidated"), card_of(chosen))
 
 
 def test_more_files_than_participants_and_no_files_are_mistakes(tmp_path: Path, student: Card) -> None:

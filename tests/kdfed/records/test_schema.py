@@ -23,6 +23,7 @@ from kdfed.records.schema import (
     RunEntry,
     Saved,
     StrictModel,
+    SunkEntry,
 )
 from simulations.experiments import build_experiment
 
@@ -57,6 +58,7 @@ def test_the_page_on_records_has_the_keys_of_the_classes() -> None:
         PartitionEntry,
         FailureEntry,
         ConsolidationEntry,
+        SunkEntry,
     )
     assert [sorted(table) for table in documented()] == [sorted(keys(part)) for part in parts]
 
