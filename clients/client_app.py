@@ -23,6 +23,7 @@ from clients.names import gate
 from clients.participants import Participants, participants_of
 from clients.telling import tell
 from kdfed.arrays import Spec, spec_of
+from kdfed.closed_form.features import HeadOf, head_of
 from kdfed.cohort import predict_stack, train_cohort
 from kdfed.errors import ParticipantError, shown
 from kdfed.local import LocalLoss, plain_loss
@@ -34,6 +35,7 @@ from kdfed.messages import (
     Evaluation,
     HelloReply,
     QueryLogits,
+    QueryStatistics,
     Train,
     TrainTeacher,
     Update,
@@ -41,7 +43,7 @@ from kdfed.messages import (
 )
 from kdfed.models import State, build_model, load_state, state_of
 from kdfed.privacy import add_laplace_noise
-from kdfed.reading import cut_of
+from kdfed.reading import cut_of, shape_read
 from kdfed.seeding import derive, derive_many, numpy_generator
 from kdfed.settings import ModelSettings, TeacherSettings
 from kdfed.train import TrainResult, predict
@@ -159,6 +161,35 @@ def logits(message: Message, context: Context) -> Message:
     return answer(message, QueryLogits, begin, expected)
 
 
+@app.query("statistics")
+def statistics(message: Message, context: Context) -> Message:
+    """Send sums over the features of the participants' examples, for a head in closed form."""
+    participants = _participants(message, context)
+    classes, task = participants.classes, participants.setup.task
+
+    def begin(asked: QueryStatistics) -> CohortWork:
+        _check_backbone(asked)
+        place, head = _head(asked, participants), asked.head
+        model = copy.deepcopy(_template(asked.model, participants))
+        load_state(model, asked.arrays | {key: model.state_dict()[key] for key in place.keys})
+
+        def work(members: Sequence[int], sums: bool) -> Iterator[Contribution]:
+            examples, sizes = participants.gather(members, asked.model)
+            parts = zip(torch.split(examples.inputs, sizes), torch.split(examples.labels, sizes), strict=True)
+            for member, (inputs, labels) in zip(members, parts, strict=True):
+                features = place.features(model, inputs)
+                found = head.statistics(features, labels.cpu(), classes, task, asked.projection_seed)
+                arrays = {key: torch.from_numpy(values).unsqueeze(0) for key, values in found.items()}
+                yield Contribution([member], arrays, [Update(num_examples=len(labels)).metrics()])
+
+        return work
+
+    def expected(asked: QueryStatistics) -> Spec:
+        return asked.head.spec(_head(asked, participants).dims, classes, task)
+
+    return answer(message, QueryStatistics, begin, expected)
+
+
 @app.evaluate()
 def evaluate_received(message: Message, context: Context) -> Message:
     """Evaluate the received weights on the participants' own examples."""
@@ -216,6 +247,12 @@ def _participants(message: Message, context: Context) -> Participants:
     participants = participants_of(message.content, context)
     participants.setup.set_threads()
     return participants
+
+
+def _head(asked: QueryStatistics, participants: Participants) -> HeadOf:
+    """Return where the model that a message names has its head."""
+    shape = shape_read(asked.model, participants.input_shape)
+    return head_of(copy.deepcopy(_template(asked.model, participants)), shape)
 
 
 def _received(asked: Train | Evaluate, participants: Participants) -> nn.Module:

@@ -21,6 +21,9 @@ message          direction record                   content
 \\                                                  float16 [N, C] of an earlier round; ``arrays``:
 \\                                                  initial weights, in the first message; ``config``
 \\               up        :class:`Update`          ``arrays``: ``logits`` float16 [N, C]; ``metrics``
+``query.statistics`` down  :class:`QueryStatistics` ``arrays``: global weights below the head; ``config``
+\\               up        :class:`Update`          ``arrays``: sums over features
+                                                    (:mod:`kdfed.closed_form.sums`); ``metrics``
 ``evaluate``     down      :class:`Evaluate`        ``arrays``: global weights; ``config``
 \\               up        :class:`Evaluation`      ``metrics``
 ================ ========= ======================== =================================================
@@ -60,8 +63,10 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from pydantic import ValidationError
 
+from kdfed.closed_form import HEADS, ClosedFormHead
 from kdfed.config import Arm
 from kdfed.errors import MessageError, one_line
+from kdfed.family import Family
 from kdfed.limits import Limits
 from kdfed.local import LOCAL_MODES, LocalMode
 from kdfed.metrics import (
@@ -78,6 +83,7 @@ from kdfed.outside import code_of
 from kdfed.reading import cut_of
 from kdfed.settings import ModelSettings, OptimiserSettings, TeacherSettings
 from kdfed.setup import Precision
+from kdfed.thing import Thing
 
 ARRAYS = "arrays"
 CONFIG = "config"
@@ -322,6 +328,46 @@ class Evaluate(Asked):
 
 
 @dataclass(frozen=True, kw_only=True)
+class QueryStatistics(Asked):
+    """A participant sends sums over the features of its examples, for a head in closed form.
+
+    Parameters
+    ----------
+    server_round
+        The federated round after which the head is solved for.
+    head
+        What it is.
+    projection_seed
+        Of the projection of features, the same for all participants.
+    seed, model, arrays
+        Of :class:`Asked`. The head's own weights, which features do not depend on, are not sent.
+    """
+
+    type: ClassVar[str] = "query.statistics"
+
+    server_round: int
+    head: ClosedFormHead
+    projection_seed: int
+
+    def config(self) -> Config:
+        """Return the settings."""
+        return {
+            "server-round": self.server_round,
+            **super().config(),
+            "head": self.head.model_dump_json(),
+            "projection-seed": self.projection_seed,
+        }
+
+    @classmethod
+    def _more(cls, config: ConfigRecord, transfer: State) -> dict[str, Any]:
+        return {
+            "server_round": _value(config, "server-round", int),
+            "head": _thing(config, "head", HEADS),
+            "projection_seed": _value(config, "projection-seed", int),
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
 class Train(Asked):
     """A participant trains the global model for one federated round.
 
@@ -347,7 +393,10 @@ class Train(Asked):
 
     @classmethod
     def _more(cls, config: ConfigRecord, transfer: State) -> dict[str, Any]:
-        return {"server_round": _value(config, "server-round", int), "local": _local(config)}
+        return {
+            "server_round": _value(config, "server-round", int),
+            "local": _thing(config, "local", LOCAL_MODES),
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -842,8 +891,11 @@ def _settings(config: Mapping[str, Any], key: str, kind: type[S]) -> S:
         raise MessageError(f"expected settings as {key!r} in a message: {one_line(error)}") from error
 
 
-def _local(config: Mapping[str, Any]) -> LocalMode:
+T = TypeVar("T", bound=Thing)
+
+
+def _thing(config: Mapping[str, Any], key: str, family: Family[T]) -> T:
     try:
-        return LOCAL_MODES.parse(_value(config, "local", str))
+        return family.parse(_value(config, key, str))
     except (ValueError, AttributeError, RecursionError) as error:
-        raise MessageError(f"expected settings as 'local' in a message: {one_line(error)}") from error
+        raise MessageError(f"expected settings as {key!r} in a message: {one_line(error)}") from error

@@ -7,13 +7,15 @@ from collections.abc import Iterator, Sequence
 from torch import nn
 
 from kdfed.arrays import spec_of
+from kdfed.closed_form.features import head_of
 from kdfed.config import Arm, Experiment
 from kdfed.config.checks import refusals_from, used_parts, used_sections
 from kdfed.data import PreparedData, prepare
 from kdfed.device import resolve_device
-from kdfed.errors import ConfigError, DataError, Mistake
+from kdfed.errors import ConfigError, DataError, KdfedError, Mistake
 from kdfed.models import build_model, state_of
 from kdfed.partition import partition_of
+from kdfed.reading import shape_read
 from kdfed.records import load_model, load_start
 from kdfed.settings import DistillationSettings, ModelSettings, ServerFitSettings
 from kdfed.shelf import problems_with_teachers
@@ -79,6 +81,11 @@ def _check_arm(arm: Arm, data: PreparedData | None, key: _Keys) -> Iterator[Mist
                     yield Mistake(key(within(refusal, where).key), refusal.message)
         if "teachers" in used_sections(arm) and arm.teachers.from_ is not None:
             yield from (Mistake(key(one.key), one.message) for one in problems_with_teachers(arm, data))
+    if arm.closed_form is not None and student is not None and data is not None:
+        try:
+            head_of(student, shape_read(arm.model, data.input_shape))
+        except KdfedError as error:
+            yield Mistake(key("closed-form"), str(error))
     if arm.start.startswith("file:"):
         yield from _check_start(arm.start.removeprefix("file:"), student, key("start"))
     if data is not None and not data.dataset.is_images:

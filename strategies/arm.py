@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import cast
 
@@ -26,6 +27,7 @@ from flwr.serverapp.strategy import Strategy
 from torch import nn
 
 from kdfed.arrays import Spec, problem_with_arrays, spec_of
+from kdfed.closed_form import Sums
 from kdfed.config import Arm, sampled_count
 from kdfed.errors import RunError
 from kdfed.ledger import Ledger
@@ -35,15 +37,16 @@ from kdfed.messages import Evaluate, ReplyKind, Train
 from kdfed.models import State, buffer_keys, build_model, load_state, state_of
 from kdfed.reasons import Once
 from kdfed.records import Stopped, load_start
-from kdfed.seeding import derive, python_seed, sample_participants
+from kdfed.seeding import SERVER, derive, python_seed, sample_participants
 from kdfed.server_model import fit_server_model, labelled_examples
 from strategies.arm_config import ArmConfig, ServerData
+from strategies.closed_form import HeadPhase
 from strategies.hello import Present, ask_nodes, number_devices
 from strategies.listeners import Announcing, EvaluateFn, Evaluating, Recording, Stopping
 from strategies.parcels import Exchange
 from strategies.participant_grid import ParticipantGrid
 from strategies.result import ArmResult
-from strategies.teachers import TeacherPhase, average
+from strategies.teachers import Teacher, TeacherPhase, average
 from strategies.wrapped import OwnReplies, minima, repaired, takes_means, teacher_config, weight_key
 
 log = logging.getLogger("kdfed.strategies")
@@ -95,13 +98,14 @@ class ArmRunner:
         try:
             self.listeners.start(self.config.name, self.config.seed, self.arm)
             self.grid = self._hello(present, buffer_keys(model))
-            ended = self._start(dict(initial_arrays.to_torch_state_dict()), num_rounds, train_config)
+            common = dict(initial_arrays.to_torch_state_dict())
+            ended = self._refitted(self._start(common, num_rounds, train_config))
             self.listeners.round(ended)
             for number in range(1, num_rounds + 1):
                 if self._stops():
                     break
                 sampled = self._sampled(number)
-                ended = self._round(number, sampled, ended, timeout, train_config)
+                ended = self._refitted(self._round(number, sampled, ended, timeout, train_config))
                 self.listeners.round(ended)
                 self._evaluate_on_clients(ended, sampled, timeout, evaluate_config)
             else:
@@ -198,6 +202,12 @@ class ArmRunner:
             state = self._server_model(common)
             self._require_usable(state, spec, "the server's own model", "lower server-fit.lr")
             return Round(0, rounds, state, 0, (), self.ledger.totals())
+        more: list[Teacher] = []
+        closed_form = self.arm.closed_form
+        if closed_form is not None and closed_form.before_teachers:
+            common, sums = self._solved(common, 0)
+            if closed_form.teacher:
+                more = [Teacher(SERVER, common, sums.examples, sums.counts_C.tolist())]
         self.listeners.phase("teachers", self.ledger.totals())
         phase = TeacherPhase(self.config, self.grid, common, teacher_config(self.strategy, train_config))
         teachers = phase.train()
@@ -210,7 +220,7 @@ class ArmRunner:
         if start == "averaged":
             state, advice = average(teachers), "lower teachers.lr"
         else:
-            state, found = phase.consolidate(teachers, self._distilled)
+            state, found = phase.consolidate(teachers + more, self._distilled)
             self.result.consolidation = found
             if found.warning:
                 self._once.warn(f"{self.config.name}, seed {self.config.seed}", found.warning)
@@ -245,6 +255,43 @@ class ArmRunner:
 
     def _distilled(self, epoch: int, epochs: int, accuracy: float | None) -> None:
         self.listeners.phase("consolidate", self.ledger.totals(), epoch, epochs, accuracy)
+
+    # ------------------------------------------------------------------ heads in closed form
+
+    def _refitted(self, ended: Round) -> Round:
+        """Return a round with a head in closed form, where the arm asks for one after it."""
+        settings, number = self.arm.closed_form, ended.number
+        if settings is None or number not in settings.at:
+            return ended
+        state, _ = self._solved(ended.state, number)
+        report, none = self.grid.report, ended.number == 0 and not ended.answered
+        absent = {one.participant: one for one in (*report.absent, *ended.absent)}
+        return replace(
+            ended,
+            state=state,
+            answered=len(report.answered) if none else ended.answered,
+            absent=tuple(absent[participant] for participant in sorted(absent)),
+            costs=self.ledger.totals(),
+        )
+
+    def _solved(self, state: State, number: int) -> tuple[State, Sums]:
+        """Return weights with a head in closed form, and the sums that it is of."""
+        assert self.arm.closed_form is not None
+        self.listeners.phase("statistics", self.ledger.totals())
+        phase, everybody = HeadPhase(self.config, self.grid), self.arm.partition.participants
+        chosen = list(range(everybody))
+        if self.arm.closed_form.participants == "sampled":
+            count = sampled_count(self.arm)
+            chosen = sample_participants(self.config.seed, "statistics-sample", number, everybody, count)
+        sums = phase.ask(state, number, chosen)
+        where = f"statistics after round {number}"
+        least = min(self.arm.server.minimum, len(chosen))
+        self._require(len(self.grid.report.answered), least, where, "answered with statistics")
+        if sums is None:
+            raise RunError(f"{where}: expected statistics, but nobody answered. {self._left_out}")
+        solved = phase.solve(state, sums)
+        self._require_usable(solved, spec_of(state), where, "raise the head's penalty")
+        return solved, sums
 
     # ------------------------------------------------------------------ a round
 

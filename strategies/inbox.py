@@ -301,6 +301,7 @@ class Inbox:
 _OURS = {
     "rounds": (NUM_EXAMPLES, TRAIN_LOSS, LOCAL_STEPS),
     "teachers": (NUM_EXAMPLES, TRAIN_LOSS, LOCAL_STEPS),
+    "statistics": (NUM_EXAMPLES,),
     "evaluate": (NUM_EXAMPLES, EVAL_LOSS, EVAL_ACCURACY),
 }
 """The metrics that kdfed's own participants send, by phase; label counts beside them where asked."""

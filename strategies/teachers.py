@@ -26,7 +26,7 @@ from kdfed.limits import UPDATE_BOUND, LabelCountLimits, Reach, most_steps, nump
 from kdfed.messages import LOGITS, TrainTeacher, Update
 from kdfed.models import State, buffer_keys, load_state, state_of
 from kdfed.records import Absent
-from kdfed.seeding import derive, sample_participants
+from kdfed.seeding import SERVER, derive, sample_participants
 from kdfed.settings import ModelSettings, several
 from kdfed.train import predict
 from kdfed.transfer_sets.transfer_set import examples_of
@@ -255,7 +255,9 @@ class TeacherPhase:
         return self.config.inputs(data.validation_inputs, model)
 
     def _model_of(self, teacher: Teacher) -> ModelSettings:
-        """Return a teacher's architecture."""
+        """Return a teacher's architecture; one that the server made has the federated model's."""
+        if teacher.participant == SERVER:
+            return self.arm.model
         return self._models[teacher.participant % len(self._models)]
 
     def _module(self, teacher: Teacher) -> nn.Module:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Iterator
 from itertools import product
 
 from kdfed.choosing import parts
+from kdfed.closed_form import BEFORE, ClosedFormSettings
 from kdfed.config.experiment import Arm
 from kdfed.config.mistakes import related
 from kdfed.data.sources import task_problem
@@ -53,6 +54,8 @@ def used_sections(arm: Arm) -> dict[str, Settings]:
         sections["consolidation"] = arm.consolidation
     if arm.start == "server":
         sections["server-fit"] = arm.server_fit
+    if arm.closed_form is not None:
+        sections["closed-form"] = arm.closed_form
     return sections
 
 
@@ -144,6 +147,8 @@ def _refusals(arm: Arm) -> Iterator[Refusal]:
             yield from (within(refusal, key) for refusal in refusals)
     if arm.start in ("consolidated", "averaged"):
         yield from _check_teachers(arm)
+    if arm.closed_form is not None:
+        yield from _check_closed_form(arm, arm.closed_form)
     changes = arm.server_fit.augmentation
     if arm.start == "server" and arm.model.backbone is not None and changes not in ("auto", ()):
         yield Refusal(
@@ -254,6 +259,35 @@ def _check_shelf(arm: Arm) -> Iterator[Refusal]:
             yield Refusal(f"teachers.{key}", f"has no effect with {source}: {why}; remove it", (source,))
 
 
+def _check_closed_form(arm: Arm, settings: ClosedFormSettings) -> Iterator[Refusal]:
+    """Yield what cannot be asked of a head in closed form."""
+    horizon, late = arm.rounds.horizon, [number for number in settings.at if isinstance(number, int)]
+    if late and isinstance(horizon, int) and max(late) > horizon:
+        yield Refusal(
+            "closed-form.at",
+            f"expected rounds up to the last, {horizon} (rounds.horizon), got {max(late)}; lower it",
+            ("rounds.horizon",),
+        )
+    if settings.before_teachers and arm.start not in ("consolidated", "averaged"):
+        yield Refusal(
+            "closed-form.at",
+            f"'{BEFORE}' needs teachers, start: consolidated or averaged, got start: {arm.start}; use 0",
+            ("start",),
+        )
+    if settings.teacher and not (settings.before_teachers and arm.start == "consolidated"):
+        yield Refusal(
+            "closed-form.teacher",
+            f"needs start: consolidated, and '{BEFORE}' in closed-form.at; set both or remove it",
+            ("start", "closed-form.at"),
+        )
+    if settings.teacher and arm.teachers.upload != "weights":
+        yield Refusal(
+            "closed-form.teacher",
+            f"needs teachers.upload 'weights', got {arm.teachers.upload!r}: it is a model on the server",
+            ("teachers.upload",),
+        )
+
+
 def server_labels(arm: Arm, validation: int, transfer: int) -> int:
     """Return how many labelled examples of the server an arm fits or chooses with.
 
@@ -270,6 +304,8 @@ def server_labels(arm: Arm, validation: int, transfer: int) -> int:
     used = set(arm.server.server_labels())
     if arm.start == "consolidated":
         used |= arm.consolidation.server_labels()
+    if arm.closed_form is not None:
+        used |= arm.closed_form.head.server_labels()
     if arm.start == "server" and arm.server_fit.labels:
         used.add("transfer")
     if arm.start == "server" or arm.rounds.stop_at_target or arm.rounds.plateau.stop:
