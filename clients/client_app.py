@@ -119,13 +119,14 @@ def train(message: Message, context: Context) -> Message:
                 f"{shown(loss)}"
             )
         models = _local_models(asked, participants)
+        only = frozenset(asked.arrays) if asked.fixed else None
 
         def work(members: Sequence[int], sums: bool) -> Iterator[Contribution]:
             examples, sizes = participants.gather(members, asked.model)
             start = models.start(members)
             seeds = derive_many(asked.seed, "train", asked.server_round, members)
             for trained in train_cohort(
-                models.model, start, examples, sizes, local, loss, seeds, setup=setup, sums=sums
+                models.model, start, examples, sizes, local, loss, seeds, setup=setup, sums=sums, only=only
             ):
                 own = [members[index] for index in trained.indices]
                 arrays = {} if trained.sums else models.upload(own, trained.states)
@@ -258,7 +259,7 @@ def _head(asked: QueryStatistics, participants: Participants) -> HeadOf:
 def _received(asked: Train | Evaluate, participants: Participants) -> nn.Module:
     """Return the model that a message names, with the received weights."""
     model = copy.deepcopy(_template(asked.model, participants))
-    load_state(model, asked.arrays)
+    load_state(model, asked.arrays | asked.fixed)
     return model
 
 
@@ -266,7 +267,7 @@ def _local_models(asked: Train, participants: Participants) -> ReceivedModel | P
     """Return what a round trains: the received model, alone or beside each participant's personal one."""
     personal = asked.local.personal_model(asked.model)
     if personal is None:
-        return ReceivedModel(_template(asked.model, participants), asked.arrays)
+        return ReceivedModel(_template(asked.model, participants), asked.arrays, asked.fixed)
     return PairedModels(
         _pair_template(asked.model, personal, participants),
         asked.arrays,

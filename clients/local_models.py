@@ -19,26 +19,29 @@ log = logging.getLogger("kdfed.clients")
 
 @dataclass(frozen=True)
 class ReceivedModel:
-    """Everybody trains the received model, and uploads all of it.
+    """Everybody trains the received model, and uploads what of it is trained.
 
     Parameters
     ----------
     model
         The architecture.
     arrays
-        The received weights.
+        The received weights that are trained.
+    fixed
+        Those that are not; they stay here.
     """
 
     model: nn.Module
     arrays: State
+    fixed: State
 
     def start(self, members: Sequence[int]) -> State:
         """Return what all participants start from."""
-        return self.arrays
+        return self.arrays | self.fixed
 
     def upload(self, members: Sequence[int], trained: Stack) -> Stack:
         """Return what of trained states, each [R, *shape], goes to the server."""
-        return trained
+        return {key: trained[key] for key in self.arrays}
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ message          direction record                   content
 \\                                                  [N, ...] as stored (``upload: logits``)
 \\               up        :class:`Update`          ``arrays``: weights, or ``logits`` float16
 \\                                                  [N, C]; ``metrics``
-``train``        down      :class:`Train`           ``arrays``: global weights; ``config``
+``train``        down      :class:`Train`           ``arrays``: global weights; ``config``; ``fixed``:
+\\                                                  weights that are not trained (``local.trainable``)
 \\               up        :class:`Update`          ``arrays``: weights; ``metrics``
 ``query.logits`` down      :class:`QueryLogits`     ``transfer``: ``inputs`` [M, ...] as stored, in a
 \\                                                  participant's first message; ``consensus``
@@ -89,6 +90,7 @@ ARRAYS = "arrays"
 CONFIG = "config"
 METRICS = "metrics"
 TRANSFER = "transfer"
+FIXED = "fixed"
 COHORTS = "cohorts"
 SIMULATION = "simulation"
 WARNINGS = "warnings"
@@ -211,6 +213,8 @@ class Asked:
         The participant's architecture.
     arrays
         The received weights; empty where none are sent. A Flower strategy puts them beside :meth:`config`.
+    fixed
+        Weights that a round does not train.
     """
 
     type: ClassVar[str]
@@ -218,6 +222,7 @@ class Asked:
     seed: int
     model: ModelSettings
     arrays: State = field(default_factory=dict)
+    fixed: State = field(default_factory=dict)
     backbone_sha256: str = field(default="", compare=False)
     """What a message that arrived says of the weights of the sender's backbone; empty without one."""
 
@@ -256,6 +261,7 @@ class Asked:
             model=_settings(config, "model", ModelSettings),
             arrays=state_of_record(content, ARRAYS),
             backbone_sha256=_value(config, BACKBONE, str) if BACKBONE in config else "",
+            fixed=state_of_record(content, FIXED),
             **cls._more(config, transfer),
         )
 
@@ -844,7 +850,7 @@ def numbered(key: str, index: int, count: int) -> str:
 
 def item(content: RecordDict, index: int, count: int) -> RecordDict:
     """Return content ``index`` of the ``count`` that a network message holds."""
-    records = {key: content.get(numbered(key, index, count)) for key in (ARRAYS, CONFIG, TRANSFER)}
+    records = {key: content.get(numbered(key, index, count)) for key in (ARRAYS, CONFIG, TRANSFER, FIXED)}
     return RecordDict({key: record for key, record in records.items() if record is not None})
 
 

@@ -13,7 +13,7 @@ from kdfed.config.checks import refusals_from, used_parts, used_sections
 from kdfed.data import PreparedData, prepare
 from kdfed.device import resolve_device
 from kdfed.errors import ConfigError, DataError, KdfedError, Mistake
-from kdfed.models import build_model, state_of
+from kdfed.models import batch_norms, build_model, state_of
 from kdfed.partition import partition_of
 from kdfed.reading import shape_read
 from kdfed.records import load_model, load_start
@@ -81,11 +81,21 @@ def _check_arm(arm: Arm, data: PreparedData | None, key: _Keys) -> Iterator[Mist
                     yield Mistake(key(within(refusal, where).key), refusal.message)
         if "teachers" in used_sections(arm) and arm.teachers.from_ is not None:
             yield from (Mistake(key(one.key), one.message) for one in problems_with_teachers(arm, data))
-    if arm.closed_form is not None and student is not None and data is not None:
+    wants_head = [("closed-form", arm.closed_form is not None)]
+    wants_head += [("local.trainable", arm.local.trainable != "all")]
+    for section, wanted in wants_head:
+        if not wanted or student is None or data is None:
+            continue
+        if arm.local.trainable == "head" and section == "local.trainable" and batch_norms(student):
+            yield Mistake(
+                key(section),
+                "expected 'all' or 'body' of a model with BatchNorm, whose statistics would change below the "
+                "head, got 'head'",
+            )
         try:
             head_of(student, shape_read(arm.model, data.input_shape))
         except KdfedError as error:
-            yield Mistake(key("closed-form"), str(error))
+            yield Mistake(key(section), str(error))
     if arm.start.startswith("file:"):
         yield from _check_start(arm.start.removeprefix("file:"), student, key("start"))
     if data is not None and not data.dataset.is_images:

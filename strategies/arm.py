@@ -28,13 +28,15 @@ from torch import nn
 
 from kdfed.arrays import Spec, problem_with_arrays, spec_of
 from kdfed.closed_form import Sums
+from kdfed.closed_form.features import head_of
 from kdfed.config import Arm, sampled_count
 from kdfed.errors import RunError
 from kdfed.ledger import Ledger
 from kdfed.limits import UPDATE_BOUND, Limits, Reach, numpy_of
 from kdfed.listeners import Listener, Listeners, Round, build_listener
-from kdfed.messages import Evaluate, ReplyKind, Train
+from kdfed.messages import FIXED, Evaluate, ReplyKind, Train
 from kdfed.models import State, buffer_keys, build_model, load_state, state_of
+from kdfed.reading import shape_read
 from kdfed.reasons import Once
 from kdfed.records import Stopped, load_start
 from kdfed.seeding import SERVER, derive, python_seed, sample_participants
@@ -305,16 +307,19 @@ class ArmRunner:
     ) -> Round:
         """Train one federated round; the round before is evaluated meanwhile, if it was not yet."""
         self.listeners.round_start(number, before.rounds)
-        spec, limits = spec_of(before.state), self.grid.limits
-        reach = Reach(numpy_of(before.state), limits)
+        trained, fixed = self._trained(before.state)
+        spec, limits = spec_of(trained), self.grid.limits
+        reach = Reach(numpy_of(trained), limits)
         self._show(number, sampled, spec, reach)
         local = self.arm.local.at_round(number)
         settings = Train(seed=self.config.seed, server_round=number, model=self.arm.model, local=local)
         config = ConfigRecord({**(train_config or {}), **settings.config()})
         with python_seed(derive(self.config.seed, "configure", number)):  # Flower shuffles
-            messages = list(
-                self.strategy.configure_train(number, ArrayRecord(dict(before.state)), config, self.grid)
-            )
+            messages = list(self.strategy.configure_train(number, ArrayRecord(trained), config, self.grid))
+        if fixed:
+            record = ArrayRecord(fixed)
+            for message in messages:
+                message.content[FIXED] = record
         replies: list[Message] = list(
             self.grid.send_and_receive(messages, timeout=timeout, meanwhile=self.listeners.catch_up)
         )
@@ -326,6 +331,7 @@ class ArmRunner:
         state = repaired(self.strategy, arrays, replies, spec, limits.buffers)
         advice = "lower local.lr or the server's step size"
         self._require_usable(state, spec, f"round {number}", advice, reach)
+        state = {key: state.get(key, value) for key, value in before.state.items()}
         if metrics is not None:
             self.result.train_metrics_clientapp[number] = metrics
         return Round(
@@ -337,6 +343,16 @@ class ArmRunner:
             self.ledger.totals(),
             metrics={} if metrics is None else dict(metrics),
         )
+
+    def _trained(self, state: State) -> tuple[State, State]:
+        """Return of a model's weights those that rounds train, and those that they do not."""
+        part = self.arm.local.trainable
+        if part == "all":
+            return dict(state), {}
+        model = self.config.build(self.arm.model, "evaluation")
+        place = head_of(model, shape_read(self.arm.model, self.config.data.input_shape))
+        trained = place.trained(state, part)
+        return trained, {key: value for key, value in state.items() if key not in trained}
 
     def _show(self, number: int, sampled: Sequence[int], spec: Spec, reach: Reach) -> None:
         """Show a round's participants to the strategy."""

@@ -22,6 +22,7 @@ from kdfed.limits import Limits
 from kdfed.messages import (
     ARRAYS,
     COHORTS,
+    FIXED,
     METRICS,
     WARNINGS,
     Answers,
@@ -360,5 +361,5 @@ def pass_warnings_on(content: RecordDict, log: Once) -> None:
 
 
 def bytes_of(content: RecordDict) -> int:
-    """Return the bytes of a logical message: its arrays, metrics and config."""
-    return sum(record.count_bytes() for record in content.values())
+    """Return the bytes of a logical message: its arrays, metrics and config, without fixed weights."""
+    return sum(record.count_bytes() for key, record in content.items() if key != FIXED)

@@ -41,6 +41,12 @@ class HeadOf:
         """Return a state without the head's: all that features depend on."""
         return {key: value for key, value in state.items() if key not in self.keys}
 
+    def trained(self, state: Mapping[str, torch.Tensor], part: str) -> State:
+        """Return of a state what a round trains: ``all``, ``body`` or ``head``."""
+        if part == "body":
+            return self.without(state)
+        return {key: value for key, value in state.items() if part == "all" or key in self.keys}
+
     def replaced(
         self, state: Mapping[str, torch.Tensor], weight_CD: torch.Tensor, bias_C: torch.Tensor
     ) -> State:

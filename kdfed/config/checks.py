@@ -149,6 +149,8 @@ def _refusals(arm: Arm) -> Iterator[Refusal]:
         yield from _check_teachers(arm)
     if arm.closed_form is not None:
         yield from _check_closed_form(arm, arm.closed_form)
+    if arm.local.trainable != "all":
+        yield from _check_trainable(arm)
     changes = arm.server_fit.augmentation
     if arm.start == "server" and arm.model.backbone is not None and changes not in ("auto", ()):
         yield Refusal(
@@ -257,6 +259,30 @@ def _check_shelf(arm: Arm) -> Iterator[Refusal]:
     ):
         if given != wanted:
             yield Refusal(f"teachers.{key}", f"has no effect with {source}: {why}; remove it", (source,))
+
+
+def _check_trainable(arm: Arm) -> Iterator[Refusal]:
+    """Yield why a round cannot train a part of the model alone."""
+    key, part = "local.trainable", arm.local.trainable
+    if arm.server.whole_models:
+        yield Refusal(
+            key,
+            f"expected 'all' with strategy {arm.server.strategy!r}, which needs whole models, got {part!r}",
+            ("server.strategy",),
+        )
+    if arm.local.personal_model(arm.model) is not None:
+        yield Refusal(
+            key,
+            f"expected 'all' with mode {arm.local.mode!r}, which trains a second model, got {part!r}",
+            ("local.mode",),
+        )
+    if part == "body" and arm.model.backbone is not None and arm.model.trainable == "head":
+        yield Refusal(
+            key,
+            "expected 'all' or 'head' with model.trainable 'head', of which nothing but the head is trained, "
+            "got 'body'",
+            ("model",),
+        )
 
 
 def _check_closed_form(arm: Arm, settings: ClosedFormSettings) -> Iterator[Refusal]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import Annotated, Self, TypeAlias
+from typing import Annotated, Literal, Self, TypeAlias
 
 from pydantic import Field, model_validator
 from torch import nn
@@ -43,6 +43,9 @@ class LocalMode(OptimiserSettings, Thing):
     """Factor of the learning rate from one round to the next, in (0, 1]: round r has lr decay^(r - 1)."""
     extra: ExtraSettings = ExtraSettings()
     """More passes in the first rounds."""
+    trainable: Literal["all", "body", "head"] = "all"
+    """What a round trains, and what travels: all weights, those below the model's last linear layer, or that
+    layer alone. The rest is sent to a participant once, and again where the server has changed it."""
     mode: str
     """The local mode."""
 

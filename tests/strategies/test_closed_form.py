@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -174,3 +175,53 @@ def test_what_does_not_go_together_is_refused(tiny, changes, key, words):
 def test_arms_without_the_section_are_written_as_before(tiny):
     assert "closed-form" not in tiny().to_yaml()
     assert "closed-form" in tiny(**EXACT).to_yaml()
+
+
+# ----------------------------------------------------------------------------- training a part
+
+
+@pytest.mark.parametrize(("part", "moves"), [("body", {0, 1}), ("head", {2, 3})])
+@pytest.mark.parametrize("strategy", ["fedavg", "fedadam", "krum"])
+def test_a_round_trains_a_part_and_leaves_the_rest_to_the_bit(tiny, run_arm, part, moves, strategy):
+    start = weights(run_arm(tiny(**{"rounds.horizon": 0})))
+    changes = {"local.trainable": part, "rounds.horizon": 2, "server": {"strategy": strategy}}
+    after = weights(run_arm(tiny(**changes)))
+    assert list(after) == list(start)
+    moved = {i for i, key in enumerate(start) if not torch.equal(start[key], after[key])}
+    assert moved == moves
+
+
+@pytest.mark.parametrize("part", ["body", "head"])
+def test_a_cohort_that_trains_a_part_is_its_members_one_by_one(tiny, run_arm, part):
+    alone, together = (
+        weights(run_arm(tiny(**{"local.trainable": part, "server.cohort-size": size, "rounds.horizon": 2})))
+        for size in (1, 5)
+    )
+    for key, values in alone.items():
+        torch.testing.assert_close(together[key], values, rtol=1e-4, atol=1e-6)
+
+
+def test_a_part_travels_and_the_rest_is_counted_once_until_it_changes(tiny, run_arm):
+    """Of 64 inputs, 16 units and 10 classes the body has 1,040 weights, the head 170."""
+    changes = {"local.trainable": "body", "rounds.horizon": 4, "closed-form": {"head": "ridge", "at": [3]}}
+    down = [record.bytes_down for record in run_arm(tiny(**changes)).records]
+    first, second, third, fourth = (after - before for before, after in pairwise(down))
+    assert 5 * 4 * 170 < first - second < 5 * (4 * 170 + 1000)  # the head, in the first message alone
+    assert third > second  # statistics: the body once more
+    assert abs(fourth - first) < 200  # the head has changed
+    up = [record.bytes_up for record in run_arm(tiny(**{"local.trainable": "head"})).records]
+    assert up[2] - up[1] < 5 * (4 * 170 + 1000)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"server": {"strategy": "feddf"}}, "needs whole models"),
+        ({"server": {"strategy": "fedmd"}}, "needs whole models"),
+        ({"local.mode": "mutual"}, "trains a second model"),
+        ({"model": {"backbone": TINY}}, "nothing but the head"),
+    ],
+)
+def test_a_part_cannot_be_trained_where_whole_models_are_needed(tiny, changes, words):
+    with pytest.raises(ConfigError, match=words):
+        tiny(only="cold", **{"local.trainable": "body", **changes})
