@@ -44,7 +44,7 @@ from kdfed.server_model import fit_server_model, labelled_examples
 from strategies.arm_config import ArmConfig, ServerData
 from strategies.closed_form import HeadPhase
 from strategies.hello import Present, ask_nodes, number_devices
-from strategies.listeners import Announcing, EvaluateFn, Evaluating, Recording, Stopping
+from strategies.listeners import Announcing, EvaluateFn, Evaluating, Falling, Recording, Stopping
 from strategies.parcels import Exchange
 from strategies.participant_grid import ParticipantGrid
 from strategies.result import ArmResult
@@ -135,6 +135,7 @@ class ArmRunner:
             Recording(config, result),
             Announcing(config),
             Stopping(config),
+            Falling(config, self._once.warn),
             *map(build_listener, self.arm.listeners),
             *config.listeners,
         ]

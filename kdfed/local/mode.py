@@ -5,9 +5,9 @@ from __future__ import annotations
 import sys
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import Annotated, Literal, Self, TypeAlias
+from typing import Annotated, Any, Literal, Self, TypeAlias
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 from torch import nn
 
 from kdfed.local.loss import LocalLoss
@@ -48,6 +48,11 @@ class LocalMode(OptimiserSettings, Thing):
     layer alone. The rest is sent to a participant once, and again where the server has changed it."""
     mode: str
     """The local mode."""
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_usual(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = handler(self)
+        return {key: value for key, value in values.items() if (key, value) != ("trainable", "all")}
 
     def at_round(self, number: int) -> Self:
         r"""Return the settings of one round: those that a participant is sent.

@@ -225,3 +225,21 @@ def test_a_part_travels_and_the_rest_is_counted_once_until_it_changes(tiny, run_
 def test_a_part_cannot_be_trained_where_whole_models_are_needed(tiny, changes, words):
     with pytest.raises(ConfigError, match=words):
         tiny(only="cold", **{"local.trainable": "body", **changes})
+
+
+@pytest.mark.parametrize(("lr", "warned"), [(5.0, True), (1e-6, False)])
+def test_a_first_round_that_loses_the_start_is_warned_of(tiny, run_arm, caplog, lr, warned):
+    run_arm(tiny(**EXACT, **{"local.lr": lr, "rounds.horizon": 1}))
+    told = [record.getMessage() for record in caplog.records if "points of the start" in record.getMessage()]
+    assert bool(told) == warned
+    assert all("lower local.lr, or set closed-form.calibrate: sums" in text for text in told)
+
+
+def test_a_random_start_has_nothing_to_lose(tiny, run_arm, caplog):
+    run_arm(tiny(**{"local.lr": 5.0, "rounds.horizon": 1}))
+    assert "points of the start" not in caplog.text
+
+
+def test_what_trains_everything_is_written_as_before(tiny):
+    assert "trainable" not in tiny().local.model_dump_json()
+    assert tiny(**{"local.trainable": "body"}).arm("cold").local.trainable == "body"
