@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import nn
 
@@ -33,15 +33,15 @@ class ReceivedModel:
 
     model: nn.Module
     arrays: State
-    fixed: State
+    fixed: State = field(default_factory=dict)
 
     def start(self, members: Sequence[int]) -> State:
         """Return what all participants start from."""
-        return self.arrays | self.fixed
+        return {**self.arrays, **self.fixed} if self.fixed else self.arrays
 
     def upload(self, members: Sequence[int], trained: Stack) -> Stack:
         """Return what of trained states, each [R, *shape], goes to the server."""
-        return {key: trained[key] for key in self.arrays}
+        return {key: trained[key] for key in self.arrays} if self.fixed else trained
 
 
 @dataclass(frozen=True)
