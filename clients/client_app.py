@@ -23,6 +23,7 @@ from clients.names import gate
 from clients.participants import Participants, participants_of
 from clients.telling import tell
 from kdfed.arrays import Spec, spec_of
+from kdfed.closed_form.features import HeadOf, head_of
 from kdfed.cohort import predict_stack, train_cohort
 from kdfed.errors import ParticipantError, shown
 from kdfed.local import LocalLoss, plain_loss
@@ -34,6 +35,7 @@ from kdfed.messages import (
     Evaluation,
     HelloReply,
     QueryLogits,
+    QueryStatistics,
     Train,
     TrainTeacher,
     Update,
@@ -41,7 +43,7 @@ from kdfed.messages import (
 )
 from kdfed.models import State, build_model, load_state, state_of
 from kdfed.privacy import add_laplace_noise
-from kdfed.reading import cut_of
+from kdfed.reading import cut_of, shape_read
 from kdfed.seeding import derive, derive_many, numpy_generator
 from kdfed.settings import ModelSettings, TeacherSettings
 from kdfed.train import TrainResult, predict
@@ -117,13 +119,14 @@ def train(message: Message, context: Context) -> Message:
                 f"{shown(loss)}"
             )
         models = _local_models(asked, participants)
+        only = frozenset(asked.arrays) if asked.fixed else None
 
         def work(members: Sequence[int], sums: bool) -> Iterator[Contribution]:
             examples, sizes = participants.gather(members, asked.model)
             start = models.start(members)
             seeds = derive_many(asked.seed, "train", asked.server_round, members)
             for trained in train_cohort(
-                models.model, start, examples, sizes, local, loss, seeds, setup=setup, sums=sums
+                models.model, start, examples, sizes, local, loss, seeds, setup=setup, sums=sums, only=only
             ):
                 own = [members[index] for index in trained.indices]
                 arrays = {} if trained.sums else models.upload(own, trained.states)
@@ -157,6 +160,35 @@ def logits(message: Message, context: Context) -> Message:
         return {LOGITS: ((asked.count, participants.classes), "float16")}
 
     return answer(message, QueryLogits, begin, expected)
+
+
+@app.query("statistics")
+def statistics(message: Message, context: Context) -> Message:
+    """Send sums over the features of the participants' examples, for a head in closed form."""
+    participants = _participants(message, context)
+    classes, task = participants.classes, participants.setup.task
+
+    def begin(asked: QueryStatistics) -> CohortWork:
+        _check_backbone(asked)
+        place, head = _head(asked, participants), asked.head
+        model = copy.deepcopy(_template(asked.model, participants))
+        load_state(model, asked.arrays | {key: model.state_dict()[key] for key in place.keys})
+
+        def work(members: Sequence[int], sums: bool) -> Iterator[Contribution]:
+            examples, sizes = participants.gather(members, asked.model)
+            parts = zip(torch.split(examples.inputs, sizes), torch.split(examples.labels, sizes), strict=True)
+            for member, (inputs, labels) in zip(members, parts, strict=True):
+                features = place.features(model, inputs)
+                found = head.statistics(features, labels.cpu(), classes, task, asked.projection_seed)
+                arrays = {key: torch.from_numpy(values).unsqueeze(0) for key, values in found.items()}
+                yield Contribution([member], arrays, [Update(num_examples=len(labels)).metrics()])
+
+        return work
+
+    def expected(asked: QueryStatistics) -> Spec:
+        return asked.head.spec(_head(asked, participants).dims, classes, task)
+
+    return answer(message, QueryStatistics, begin, expected)
 
 
 @app.evaluate()
@@ -218,10 +250,16 @@ def _participants(message: Message, context: Context) -> Participants:
     return participants
 
 
+def _head(asked: QueryStatistics, participants: Participants) -> HeadOf:
+    """Return where the model that a message names has its head."""
+    shape = shape_read(asked.model, participants.input_shape)
+    return head_of(copy.deepcopy(_template(asked.model, participants)), shape)
+
+
 def _received(asked: Train | Evaluate, participants: Participants) -> nn.Module:
     """Return the model that a message names, with the received weights."""
     model = copy.deepcopy(_template(asked.model, participants))
-    load_state(model, asked.arrays)
+    load_state(model, asked.arrays | asked.fixed)
     return model
 
 
@@ -229,7 +267,7 @@ def _local_models(asked: Train, participants: Participants) -> ReceivedModel | P
     """Return what a round trains: the received model, alone or beside each participant's personal one."""
     personal = asked.local.personal_model(asked.model)
     if personal is None:
-        return ReceivedModel(_template(asked.model, participants), asked.arrays)
+        return ReceivedModel(_template(asked.model, participants), asked.arrays, asked.fixed)
     return PairedModels(
         _pair_template(asked.model, personal, participants),
         asked.arrays,

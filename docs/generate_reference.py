@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import annotated_types
 from pydantic.fields import FieldInfo
 
+from kdfed.closed_form import ClosedFormSettings
 from kdfed.config import combinations, experiment_type
 from kdfed.config.tuning import TuningSettings
 from kdfed.family import Family
@@ -42,6 +43,7 @@ SECTIONS: dict[str, type[Settings] | None] = {
     "teachers": TeacherSettings,
     "consolidation": None,
     "server-fit": ServerFitSettings,
+    "closed-form": ClosedFormSettings,
     "server": None,
     "rounds": RoundSettings,
     "listeners": ListenerSettings,
@@ -104,6 +106,7 @@ def _section(section: str, model: type[Settings] | None) -> Iterator[str]:
         yield _prose(model.__doc__)
         yield _table(_fields(model), section)
         yield from _nested(section, _fields(model))
+        yield from _inner(section)
         return
     family = FAMILIES.sections[section]
     shared = {key: field for key, field in _fields(family.base).items() if key != family.tag}
@@ -116,13 +119,19 @@ def _section(section: str, model: type[Settings] | None) -> Iterator[str]:
     yield _table(shared, section)
     for name, kind in family.members.items():
         yield from _thing(family, name, kind, shared)
-    inner = [one for one in INNER.values() if one.section == section]
-    for one in inner:
-        for name, kind in _of_a_run(one).items():
-            yield from _thing(one, name, kind, {})
+    inner = list(_inner(section))
+    yield from inner
     if inner:
         yield from _combinations()
     yield from _nested(section, shared)
+
+
+def _inner(section: str) -> Iterator[str]:
+    """Yield the things that are chosen inside a section."""
+    for one in INNER.values():
+        if one.section == section:
+            for name, kind in _of_a_run(one).items():
+                yield from _thing(one, name, kind, {})
 
 
 def _thing(

@@ -86,7 +86,9 @@ class Listener:
         """Before the first message."""
 
     def on_phase(self, phase: Phase, step: int, steps: int, accuracy: float | None, costs: Costs) -> None:
-        """Follow ``hello``, ``start``, ``teachers`` or ``consolidate``: it begins (step 0), or made a step.
+        """Follow ``hello``, ``start``, ``teachers``, ``consolidate`` or ``statistics``.
+
+        It begins (step 0), or made a step.
 
         Parameters
         ----------
@@ -241,6 +243,8 @@ class FlowerLog(Listener):
             self._title("[TEACHERS]")
         elif phase == "start" and step == 0:
             self._title("[SERVER]")
+        elif phase == "statistics":
+            self._title("[STATISTICS]")
         elif phase == "consolidate" and step == 1:
             self._title("[CONSOLIDATION]")
 

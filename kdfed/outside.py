@@ -39,7 +39,17 @@ def outside_names(*settings: Settings) -> Iterator[tuple[str, str]]:
 
 def code_of(arm: Arm) -> list[str]:
     """Return every ``package.module:name`` of a user's that an arm names, sorted."""
-    sections = (arm.data, arm.partition, arm.model, arm.local, arm.teachers, arm.consolidation, arm.server)
+    sections: tuple[Settings, ...] = (
+        arm.data,
+        arm.partition,
+        arm.model,
+        arm.local,
+        arm.teachers,
+        arm.consolidation,
+        arm.server,
+    )
+    if arm.closed_form is not None:
+        sections = (*sections, arm.closed_form)
     names = {name for _, name in outside_names(*sections)} | {getattr(arm.server, "digest_loss", "")}
     names |= {listener.name for listener in arm.listeners}
     return sorted(name for name in names if is_named(name))

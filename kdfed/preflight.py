@@ -7,13 +7,15 @@ from collections.abc import Iterator, Sequence
 from torch import nn
 
 from kdfed.arrays import spec_of
+from kdfed.closed_form.features import head_of
 from kdfed.config import Arm, Experiment
 from kdfed.config.checks import refusals_from, used_parts, used_sections
 from kdfed.data import PreparedData, prepare
 from kdfed.device import resolve_device
-from kdfed.errors import ConfigError, DataError, Mistake
-from kdfed.models import build_model, state_of
+from kdfed.errors import ConfigError, DataError, KdfedError, Mistake
+from kdfed.models import batch_norms, build_model, state_of
 from kdfed.partition import partition_of
+from kdfed.reading import shape_read
 from kdfed.records import load_model, load_start
 from kdfed.saved import Card
 from kdfed.settings import DistillationSettings, ModelSettings, ServerFitSettings
@@ -82,6 +84,21 @@ def _check_arm(arm: Arm, data: PreparedData | None, key: _Keys) -> Iterator[Mist
         if on_shelf and student is not None:  # else its own mistake is told
             found = problems_with_teachers(arm, Card.of(arm.model, arm.data, data))
             yield from (Mistake(key(one.key), one.message) for one in found)
+    wants_head = [("closed-form", arm.closed_form is not None)]
+    wants_head += [("local.trainable", arm.local.trainable != "all")]
+    for section, wanted in wants_head:
+        if not wanted or student is None or data is None:
+            continue
+        if arm.local.trainable == "head" and section == "local.trainable" and batch_norms(student):
+            yield Mistake(
+                key(section),
+                "expected 'all' or 'body' of a model with BatchNorm, whose statistics would change below the "
+                "head, got 'head'",
+            )
+        try:
+            head_of(student, shape_read(arm.model, data.input_shape))
+        except KdfedError as error:
+            yield Mistake(key(section), str(error))
     if arm.start.startswith("file:"):
         yield from _check_start(arm.start.removeprefix("file:"), student, key("start"))
     if data is not None and not data.dataset.is_images:

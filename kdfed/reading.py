@@ -21,6 +21,12 @@ def cut_of(model: ModelSettings) -> Cut | None:
     return None if model.backbone is None else split(BackboneSettings.of(model))
 
 
+def shape_read(model: ModelSettings, input_shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the shape of one input as a model reads it, from that of one as a data set stores it."""
+    cut = cut_of(model)
+    return input_shape if cut is None else cut.shape
+
+
 def inputs_for(
     model: ModelSettings | None,
     stored: np.ndarray,

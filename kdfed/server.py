@@ -48,6 +48,8 @@ class ServerBase(Thing):
 
     needs_classes: ClassVar[str] = ""
     uses_server_labels: ClassVar[bool | None] = None
+    whole_models: ClassVar[bool] = False
+    """Whether it makes use of the participants' whole models, or of none of their weights."""
     """Whether it fits or chooses with labels of the server's validation or transfer examples. False: its
     ``build`` is not shown them. None, for who does not say: it is shown them, and all count as used."""
 

@@ -277,6 +277,11 @@ class TeacherSettings(OptimiserSettings):
     """Label counts, sent for the ensemble ``label-counts`` only."""
 
     @property
+    def start_common(self) -> bool:
+        """Whether teachers are trained, and start from the common initial weights."""
+        return self.from_ is None and self.init == "common"
+
+    @property
     def files(self) -> tuple[str, ...]:
         """The folder or the files that ``from`` names; none without it."""
         named = (self.from_,) if isinstance(self.from_, str) else self.from_ or ()

@@ -37,7 +37,10 @@ from simulations.report.words import (
     verdict_line,
 )
 
-EXCHANGE = "An exchange is a communication round: a federated round, or the one that collects the teachers."
+EXCHANGE = (
+    "An exchange is a communication round: a federated round, or the one that collects the teachers or the "
+    "statistics of a head."
+)
 """What the first table says below itself."""
 
 SHOWN_PARTICIPANTS = 40

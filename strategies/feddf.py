@@ -61,6 +61,7 @@ class FedDFServer(ServerBase):
     distillation: FedDFDistillation = FedDFDistillation()
     """How."""
 
+    whole_models: ClassVar[bool] = True
     uses_server_labels: ClassVar[bool | None] = False  # beside what its distillation does
 
     def server_labels(self) -> frozenset[str]:

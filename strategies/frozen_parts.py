@@ -6,11 +6,13 @@ A simulation sends none: every process reads it where it lies. It is counted as 
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Iterable
 from functools import lru_cache
 
-from flwr.app import ConfigRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 
-from kdfed.messages import BACKBONE, CONFIG, record_of
+from kdfed.messages import BACKBONE, CONFIG, FIXED, record_of
 from kdfed.reading import cut_of
 from kdfed.settings import ModelSettings
 
@@ -38,6 +40,29 @@ class FrozenParts:
         size, held = _bytes_of(str(config["model"])), self._held.get(key, 0)
         self._held[key] = max(size, held)
         return max(size - held, 0)
+
+
+class FixedWeights:
+    """Who holds which weights that rounds do not train (``local.trainable``), in one arm.
+
+    A simulation sends them in every message; they are counted as a device would need them: once, and again
+    where the server has changed them.
+    """
+
+    def __init__(self) -> None:
+        self._held: dict[int, str] = {}
+
+    def due(self, participants: Iterable[int], content: RecordDict) -> int:
+        """Return the bytes of such weights that participants lack for a message, and count them as sent."""
+        record = record_of(content, FIXED, ArrayRecord)
+        if not record:
+            return 0
+        known = hashlib.sha256()
+        for key, array in record.items():
+            known.update(key.encode() + array.data)
+        lacking = [one for one in participants if self._held.get(one) != known.hexdigest()]
+        self._held |= dict.fromkeys(lacking, known.hexdigest())
+        return len(lacking) * record.count_bytes()
 
 
 @lru_cache(maxsize=16)

@@ -22,6 +22,7 @@ from kdfed.limits import Limits
 from kdfed.messages import (
     ARRAYS,
     COHORTS,
+    FIXED,
     METRICS,
     WARNINGS,
     Answers,
@@ -301,6 +302,7 @@ class Inbox:
 _OURS = {
     "rounds": (NUM_EXAMPLES, TRAIN_LOSS, LOCAL_STEPS),
     "teachers": (NUM_EXAMPLES, TRAIN_LOSS, LOCAL_STEPS),
+    "statistics": (NUM_EXAMPLES,),
     "evaluate": (NUM_EXAMPLES, EVAL_LOSS, EVAL_ACCURACY),
 }
 """The metrics that kdfed's own participants send, by phase; label counts beside them where asked."""
@@ -359,5 +361,5 @@ def pass_warnings_on(content: RecordDict, log: Once) -> None:
 
 
 def bytes_of(content: RecordDict) -> int:
-    """Return the bytes of a logical message: its arrays, metrics and config."""
-    return sum(record.count_bytes() for record in content.values())
+    """Return the bytes of a logical message: its arrays, metrics and config, without fixed weights."""
+    return sum(record.count_bytes() for key, record in content.items() if key != FIXED)

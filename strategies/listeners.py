@@ -142,6 +142,43 @@ class Stopping(Listener):
         return None
 
 
+class Falling(Listener):
+    """Warns where the first round loses what the start has brought, on the validation split.
+
+    Parameters
+    ----------
+    config
+        The arm.
+    warn
+        Is told of what, and why.
+    """
+
+    def __init__(self, config: ArmConfig, warn: Callable[[str, str], object]) -> None:
+        self._config, self._warn = config, warn
+        self._start: float | None = None
+
+    def on_round(self, ended: Round) -> None:
+        """Compare the first round with the start, unless that is random."""
+        arm, accuracy = self._config.arm, ended.evaluated.validation_accuracy
+        solved = arm.closed_form if arm.closed_form is not None and 0 in arm.closed_form.at else None
+        if ended.number == 0 and (arm.start != "random" or solved is not None):
+            self._start = accuracy
+        if ended.number != 1 or self._start is None or accuracy is None:
+            return
+        lost = 100 * (self._start - accuracy)
+        if lost > MOST_LOST:
+            calibrated = solved is None or solved.head.calibrate != "no" or not solved.head.needs_gram
+            advice = "lower local.lr" + ("" if calibrated else ", or set closed-form.calibrate: sums")
+            self._warn(
+                f"{self._config.name}, seed {self._config.seed}",
+                f"the first round lost {lost:.1f} points of the start: {advice}",
+            )
+
+
+MOST_LOST = 2.0
+"""Points of accuracy that the first round may lose of the start without a warning."""
+
+
 class Announcing(Listener):
     """Tells the arm's steps as events, for progress displays.
 

@@ -37,7 +37,7 @@ class Exchange:
     Parameters
     ----------
     phase
-        ``teachers``, ``rounds`` or ``evaluate``, for the ledger.
+        ``teachers``, ``statistics``, ``rounds`` or ``evaluate``, for the ledger.
     round
         The federated round; 0 before the first.
     spec_of, reach_of
@@ -50,7 +50,7 @@ class Exchange:
         The metric by which the strategy weighs what is sent.
     """
 
-    phase: Literal["teachers", "rounds", "evaluate"]
+    phase: Literal["teachers", "statistics", "rounds", "evaluate"]
     round: int
     spec_of: SpecOf
     reach_of: ReachOf = lambda participant: None

@@ -17,6 +17,7 @@ from torch import nn
 
 from kdfed.arrays import Spec, spec_of
 from kdfed.averaging import average_states
+from kdfed.closed_form import Sums
 from kdfed.consolidate import consolidate
 from kdfed.data import Examples
 from kdfed.distill import ConsolidationResult
@@ -26,7 +27,7 @@ from kdfed.limits import UPDATE_BOUND, LabelCountLimits, Reach, most_steps, nump
 from kdfed.messages import LOGITS, TrainTeacher, Update
 from kdfed.models import State, buffer_keys, load_state, state_of
 from kdfed.records import Absent
-from kdfed.seeding import derive, sample_participants
+from kdfed.seeding import SERVER, derive, sample_participants
 from kdfed.settings import ModelSettings, several
 from kdfed.shelf import label_counts, teachers_of
 from kdfed.train import predict
@@ -95,6 +96,7 @@ class TeacherPhase:
         self._train_config = train_config or ConfigRecord()
         self._models = several(self.arm.teachers.model) or (self.arm.model,)
         self._modules: dict[int, nn.Module] = {}
+        self._all_alike = False
 
     def read(self) -> list[Teacher]:
         """Read teachers that exist already; nothing is trained or sent.
@@ -113,11 +115,25 @@ class TeacherPhase:
         found = teachers_of(self.arm, self.config.card)
         self._models = tuple(one.settings for one in found.values())
         self._modules = {number: one.model.to(self.config.setup.device) for number, one in found.items()}
+        self._all_alike = any(one.label_counts is None for one in found.values())
         counts = label_counts(list(found.values())).tolist() if self.arm.teachers.label_counts.send else None
         return [
             Teacher(number, state_of(one.model), 1, None if counts is None else counts[number])
             for number, one in found.items()
         ]
+
+    def solved(self, sums: Sums) -> Teacher:
+        """Return the common initial weights, with their head in closed form, as one more teacher.
+
+        Parameters
+        ----------
+        sums
+            Of everybody's examples, which the head is of. Beside teachers from files it counts as one of
+            them; where those do not say their examples of each class, it does not either.
+        """
+        examples = sums.examples if self.arm.teachers.from_ is None else 1
+        counts = sums.present_C.double() if self._all_alike else sums.counts_C
+        return Teacher(SERVER, self.common, examples, counts.tolist())
 
     def train(self) -> list[Teacher]:
         """Have the chosen participants train teachers, and receive each once."""
@@ -272,7 +288,9 @@ class TeacherPhase:
         return self.config.inputs(data.validation_inputs, model)
 
     def _model_of(self, teacher: Teacher) -> ModelSettings:
-        """Return a teacher's architecture."""
+        """Return a teacher's architecture; one that the server made has the federated model's."""
+        if teacher.participant == SERVER:
+            return self.arm.model
         return self._models[teacher.participant % len(self._models)]
 
     def _module(self, teacher: Teacher) -> nn.Module:

@@ -7,27 +7,17 @@ from kdfed.closed_form.class_means import ClassMeans
 from kdfed.closed_form.head import ClosedFormHead
 from kdfed.closed_form.lda import Lda
 from kdfed.closed_form.linear import Linear
+from kdfed.closed_form.registry import HEADS
 from kdfed.closed_form.ridge import Ridge
+from kdfed.closed_form.settings import BEFORE, ClosedFormSettings
 from kdfed.closed_form.sums import Sums
-from kdfed.family import Family
-
-HEADS: Family[ClosedFormHead] = Family(
-    "head",
-    "closed-form.head",
-    ClosedFormHead,
-    {
-        "ridge": Ridge,
-        "lda": Lda,
-        "class-means": ClassMeans,
-    },
-    default="ridge",
-)
-"""What can stand in ``closed-form.head``."""
 
 __all__ = [
+    "BEFORE",
     "HEADS",
     "ClassMeans",
     "ClosedFormHead",
+    "ClosedFormSettings",
     "Lda",
     "Linear",
     "Ridge",

@@ -264,7 +264,7 @@ class FailureEntry(StrictModel):
     """Which arm."""
     seed: Count
     """Which seed."""
-    phase: Literal["start", "hello", "teachers", "consolidate", "rounds"]
+    phase: Literal["start", "hello", "teachers", "consolidate", "statistics", "rounds"]
     """What it was at."""
     reason: str
     """What was expected, what arrived and what to change."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.filesize import decimal
 
-from kdfed.config import Experiment, dotted, sunk_teachers
+from kdfed.config import Arm, Experiment, dotted
 from kdfed.pooled import is_open
 from kdfed.records import RoundRecord
 from kdfed.savings import FEWEST
@@ -304,18 +304,27 @@ def _costs(experiment: Experiment, records: Sequence[RoundRecord]) -> Table:
         starts = _mean_costs([_cost_row(curve[0]) for curve in curves])
         totals = _mean_costs([_cost_row(curve[-1]) for curve in curves])
         between = [total - start for total, start in zip(totals, starts, strict=True)]
-        start = "start: hello" if starts[0] == 0 else "start: hello, teachers, consolidation"
-        if experiment.arm(arm).start == "averaged":
-            start = "start: hello, teachers"
-        elif experiment.arm(arm).start == "server":
-            start = "start: hello, the server's own model"
-        if arm in sunk_teachers(experiment):
-            start = "start: hello, teachers that existed"
-            start += "" if experiment.arm(arm).start == "averaged" else ", consolidation"
-        rows.append([_arm(experiment, arm), start, *_cost_cells(starts)])
+        start = ", ".join(_start(experiment.arm(arm)))
+        rows.append([_arm(experiment, arm), f"start: {start}", *_cost_cells(starts)])
         rows.append(["", f"{number(rounds)} federated rounds", *_cost_cells(between)])
         rows.append(["", "total", *_cost_cells(totals)])
     return Table(heads, rows, numbers_from=2, sums=3)
+
+
+def _start(arm: Arm) -> Iterator[str]:
+    """Say what an arm does before its first round."""
+    head, refits = "a head in closed form", arm.closed_form
+    yield "hello"
+    if refits is not None and refits.before_teachers:
+        yield head
+    if arm.start == "server":
+        yield "the server's own model"
+    if arm.start in ("consolidated", "averaged"):
+        yield "teachers" if arm.teachers.from_ is None else "teachers that existed"
+    if arm.start == "consolidated":
+        yield "consolidation"
+    if refits is not None and 0 in refits.at:
+        yield head
 
 
 def _cost_row(record: RoundRecord) -> list[float]:

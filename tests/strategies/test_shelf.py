@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,45 +19,11 @@ from kdfed.models import build_model, state_of
 from kdfed.preflight import check_data
 from kdfed.records import RunFolder, weights_sha256
 from kdfed.saved import Card, load, save
-from kdfed.settings import ModelSettings
 from simulations.cli import main
 from simulations.consolidating import Request, plan_of, run_plan
 from simulations.experiments import build_experiment, load_experiment
 from strategies.arm_config import ArmConfig
-from tests.small_backbones import OTHER, TINY
-
-Build = Callable[..., Experiment]
-
-HEAD = {"backbone": TINY}
-LAST = {"backbone": TINY, "trainable": "last:1"}
-ON_OTHER = {"backbone": OTHER}
-CNN = {"name": "cnn", "options": {"width": 2}}
-MLP = {"name": "mlp", "options": {"hidden": [16]}}
-UNTRAINED = {"epochs": 10, "batch-size": 10, "lr": 0.05}
-"""What ``teachers`` says beside ``from``: the defaults, which say nothing."""
-
-
-def written(
-    folder: Path, experiment: Experiment, *models: dict[str, Any], classes: tuple[str, ...] = ()
-) -> list[Any]:
-    """Write one teacher of each model; return what ``teachers.from`` says of them."""
-    data, found = prepare(experiment.data), []
-    for number, given in enumerate(models):
-        settings = ModelSettings.model_validate_json(json.dumps(given))
-        card = Card.of(settings, experiment.data, data)
-        card = card.model_copy(update={"classes": classes}) if classes else card
-        path = folder / f"{number}.safetensors"
-        model = build_model(settings, data.input_shape, card.outputs, number)
-        with torch.no_grad():  # far apart, so that they disagree
-            for parameter in model.parameters():
-                parameter.mul_(3)
-        save(path, state_of(model), card)
-        found.append({"file": str(path), "model": given} if "backbone" in given else str(path))
-    return found
-
-
-def with_teachers(tiny: Build, where: Any, **changes: Any) -> Experiment:
-    return tiny(only="consolidated", **{"teachers": {"from": where, **UNTRAINED}, **changes})
+from tests.shelf_files import CNN, HEAD, LAST, MLP, ON_OTHER, UNTRAINED, Build, with_teachers, written
 
 
 def weights(result: Any) -> dict[str, torch.Tensor]:
@@ -240,21 +205,33 @@ def test_the_records_and_the_page_say_that_training_is_sunk(
         "cold": {"start": "random"},
         "shelf": {"start": "consolidated", "teachers": {"from": files}},
         "mean": {"start": "averaged", "teachers": {"from": str(tmp_path)}},
+        "solved": {
+            "start": "consolidated",
+            "teachers": {"from": files},
+            "closed-form": {"at": ["before-teachers", 0]},
+        },
     }
     experiment = tiny(arms=arms, teachers=UNTRAINED, **{"rounds.horizon": 2})
     (tmp_path / "e.yaml").write_text(experiment.to_yaml())
     out = tmp_path / "out"
     assert main(["run", str(tmp_path / "e.yaml"), "--out", str(out), "--engine", "inprocess"]) == 0
     summary = json.loads((out / "summary.json").read_text())
-    assert summary["sunk"] == [{"arm": "shelf", "from": files}, {"arm": "mean", "from": [str(tmp_path)]}]
-    said = "The teachers of shelf and mean existed already"
+    assert summary["sunk"] == [
+        {"arm": "shelf", "from": files},
+        {"arm": "mean", "from": [str(tmp_path)]},
+        {"arm": "solved", "from": files},
+    ]
+    said = "The teachers of shelf and mean and solved existed already"
     page = (out / "report.html").read_text()
     assert said in page
     assert "start: hello, teachers that existed, consolidation" in page
     assert said in " ".join(capsys.readouterr().out.split())
+    head = "a head in closed form"
+    assert f"start: hello, {head}, teachers that existed, consolidation, {head}" in page
     starts = {record.arm: record for record in RunFolder(out).read_rounds() if record.round == 0}
     assert starts["consolidated"].exchanges == 1
     assert starts["shelf"].exchanges == starts["mean"].exchanges == starts["cold"].exchanges == 0
+    assert starts["solved"].exchanges == 2
     assert main(["report", str(out)]) == 0
 
 

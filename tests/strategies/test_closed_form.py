@@ -1,0 +1,342 @@
+"""Heads in closed form in an arm: the exchange, what it gives, what it costs, what is refused."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import strategies.teachers as teachers_module
+from clients.participants import simulated
+from kdfed.closed_form import Ridge
+from kdfed.closed_form.features import head_of
+from kdfed.data import prepare
+from kdfed.errors import ConfigError
+from kdfed.messages import Simulation
+from kdfed.models import build_model, load_state
+from kdfed.preflight import check_data
+from kdfed.reading import examples_for, shape_read
+from kdfed.saved import load
+from kdfed.seeding import derive
+from kdfed.task import CLASSIFICATION
+from kdfed.train import evaluate
+from tests.shelf_files import CNN, HEAD, MLP, ON_OTHER, UNTRAINED, with_teachers, written
+from tests.small_backbones import TINY
+
+EXACT = {"closed-form": {"head": "ridge", "penalty": 0.1, "upload": "float64"}}
+
+
+def weights(result: Any) -> dict[str, torch.Tensor]:
+    return dict(result.arrays.to_torch_state_dict())
+
+
+def centralised(experiment: Any, head: Ridge) -> tuple[torch.nn.Module, Any]:
+    """Return the initial model with the head of all participants' examples pooled, and the data."""
+    arm, data, seed = experiment.arm("cold"), prepare(experiment.data), experiment.seeds[0]
+    partition = simulated(Simulation.of(arm, seed)).partition
+    pooled = examples_for(arm.model, data, np.sort(partition.examples))
+    model = build_model(arm.model, data.input_shape, data.classes, derive(seed, "init"))
+    place = head_of(model, shape_read(arm.model, data.input_shape))
+    arrays = head.statistics(
+        place.features(model, pooled.inputs), pooled.labels, data.classes, CLASSIFICATION, 0
+    )
+    linear = head.solve(head.sums(arrays), place.dims, 0)
+    load_state(model, place.replaced(model.state_dict(), linear.weight_CD, linear.bias_C))
+    return model, data
+
+
+@pytest.mark.parametrize("model", [{"name": "mlp", "options": {"hidden": [16]}}, {"backbone": TINY}])
+@pytest.mark.parametrize(
+    ("changes", "nodes"),
+    [
+        ({"server.cohort-size": 1}, 1),
+        ({"server.cohort-size": 5}, 3),
+        ({"partition": {"kind": "uniform", "participants": 3}}, 2),
+        ({"partition.participants": 1}, 1),
+    ],
+)
+def test_a_ridge_head_is_the_centralised_one_whatever_partition_nodes_and_cohorts(
+    tiny, run_arm, model, changes, nodes
+):
+    experiment = tiny(model=model, **EXACT, **changes, **{"rounds.horizon": 0})
+    result = run_arm(experiment, nodes=nodes)
+    wanted, data = centralised(experiment, Ridge(penalty=0.1, upload="float64"))
+    for key, value in wanted.state_dict().items():
+        torch.testing.assert_close(weights(result)[key], value, rtol=1e-4, atol=1e-5)
+    held = examples_for(experiment.model, data, data.splits.evaluation)
+    assert result.records[0].accuracy == evaluate(wanted, held, CLASSIFICATION)[0]
+    assert result.records[0].accuracy > 0.3  # chance is 0.1
+
+
+def test_the_exchange_is_counted_and_everybody_takes_part(tiny, run_arm):
+    experiment = tiny(**EXACT, **{"rounds.horizon": 1, "server.sampled": 2})
+    start, first = run_arm(experiment).records
+    assert (start.exchanges, start.participant_uploads, start.answered, start.local_steps) == (1, 5, 5, 0)
+    assert (first.exchanges, first.participant_uploads) == (2, 7)
+    arrays = 8 * (10 + 10 * 16 + 16 * 17 // 2)  # counts, class sums, Gram matrix of 16 features
+    assert 5 * arrays < start.bytes_up < 5 * (arrays + 1000)
+
+
+def test_the_heads_own_weights_are_not_sent(tiny, run_arm):
+    """On a frozen backbone features depend on nothing that is sent."""
+    experiment = tiny(model={"backbone": TINY}, **EXACT, **{"rounds.horizon": 0})
+    assert run_arm(experiment).records[0].bytes_down < 5 * 1000
+
+
+def test_after_a_consolidation_the_students_head_is_refitted(tiny, run_arm):
+    plain = tiny(only="consolidated", **{"rounds.horizon": 0})
+    student = weights(run_arm(plain, "consolidated"))
+    refitted = run_arm(tiny(only="consolidated", **EXACT, **{"rounds.horizon": 0}), "consolidated")
+    changed = {key for key, value in weights(refitted).items() if not torch.equal(value, student[key])}
+    assert len(changed) == 2  # the head's weight and bias
+    assert refitted.records[0].exchanges == 2
+    assert refitted.records[0].participant_uploads == 10
+
+
+def test_a_late_refit_changes_its_round_and_nothing_before(tiny, run_arm):
+    late = {"closed-form": {"head": "lda", "at": [2]}}
+    plain, refitted = (run_arm(tiny(**changes)).records for changes in ({}, late))
+    assert [one.accuracy for one in plain[:2]] == [one.accuracy for one in refitted[:2]]
+    assert plain[2].accuracy != refitted[2].accuracy
+    assert [one.exchanges for one in refitted] == [0, 1, 3, 4]
+    assert [one.answered for one in refitted] == [0, 5, 5, 5]
+
+
+def test_before_teachers_they_and_the_student_start_with_the_head(tiny, run_arm):
+    """Teachers and student that hardly learn leave the solved head as it is."""
+    still = {
+        "teachers.lr": 1e-9,
+        "consolidation.lr": 1e-9,
+        "consolidation.init": "common",
+        "rounds.horizon": 0,
+    }
+    at = {"closed-form": {**EXACT["closed-form"], "at": ["before-teachers"]}}
+    student = run_arm(tiny(only="consolidated", **at, **still), "consolidated")
+    cold = run_arm(tiny(**EXACT, **{"rounds.horizon": 0}))
+    for key, value in weights(cold).items():
+        torch.testing.assert_close(weights(student)[key], value, rtol=1e-4, atol=1e-5)
+    assert student.records[0].exchanges == 2
+
+
+def test_the_solved_model_is_one_more_teacher(tiny, run_arm):
+    section = {**EXACT["closed-form"], "at": ["before-teachers"]}
+    without, beside = (
+        run_arm(tiny(only="consolidated", **{"closed-form": {**section, "teacher": teacher}}), "consolidated")
+        for teacher in (False, True)
+    )
+    assert any(not torch.equal(value, weights(beside)[key]) for key, value in weights(without).items())
+    assert without.records[0].bytes_up == beside.records[0].bytes_up  # nothing is sent for it
+
+
+@pytest.mark.parametrize(
+    ("student", "teachers"),
+    [(MLP, [MLP, CNN]), (HEAD, [ON_OTHER, CNN])],
+    ids=["other models", "other backbones"],
+)
+def test_beside_teachers_from_files_the_exchange_of_the_head_is_the_only_one(
+    tiny, run_arm, tmp_path, student, teachers
+):
+    files = written(tmp_path, tiny(), *teachers)
+    before = {**EXACT["closed-form"], "at": ["before-teachers"]}
+    sections = {
+        "plain": {},
+        "after": EXACT,
+        "start": {"closed-form": before},
+        "teacher": {"closed-form": {**before, "teacher": True}},
+    }
+    found = {}
+    for name, section in sections.items():
+        experiment = with_teachers(tiny, files, model=student, **section, **{"rounds.horizon": 0})
+        assert check_data(experiment) == []
+        result = run_arm(experiment, "consolidated")
+        found[name] = weights(result)
+        start = result.records[0]
+        wanted = (0, 0, 0) if name == "plain" else (1, 5, 5)
+        assert (start.exchanges, start.participant_uploads, start.answered) == wanted
+        assert start.local_steps == 0
+    changed = {key for key, value in found["after"].items() if not torch.equal(value, found["plain"][key])}
+    assert len(changed) == 2  # the head of the same student
+    for one, other in (("start", "plain"), ("teacher", "start")):
+        assert any(not torch.equal(value, found[one][key]) for key, value in found[other].items())
+
+
+def test_beside_teachers_from_files_the_solved_model_counts_as_one_of_them(tiny, run_arm, tmp_path):
+    """A student that starts from the mean and hardly learns is the mean of file and solved model."""
+    (file,) = written(tmp_path, tiny(), MLP)
+    section = {**EXACT["closed-form"], "at": ["before-teachers"], "teacher": True}
+    still = {"consolidation.lr": 1e-9, "consolidation.init": "averaged", "rounds.horizon": 0}
+    experiment = with_teachers(tiny, [file], model=MLP, **{"closed-form": section}, **still)
+    student = weights(run_arm(experiment, "consolidated"))
+    solved = weights(run_arm(tiny(model=MLP, **EXACT, **{"rounds.horizon": 0})))
+    read = load(file, device="cpu").model.state_dict()
+    for key, value in student.items():
+        torch.testing.assert_close(value, (read[key] + solved[key]) / 2, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("said", [False, True])
+def test_the_solved_model_says_its_examples_of_each_class_where_files_do(
+    tiny, run_arm, tmp_path, monkeypatch, said
+):
+    given: list[np.ndarray] = []
+    real = teachers_module.consolidate
+
+    def watched(*args: Any, label_counts: np.ndarray, **more: Any) -> Any:
+        given.append(label_counts)
+        return real(*args, label_counts=label_counts, **more)
+
+    monkeypatch.setattr(teachers_module, "consolidate", watched)
+    counts = {"label-counts": list(range(10, 20))} if said else {}
+    files = [{"file": one, **counts} for one in written(tmp_path, tiny(), MLP, MLP)]
+    changes = {
+        "closed-form": {**EXACT["closed-form"], "at": ["before-teachers"], "teacher": True},
+        "teachers.label-counts.send": True,
+        "consolidation.ensemble": "label-counts",
+        "rounds.horizon": 0,
+    }
+    experiment = with_teachers(tiny, files, model=MLP, **changes)
+    run_arm(experiment, "consolidated")
+    (counts_KC,) = given
+    partition = simulated(Simulation.of(experiment.arm("consolidated"), experiment.seeds[0])).partition
+    pooled = np.bincount(prepare(experiment.data).labels(partition.examples), minlength=10)
+    assert counts_KC[0].tolist() == (list(range(10, 20)) if said else [1] * 10)
+    assert counts_KC[2].tolist() == (pooled.tolist() if said else [1] * 10)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"arms": {"consolidated": {"start": "averaged"}}, "teachers": {"from": ["a.pt"]}},
+        {"teachers": {"from": ["a.pt"]}, "consolidation.init": "random"},
+        {"teachers.init": "own", "consolidation.init": "random"},
+    ],
+)
+def test_a_head_that_nobody_starts_with_is_one_mistake(tiny, changes):
+    section = {"closed-form": {"at": ["before-teachers"]}}
+    if isinstance(changes.get("teachers"), dict):
+        changes = {**changes, "teachers": {**changes["teachers"], **UNTRAINED}}
+    with pytest.raises(ConfigError) as caught:
+        tiny(only="consolidated", **section, **changes)
+    (mistake,) = caught.value.mistakes
+    assert mistake.key.endswith("closed-form.at")
+    assert "has no effect where neither teachers" in mistake.message
+
+
+def test_the_sampled_ones_only_may_be_asked(tiny, run_arm):
+    section = {**EXACT["closed-form"], "participants": "sampled"}
+    result = run_arm(tiny(**{"closed-form": section, "server.sampled": 2, "rounds.horizon": 0}))
+    assert result.records[0].participant_uploads == result.records[0].answered == 2
+
+
+@pytest.mark.parametrize("head", ["ridge", "lda", "class-means"])
+def test_every_head_runs_with_labels_of_the_server(tiny, run_arm, head):
+    section = {"head": head, "calibrate": "validation", "dims": 8}
+    assert run_arm(tiny(**{"closed-form": section, "rounds.horizon": 0})).records[0].accuracy > 0.3
+
+
+def test_a_regression_has_a_ridge_head(tiny, run_arm):
+    section = {"head": "ridge", "penalty": "gcv"}
+    experiment = tiny(
+        data={"source": "diabetes", "task": "regression"},
+        only="cold",
+        **{"closed-form": section},
+        **{
+            "rounds.horizon": 0,
+            "partition": {"kind": "uniform", "participants": 5},
+            "targets": [0.3],
+        },
+    )
+    assert run_arm(experiment).records[0].accuracy > 0.2
+
+
+@pytest.mark.parametrize(
+    ("changes", "key", "words"),
+    [
+        ({"closed-form": {"at": [9]}}, "closed-form.at", "rounds up to the last, 3"),
+        ({"closed-form": {"at": ["before-teachers"]}}, "closed-form.at", "needs teachers"),
+        ({"closed-form": {"teacher": True}}, "closed-form.teacher", "needs start: consolidated"),
+        ({"closed-form": {"head": "ridge", "shrinkage": 0.1}}, "closed-form", "shrinkage"),
+        ({"closed-form": {"head": "svm"}}, "closed-form", "svm"),
+        ({"closed-form": {"projection": "pool"}}, "closed-form.projection", "no effect without dims"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(tiny, changes, key, words):
+    with pytest.raises(ConfigError) as caught:
+        tiny(only="cold", **changes)
+    found = [mistake for mistake in caught.value.mistakes if key in mistake.key]
+    assert any(words in f"{mistake.key} {mistake.message}" for mistake in found), caught.value.mistakes
+
+
+def test_arms_without_the_section_are_written_as_before(tiny):
+    assert "closed-form" not in tiny().to_yaml()
+    assert "closed-form" in tiny(**EXACT).to_yaml()
+
+
+# ----------------------------------------------------------------------------- training a part
+
+
+@pytest.mark.parametrize(("part", "moves"), [("body", {0, 1}), ("head", {2, 3})])
+@pytest.mark.parametrize("strategy", ["fedavg", "fedadam", "krum"])
+def test_a_round_trains_a_part_and_leaves_the_rest_to_the_bit(tiny, run_arm, part, moves, strategy):
+    start = weights(run_arm(tiny(**{"rounds.horizon": 0})))
+    changes = {"local.trainable": part, "rounds.horizon": 2, "server": {"strategy": strategy}}
+    after = weights(run_arm(tiny(**changes)))
+    assert list(after) == list(start)
+    moved = {i for i, key in enumerate(start) if not torch.equal(start[key], after[key])}
+    assert moved == moves
+
+
+@pytest.mark.parametrize("part", ["body", "head"])
+def test_a_cohort_that_trains_a_part_is_its_members_one_by_one(tiny, run_arm, part):
+    alone, together = (
+        weights(run_arm(tiny(**{"local.trainable": part, "server.cohort-size": size, "rounds.horizon": 2})))
+        for size in (1, 5)
+    )
+    for key, values in alone.items():
+        torch.testing.assert_close(together[key], values, rtol=1e-4, atol=1e-6)
+
+
+def test_a_part_travels_and_the_rest_is_counted_once_until_it_changes(tiny, run_arm):
+    """Of 64 inputs, 16 units and 10 classes the body has 1,040 weights, the head 170."""
+    changes = {"local.trainable": "body", "rounds.horizon": 4, "closed-form": {"head": "ridge", "at": [3]}}
+    down = [record.bytes_down for record in run_arm(tiny(**changes)).records]
+    first, second, third, fourth = (after - before for before, after in pairwise(down))
+    assert 5 * 4 * 170 < first - second < 5 * (4 * 170 + 1000)  # the head, in the first message alone
+    assert third > second  # statistics: the body once more
+    assert abs(fourth - first) < 200  # the head has changed
+    up = [record.bytes_up for record in run_arm(tiny(**{"local.trainable": "head"})).records]
+    assert up[2] - up[1] < 5 * (4 * 170 + 1000)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"server": {"strategy": "feddf"}}, "needs whole models"),
+        ({"server": {"strategy": "fedmd"}}, "needs whole models"),
+        ({"local.mode": "mutual"}, "trains a second model"),
+        ({"model": {"backbone": TINY}}, "nothing but the head"),
+    ],
+)
+def test_a_part_cannot_be_trained_where_whole_models_are_needed(tiny, changes, words):
+    with pytest.raises(ConfigError, match=words):
+        tiny(only="cold", **{"local.trainable": "body", **changes})
+
+
+@pytest.mark.parametrize(("lr", "warned"), [(5.0, True), (1e-6, False)])
+def test_a_first_round_that_loses_the_start_is_warned_of(tiny, run_arm, caplog, lr, warned):
+    run_arm(tiny(**EXACT, **{"local.lr": lr, "rounds.horizon": 1}))
+    told = [record.getMessage() for record in caplog.records if "points of the start" in record.getMessage()]
+    assert bool(told) == warned
+    assert all("lower local.lr, or set closed-form.calibrate: sums" in text for text in told)
+
+
+def test_a_random_start_has_nothing_to_lose(tiny, run_arm, caplog):
+    run_arm(tiny(**{"local.lr": 5.0, "rounds.horizon": 1}))
+    assert "points of the start" not in caplog.text
+
+
+def test_what_trains_everything_is_written_as_before(tiny):
+    assert "trainable" not in tiny().local.model_dump_json()
+    assert tiny(**{"local.trainable": "body"}).arm("cold").local.trainable == "body"
