@@ -20,6 +20,7 @@ from kdfed.records.schema import (
     HorizonEntry,
     PartitionEntry,
     Ratio,
+    RefitEntry,
     RunEntry,
     Saved,
     StrictModel,
@@ -58,6 +59,7 @@ def test_the_page_on_records_has_the_keys_of_the_classes() -> None:
         PartitionEntry,
         FailureEntry,
         ConsolidationEntry,
+        RefitEntry,
         SunkEntry,
     )
     assert [sorted(table) for table in documented()] == [sorted(keys(part)) for part in parts]
