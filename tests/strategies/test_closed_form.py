@@ -610,10 +610,23 @@ def test_a_round_trains_a_part_and_leaves_the_rest_to_the_bit(tiny, run_arm, par
     assert moved == moves
 
 
-@pytest.mark.parametrize("part", ["body", "head"])
-def test_a_cohort_that_trains_a_part_is_its_members_one_by_one(tiny, run_arm, part):
+BATCH_NORM = {"name": "cnn", "options": {"width": 4, "norm": "batch"}}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"local.trainable": "body"},
+        {"local.trainable": "head"},
+        {"local.trainable": "head", "local.batch-size": 512},  # one step
+        {"local.trainable": "body", "local": {"mode": "proximal", "mu": 0.5}},
+        {"local.trainable": "body", "model": BATCH_NORM},
+    ],
+    ids=["body", "head", "one step", "proximal", "BatchNorm"],
+)
+def test_a_cohort_that_trains_a_part_is_its_members_one_by_one(tiny, run_arm, changes):
     alone, together = (
-        weights(run_arm(tiny(**{"local.trainable": part, "server.cohort-size": size, "rounds.horizon": 2})))
+        weights(run_arm(tiny(**changes, **{"server.cohort-size": size, "rounds.horizon": 2})))
         for size in (1, 5)
     )
     for key, values in alone.items():
