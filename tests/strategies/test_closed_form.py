@@ -36,6 +36,8 @@ from simulations.engines.inprocess import InProcessGrid
 from tests.shelf_files import CNN, HEAD, MLP, ON_OTHER, UNTRAINED, with_teachers, written
 from tests.small_backbones import TINY
 
+BATCH_NORM = {"name": "cnn", "options": {"width": 4, "norm": "batch"}}
+DIABETES = {"source": "diabetes", "task": "regression"}
 EXACT = {"closed-form": {"head": "ridge", "penalty": 0.1, "upload": "float64"}}
 
 
@@ -50,12 +52,15 @@ def costs(result: Any) -> list[tuple[int, ...]]:
     ]
 
 
-def centralised(experiment: Any, head: Ridge) -> tuple[torch.nn.Module, Any]:
-    """Return the initial model with the head of all participants' examples pooled, and the data."""
+def centralised(experiment: Any, head: Ridge, state: Any = None) -> tuple[torch.nn.Module, Any]:
+    """Return a model with the head of all participants' examples pooled, and the data; default: the initial
+    one."""
     arm, data, seed = experiment.arm("cold"), prepare(experiment.data), experiment.seeds[0]
     partition = simulated(Simulation.of(arm, seed)).partition
     pooled = examples_for(arm.model, data, np.sort(partition.examples))
     model = build_model(arm.model, data.input_shape, data.classes, derive(seed, "init"))
+    if state is not None:
+        load_state(model, state)
     place = head_of(model, shape_read(arm.model, data.input_shape))
     arrays = head.statistics(
         place.features(model, pooled.inputs), pooled.labels, data.classes, CLASSIFICATION, 0
@@ -158,6 +163,22 @@ def test_a_late_refit_changes_its_round_and_nothing_before(tiny, run_arm):
     assert plain[2].accuracy != refitted[2].accuracy
     assert [one.exchanges for one in refitted] == [0, 1, 3, 4]
     assert [one.answered for one in refitted] == [0, 5, 5, 5]
+
+
+def test_with_batch_norm_a_refit_reads_running_statistics_as_an_evaluation_does(tiny, run_arm):
+    """So it fits the model that is evaluated, and nothing but the head changes."""
+    changes = {"model": BATCH_NORM, "rounds.horizon": 2}
+    section = {**EXACT["closed-form"], "at": [2]}
+    plain, refitted = (run_arm(tiny(**changes, **more)) for more in ({}, {"closed-form": section}))
+    changed = {key for key, value in weights(plain).items() if not torch.equal(value, weights(refitted)[key])}
+    assert len(changed) == 2
+    assert any("running" in key for key in weights(plain))
+    experiment = tiny(**changes)
+    head = Ridge(**{key: value for key, value in EXACT["closed-form"].items() if key != "head"})
+    wanted, _ = centralised(experiment, head, weights(plain))
+    for key, value in wanted.state_dict().items():
+        torch.testing.assert_close(weights(refitted)[key], value, rtol=1e-4, atol=1e-5)
+    assert refitted.records[2].accuracy > plain.records[2].accuracy
 
 
 def test_before_teachers_they_and_the_student_start_with_the_head(tiny, run_arm):
@@ -294,7 +315,7 @@ def test_every_head_runs_with_labels_of_the_server(tiny, run_arm, head):
 def test_a_regression_has_a_ridge_head(tiny, run_arm):
     section = {"head": "ridge", "penalty": "gcv"}
     experiment = tiny(
-        data={"source": "diabetes", "task": "regression"},
+        data=DIABETES,
         only="cold",
         **{"closed-form": section},
         **{
@@ -315,9 +336,27 @@ def test_a_regression_has_a_ridge_head(tiny, run_arm):
         ({"closed-form": {"head": "ridge", "shrinkage": 0.1}}, "closed-form", "shrinkage"),
         ({"closed-form": {"head": "svm"}}, "closed-form", "svm"),
         ({"closed-form": {"projection": "pool"}}, "closed-form.projection", "no effect without dims"),
+        ({"arms": {"cold": {"teachers": {"lr": 0.5}}}}, "cold.teachers", "no effect with start: random"),
+        ({"arms": {"cold": {"teachers.lr": 0.5}}}, "cold.teachers", "no effect with start: random"),
+        (
+            {"data": DIABETES, "closed-form": {"head": "lda"}},
+            "closed-form.head",
+            "expected ridge with data.task 'regression', got 'lda'",
+        ),
+        (
+            {"data": DIABETES, "closed-form": {"head": "class-means"}},
+            "closed-form.head",
+            "expected ridge with data.task 'regression', got 'class-means'",
+        ),
+        (
+            {"data": DIABETES, "closed-form": {"calibrate": "sums"}},
+            "closed-form.calibrate",
+            "expected 'no' with data.task 'regression'",
+        ),
     ],
 )
 def test_what_does_not_go_together_is_refused(tiny, changes, key, words):
+    changes = {"closed-form": {"head": "ridge"}, **changes}
     with pytest.raises(ConfigError) as caught:
         tiny(only="cold", **changes)
     found = [mistake for mistake in caught.value.mistakes if key in mistake.key]
@@ -468,7 +507,7 @@ def test_a_liar_alone_is_left_out_and_the_head_is_the_one_without_it(tiny, run_a
 )
 def test_a_regressions_liar_is_left_out_too(tiny, run_arm, lie, reason):
     experiment = tiny(
-        data={"source": "diabetes", "task": "regression"},
+        data=DIABETES,
         only="cold",
         **{
             "closed-form": {"head": "ridge"},
@@ -608,9 +647,6 @@ def test_a_round_trains_a_part_and_leaves_the_rest_to_the_bit(tiny, run_arm, par
     assert list(after) == list(start)
     moved = {i for i, key in enumerate(start) if not torch.equal(start[key], after[key])}
     assert moved == moves
-
-
-BATCH_NORM = {"name": "cnn", "options": {"width": 4, "norm": "batch"}}
 
 
 @pytest.mark.parametrize(
