@@ -266,6 +266,7 @@ def _run_arm(grid: Grid, config: ArmConfig, folder: RunFolder, on_event: OnEvent
         consolidation,
         len(result.records),
         versions(code_of(arm)),
+        result.refits,
     )
     assert config.card is not None
     folder.finish(outcome, state, config.card.metadata())
@@ -376,6 +377,8 @@ def _log(event: Event) -> None:
             event.steps,
             event.accuracy,
         )
+    elif event.message and event.arm:
+        log.info("%s, seed %d: %s", event.arm, event.seed, event.message)
     elif event.step == 0 and event.arm:
         log.info("%s, seed %d: %s", event.arm, event.seed, event.phase)
 

@@ -19,7 +19,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from typing import cast
+from typing import Literal, cast
 
 from flwr.app import ArrayRecord, ConfigRecord, Message
 from flwr.serverapp import Grid
@@ -27,10 +27,10 @@ from flwr.serverapp.strategy import Strategy
 from torch import nn
 
 from kdfed.arrays import Spec, problem_with_arrays, spec_of
-from kdfed.closed_form import Sums
+from kdfed.closed_form import BEFORE, Refit, Sums
 from kdfed.closed_form.features import head_of
 from kdfed.config import Arm, sampled_count
-from kdfed.errors import RunError
+from kdfed.errors import RunError, one_line
 from kdfed.ledger import Ledger
 from kdfed.limits import UPDATE_BOUND, Limits, Reach, numpy_of
 from kdfed.listeners import Listener, Listeners, Round, build_listener
@@ -207,8 +207,10 @@ class ArmRunner:
             return Round(0, rounds, state, 0, (), self.ledger.totals())
         closed_form = self.arm.closed_form
         sums: Sums | None = None
+        refits: tuple[Refit, ...] = ()
         if closed_form is not None and closed_form.before_teachers:
-            common, sums = self._solved(common, 0)
+            common, sums, refit = self._solved(common, BEFORE)
+            refits = (refit,)
         phase = TeacherPhase(self.config, self.grid, common, teacher_config(self.strategy, train_config))
         teachers = self._teachers(phase)
         report = self.grid.report
@@ -231,6 +233,7 @@ class ArmRunner:
             tuple(report.absent),
             self.ledger.totals(),
             consolidation=self.result.consolidation,
+            refits=refits,
         )
 
     def _teachers(self, phase: TeacherPhase) -> list[Teacher]:
@@ -273,7 +276,7 @@ class ArmRunner:
         settings, number = self.arm.closed_form, ended.number
         if settings is None or number not in settings.at:
             return ended
-        state, _ = self._solved(ended.state, number)
+        state, _, refit = self._solved(ended.state, number)
         report, none = self.grid.report, ended.number == 0 and not ended.answered
         absent = {one.participant: one for one in (*report.absent, *ended.absent)}
         return replace(
@@ -282,26 +285,52 @@ class ArmRunner:
             answered=len(report.answered) if none else ended.answered,
             absent=tuple(absent[participant] for participant in sorted(absent)),
             costs=self.ledger.totals(),
+            refits=(*ended.refits, refit),
         )
 
-    def _solved(self, state: State, number: int) -> tuple[State, Sums]:
-        """Return weights with a head in closed form, and the sums that it is of."""
-        assert self.arm.closed_form is not None
+    def _solved(self, state: State, at: int | Literal["before-teachers"]) -> tuple[State, Sums | None, Refit]:
+        """Return weights with a head in closed form, the sums that it is of, and what the record says.
+
+        Whoever sends what cannot be sums is left out. Where too few are left, the model stays as it is: no
+        liar ends a run.
+        """
+        settings, everybody = self.arm.closed_form, self.arm.partition.participants
+        assert settings is not None
         self.listeners.phase("statistics", self.ledger.totals())
-        phase, everybody = HeadPhase(self.config, self.grid), self.arm.partition.participants
+        phase, number = HeadPhase(self.config, self.grid), at if isinstance(at, int) else 0
         chosen = list(range(everybody))
-        if self.arm.closed_form.participants == "sampled":
+        if settings.participants == "sampled":
             count = sampled_count(self.arm)
             chosen = sample_participants(self.config.seed, "statistics-sample", number, everybody, count)
-        sums = phase.ask(state, number, chosen)
-        where = f"statistics after round {number}"
+        asked = phase.ask(state, number, chosen)
+        head, where, name = settings.head, f"statistics after round {number}", settings.head.head
         least = min(self.arm.server.minimum, len(chosen))
-        self._require(len(self.grid.report.answered), least, where, "answered with statistics")
-        if sums is None:
-            raise RunError(f"{where}: expected statistics, but nobody answered. {self._left_out}")
-        solved = phase.solve(state, sums)
-        self._require_usable(solved, spec_of(state), where, "raise the head's penalty")
-        return solved, sums
+        report = self.grid.report
+        self._require_statistics(asked.sent, least, where)
+        if asked.sums is None or len(report.answered) < least:
+            why = f"expected usable statistics of at least {least} participants, got {len(report.answered)}"
+            why = one_line(f"{why}. {self._left_out}")
+            self._once.warn(
+                f"{self.config.name}, seed {self.config.seed}: {where}: the model keeps its head", why
+            )
+            refit = Refit(at, name, why=why)
+            state_after, sums = state, None
+        else:
+            state_after, linear = phase.solve(state, asked.sums)
+            self._require_usable(state_after, spec_of(state), where, "raise the head's penalty")
+            counted = len(report.answered), asked.sums.examples
+            refit, sums = Refit.of(at, name, *counted, linear, head.calibrate), asked.sums
+        self.result.refits.append(refit)
+        return state_after, sums, refit
+
+    def _require_statistics(self, sent: int, least: int, where: str) -> None:
+        """Refuse to go on where too few participants sent any: no liar can bring that about."""
+        if sent == 0 and any("'statistics'" in absent.reason for absent in self.grid.report.absent):
+            raise RunError(
+                f"{where}: the participants' ClientApp has no handler app.query('statistics'), which a head "
+                f"in closed form asks for; use clients.client_app, or remove closed-form. {self._left_out}"
+            )
+        self._require(sent, least, where, "sent statistics")
 
     # ------------------------------------------------------------------ a round
 

@@ -18,6 +18,7 @@ Shape suffixes: N examples, D features, d features that are kept, C classes.
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -126,7 +127,14 @@ class ClosedFormHead(Thing):
         return spec_of_sums(self.kept(dims), classes, task, self.upload, gram=self.needs_gram)
 
     def problem_with(
-        self, arrays: Mapping[str, np.ndarray], dims: int, classes: int, task: Task, examples: int
+        self,
+        arrays: Mapping[str, np.ndarray],
+        dims: int,
+        classes: int,
+        task: Task,
+        examples: int,
+        most: float = math.inf,
+        most_label: float = math.inf,
     ) -> str | None:
         """Say what is wrong with a participant's arrays; None when they may be added.
 
@@ -138,9 +146,18 @@ class ClosedFormHead(Thing):
             D, C and what is learnt.
         examples
             How many examples the participant says it has.
+        most, most_label
+            The largest mean of squared lengths of features (:meth:`size`) and of squared labels. Default: no
+            bound, which leaves it to a participant to drown all others.
         """
         wrong = problem_with_arrays(arrays, self.spec(dims, classes, task))
-        return problem_with_sums(arrays, self.upload, examples) if wrong is None else wrong
+        if wrong is None:
+            wrong = problem_with_sums(arrays, self.upload, examples, most, most_label)
+        return wrong
+
+    def size(self, features_ND: torch.Tensor, seed: int) -> float:
+        """Return the mean of the squared lengths of features as participants sum them; N at least 1."""
+        return float(self._reduced(features_ND, seed).cpu().double().square().sum(1).mean())
 
     def sums(self, arrays: Mapping[str, np.ndarray]) -> Sums:
         """Return what a participant sent in float64, ready to be added: ``head.sums(a) + head.sums(b)``."""

@@ -26,8 +26,9 @@ number, or ``oas``: the oracle approximating shrinkage, which needs the traces o
 with n the degrees of freedom of :math:`\hat S`.
 
 A class that nobody has gets the mean logit of the others less :math:`\log(N + 1)`: it is never the answer.
-Features without any extent have the identity as covariance. GH-OFL has a = 0.05 and adds 1e-6 to the
-diagonal, FedCGS has a = 0; ours is above 0, with nothing added.
+Features without any extent have the identity as covariance, and no eigenvalue of S is below what rounding for
+``upload`` leaves in doubt. GH-OFL has a = 0.05 and adds 1e-6 to the diagonal, FedCGS has a = 0; ours is above
+0, with nothing added.
 
 Shape suffixes: N examples, D features, C classes.
 
@@ -77,12 +78,14 @@ class Lda(ClosedFormHead):
         share = oracle_shrinkage(values_D, free) if self.shrinkage == "oas" else self.shrinkage
         mean = float(values_D.mean())
         shrunk_D = (1 - share) * values_D + share * mean if mean > 0 else torch.ones_like(values_D)
+        shrunk_D = shrunk_D.clamp_min(sums.noise(self.upload) / max(free, 1))
         from_mean_CD = sums.means_CD - sums.mean_D
         weight_CD = (from_mean_CD @ vectors_DD / shrunk_D) @ vectors_DD.T
         priors_C = (sums.counts_C.double() / sums.examples).clamp_min(1e-300)
         bias_C = priors_C.log() - weight_CD @ sums.mean_D - (weight_CD * from_mean_CD).sum(1) / 2
         fitted = float(((1 - share) * values_D / shrunk_D).sum()) if mean > 0 else 0.0
-        return without_absent(Linear(weight_CD, bias_C, share, fitted), sums)
+        linear = Linear(weight_CD, bias_C, share, fitted, f"shrinkage: {self.shrinkage}")
+        return without_absent(linear, sums)
 
 
 def oracle_shrinkage(values_D: torch.Tensor, free: int) -> float:

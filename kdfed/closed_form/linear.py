@@ -25,12 +25,18 @@ class Linear:
     fitted
         How many of the D features it has fitted, in effect: the trace of the matrix that maps wanted outputs
         to fitted ones, without the mean's; 0 where that says nothing.
+    chosen_by
+        The setting that gave ``chosen``, and its value, such as ``penalty: gcv``; empty where nothing did.
+    scale
+        By what the logits were multiplied; None where they were not.
     """
 
     weight_CD: torch.Tensor
     bias_C: torch.Tensor
     chosen: float | None = None
     fitted: float = 0.0
+    chosen_by: str = ""
+    scale: float | None = None
 
     def __call__(self, features_ND: torch.Tensor) -> torch.Tensor:
         """Return the outputs, computed in float64 on the CPU, [N, C]."""
@@ -38,4 +44,5 @@ class Linear:
 
     def scaled(self, factor: float) -> Linear:
         """Return the head whose outputs are so many times as large."""
-        return replace(self, weight_CD=self.weight_CD * factor, bias_C=self.bias_C * factor)
+        scale = factor if self.scale is None else factor * self.scale
+        return replace(self, weight_CD=self.weight_CD * factor, bias_C=self.bias_C * factor, scale=scale)

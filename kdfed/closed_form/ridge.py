@@ -13,7 +13,8 @@ them):
 
 ``gcv``
     by generalised cross-validation, an estimate of the squared error on an example that was left out, from
-    the sums alone.
+    the sums alone. With more features than examples too: as :math:`\lambda` goes to 0 both error and freedom
+    vanish, and their ratio keeps a finite limit, so that the smallest penalty is taken only where it is good.
 ``validation``
     by the score on the server's labelled examples; of equal ones the smaller squared error decides.
 
@@ -78,7 +79,8 @@ class Ridge(ClosedFormHead):
                 squares.penalties(noise),
                 key=lambda one: (*_judged(Linear(*squares.solution(one)), validation, sums), one),
             )
-        return Linear(*squares.solution(penalty), penalty, squares.fitted(penalty))
+        chosen_by = f"penalty: {self.penalty}"
+        return Linear(*squares.solution(penalty), penalty, squares.fitted(penalty), chosen_by)
 
 
 def equations(sums: Sums) -> LeastSquares:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 else:
     AnyHead = HEADS.union
 
-BEFORE = "before-teachers"
+BEFORE: Literal["before-teachers"] = "before-teachers"
 """The refit of the common initial weights, from which teachers and student start."""
 
 

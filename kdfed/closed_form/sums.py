@@ -27,6 +27,7 @@ Shape suffixes: N examples, D features, C classes, R rows of sums (C, or 2 in a 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
@@ -284,12 +285,18 @@ def decoded(arrays: Mapping[str, np.ndarray]) -> Sums:
     return Sums(values["counts"], sums_RD, values.get("labels"), gram_DD)
 
 
-def problem_with_sums(arrays: Mapping[str, np.ndarray], upload: Upload, examples: int) -> str | None:
+def problem_with_sums(
+    arrays: Mapping[str, np.ndarray],
+    upload: Upload,
+    examples: int,
+    most: float = math.inf,
+    most_label: float = math.inf,
+) -> str | None:
     r"""Say whether arrays cannot be the sums over so many examples; None when they can.
 
     Of true sums no count is negative, and with :math:`G = \sum_i f_i f_i^\top` Cauchy and Schwarz know that
     :math:`G_{ij}^2 \le G_{ii} G_{jj}` and that the sum s of feature i over n examples keeps to
-    :math:`s^2 \le n G_{ii}`.
+    :math:`s^2 \le n G_{ii}`. How large features may be, no law knows: that is for the server to say.
 
     Parameters
     ----------
@@ -299,6 +306,11 @@ def problem_with_sums(arrays: Mapping[str, np.ndarray], upload: Upload, examples
         Type of the numbers: their rounding is forgiven.
     examples
         How many there are said to be, N.
+    most
+        The largest mean of the squared lengths of features. Without a Gram matrix only that of the classes'
+        means is known, which is no larger.
+    most_label
+        The largest mean of the squares of labels.
     """
     counts = arrays["counts"]
     if (counts < 0).any() or sum(counts.tolist()) != examples:
@@ -306,32 +318,44 @@ def problem_with_sums(arrays: Mapping[str, np.ndarray], upload: Upload, examples
     for key in ("sums-scale", "gram-scale"):
         if key in arrays and not (arrays[key] > 0).all():
             return f"expected scales above 0, got {float(arrays[key].min()):g} ({key})"
-    sums = decoded(arrays)
-    slack = 8 * EPSILON[upload]
+    sums, count = decoded(arrays), max(examples, 1)
+    slack = 8 * EPSILON[upload] + count * EPSILON["float64"]  # on the way, and as they are added
     size_RD = sums.sums_RD.abs()
     if sums.labels is None and bool((size_RD[~sums.present_C] > 0).any()):
         return "expected sums of 0 for classes without an example, got others"
     if sums.labels is not None:
         total, squares = sums.labels.tolist()
-        if squares < 0 or total**2 > examples * squares * (1 + 1e-9):
+        if squares < 0 or abs(total) > math.sqrt(examples * squares) * (1 + 1e-9):
             return (
                 f"expected the sums of {examples} labels and of their squares, got {total:g} and {squares:g}"
             )
-    if sums.gram_DD is None:
-        return None
-    squares_D = sums.gram_DD.diagonal()
-    if bool((squares_D < 0).any()):
-        return f"expected sums of squares on the diagonal of the Gram matrix, got {float(squares_D.min()):g}"
-    lengths_D = squares_D.sqrt()
-    if bool((sums.gram_DD.abs() > (1 + slack) * torch.outer(lengths_D, lengths_D)).any()):
-        return "expected a Gram matrix, got products that are larger than the features allow"
+        if not squares / count <= most_label:
+            return _too_large("labels", squares / count, most_label)
     weights_R = (
         sums.counts_C.double() if sums.labels is None else torch.stack((sums.counts_C[0], sums.labels[1]))
     )
+    if sums.gram_DD is None:
+        squares_R = sums.sums_RD.square().sum(1) / weights_R.clamp_min(1e-12)
+        least = float(squares_R.sum() if sums.labels is None else squares_R.max()) / count
+        return None if least <= most else _too_large("features", least, most)
+    squares_D = sums.gram_DD.diagonal()
+    if bool((squares_D < 0).any()):
+        return f"expected sums of squares on the diagonal of the Gram matrix, got {float(squares_D.min()):g}"
+    if not float(squares_D.sum()) / count <= most:
+        return _too_large("features", float(squares_D.sum()) / count, most)
+    lengths_D = squares_D.sqrt()
+    if bool((sums.gram_DD.abs() > (1 + slack) * torch.outer(lengths_D, lengths_D)).any()):
+        return "expected a Gram matrix, got products that are larger than the features allow"
     most_RD = torch.outer(weights_R.sqrt(), lengths_D)
     if bool((size_RD > (1 + slack) * most_RD + slack * size_RD.amax(0)).any()):
         return "expected sums of features, got larger ones than the Gram matrix allows"
     return None
+
+
+def _too_large(what: str, squares: float, most: float) -> str:
+    """Say that the mean of squares is above what it may be."""
+    size, allowed = math.sqrt(squares), math.sqrt(most)
+    return f"expected {what} of size {allowed:.3g} at most, in root mean square, got {size:.3g}"
 
 
 def _power_of_two(size_D: torch.Tensor) -> torch.Tensor:

@@ -281,6 +281,33 @@ class ConsolidationEntry(StrictModel):
     """Which seed."""
 
 
+class RefitEntry(StrictModel):
+    """One exchange for a head in closed form."""
+
+    arm: _Name
+    """Which arm."""
+    seed: Count
+    """Which seed."""
+    at: Count | Literal["before-teachers"]
+    """After which federated round, 0 is the start; ``before-teachers``: of the common initial weights."""
+    head: _Word
+    """Which head."""
+    participants: Count
+    """Whose statistics it was solved from; 0 where the model kept its head."""
+    examples: Count
+    """Of how many examples."""
+    chosen: float | None
+    """The penalty or the shrinkage; null where the head has neither."""
+    chosen_by: str
+    """The setting that gave it, and its value, such as ``penalty: gcv``; empty where nothing did."""
+    scale: float | None
+    """By what the logits were multiplied; null where they were not."""
+    scale_by: str
+    """The setting that gave it, such as ``calibrate: sums``; empty where they were not."""
+    why: str
+    """Why the model kept the head that it had; empty where it was replaced."""
+
+
 class SunkEntry(StrictModel):
     """Teachers of an arm that existed already: what they cost stands in no figure."""
 
@@ -330,6 +357,8 @@ class Summary(StrictModel):
     """One entry a seed."""
     consolidations: list[ConsolidationEntry] = []
     """One entry an arm and seed that consolidated."""
+    refits: list[RefitEntry] = []
+    """One entry an exchange for a head in closed form."""
     sunk: list[SunkEntry] = []
     """One entry an arm whose teachers existed already (``teachers.from``)."""
 

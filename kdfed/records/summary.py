@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import platform
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from statistics import fmean
 from typing import Any
 
@@ -23,6 +23,7 @@ from kdfed.records.schema import (
     FailureEntry,
     HorizonEntry,
     PartitionEntry,
+    RefitEntry,
     RunEntry,
     Summary,
     SunkEntry,
@@ -140,6 +141,11 @@ def summarise(
             )
             for outcome in outcomes
             if outcome.consolidation is not None
+        ],
+        refits=[
+            RefitEntry.model_validate({"arm": outcome.arm, "seed": outcome.seed, **asdict(refit)})
+            for outcome in outcomes
+            for refit in outcome.refits
         ],
         sunk=[
             SunkEntry.model_validate({"arm": name, "from": list(files)})

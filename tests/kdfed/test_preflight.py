@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
 from kdfed.config import Experiment
 from kdfed.errors import ConfigError
@@ -86,6 +87,56 @@ def test_a_personal_model_that_cannot_take_the_data_is_reported(tiny: Build) -> 
     mistakes = found(tiny(data={"source": FEATURES}, arms=arms))
     assert list(mistakes) == ["arms.own.local.model"]
     assert "needs images" in mistakes["arms.own.local.model"]
+
+
+@pytest.fixture
+def own_models(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
+    """Return a module whose models end in something else than a linear layer with a bias."""
+    module = types.ModuleType("models_of_the_users")
+    hidden = [nn.Flatten(), nn.Linear(64, 8), nn.ReLU()]
+    ends = {
+        "sure": [nn.Linear(8, 10), nn.LogSoftmax(dim=1)],
+        "unbiased": [nn.Linear(8, 10, bias=False)],
+        "normed": [nn.Linear(8, 10), nn.BatchNorm1d(10)],
+        "linear": [nn.Linear(8, 10)],
+    }
+    for name, end in ends.items():
+        setattr(module, name, lambda end=end: nn.Sequential(*hidden, *end))
+    monkeypatch.setitem(sys.modules, "models_of_the_users", module)
+    return module
+
+
+@pytest.mark.parametrize("name", ["sure", "unbiased", "normed"])
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        ({"closed-form": {"head": "lda"}}, "closed-form"),
+        ({"local.trainable": "body"}, "local.trainable"),
+    ],
+)
+def test_a_model_whose_logits_no_linear_layer_makes_has_no_head(
+    tiny: Build, own_models: types.ModuleType, name: str, changes: dict[str, Any], key: str
+) -> None:
+    arms = {"cold": {}, "other": changes}
+    model = {"name": f"models_of_the_users:{name}", "options": {}}
+    mistakes = found(tiny(model=model, arms=arms))
+    assert list(mistakes) == [f"arms.other.{key}"]
+    assert "logits are what its last torch.nn.Linear, with a bias, makes" in mistakes[f"arms.other.{key}"]
+    assert "got Sequential, which has no such head; use another model" in mistakes[f"arms.other.{key}"]
+    assert found(tiny(model={**model, "name": "models_of_the_users:linear"}, arms=arms)) == {}
+
+
+def test_with_batch_norm_a_head_can_be_refitted_but_not_trained_alone(tiny: Build) -> None:
+    """Its running statistics would change below the head; a refit reads them as an evaluation does."""
+    arms = {
+        "head": {"local.trainable": "head"},
+        "body": {"local.trainable": "body"},
+        "refitted": {"closed-form": {"at": [0, 2]}},
+    }
+    experiment = tiny(model={"name": "cnn", "options": {"norm": "batch", "width": 4}}, arms=arms)
+    mistakes = found(experiment)
+    assert list(mistakes) == ["arms.head.local.trainable"]
+    assert "expected 'all' or 'body' of a model with BatchNorm" in mistakes["arms.head.local.trainable"]
 
 
 def test_teachers_that_no_arm_trains_are_not_built(tiny: Build) -> None:

@@ -2,30 +2,42 @@
 
 from __future__ import annotations
 
+import random
+import weakref
+from collections.abc import Callable, Collection
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from flwr.app import Array, Context, Message, RecordDict
+from flwr.clientapp import ClientApp
 
+import strategies.closed_form as closed_form_module
 import strategies.teachers as teachers_module
+from clients.client_app import app
 from clients.participants import simulated
 from kdfed.closed_form import Ridge
 from kdfed.closed_form.features import head_of
 from kdfed.data import prepare
-from kdfed.errors import ConfigError
-from kdfed.messages import Simulation
+from kdfed.errors import ConfigError, RunError
+from kdfed.messages import ARRAYS, COHORTS, METRICS, Cohorts, QueryStatistics, Simulation
+from kdfed.metrics import NUM_EXAMPLES
 from kdfed.models import build_model, load_state
 from kdfed.preflight import check_data
+from kdfed.private.flwr import error_reply
 from kdfed.reading import examples_for, shape_read
 from kdfed.saved import load
 from kdfed.seeding import derive
 from kdfed.task import CLASSIFICATION
 from kdfed.train import evaluate
+from simulations.engines.inprocess import InProcessGrid
 from tests.shelf_files import CNN, HEAD, MLP, ON_OTHER, UNTRAINED, with_teachers, written
 from tests.small_backbones import TINY
 
+BATCH_NORM = {"name": "cnn", "options": {"width": 4, "norm": "batch"}}
+DIABETES = {"source": "diabetes", "task": "regression"}
 EXACT = {"closed-form": {"head": "ridge", "penalty": 0.1, "upload": "float64"}}
 
 
@@ -33,12 +45,22 @@ def weights(result: Any) -> dict[str, torch.Tensor]:
     return dict(result.arrays.to_torch_state_dict())
 
 
-def centralised(experiment: Any, head: Ridge) -> tuple[torch.nn.Module, Any]:
-    """Return the initial model with the head of all participants' examples pooled, and the data."""
+def costs(result: Any) -> list[tuple[int, ...]]:
+    return [
+        (one.exchanges, one.participant_uploads, one.bytes_up, one.bytes_down, one.local_steps)
+        for one in result.records
+    ]
+
+
+def centralised(experiment: Any, head: Ridge, state: Any = None) -> tuple[torch.nn.Module, Any]:
+    """Return a model with the head of all participants' examples pooled, and the data; default: the initial
+    one."""
     arm, data, seed = experiment.arm("cold"), prepare(experiment.data), experiment.seeds[0]
     partition = simulated(Simulation.of(arm, seed)).partition
     pooled = examples_for(arm.model, data, np.sort(partition.examples))
     model = build_model(arm.model, data.input_shape, data.classes, derive(seed, "init"))
+    if state is not None:
+        load_state(model, state)
     place = head_of(model, shape_read(arm.model, data.input_shape))
     arrays = head.statistics(
         place.features(model, pooled.inputs), pooled.labels, data.classes, CLASSIFICATION, 0
@@ -80,6 +102,44 @@ def test_the_exchange_is_counted_and_everybody_takes_part(tiny, run_arm):
     assert 5 * arrays < start.bytes_up < 5 * (arrays + 1000)
 
 
+def test_the_solution_has_the_same_bits_whatever_nodes_cohorts_turns_and_order(tiny, run_arm, monkeypatch):
+    def solved(cohort: int = 2, **more: Any) -> Any:
+        return run_arm(tiny(**EXACT, **{"rounds.horizon": 0, "server.cohort-size": cohort}), **more)
+
+    usual = solved()
+    others = [solved(1, nodes=5), solved(5, nodes=1), solved(1, nodes=3, order=random.Random(1))]
+    monkeypatch.setattr(closed_form_module, "AT_ONCE", 1)
+    others.append(solved(1, nodes=3, order=random.Random(2)))
+    for other in others:
+        assert all(torch.equal(value, weights(other)[key]) for key, value in weights(usual).items())
+        assert other.refits == usual.refits
+        assert costs(other) == costs(usual)
+
+
+def test_the_server_holds_no_statistics_that_it_has_added(tiny, run_arm, monkeypatch):
+    """Where a node answers for many, they are asked in turns."""
+    replies: list[weakref.ref[RecordDict]] = []
+    most = 0
+
+    class Counting(InProcessGrid):
+        def _handle(self, message: Message) -> Message:
+            nonlocal most
+            reply = super()._handle(message)
+            if message.metadata.message_type == QueryStatistics.type:
+                replies.append(weakref.ref(reply.content))
+                most = max(most, sum(one() is not None for one in replies))
+            return reply
+
+    experiment = tiny(**EXACT, **{"rounds.horizon": 0, "partition.participants": 9})
+    arrays = 8 * (10 + 10 * 16 + 16 * 17 // 2)
+    for turns, size in ((5, 2 * arrays), (1, 9 * arrays)):
+        replies, most = [], 0
+        monkeypatch.setattr(closed_form_module, "AT_ONCE", size)
+        result = run_arm(experiment, grid=Counting(app, 1))
+        assert (len(replies), most) == (turns, 1)
+        assert (result.records[0].exchanges, result.records[0].answered) == (1, 9)
+
+
 def test_the_heads_own_weights_are_not_sent(tiny, run_arm):
     """On a frozen backbone features depend on nothing that is sent."""
     experiment = tiny(model={"backbone": TINY}, **EXACT, **{"rounds.horizon": 0})
@@ -103,6 +163,22 @@ def test_a_late_refit_changes_its_round_and_nothing_before(tiny, run_arm):
     assert plain[2].accuracy != refitted[2].accuracy
     assert [one.exchanges for one in refitted] == [0, 1, 3, 4]
     assert [one.answered for one in refitted] == [0, 5, 5, 5]
+
+
+def test_with_batch_norm_a_refit_reads_running_statistics_as_an_evaluation_does(tiny, run_arm):
+    """So it fits the model that is evaluated, and nothing but the head changes."""
+    changes = {"model": BATCH_NORM, "rounds.horizon": 2}
+    section = {**EXACT["closed-form"], "at": [2]}
+    plain, refitted = (run_arm(tiny(**changes, **more)) for more in ({}, {"closed-form": section}))
+    changed = {key for key, value in weights(plain).items() if not torch.equal(value, weights(refitted)[key])}
+    assert len(changed) == 2
+    assert any("running" in key for key in weights(plain))
+    experiment = tiny(**changes)
+    head = Ridge(**{key: value for key, value in EXACT["closed-form"].items() if key != "head"})
+    wanted, _ = centralised(experiment, head, weights(plain))
+    for key, value in wanted.state_dict().items():
+        torch.testing.assert_close(weights(refitted)[key], value, rtol=1e-4, atol=1e-5)
+    assert refitted.records[2].accuracy > plain.records[2].accuracy
 
 
 def test_before_teachers_they_and_the_student_start_with_the_head(tiny, run_arm):
@@ -239,7 +315,7 @@ def test_every_head_runs_with_labels_of_the_server(tiny, run_arm, head):
 def test_a_regression_has_a_ridge_head(tiny, run_arm):
     section = {"head": "ridge", "penalty": "gcv"}
     experiment = tiny(
-        data={"source": "diabetes", "task": "regression"},
+        data=DIABETES,
         only="cold",
         **{"closed-form": section},
         **{
@@ -260,9 +336,27 @@ def test_a_regression_has_a_ridge_head(tiny, run_arm):
         ({"closed-form": {"head": "ridge", "shrinkage": 0.1}}, "closed-form", "shrinkage"),
         ({"closed-form": {"head": "svm"}}, "closed-form", "svm"),
         ({"closed-form": {"projection": "pool"}}, "closed-form.projection", "no effect without dims"),
+        ({"arms": {"cold": {"teachers": {"lr": 0.5}}}}, "cold.teachers", "no effect with start: random"),
+        ({"arms": {"cold": {"teachers.lr": 0.5}}}, "cold.teachers", "no effect with start: random"),
+        (
+            {"data": DIABETES, "closed-form": {"head": "lda"}},
+            "closed-form.head",
+            "expected ridge with data.task 'regression', got 'lda'",
+        ),
+        (
+            {"data": DIABETES, "closed-form": {"head": "class-means"}},
+            "closed-form.head",
+            "expected ridge with data.task 'regression', got 'class-means'",
+        ),
+        (
+            {"data": DIABETES, "closed-form": {"calibrate": "sums"}},
+            "closed-form.calibrate",
+            "expected 'no' with data.task 'regression'",
+        ),
     ],
 )
 def test_what_does_not_go_together_is_refused(tiny, changes, key, words):
+    changes = {"closed-form": {"head": "ridge"}, **changes}
     with pytest.raises(ConfigError) as caught:
         tiny(only="cold", **changes)
     found = [mistake for mistake in caught.value.mistakes if key in mistake.key]
@@ -272,6 +366,273 @@ def test_what_does_not_go_together_is_refused(tiny, changes, key, words):
 def test_arms_without_the_section_are_written_as_before(tiny):
     assert "closed-form" not in tiny().to_yaml()
     assert "closed-form" in tiny(**EXACT).to_yaml()
+
+
+# ----------------------------------------------------------------------------- liars
+
+Lie = Callable[[RecordDict], None]
+LIAR = 3
+
+
+class Lying(InProcessGrid):
+    """Some participants' statistics are changed, or, without a lie, lost; each has a node of its own."""
+
+    def __init__(self, lie: Lie | None, liars: Collection[int] = (LIAR,)) -> None:
+        super().__init__(app, 5)
+        self.lie, self.liars = lie, liars
+
+    def _handle(self, message: Message) -> Message:
+        reply = super()._handle(message)
+        if message.metadata.message_type == QueryStatistics.type:
+            (participant,) = Cohorts.from_record(message.content[COHORTS]).participants
+            if participant in self.liars and self.lie is None:
+                return error_reply(message, "gone")
+            if participant in self.liars and self.lie is not None:
+                self.lie(reply.content)
+        return reply
+
+
+def changed(key: str, change: Callable[[np.ndarray], Any]) -> Lie:
+    def lie(content: RecordDict) -> None:
+        values = content[ARRAYS][key].numpy().copy()
+        found = change(values)
+        content[ARRAYS][key] = Array(values if found is None else found)
+
+    return lie
+
+
+def placed(key: str, place: Any, value: float) -> Lie:
+    def change(values: np.ndarray) -> None:
+        values[place] = value
+
+    return changed(key, change)
+
+
+def both(*lies: Lie) -> Lie:
+    def lie(content: RecordDict) -> None:
+        for one in lies:
+            one(content)
+
+    return lie
+
+
+def without(key: str) -> Lie:
+    def lie(content: RecordDict) -> None:
+        del content[ARRAYS][key]
+
+    return lie
+
+
+def cut_short(content: RecordDict) -> None:
+    array = content[ARRAYS]["gram"]
+    array.data = array.data[:-3]
+
+
+def one_example_more(content: RecordDict) -> None:
+    content[METRICS][NUM_EXAMPLES] += 1
+
+
+def less_than_none(counts: np.ndarray) -> None:
+    counts[0] += counts.sum() + 5
+    counts[1:] = 0
+    counts[1] = -5
+
+
+def larger(times: float) -> Lie:
+    """Say that all features are so many times as large, which fits together."""
+    return both(changed("sums", lambda v: v * times), changed("gram", lambda v: v * times**2))
+
+
+LACKED = 5
+"""A class of which the liar has no example."""
+
+LIES: dict[str, tuple[dict[str, Any], Lie, str]] = {
+    "no number": ({}, placed("sums", (0, 0), np.nan), "not finite: sums"),
+    "infinite": ({}, placed("gram", 5, -np.inf), "not finite: gram"),
+    "another shape": (
+        {},
+        changed("gram", lambda v: v[:-1]),
+        "wrong shape of gram: expected (136,), got (135,)",
+    ),
+    "another order": ({}, changed("sums", lambda v: v.T.copy()), "wrong shape of sums: expected (10, 16)"),
+    "another type": ({}, changed("sums", lambda v: v.astype("float64")), "wrong dtype of sums"),
+    "counts of floats": ({}, changed("counts", lambda v: v.astype("float32")), "wrong dtype of counts"),
+    "no products": ({}, without("gram"), "wrong arrays: missing ['gram']"),
+    "cut short": ({}, cut_short, "arrays that cannot be read"),
+    "negative counts": ({}, changed("counts", less_than_none), "examples in all, got ["),
+    "other counts": ({}, placed("counts", slice(None), 1), "examples in all, got [1, 1"),
+    "more examples": ({}, one_example_more, "as num-examples"),
+    "a negative square": ({}, placed("gram", 0, -1.0), "on the diagonal of the Gram matrix, got -1"),
+    "products too large": ({}, placed("gram", 1, 1e6), "products that are larger than the features allow"),
+    "sums too large": ({}, changed("sums", lambda v: v * 50), "larger ones than the Gram matrix allows"),
+    "sums of no example": ({}, placed("sums", LACKED, 1.0), "sums of 0 for classes without an example"),
+    "huge features": ({}, larger(1e6), "expected features of size"),
+    "huge numbers": ({"upload": "float64"}, larger(1e140), "expected features of size"),
+    "huge scales": (
+        {"upload": "float16"},
+        both(changed("sums-scale", lambda v: v * 2**40), changed("gram-scale", lambda v: v * 2**40)),
+        "expected features of size",
+    ),
+    "negative scales": (
+        {"upload": "float16"},
+        changed("gram-scale", lambda v: -v),
+        "expected scales above 0",
+    ),
+    "huge means": ({"head": "class-means"}, changed("sums", lambda v: v * 1e6), "expected features of size"),
+}
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_a_liar_alone_is_left_out_and_the_head_is_the_one_without_it(tiny, run_arm, lie):
+    section, change, reason = LIES[lie]
+    experiment = tiny(**{"closed-form": section, "rounds.horizon": 0, "server.cohort-size": 1})
+    result, lost = (run_arm(experiment, grid=Lying(each)) for each in (change, None))
+    ((absent),) = result.records[0].absent
+    assert (absent.participant, result.records[0].answered) == (LIAR, 4)
+    assert reason in absent.reason
+    assert len(absent.reason) <= 200
+    assert costs(result) == costs(lost)
+    assert result.refits == lost.refits
+    assert (result.refits[0].participants, result.refits[0].why) == (4, "")
+    assert all(torch.equal(value, weights(lost)[key]) for key, value in weights(result).items())
+
+
+@pytest.mark.parametrize(
+    ("lie", "reason"),
+    [
+        (placed("labels", 1, 1e9), "expected labels of size 100 at most"),
+        (placed("labels", 0, 1e300), "labels and of their squares"),
+        (placed("labels", 1, np.nan), "not finite: labels"),
+    ],
+)
+def test_a_regressions_liar_is_left_out_too(tiny, run_arm, lie, reason):
+    experiment = tiny(
+        data=DIABETES,
+        only="cold",
+        **{
+            "closed-form": {"head": "ridge"},
+            "rounds.horizon": 0,
+            "server.cohort-size": 1,
+            "partition": {"kind": "uniform", "participants": 5},
+            "targets": [0.3],
+        },
+    )
+    result, lost = (run_arm(experiment, grid=Lying(each)) for each in (lie, None))
+    ((absent),) = result.records[0].absent
+    assert (absent.participant, reason in absent.reason) == (LIAR, True)
+    assert all(torch.equal(value, weights(lost)[key]) for key, value in weights(result).items())
+
+
+def test_large_features_of_everybody_are_no_lie(tiny, run_arm):
+    """How large they may be follows from what the model makes of the server's own examples."""
+    for section in ({"head": "class-means"}, {"head": "ridge", "upload": "float64"}):
+        experiment = tiny(
+            **{"data.normalise": {"mean": [0.0], "std": [1e-9]}, "closed-form": section, "rounds.horizon": 0}
+        )
+        assert run_arm(experiment).records[0].absent == ()
+
+
+@pytest.mark.parametrize("lie", [placed("sums", (0, 0), np.nan), larger(1e6)])
+def test_where_all_lie_the_run_goes_on_with_the_model_that_it_has(tiny, run_arm, caplog, lie):
+    changes = {"rounds.horizon": 1, "server.cohort-size": 1}
+    plain = run_arm(tiny(**changes))
+    result = run_arm(tiny(**changes, **{"closed-form": {"at": [0, 1]}}), grid=Lying(lie, range(5)))
+    for key, value in weights(plain).items():
+        assert torch.equal(value, weights(result)[key])
+    assert [one.accuracy for one in result.records] == [one.accuracy for one in plain.records]
+    start, first = result.records
+    assert (
+        [one.participant for one in start.absent] == [one.participant for one in first.absent] == [*range(5)]
+    )
+    assert (start.exchanges, start.participant_uploads, start.answered) == (1, 0, 0)
+    assert (first.exchanges, first.participant_uploads, first.answered) == (3, 5, 5)
+    for at, refit in enumerate(result.refits):
+        assert (refit.at, refit.participants, refit.chosen) == (at, 0, None)
+        assert (
+            "expected usable statistics of at least 1 participants, got 0. Left out: participant 0"
+            in refit.why
+        )
+    assert "the model keeps its head" in caplog.text
+
+
+def test_where_all_lie_before_teachers_these_start_with_the_common_weights(tiny, run_arm):
+    changes = {"rounds.horizon": 0, "server.cohort-size": 1}
+    section = {"at": ["before-teachers"], "teacher": True}
+    lying = Lying(placed("gram", 0, -1.0), range(5))
+    plain = run_arm(tiny(only="consolidated", **changes), "consolidated")
+    result = run_arm(
+        tiny(only="consolidated", **{"closed-form": section}, **changes), "consolidated", grid=lying
+    )
+    for key, value in weights(plain).items():
+        assert torch.equal(value, weights(result)[key])
+    assert [refit.at for refit in result.refits] == ["before-teachers"]
+
+
+def test_liars_cannot_end_a_run_and_who_is_away_can(tiny, run_arm):
+    """Of five participants that server.minimum asks for."""
+    changes = {"rounds.horizon": 0, "server.cohort-size": 1, "server.minimum": 5, **EXACT}
+    (refit,) = run_arm(tiny(**changes), grid=Lying(placed("gram", 0, -1.0))).refits
+    assert "usable statistics of at least 5 participants, got 4. Left out: participant 3" in refit.why
+    with pytest.raises(
+        RunError, match=r"statistics after round 0: .* but 4 sent statistics. Left out: .*gone"
+    ):
+        run_arm(tiny(**changes), grid=Lying(None))
+
+
+def test_a_client_app_without_the_handler_is_one_error(tiny, run_arm):
+    own = ClientApp()
+
+    @own.train()
+    def train(message: Message, context: Context) -> Message:
+        return Message(RecordDict(), reply_to=message)
+
+    with pytest.raises(
+        RunError, match=r"no handler app.query\('statistics'\).*use clients.client_app, or remove"
+    ):
+        run_arm(tiny(**EXACT), grid=InProcessGrid(own, 5), simulation=None)
+
+
+# ----------------------------------------------------------------------------- what is told
+
+
+def test_the_record_says_what_was_chosen_and_by_what(tiny, run_arm):
+    found, examples = {}, 0
+    for name, section in {
+        "gcv": {"calibrate": "sums", "at": [0, 1]},
+        "given": {"penalty": 0.5},
+        "oas": {"head": "lda", "calibrate": "validation"},
+        "means": {"head": "class-means"},
+    }.items():
+        experiment = tiny(**{"closed-form": section, "rounds.horizon": 1})
+        found[name] = run_arm(experiment).refits
+        examples = len(simulated(Simulation.of(experiment.arm("cold"), 3)).partition.examples)
+    first, second = found["gcv"]
+    assert (first.at, second.at, first.head, first.participants) == (0, 1, "ridge", 5)
+    assert first.examples == second.examples == examples
+    assert first.chosen_by == "penalty: gcv"
+    assert first.chosen > 0
+    assert first.scale_by == "calibrate: sums"
+    assert first.scale > 1
+    (given,) = found["given"]
+    assert (given.chosen, given.chosen_by, given.scale, given.scale_by) == (0.5, "penalty: 0.5", None, "")
+    (oas,) = found["oas"]
+    assert (oas.chosen_by, oas.scale_by) == ("shrinkage: oas", "calibrate: validation")
+    assert 0 < oas.chosen <= 1
+    (means,) = found["means"]
+    assert (means.chosen, means.chosen_by, means.why) == (None, "", "")
+
+
+def test_a_refit_is_told_in_a_line_as_it_happens(tiny, run_arm):
+    told: list[Any] = []
+    section = {"penalty": 0.5, "calibrate": "sums", "at": [1]}
+    result = run_arm(tiny(**{"closed-form": section, "rounds.horizon": 2}), on_event=told.append)
+    (refit,) = result.refits
+    line = (
+        f"head ridge after round 1: {refit.examples} examples of 5 participants, penalty: 0.5 gives 0.5, "
+        f"calibrate: sums multiplies logits by {refit.scale:.4g}"
+    )
+    assert [(event.phase, event.message) for event in told if event.message] == [("statistics", line)]
+    assert [event.step for event in told if event.phase == "rounds"] == [0, 1, 2]
 
 
 # ----------------------------------------------------------------------------- training a part
@@ -288,10 +649,20 @@ def test_a_round_trains_a_part_and_leaves_the_rest_to_the_bit(tiny, run_arm, par
     assert moved == moves
 
 
-@pytest.mark.parametrize("part", ["body", "head"])
-def test_a_cohort_that_trains_a_part_is_its_members_one_by_one(tiny, run_arm, part):
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"local.trainable": "body"},
+        {"local.trainable": "head"},
+        {"local.trainable": "head", "local.batch-size": 512},  # one step
+        {"local.trainable": "body", "local": {"mode": "proximal", "mu": 0.5}},
+        {"local.trainable": "body", "model": BATCH_NORM},
+    ],
+    ids=["body", "head", "one step", "proximal", "BatchNorm"],
+)
+def test_a_cohort_that_trains_a_part_is_its_members_one_by_one(tiny, run_arm, changes):
     alone, together = (
-        weights(run_arm(tiny(**{"local.trainable": part, "server.cohort-size": size, "rounds.horizon": 2})))
+        weights(run_arm(tiny(**changes, **{"server.cohort-size": size, "rounds.horizon": 2})))
         for size in (1, 5)
     )
     for key, values in alone.items():

@@ -135,4 +135,5 @@ def test_scaled_is_the_same_head_with_other_logits() -> None:
     linear = Linear(torch.tensor([[1.0, 2.0]]), torch.tensor([3.0]), 5.0, 6.0).scaled(2.0)
     assert linear.weight_CD.tolist() == [[2, 4]]
     assert linear.bias_C.tolist() == [6]
-    assert (linear.chosen, linear.fitted) == (5.0, 6.0)
+    assert (linear.chosen, linear.fitted, linear.scale) == (5.0, 6.0, 2.0)
+    assert linear.scaled(1.5).scale == 3.0

@@ -202,6 +202,59 @@ def test_generalised_cross_validation_takes_the_penalty_of_the_least_error() -> 
     assert large > 100
 
 
+@pytest.mark.parametrize("upload", ["float64", "float32", "float16"])
+@pytest.mark.parametrize(("count", "dims"), [(60, 300), (300, 300), (80, 1280)])
+def test_with_as_many_features_as_examples_the_penalty_is_nearly_the_best(
+    upload: str, count: int, dims: int
+) -> None:
+    """Features of rank 8, whose Gram matrix has no more eigenvalues but those that rounding makes: whether
+    labels follow from them, in part or not at all, others are predicted about as well as they can be."""
+    generator = torch.Generator().manual_seed(0)
+    basis = torch.randn(8, dims, generator=generator)
+    means, total = torch.randn(CLASSES, 8, generator=generator), count + 1000
+    for apart in (3.0, 1.0, 0.0):
+        labels = torch.randint(CLASSES, (total,), generator=generator)
+        hidden = apart * means[labels] + torch.randn(total, 8, generator=generator)
+        features, head = hidden @ basis, Ridge(upload=upload)
+        sums = summed(head, features[:count], labels[:count])
+        system, wanted = equations(sums), functional.one_hot(labels[count:], CLASSES)
+
+        def missed(linear: Linear, given: torch.Tensor = features, wanted: torch.Tensor = wanted) -> float:
+            return float((linear(given[count:]) - wanted).square().sum(1).mean())
+
+        best = min(missed(Linear(*system.solution(one))) for one in system.penalties(sums.noise(head.upload)))
+        found = head.fit(sums, None)
+        assert missed(found) <= 1.05 * best
+        if apart == 3.0:
+            assert (found(features[count:]).argmax(1) == labels[count:]).double().mean() > 0.95
+
+
+def test_as_the_penalty_goes_to_0_the_error_left_out_keeps_a_limit_where_features_are_more() -> None:
+    r"""With :math:`e_j` and :math:`c_j` of the fit, N sum of c_j^2 / e_j^3 over (sum of 1 / e_j)^2: both the
+    squared error and the freedom that is left vanish."""
+    features, labels = some_examples(12, dims=40)
+    system = equations(summed(exact(), features, labels))
+    values, squares = system.values_E, system.wanted_CE.square().sum(0)
+    assert len(values) == 11
+    limit = 12 * float((squares / values**3).sum() / (1 / values).sum() ** 2)
+    assert system.left_out(1e-7 * float(values.min())) == pytest.approx(limit, rel=1e-4)
+
+
+@pytest.mark.parametrize("upload", ["float64", "float32", "float16"])
+@pytest.mark.parametrize("value", [0.1, 3.3, "one each"])
+def test_constant_features_leave_the_shares_of_the_classes(upload: str, value: float | str) -> None:
+    """Nothing is made of rounding: neither in the answer, nor where a feature differs by 1%."""
+    labels = some_examples(1000, dims=1)[1]
+    row = 5 * torch.rand(300, generator=torch.Generator().manual_seed(0))
+    row = row if isinstance(value, str) else torch.full((300,), value)
+    parts = [list(range(start, 1000, 10)) for start in range(10)]
+    head = solved(Ridge(upload=upload), row.expand(1000, 300), labels, parts)
+    away = row * (1 + 0.01 * torch.randn(300, generator=torch.Generator().manual_seed(1)))
+    shares = torch.bincount(labels, minlength=CLASSES).double() / 1000
+    for given in (row, away):
+        torch.testing.assert_close(head(given.unsqueeze(0))[0], shares, rtol=0, atol=1e-4)
+
+
 def test_no_penalty_is_below_what_rounding_leaves_in_doubt() -> None:
     """With more features than examples and exact labels the smallest would be best."""
     features, _ = some_examples(20, dims=40)

@@ -223,6 +223,38 @@ def test_what_cannot_be_sums_is_named() -> None:
 
 
 @pytest.mark.parametrize("upload", UPLOADS)
+def test_features_and_labels_may_be_as_large_as_the_server_says(upload: Upload) -> None:
+    """Features (3, 4) and (0, 5) have a mean squared length of 25; labels 1 and 3 a mean square of 5."""
+    features = torch.tensor([[3.0, 4.0], [0.0, 5.0]])
+    head, labels = Ridge(upload=upload), torch.tensor([1.0, 3.0])
+    assert head.size(features, 0) == 25
+    cases = ((CLASSIFICATION, torch.tensor([0, 1]), 2), (REGRESSION, labels, 1))
+    for task, wanted, classes in cases:
+        arrays = head.statistics(features, wanted, classes, task, 0)
+        for most, refused in ((25.1, False), (24.9, True)):
+            problem = head.problem_with(arrays, 2, classes, task, 2, most)
+            assert (problem is not None) == refused
+    assert problem == "expected features of size 4.99 at most, in root mean square, got 5"
+    assert head.problem_with(arrays, 2, 1, REGRESSION, 2, most_label=5.1) is None
+    problem = head.problem_with(arrays, 2, 1, REGRESSION, 2, most_label=4.9)
+    assert problem == "expected labels of size 2.21 at most, in root mean square, got 2.24"
+
+
+def test_without_a_gram_matrix_the_means_of_classes_may_not_be_larger() -> None:
+    """The mean of class 0 is (3, 4), that of class 1 is (0, 1): (2 * 25 + 1) / 3 = 17."""
+    features = torch.tensor([[3.0, 4.0], [3.0, 4.0], [0.0, 1.0]])
+    head = ClassMeans()
+    arrays = head.statistics(features, torch.tensor([0, 0, 1]), 3, CLASSIFICATION, 0)
+    assert head.problem_with(arrays, 2, 3, CLASSIFICATION, 3, 17.1) is None
+    assert "features of size 4.11 at most" in str(head.problem_with(arrays, 2, 3, CLASSIFICATION, 3, 16.9))
+
+
+def test_the_size_of_features_is_that_of_those_that_are_kept() -> None:
+    features = torch.tensor([[1.0, 3.0, 5.0, 7.0]])
+    assert ClassMeans(dims=2, projection="pool").size(features, 0) == 2**2 + 6**2
+
+
+@pytest.mark.parametrize("upload", UPLOADS)
 def test_the_checks_let_every_true_sum_pass(upload: Upload) -> None:
     """Also where the bounds hold with equality: constant features, one example, one class, features of 0."""
     head = Ridge(upload=upload)
@@ -232,6 +264,7 @@ def test_the_checks_let_every_true_sum_pass(upload: Upload) -> None:
         torch.randn(1, 5, generator=generator),
         torch.zeros(4, 5),
         1e6 * torch.rand(300, 5, generator=generator),
+        5 * torch.rand(30, generator=generator).expand(100, 30),
         torch.randn(50, 1, generator=generator).expand(50, 5) * torch.logspace(-8, 8, 5),
     ):
         for task in (CLASSIFICATION, REGRESSION):
@@ -240,7 +273,7 @@ def test_the_checks_let_every_true_sum_pass(upload: Upload) -> None:
                 labels if task is CLASSIFICATION else features[:, 0] / features[:, 0].abs().max().clamp_min(1)
             )
             arrays = head.statistics(features, numbers, CLASSES, task, 0)
-            assert head.problem_with(arrays, 5, CLASSES, task, len(features)) is None
+            assert head.problem_with(arrays, features.shape[1], CLASSES, task, len(features)) is None
 
 
 def test_what_is_sent_stands_alone() -> None:
