@@ -44,6 +44,7 @@ ALLOWED = {
     "consolidation.method": {"vanilla", "tuned", "mutual"},
     "consolidation.transfer": {"public", "noise", "proxy", "own", "teacher", "union"},
     "consolidation.ensemble": {"mean-logits"},
+    "closed-form.head": {"ridge"},
     "partition.kind": {"uniform", "quantity-skew", "label-overlap", "k-classes", "dirichlet"},
     "server.strategy": {
         *("fedavg", "fedprox", "fedavgm", "fedadagrad", "fedadam", "fedyogi", "feddf"),
