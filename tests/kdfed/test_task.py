@@ -45,7 +45,7 @@ ALLOWED = {
     "consolidation.transfer": {"public", "noise", "proxy", "own", "teacher", "union"},
     "consolidation.ensemble": {"mean-logits"},
     "closed-form.head": {"ridge"},
-    "partition.kind": {"uniform", "quantity-skew", "label-overlap", "k-classes", "dirichlet"},
+    "partition.kind": {"uniform", "quantity-skew", "label-overlap", "k-classes", "dirichlet", "column"},
     "server.strategy": {
         *("fedavg", "fedprox", "fedavgm", "fedadagrad", "fedadam", "fedyogi", "feddf"),
         *("fedmedian", "fedtrimmedavg", "krum"),
