@@ -46,6 +46,9 @@ KEY = "kdfed"
 FORMAT: Literal[1] = 1
 """What this release writes and reads."""
 
+MOST_NUMBERS = 2**26
+"""Of one input: to try a model, memory is taken for some, and a file can say any shape."""
+
 _Positive = Annotated[float, Field(gt=0)]
 
 
@@ -85,6 +88,8 @@ class Card(Settings):
         channels = self.input_shape[0]
         if len(self.input_shape) == 2 or {len(self.mean), len(self.std)} != {channels}:
             raise ValueError("expected a mean and a std for each channel or feature")
+        if math.prod(self.input_shape) > MOST_NUMBERS:
+            raise ValueError(f"expected inputs of at most {MOST_NUMBERS} numbers")
         if bool(self.classes) != (self.task == "classification"):
             raise ValueError("expected classes in a classification, and there alone")
         return self
@@ -117,6 +122,24 @@ class Card(Settings):
             columns=data.dataset.columns,
             backbone_sha256="" if cut is None else cut.weights_sha256,
         )
+
+    def with_weights(self, weights: str) -> Card:
+        """Return the same of a machine on which the weights of the backbone are elsewhere.
+
+        Raises
+        ------
+        DataError
+            If there is no backbone, or that is no place for weights.
+        """
+        try:
+            model = {**self.model.model_dump(mode="json"), "weights": weights}
+            return self.model_copy(update={"model": ModelSettings.model_validate(model)})
+        except ValidationError as error:
+            raise DataError(
+                f"expected installed, download or file:PATH, for a model on a backbone, got {shown(weights)} "
+                f"for {self.model.title}",
+                "weights",
+            ) from error
 
     def metadata(self) -> dict[str, str]:
         """Return what stands in a model file."""
@@ -168,14 +191,22 @@ class Predictor:
         Raises
         ------
         DataError
-            If they have another shape or dtype, or are not finite in float32.
+            If they have another shape or dtype, or they or the model's answers are not finite in float32.
         """
         stored = self._stored(inputs)
         if len(stored) == 0:
             return torch.empty(0, self.card.outputs)
         if self.cut is not None:
-            return predict(self.model, compute(self.cut, stored, device_of(self.model)))
-        return predict(self.model, Normalisation(self.card.mean, self.card.std).apply(stored))
+            outputs = predict(self.model, compute(self.cut, stored, device_of(self.model)))
+        else:
+            outputs = predict(self.model, Normalisation(self.card.mean, self.card.std).apply(stored))
+        broken = (~torch.isfinite(outputs).all(1)).nonzero()
+        if len(broken):
+            raise DataError(
+                f"expected finite outputs, the model gives infinity or NaN for row {int(broken[0])} of the "
+                "inputs: that row, or a weight, is too large; look at both"
+            )
+        return outputs
 
     def probabilities(self, inputs: np.ndarray | torch.Tensor) -> np.ndarray:
         """Return the probability of each class, float32 [N, C].
@@ -261,7 +292,7 @@ def save(path: str | Path, state: Mapping[str, torch.Tensor], card: Card) -> Non
     write_atomically(Path(path), serialised(state, card.metadata()), sync=True)
 
 
-def load(path: str | Path, *, model: str = "", device: str = "auto") -> Predictor:
+def load(path: str | Path, *, model: str = "", weights: str = "", device: str = "auto") -> Predictor:
     """Read a model that a run left, ready to use.
 
     Parameters
@@ -271,6 +302,9 @@ def load(path: str | Path, *, model: str = "", device: str = "auto") -> Predicto
     model
         The name of its model or backbone, where that is code of a user's (``package.module:name``): it is
         imported and called, so it must be what the reader expects, and not only what the file says.
+    weights
+        Where the weights of its backbone are here, as ``model.weights`` of an experiment: they must be those
+        that it was trained on. Default: where they were then.
     device
         As the key ``device`` of an experiment.
 
@@ -291,6 +325,7 @@ def load(path: str | Path, *, model: str = "", device: str = "auto") -> Predicto
     """
     path = user_path(path)
     card = read_card(path)
+    card = card.with_weights(weights) if weights else card
     where, backbone = resolve_device(device), card.model.backbone
     name = card.model.name if backbone is None else backbone
     shipped = is_shipped(name) if backbone is None else is_shipped_backbone(name)
@@ -320,7 +355,7 @@ def load(path: str | Path, *, model: str = "", device: str = "auto") -> Predicto
         raise DataError(
             f"expected the weights of {shown(name)} on which the model of {path} was trained, SHA-256 "
             f"{card.backbone_sha256[:12]}, got others here, {cut.weights_sha256[:12]}: install the version, "
-            "or use the file of weights, that it was trained on",
+            "or give the file of weights, that it was trained on",
             "model.weights",
         )
     made.load_state_dict(load_start(path, spec_of(state_of(made))))
@@ -365,6 +400,8 @@ def read_card(path: str | Path) -> Card:
 
 
 def _text_in(path: str | Path) -> str | None:
+    if not user_path(path).is_file():
+        raise DataError(f"expected a readable .safetensors file, got {path}, which is no file")
     try:
         with safe_open(path, framework="pt") as file:
             return (file.metadata() or {}).get(KEY)

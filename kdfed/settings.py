@@ -57,6 +57,7 @@ Weight = Annotated[float, Field(ge=0, le=1e6)]
 Concentration = Annotated[float, Field(gt=0, le=1e9)]
 Seconds = Annotated[float, Field(gt=0, le=1e7)]
 Text = Annotated[str, Field(max_length=4096)]
+Options = dict[Text, bool | int | float | Text | Annotated[tuple[int, ...], Field(max_length=1000)]]
 Pixels = Annotated[int, Field(ge=1, le=4096)]
 Trainable = Annotated[str, Field(pattern=r"^(head|all|last:[1-9][0-9]{0,2})$")]
 Weights = Annotated[str, Field(pattern=r"^(installed|download|file:.+)$", max_length=4096)]
@@ -155,7 +156,7 @@ class ModelSettings(Settings):
     name: Text = Field(default_factory=lambda data: HEAD if data.get("backbone") else "cnn")
     """``cnn``, ``mlp``, ``resnet8``, ``resnet18``, ``torchvision:NAME`` or ``package.module:name``. On a
     backbone it is ``linear``."""
-    options: dict[Text, bool | int | float | Text | tuple[int, ...]] = {}
+    options: Options = {}
     """Keyword arguments of the model, e.g. ``{width: 32}``, or of the backbone; checked against its
     signature."""
     weights: Weights = "installed"
@@ -353,7 +354,7 @@ class ListenerSettings(Settings):
 
     name: Text
     """``package.module:name`` of a class, or of a function that returns a listener."""
-    options: dict[Text, bool | int | float | Text | tuple[int, ...]] = {}
+    options: Options = {}
     """Its keyword arguments."""
 
 

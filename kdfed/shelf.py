@@ -10,6 +10,7 @@ Shape suffixes: K teachers, C classes.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,20 +22,20 @@ from torch import nn
 from kdfed.arrays import problem_with_arrays, spec_of
 from kdfed.backbones import is_shipped_backbone, read_state
 from kdfed.config import Arm
+from kdfed.data.dataset import one_form, repeated
 from kdfed.distill import KDMethod
 from kdfed.distill.method import view_refusals
 from kdfed.distill.partial import AdaptedTeacher
 from kdfed.errors import ConfigError, DataError, KdfedError, Mistake, near, shown
 from kdfed.models import build_model, is_shipped, load_state, state_of
 from kdfed.named import is_named
-from kdfed.paths import user_path
+from kdfed.paths import MODEL_SUFFIXES, models_in, user_path
+from kdfed.reading import shape_read
 from kdfed.saved import Card, has_card, load, read_card
 from kdfed.settings import ModelSettings, TeacherFile
 from kdfed.thing import Refusal, within
+from kdfed.train import predict
 from kdfed.transfer_sets.transfer_set import problem_with_backbones
-
-SUFFIXES = (".safetensors", ".pt", ".pth")
-"""Of files that can hold a model."""
 
 FEWEST = 2
 """Classes of the student's that a teacher must know at least: between fewer it cannot tell."""
@@ -78,30 +79,42 @@ def model_files(where: str | Sequence[str | TeacherFile], key: str = "teachers.f
     Raises
     ------
     DataError
-        If there is no such folder, or no model in it.
+        If there is no such folder, it cannot be read, or no model is in it.
     """
     if not isinstance(where, str):
         return [TeacherFile(file=one) if isinstance(one, str) else one for one in where]
-    folder = user_path(where)
+    folder = _path(where, key)
     if not folder.is_dir():
         raise DataError(f"expected a folder with models, or a list of files, got {folder}", key)
-    found = sorted(path for path in folder.iterdir() if path.suffix in SUFFIXES)
+    try:
+        found = models_in(folder)
+    except OSError as error:
+        raise DataError(f"cannot read the folder {folder}: {error.strerror}; permit it", key) from error
     if not found:
-        raise DataError(f"expected models ({', '.join(SUFFIXES)}) in the folder {folder}, got none", key)
+        suffixes = ", ".join(MODEL_SUFFIXES)
+        raise DataError(f"expected models ({suffixes}) in the folder {folder}, got none", key)
     return [TeacherFile(file=str(path)) for path in found]
 
 
-def card_in(file: TeacherFile) -> Card | None:
-    """Return what a file itself says of its model; None where it says nothing, or cannot be read.
+def card_in(file: TeacherFile, key: str = "teachers.from") -> Card | None:
+    """Return what a file itself says of its model; None where it says nothing, or is none.
+
+    Where the weights of its backbone are, whoever names the file can say too.
 
     Raises
     ------
     DataError
-        If it says something that this release does not understand.
+        If it cannot be read, or says something that this release does not understand.
     """
-    path = user_path(file.file)
-    is_one = path.suffix == ".safetensors" and path.is_file() and has_card(path)
-    return read_card(path) if is_one else None
+    path = _path(file.file, key)
+    try:
+        is_one = path.suffix == ".safetensors" and path.is_file() and has_card(path)
+        card = read_card(path) if is_one else None
+        if card is None or file.model is None or "weights" not in file.model.model_fields_set:
+            return card
+        return card.with_weights(file.model.weights)
+    except DataError as error:
+        raise DataError(str(error), key) from error
 
 
 def read_teacher(file: TeacherFile, student: Card, key: str = "teachers.from") -> ShelfTeacher:
@@ -120,18 +133,18 @@ def read_teacher(file: TeacherFile, student: Card, key: str = "teachers.from") -
     ------
     DataError
         If the file cannot be read, holds anything but weights, or they are those of another model; or the
-        model has other inputs or another task than the student, or knows fewer than two of its classes.
+        model has other inputs or another task than the student, knows fewer than two of its classes, or
+        gives no finite logits.
     """
-    path = user_path(file.file)
     card, model, says = _read(file, student, key)
-    problem = _other_task(card, student)
-    if problem is not None:
-        raise DataError(f"{path} does not fit the data: {problem}", key)
+    path = user_path(file.file)
     names = _names(file, card, says, student, key)
     outputs: list[int | None] = [0]
     if student.classes:
         places = {name: place for place, name in enumerate(names) if name is not None}
         outputs = [places.get(name) for name in student.classes]
+    if names == student.classes:  # two of a known data set may have one name
+        outputs = list(range(student.outputs))
     knows = np.array([output is not None for output in outputs])
     if student.classes and knows.sum() < min(FEWEST, len(student.classes)):
         raise DataError(
@@ -143,6 +156,7 @@ def read_teacher(file: TeacherFile, student: Card, key: str = "teachers.from") -
     if file.label_counts is not None:
         counts = np.array([0.0 if o is None else file.label_counts[o] for o in outputs])
     adapted = _adapted(model, card, student, outputs)
+    _check_logits(adapted, card, student, path, key)
     return ShelfTeacher(path, card.model, adapted, knows, counts)
 
 
@@ -155,8 +169,8 @@ def read_start(file: TeacherFile, student: Card, key: str = "start") -> nn.Modul
         As :func:`read_teacher`, and if its classes or its normalisation are others.
     """
     card, model, _ = _read(file, student, key)
-    problem = _other_task(card, student)
-    if problem is None and file.classes is not None:
+    problem = None
+    if file.classes is not None:
         problem = "a student has the data's classes in their order; remove classes"
     if problem is None and card.classes != student.classes:
         problem = f"its classes are {shown(list(card.classes))}, expected {shown(list(student.classes))}"
@@ -165,17 +179,27 @@ def read_start(file: TeacherFile, student: Card, key: str = "start") -> nn.Modul
         problem = "its inputs were normalised in another way; set data.normalise to its mean and std"
     if problem is not None:
         raise DataError(f"{user_path(file.file)} does not fit the data: {problem}", key)
+    _check_logits(model, card, student, user_path(file.file), key)
     return model.train()
 
 
 def examine_teachers(
     files: Sequence[TeacherFile], student: Card, key: str = "teachers.from"
 ) -> tuple[list[ShelfTeacher], list[Mistake]]:
-    """Read teachers, and return what is wrong with any of them."""
+    """Read teachers, and return what is wrong with any of them; a file that is named twice is."""
     found, mistakes = [], []
+    first: dict[str, int] = {}
     for number, file in enumerate(files):
+        own = f"{key}.{number}"
         try:
-            found.append(read_teacher(file, student, f"{key}.{number}"))
+            before = first.setdefault(os.path.realpath(_path(file.file, own)), number)
+            if before != number:
+                raise DataError(
+                    f"expected each file once, got {file.file} again, which is {key}.{before} already: "
+                    "remove one of the two",
+                    own,
+                )
+            found.append(read_teacher(file, student, own))
         except DataError as error:
             mistakes.append(Mistake(error.key, str(error)))
     return found, mistakes
@@ -316,10 +340,13 @@ def _examine(arm: Arm, student: Card) -> tuple[dict[int, ShelfTeacher], list[Mis
 
 def _read(file: TeacherFile, student: Card, key: str) -> tuple[Card, nn.Module, bool]:
     """Return what is known of a file's model, the model, and whether the file itself says it."""
-    path = user_path(file.file)
+    path = _path(file.file, key)
     state = read_state(path, key)
-    card = card_in(file)
+    card = card_in(file, key)
     if card is not None:
+        problem = _other_task(card, student)
+        if problem is not None:
+            raise DataError(f"{path} does not fit the data: {problem}", key)
         return card, _read_own(file, card, path, key), True
     if file.model is None:
         raise DataError(
@@ -344,11 +371,30 @@ def _read(file: TeacherFile, student: Card, key: str) -> tuple[Card, nn.Module, 
         raise DataError(
             f"the state dict in {path} does not fit {file.model.name!r} for inputs "
             f"{list(student.input_shape)} and {outputs} outputs: {problem}; name its own model, options and "
-            "classes",
+            "classes, or save it with the dtypes of its layers",
             key,
         )
     load_state(model, state)
     return card, model.eval(), False
+
+
+def _path(text: str, key: str) -> Path:
+    try:
+        return user_path(text)
+    except DataError as error:
+        raise DataError(str(error), key) from error
+
+
+def _check_logits(model: nn.Module, card: Card, student: Card, path: Path, key: str) -> None:
+    """Refuse a model that answers with infinity or NaN to inputs that are all 0, or all 1."""
+    shape = shape_read(card.model, student.input_shape)
+    logits = predict(model, torch.stack([torch.zeros(shape), torch.ones(shape)]))
+    if not bool(torch.isfinite(logits).all()):
+        raise DataError(
+            f"expected finite logits of the model in {path}, got infinity or NaN: its weights or its "
+            "normalisation are too large, or too small; use another file",
+            key,
+        )
 
 
 def _read_own(file: TeacherFile, card: Card, path: Path, key: str) -> nn.Module:
@@ -373,7 +419,8 @@ def _read_own(file: TeacherFile, card: Card, path: Path, key: str) -> nn.Module:
         raise DataError(f"{path} says how its inputs are normalised; remove normalise", key)
     try:
         said = "" if file.model is None else file.model.backbone or file.model.name
-        return load(path, model=said, device="cpu").model
+        weights = card.model.weights if backbone is not None else ""
+        return load(path, model=said, weights=weights, device="cpu").model
     except DataError as error:
         raise DataError(str(error), key) from error
 
@@ -385,20 +432,29 @@ def _names(file: TeacherFile, card: Card, says: bool, student: Card, key: str) -
     if counts is not None and (not student.classes or len(counts) != outputs):
         raise DataError(f"expected label-counts for the {outputs} outputs of {path}, got {len(counts)}", key)
     if file.classes is None:
-        return card.classes
+        return _matched(card.classes, student, path, key)
     if not student.classes:
         raise DataError(f"classes of {path} have no effect in a regression; remove them", key)
-    names = tuple(None if name is None else str(name) for name in file.classes)
+    names = tuple(None if name is None else one_form([str(name)])[0] for name in file.classes)
     if len(names) != outputs:
         raise DataError(f"expected classes for the {outputs} outputs of {path}, got {len(names)}", key)
-    given = [name for name in names if name is not None]
-    for name in given:
-        if name not in student.classes:
+    for name in names:
+        if name is not None and name not in student.classes:
             raise DataError(
                 f"classes of {path}: the data have no class {shown(name)}{near(name, student.classes)}", key
             )
-        if given.count(name) > 1:
-            raise DataError(f"classes of {path}: expected each class once, got {shown(name)} again", key)
+    return _matched(names, student, path, key)
+
+
+def _matched(names: tuple[str | None, ...], student: Card, path: Path, key: str) -> tuple[str | None, ...]:
+    """Return names of outputs, if each stands for one class: in known data sets some stand for two."""
+    twice = repeated([name for name in names if name is not None]) or repeated(student.classes)
+    if twice and names != student.classes:
+        raise DataError(
+            f"classes of {path}: expected each class once, got {shown(twice[0])} again; each output is one "
+            "class of the data, or null",
+            key,
+        )
     return names
 
 
@@ -407,7 +463,8 @@ def _other_task(card: Card, student: Card) -> str | None:
     if card.task != student.task:
         return f"it is a model of a {card.task}, expected one of a {student.task}"
     if card.input_shape != student.input_shape:
-        change = "; set data.shape to convert images" if len(card.input_shape) == 3 else ""
+        are_images = len(card.input_shape) == len(student.input_shape) == 3
+        change = "; set data.shape to convert images" if are_images else "; use data of its kind"
         return (
             f"it takes inputs of shape {list(card.input_shape)}, those of the data are "
             f"{list(student.input_shape)}{change}"

@@ -25,7 +25,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from kdfed import __version__
-from kdfed.errors import ConfigError, KdfedError, Mistake, RunError, RunFolderError
+from kdfed.errors import ConfigError, KdfedError, Mistake, RunError, RunFolderError, plain
 from simulations.engines import ENGINES
 from simulations.signals import exit_code, recording_in
 from simulations.streams import patient_streams
@@ -55,12 +55,19 @@ SetOption = Annotated[
         "--set", metavar="KEY=VALUE...", help="Replace keys, e.g. partition.alpha=0.5 rounds.horizon=10."
     ),
 ]
+OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there.")]
 
 
 def _out(text: str) -> Path:
     if not text:
-        raise RunFolderError("--out: expected where to write, got ''; name it or leave --out away")
+        raise RunFolderError("--out: expected where to write, got ''; name it")
     return Path(text)
+
+
+def _check_suffix(out: Path | None, suffix: str) -> None:
+    """Refuse to write over a model, data or an experiment: such files have other suffixes."""
+    if out is not None and out.suffix != suffix:
+        raise RunFolderError(f"--out: expected a file {suffix}, got {out}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -90,7 +97,7 @@ def _run_command(words: Sequence[str]) -> int:
     try:
         app(expand(words), prog_name="kdfed")
     except KdfedError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {plain(str(error))}", file=sys.stderr)
         return error.exit_code
     except SystemExit as end:  # how click ends
         return end.code if isinstance(end.code, int) else 1
@@ -297,6 +304,7 @@ def partition(
     EXPERIMENT is a YAML file, or the name of one that comes with kdfed.
     """
     console = Console()
+    _check_suffix(out, ".png")
     checked = _load(experiment, assignments, None if seed is None else [seed])
     from kdfed.data import prepare
     from kdfed.partition import class_counts, partition_of
@@ -355,10 +363,18 @@ def predict(
             help="The name of a model of your own (package.module:name): it is code, and is run.",
         ),
     ] = "",
+    weights: Annotated[
+        str,
+        typer.Option(
+            metavar="WEIGHTS",
+            help="Where those of its backbone are: installed, download or file:PATH. Default: as it says.",
+        ),
+    ] = "",
     out: Annotated[
         Path | None,
         typer.Option(parser=_out, metavar="FILE.csv", help="Write the rows there. Default: print them."),
     ] = None,
+    overwrite: OverwriteOption = False,
 ) -> None:
     """Use a saved model: the class and its probability, or the number, of each example of a source.
 
@@ -367,14 +383,18 @@ def predict(
     the accuracy (or R^2) is told.
     """
     from kdfed.named import search_in
-    from kdfed.records import write_atomically
+    from kdfed.records import check_output, write_atomically
     from kdfed.saved import load
     from simulations.predicting import predict_source
 
+    _check_suffix(out, ".csv")
+    if out is not None:
+        check_output(out, overwrite=overwrite)
     search_in(Path.cwd())
-    found = predict_source(load(model, model=named), source, assignments or ())
+    found = predict_source(load(model, model=named, weights=weights), source, assignments or ())
     if out is None:
-        sys.stdout.write(found.csv())
+        rows = found.csv()  # names of classes come from the file: a terminal does not obey them
+        sys.stdout.write(plain(rows) if sys.stdout.isatty() else rows)
         print(found.line, file=sys.stderr)
         return
     write_atomically(out, found.csv().encode(errors="backslashreplace"))
@@ -413,6 +433,7 @@ def consolidate(
         ),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, metavar="N", help="Of every draw.")] = 0,
+    overwrite: OverwriteOption = False,
 ) -> None:
     """Distil models that exist already into one student, without any federation.
 
@@ -431,15 +452,14 @@ def consolidate(
     search_in(Path.cwd())
     console = Console()
     request = Request(
-        teachers, student, transfer, out, method, labels, teacher_model, assignments or (), seed
+        teachers, student, transfer, out, method, labels, teacher_model, assignments or (), seed, overwrite
     )
     plan = plan_of(request)
     with preserved(), progress_on(console) as progress:
         bar = progress.add_task("distilling", total=None)
         outcome = run_plan(plan, lambda epoch, epochs, _: progress.update(bar, total=epochs, completed=epoch))
     save(out, outcome.state, plan.card)
-    page = out.with_suffix(".html")
-    write_atomically(page, render(plan, outcome).encode(errors="backslashreplace"))
+    write_atomically(plan.page, render(plan, outcome).encode(errors="backslashreplace"))
     if not console.is_terminal:
         console.width = max(console.width, 120)  # a file folds no words
     for table in comparison_tables(plan, outcome):
@@ -448,7 +468,7 @@ def consolidate(
     for warning in filter(None, (unknown_words(plan), outcome.result.warning)):
         console.print(f"warning: {escape(warning)}", soft_wrap=True)
     console.print(f"student: {escape(str(out.absolute()))}", soft_wrap=True)
-    console.print(f"page: {escape(str(page.absolute()))}", soft_wrap=True)
+    console.print(f"page: {escape(str(plan.page.absolute()))}", soft_wrap=True)
 
 
 @app.command("list")

@@ -25,7 +25,7 @@ from kdfed.errors import ConfigError, KdfedError, Mistake, RecordError, RunError
 from kdfed.events import FOLDER, OVERWRITE, PROGRESS, Event, OnEvent, ignore
 from kdfed.messages import Simulation
 from kdfed.named import ends_program, search_in
-from kdfed.outside import code_of
+from kdfed.outside import code_of, models_of
 from kdfed.partition import Partition, class_counts, partition_of
 from kdfed.preflight import check_data
 from kdfed.reasons import reason_of
@@ -242,6 +242,7 @@ def _run_arm(grid: Grid, config: ArmConfig, folder: RunFolder, on_event: OnEvent
 
     config = replace(config, on_event=follow)
     try:
+        made_of = versions(code_of(arm), models_of(arm))
         start = ArrayRecord(dict(initial_state(arm, config.data, seed)))
         result = PreConsolidation(make_strategy(config), config).start(
             grid, start, horizon, arm.server.deadlines.train
@@ -265,7 +266,7 @@ def _run_arm(grid: Grid, config: ArmConfig, folder: RunFolder, on_event: OnEvent
         weights_sha256(state),
         consolidation,
         len(result.records),
-        versions(code_of(arm)),
+        made_of,
         result.refits,
     )
     assert config.card is not None

@@ -13,7 +13,7 @@ from kdfed.config import Experiment
 from kdfed.data import prepare
 from kdfed.models import build_model, state_of
 from kdfed.saved import Card, save
-from kdfed.settings import ModelSettings
+from kdfed.settings import ModelSettings, TeacherSettings
 from tests.small_backbones import OTHER, TINY
 
 Build = Callable[..., Experiment]
@@ -23,8 +23,8 @@ LAST = {"backbone": TINY, "trainable": "last:1"}
 ON_OTHER = {"backbone": OTHER}
 CNN = {"name": "cnn", "options": {"width": 2}}
 MLP = {"name": "mlp", "options": {"hidden": [16]}}
-UNTRAINED = {"epochs": 10, "batch-size": 10, "lr": 0.05}
-"""What ``teachers`` says beside ``from``: the defaults, which say nothing."""
+UNTRAINED = {key: value for key, value in TeacherSettings().model_dump(mode="json").items() if key != "from"}
+"""What a resolved experiment says of ``teachers`` beside ``from``: every key at its default, for nothing."""
 
 
 def written(

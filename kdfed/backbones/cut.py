@@ -273,7 +273,10 @@ def _tried(name: str, network: Network, preparation: Preparation) -> int:
             "model.backbone",
         )
     if not bool(torch.isfinite(found).all()):
-        raise DataError(f"expected finite features of {shown(name)}, got NaN or infinity", "model.weights")
+        raise DataError(
+            f"expected finite features of {shown(name)}, got NaN or infinity; use other weights",
+            "model.weights",
+        )
     if not isinstance(staged, torch.Tensor) or not torch.equal(found, staged):
         raise DataError(
             f"expected the stages {', '.join(network.stages)} of {shown(name)}, run one after another, to "

@@ -6,7 +6,7 @@ from typing import Self
 
 from pydantic import Field
 
-from kdfed.settings import ModelSettings, Pixels, Settings, Text, Trainable, Weights
+from kdfed.settings import ModelSettings, Options, Pixels, Settings, Text, Trainable, Weights
 
 
 class BackboneSettings(Settings):
@@ -14,7 +14,7 @@ class BackboneSettings(Settings):
 
     backbone: Text
     """``efficientnet-lite0``, ``torchvision:NAME`` or ``package.module:name``."""
-    options: dict[Text, bool | int | float | Text | tuple[int, ...]] = Field(default={})
+    options: Options = Field(default={})
     """Keyword arguments of the backbone; checked against its signature."""
     weights: Weights = "installed"
     """``installed``: what is on this machine already, never the network. ``download``: fetched once by

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -21,6 +22,9 @@ HEADS = frozenset({"fc", "classifier", "head", "heads", "AuxLogits", "aux1", "au
 """What classifiers are called in published files: entries of one that the network lacks are left out."""
 
 _MOST_NAMED = 5  # entries of a file that a message names
+_NUMBERS = frozenset({torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.int32,
+                      torch.int16, torch.int8, torch.uint8, torch.bool})  # fmt: skip
+"""What can be looked at and copied: not quantised numbers, or those of a byte and less."""
 _HASHED = re.compile(r"-([0-9a-f]{8,})\.pth")
 
 
@@ -51,6 +55,7 @@ def read_state(path: Path, key: str = KEY) -> dict[str, torch.Tensor]:
         if path.suffix == ".safetensors":
             state: object = load_file(path)
         elif path.suffix in (".pt", ".pth"):
+            _refuse_packed(path, key)
             state = torch.load(path, map_location="cpu", weights_only=True)
         else:
             raise DataError(f"expected a file .safetensors, .pt or .pth, got {path}: {advice}", key)
@@ -113,9 +118,9 @@ def fit_state(
                 wrong.append(f"unexpected {written}")
         elif own[key].shape != value.shape:
             wrong.append(f"{written} has shape {tuple(value.shape)}, expected {tuple(own[key].shape)}")
-        elif own[key].is_floating_point() != value.is_floating_point() or value.is_complex():
+        elif own[key].is_floating_point() != value.is_floating_point() or value.dtype not in _NUMBERS:
             wrong.append(f"{written} is {value.dtype}, expected {own[key].dtype}")
-        elif not bool(torch.isfinite(value).all()):
+        elif not bool(torch.isfinite(value.to(own[key].dtype)).all()):
             wrong.append(f"{written} has NaN or infinity")
         else:
             fitting[key] = value
@@ -159,8 +164,29 @@ def digest(state: Mapping[str, torch.Tensor]) -> str:
     return found.hexdigest()
 
 
+def _refuse_packed(path: Path, key: str) -> None:
+    """Refuse an archive that holds more than it is long: a small one can be unpacked to any size."""
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        held = sum(entry.file_size for entry in archive.infolist())
+    if held > path.stat().st_size:
+        raise DataError(
+            f"expected an archive that is not compressed, as torch.save writes it, got {path}, which is "
+            f"{path.stat().st_size} bytes long and holds {held}: save it again",
+            key,
+        )
+
+
 def _is_plain(name: object, value: object) -> bool:
-    return isinstance(name, str) and isinstance(value, torch.Tensor) and value.layout == torch.strided
+    """Tell whether something is a dense tensor under a name, with its numbers here."""
+    return (
+        isinstance(name, str)
+        and isinstance(value, torch.Tensor)
+        and value.layout == torch.strided
+        and not value.is_nested
+        and value.device.type == "cpu"
+    )
 
 
 def _listed(what: Sequence[str]) -> str:

@@ -26,6 +26,13 @@ from kdfed.settings import (
 )
 from kdfed.thing import Refusal, Thing, origin_of, within
 
+TRAINING = (*OptimiserSettings.model_fields, "init")
+"""Fields of ``teachers`` that say how they are trained."""
+
+UNTRAINED = (
+    "has no effect with teachers.from: nothing is trained; remove it, or set it in the arms that train"
+)
+
 Choice = tuple[str, str, str, bool, bool]
 """Method, transfer set, upload, labels, augmentation."""
 
@@ -262,10 +269,9 @@ def _check_shelf(arm: Arm) -> Iterator[Refusal]:
         if given != wanted:
             yield Refusal(f"teachers.{key}", f"has no effect with {source}: {why}; remove it", (source,))
     nothing = TeacherSettings()
-    for name in (*OptimiserSettings.model_fields, "init"):
+    for name in TRAINING:
         if getattr(teachers, name) != getattr(nothing, name):
-            key = f"teachers.{kebab(name)}"
-            yield Refusal(key, f"has no effect with {source}: nothing is trained; remove it", (source,))
+            yield Refusal(f"teachers.{kebab(name)}", UNTRAINED, (source,))
 
 
 def _check_trainable(arm: Arm) -> Iterator[Refusal]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from kdfed.config.checks import cross_checks
+from kdfed.config.checks import TRAINING, UNTRAINED, cross_checks
 from kdfed.config.controls import impossible_controls, unlike_controls, with_controls
 from kdfed.config.document import DocumentError, parse
 from kdfed.config.experiment import ARM_KEYS, REPLACEABLE_KEYS, Experiment, experiment_type, validate
@@ -225,6 +225,7 @@ def _check(values: dict[str, Any], families: Families) -> tuple[Experiment | Non
     kind = experiment_type(families)
     experiment: Experiment | None = None
     pruned = json.loads(json.dumps(values, default=str))
+    mistakes += _remove_training(pruned)
     for _ in range(10):
         try:
             experiment = validate(kind, pruned, families)
@@ -258,6 +259,25 @@ def _check(values: dict[str, Any], families: Families) -> tuple[Experiment | Non
     known = [mistake.key for mistake in mistakes]
     controlled, more = _check_arms(experiment, known)
     return controlled, mistakes + unrelated([found for found in more if found not in mistakes], mistakes)
+
+
+def _remove_training(values: dict[str, Any]) -> Iterator[Mistake]:
+    """Remove keys of training that stand beside ``teachers.from``, also where they say the default.
+
+    A resolved experiment names every key, and says nothing by it.
+    """
+    training, arms = {kebab(name) for name in TRAINING}, values.get("arms")
+    sections = [("", values)]
+    sections += [(f"arms.{name}.", arm) for name, arm in (arms if isinstance(arms, dict) else {}).items()]
+    for where, section in sections:
+        teachers = undotted(section).get("teachers") if isinstance(section, dict) else None
+        if not isinstance(teachers, dict) or teachers.get("from") is None or training <= set(teachers):
+            continue
+        for key in sorted(training & set(teachers)):
+            yield Mistake(f"{where}teachers.{key}", UNTRAINED)
+            section.pop(f"teachers.{key}", None)
+            if isinstance(section.get("teachers"), dict):
+                section["teachers"].pop(key, None)
 
 
 def _in_data(experiment: Experiment) -> tuple[Experiment, list[Mistake]]:

@@ -109,6 +109,8 @@ def list_tables(
     """
     asked = settings.columns or ColumnSettings()
     table = require("pyarrow", "edge").concat_tables(parts.values())
+    if len(table) == 0:
+        raise DataError(f"expected examples in {source}, got none")
     stored = dict(zip(one_form(table.column_names), table.column_names, strict=True))
     table = table.rename_columns(list(one_form(table.column_names)))
     if repeated(table.column_names):

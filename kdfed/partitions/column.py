@@ -48,10 +48,11 @@ class ColumnPartition(PartitionBase):
         rare = np.flatnonzero(counts < self.min_examples)
         if len(rare) and self.rare == "refuse":
             some = ", ".join(f"{one_line(names[value], 50)} has {counts[value]}" for value in rare[:5])
+            lower = "min-examples or data.splits" if self.min_examples > 1 else "data.splits"
             raise DataError(
-                f"expected at least {self.min_examples} examples of each value of column {self.column!r} in "
-                f"the train split, {len(rare)} of {len(names)} have fewer ({some}): lower min-examples or "
-                "data.splits, or set rare: leave-out",
+                f"expected min-examples, {self.min_examples}, of each value of column {self.column!r} in "
+                f"the train split, {len(rare)} of {len(names)} have fewer ({some}): lower {lower}, or set "
+                "rare: leave-out",
                 "partition.min-examples",
             )
         count = len(names) - len(rare)

@@ -14,11 +14,11 @@
 
 from __future__ import annotations
 
-from kdfed.records.folder import RunFolder, write_atomically
+from kdfed.records.folder import RunFolder, check_output, write_atomically
 from kdfed.records.rounds import Absent, Failure, Outcome, RoundRecord, Stopped
 from kdfed.records.schema import COSTS, Summary
 from kdfed.records.summary import DataFacts, summarise
-from kdfed.records.versions import versions
+from kdfed.records.versions import models_sha256, versions
 from kdfed.records.weights import load_model, load_start, serialised, weights_sha256
 
 __all__ = [
@@ -31,8 +31,10 @@ __all__ = [
     "RunFolder",
     "Stopped",
     "Summary",
+    "check_output",
     "load_model",
     "load_start",
+    "models_sha256",
     "serialised",
     "summarise",
     "versions",

@@ -14,7 +14,7 @@ from uuid import uuid4
 import torch
 
 from kdfed.config import Experiment
-from kdfed.errors import RecordError, RunFolderError
+from kdfed.errors import RecordError, RunFolderError, shortened
 from kdfed.records.lock import FolderLock
 from kdfed.records.opening import Opening, examine, with_horizon_of
 from kdfed.records.reading import OUTCOMES, PARTIAL, PRIVATE, ROUNDS, SUMMARY, RecordedRun
@@ -314,6 +314,41 @@ def write_atomically(path: Path, content: bytes, *, sync: bool = False) -> None:
         reason = error.strerror or str(error)
         raise RunFolderError(
             f"{path}: expected a file that can be written: {reason}; choose another place, or make room"
+        ) from error
+
+
+def check_output(path: Path, *, overwrite: bool = False) -> None:
+    """Check that a file can be written, before the work is done that it will hold; nothing is left there.
+
+    Parameters
+    ----------
+    path
+        The file; folders that are missing above it are made when it is written.
+    overwrite
+        Whether a file that is there may be replaced.
+
+    Raises
+    ------
+    RunFolderError
+        If it cannot be written, or is there already.
+    """
+    try:
+        if path.is_dir():
+            raise RunFolderError(f"expected a file, {path} is a folder; choose another place")
+        if os.path.lexists(path) and not overwrite:
+            raise RunFolderError(
+                f"{path} exists already; choose another place, or replace it with --overwrite"
+            )
+        above = path.parent
+        while not os.path.lexists(above):
+            above = above.parent
+        part = above / f".{path.name}.{uuid4().hex}.part"  # a name as long as that which will be written
+        part.touch()
+        part.unlink()
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise RunFolderError(
+            f"expected a file that can be written, got {shortened(str(path))}: {reason}; choose another place"
         ) from error
 
 

@@ -12,7 +12,7 @@ the same, some runs finished    those are kept, the others are run    replaced
 the same, by other versions     refused                               replaced
 =============================== ===================================== ==============================
 
-Files of the user's that the experiment names have versions, too: their hashes.
+Files of the user's that the experiment names, of code and of models, have versions, too: their hashes.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pathlib import Path
 
 from kdfed.config import Experiment, dotted, read_recorded, with_horizon
 from kdfed.errors import ConfigError, KdfedError, RunFolderError
-from kdfed.outside import code_of
+from kdfed.outside import code_of, models_of
 from kdfed.records.reading import RecordedRun
 from kdfed.records.rounds import Outcome
 from kdfed.records.versions import versions
@@ -164,13 +164,21 @@ def _go_on(folder: RecordedRun, experiment: Experiment) -> Opening:
             f"draws it anew); {_OVERWRITE}"
         )
     for outcome in finished.values():
-        names = code_of(experiment.arm(outcome.arm))
-        now = versions(names)
+        arm = experiment.arm(outcome.arm)
+        names, models = code_of(arm), models_of(arm)
+        now = versions(names, models)
         for name in names:
             if outcome.versions.get(name) != now[name]:
                 raise RunFolderError(
                     f"{folder.path} holds runs made with other code of {name!r}, which may give other "
                     f"results; put its file back as it was to go on, or {_OVERWRITE}"
+                )
+        for path in models:
+            was = outcome.versions.get(path, now[path])  # earlier releases did not say it
+            if was != now[path]:
+                raise RunFolderError(
+                    f"{folder.path} holds runs made with another {path}, SHA-256 {was[:12]}, now "
+                    f"{now[path][:12]}; put it back as it was to go on, or {_OVERWRITE}"
                 )
         for package in SAME_VERSIONS:
             was = outcome.versions.get(package)

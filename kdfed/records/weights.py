@@ -67,7 +67,7 @@ def load_start(path: str | Path, spec: Spec) -> State:
     if problem is not None:
         raise DataError(
             f"{path} does not fit the model: {problem}; use weights of the same model, options, input shape "
-            "and classes",
+            "and classes, saved with the dtypes of its layers",
             "start",
         )
     return state

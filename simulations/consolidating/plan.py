@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +23,11 @@ from kdfed.config.mistakes import describe_all, related, remove_all
 from kdfed.data import Dataset, PreparedData, Splits, load_source, prepare_dataset, split
 from kdfed.data.dataset import class_names
 from kdfed.device import resolve_device
-from kdfed.errors import ConfigError, DataError, KdfedError, Mistake, near
+from kdfed.errors import ConfigError, DataError, KdfedError, Mistake, RunFolderError, near
 from kdfed.models import build_model, load_state, state_of
 from kdfed.named import NamedError, is_named
 from kdfed.paths import user_path
+from kdfed.records import check_output
 from kdfed.saved import Card
 from kdfed.seeding import derive, numpy_generator
 from kdfed.settings import DataSettings, DistillationSettings, ModelSettings, Settings, TeacherFile
@@ -73,6 +76,8 @@ class Request:
         ``key=value`` for :data:`KEYS`.
     seed
         Of every draw.
+    overwrite
+        Whether files that are there may be replaced.
     """
 
     teachers: Sequence[str]
@@ -84,6 +89,7 @@ class Request:
     teacher_model: str = ""
     assignments: Sequence[str] = ()
     seed: int = 0
+    overwrite: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,6 +124,11 @@ class Plan:
     start: str
     seed: int
     out: Path
+
+    @property
+    def page(self) -> Path:
+        """The page's file."""
+        return self.out.with_suffix(".html")
 
     @property
     def is_labelled(self) -> bool:
@@ -250,14 +261,24 @@ def _assignments(words: Sequence[str]) -> tuple[dict[str, Any], list[Mistake]]:
 def _outputs(
     request: Request, files: Sequence[TeacherFile], chosen: TeacherFile | ModelSettings | None
 ) -> Iterator[Mistake]:
-    """Yield what is wrong with the file that is written."""
-    if request.out.suffix != ".safetensors":
-        yield Mistake("--out", f"expected a file .safetensors, got {request.out}")
-    read = [*files, *([chosen] if isinstance(chosen, TeacherFile) else [])]
-    for file in read:
-        path = user_path(file.file)
-        if request.out.exists() and path.exists() and path.samefile(request.out):
-            yield Mistake("--out", f"expected another file than {path}, which is read; it would be replaced")
+    """Yield what is wrong with the files that are written."""
+    out, key = request.out, "--out"
+    if out.suffix != ".safetensors":
+        yield Mistake(key, f"expected a file .safetensors, got {out}")
+        return
+    for file in [*files, *([chosen] if isinstance(chosen, TeacherFile) else [])]:
+        with suppress(DataError, OSError):  # what cannot be read is told where it is read
+            if user_path(file.file).samefile(out):
+                yield Mistake(
+                    key, f"expected another file than {file.file}, which is read; it would be replaced"
+                )
+                return
+    for path in (out, out.with_suffix(".html")):
+        try:
+            check_output(path, overwrite=request.overwrite)
+        except RunFolderError as error:
+            yield Mistake(key, str(error))
+            return
 
 
 def _card(file: TeacherFile) -> Card | None:
@@ -375,7 +396,8 @@ def _asks_for_label(given: Mapping[str, Any]) -> bool:
 
 def _load(settings: DataSettings, labelled: bool, cards: Sequence[Card]) -> tuple[Dataset, DataSettings]:
     """Load the examples; where the source does not say its classes, they are those of the teachers."""
-    names = tuple(dict.fromkeys(name for card in cards for name in card.classes))
+    sets = dict.fromkeys(card.classes for card in cards)  # one set may have a name twice, see ImageNet
+    names = next(iter(sets)) if len(sets) == 1 else tuple(dict.fromkeys(chain(*sets)))
     try:
         dataset = load_source(settings, labelled=labelled)
     except DataError as error:

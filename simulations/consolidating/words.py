@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
@@ -13,12 +12,13 @@ from pydantic import ValidationError
 from kdfed.config.document import DocumentError, parse
 from kdfed.config.mistakes import describe_all
 from kdfed.errors import DataError, Mistake, shown
+from kdfed.paths import MODEL_SUFFIXES, user_path
 from kdfed.settings import ModelSettings, Settings, TeacherFile
-from kdfed.shelf import SUFFIXES, model_files
+from kdfed.shelf import model_files
 
 S = TypeVar("S", bound=Settings)
 
-_SUFFIX = "|".join(re.escape(suffix) for suffix in SUFFIXES)
+_SUFFIX = "|".join(re.escape(suffix) for suffix in MODEL_SUFFIXES)
 
 
 def teachers_in(words: Sequence[str], key: str = "TEACHER") -> tuple[list[TeacherFile], list[Mistake]]:
@@ -36,7 +36,9 @@ def teachers_in(words: Sequence[str], key: str = "TEACHER") -> tuple[list[Teache
     mistakes: list[Mistake] = []
     for word in words:
         try:
-            found += model_files(word, key) if Path(word).expanduser().is_dir() else [_file(word)]
+            _check_text(word)
+            is_folder = not _is_mapping(word) and user_path(word).is_dir()
+            found += model_files(word, key) if is_folder else [_file(word)]
         except _WordError as error:
             mistakes += [Mistake(key, f"{shown(word)}: {text}") for text in error.texts]
         except DataError as error:
@@ -47,6 +49,7 @@ def teachers_in(words: Sequence[str], key: str = "TEACHER") -> tuple[list[Teache
 def student_in(word: str, key: str = "--student") -> tuple[TeacherFile | ModelSettings | None, list[Mistake]]:
     """Read a student: a model's name, a mapping ``{name: ..., options: ...}``, or a file to start from."""
     try:
+        _check_text(word)
         if _is_mapping(word) and "file" not in _mapping(word):
             return _read(ModelSettings, _mapping(word)), []
         if _is_mapping(word) or re.fullmatch(rf".+({_SUFFIX})(=.+)?", word):
@@ -54,6 +57,8 @@ def student_in(word: str, key: str = "--student") -> tuple[TeacherFile | ModelSe
         return _read(ModelSettings, {"name": word}), []
     except _WordError as error:
         return None, [Mistake(key, f"{shown(word)}: {text}") for text in error.texts]
+    except DataError as error:
+        return None, [Mistake(key, str(error))]
 
 
 class _WordError(Exception):
@@ -61,10 +66,19 @@ class _WordError(Exception):
         self.texts = texts
 
 
+def _check_text(word: str) -> None:
+    try:
+        word.encode()
+    except UnicodeEncodeError as error:
+        raise _WordError("expected text in UTF-8; rename the file") from error
+
+
 def _file(word: str) -> TeacherFile:
     if _is_mapping(word):
         return _read(TeacherFile, _mapping(word))
-    both = None if Path(word).exists() else re.fullmatch(rf"(.+?(?:{_SUFFIX}))=(.+)", word)
+    both = re.fullmatch(rf"(.+?(?:{_SUFFIX}))=(.+)", word)
+    if both is not None and user_path(word).exists():
+        both = None
     if both is None:
         return _read(TeacherFile, {"file": word})
     model: Any = _mapping(both[2]) if _is_mapping(both[2]) else {"name": both[2]}

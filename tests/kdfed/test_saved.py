@@ -20,6 +20,7 @@ from kdfed.settings import DataSettings, ModelSettings
 from kdfed.train import predict
 from tests.kdfed.data.written import write
 from tests.small_backbones import TINY
+from tests.small_backbones import saved as saved_weights
 
 DIGITS = DataSettings(source="digits", limit=300)
 MLP = ModelSettings(name="mlp", options={"hidden": (8,)})
@@ -138,6 +139,13 @@ def test_features_that_are_not_finite_are_refused_with_their_place(tmp_path: Pat
         used.outputs(inputs)
 
 
+def test_outputs_that_are_not_finite_are_refused_with_their_row(tmp_path: Path) -> None:
+    file, data, state = saved(tmp_path)
+    used = load(rewritten(file, {}, {key: values * 1e30 for key, values in state.items()}))
+    with pytest.raises(DataError, match="the model gives infinity or NaN for row 0"):
+        used.predict(stored(data))
+
+
 # ----------------------------------------------------------------------------- files that cannot be used
 
 
@@ -175,6 +183,8 @@ def test_no_file_a_folder_and_a_damaged_file_are_one_error_each(tmp_path: Path) 
         ({"task": "regression"}, "expected classes in a classification, and there alone"),
         ({"input-shape": [1, -8, 8]}, "input-shape.1 is wrong"),
         ({"input-shape": [8, 8]}, "expected a mean and a std"),
+        ({"input-shape": [1, 10**4, 10**4]}, "expected inputs of at most 67108864 numbers"),
+        ({"model": {"name": "mlp", "options": {"hidden": [1] * 300_000}}}, "model.options.hidden"),
         ({"extra": 1}, "extra is wrong"),
         ({"model": {"name": 3}}, "model.name is wrong"),
     ],
@@ -291,3 +301,17 @@ def test_a_file_of_weights_that_is_not_here_is_missed_by_name(tmp_path: Path) ->
     gone = {"backbone": TINY, "weights": f"file:{tmp_path / 'gone.safetensors'}"}
     file = rewritten(saved(tmp_path, model=TAIL)[0], {"model": gone})
     assert "gone.safetensors, which is no file" in refused(file, model=TINY)
+
+
+def test_weights_that_are_elsewhere_by_now_are_named_and_must_be_the_same(tmp_path: Path) -> None:
+    there = saved_weights(tmp_path)
+    file, data, _ = saved(tmp_path, model=ModelSettings(backbone=TINY, weights=there))
+    expected = load(file, model=TINY, device="cpu").outputs(stored(data))
+    (tmp_path / "tiny.safetensors").rename(tmp_path / "moved.safetensors")
+    assert "tiny.safetensors, which is no file" in refused(file, model=TINY)
+    here = f"file:{tmp_path / 'moved.safetensors'}"
+    used = load(file, model=TINY, weights=here, device="cpu")
+    assert torch.equal(used.outputs(stored(data)), expected)
+    assert "got others here" in refused(file, model=TINY, weights="installed")
+    assert "expected installed, download or file:PATH" in refused(file, model=TINY, weights="moved")
+    assert "for mlp" in refused(saved(tmp_path)[0], weights=here)

@@ -436,6 +436,61 @@ def test_code_that_a_file_names_is_not_run_unless_its_reader_names_it_too(
     assert read_teacher(TeacherFile(file=str(path), model=settings), student).is_plain
 
 
+def test_one_name_for_several_classes_is_refused_unless_all_are_those_of_the_data(
+    tmp_path: Path, student: Card, inputs: torch.Tensor
+) -> None:
+    """ImageNet has two classes of cranes: a teacher of the very same classes needs no matching."""
+    cranes = ("crane", "crane", *"23456789")
+    file = with_card(tmp_path / "t.safetensors", student, classes=cranes)
+    assert "expected each class once, got 'crane' again" in refused(
+        file, student.model_copy(update={"classes": ("crane", *"123456789")})
+    )
+    other = with_card(tmp_path / "o.safetensors", student, classes=("crane", *"123456789"))
+    same = student.model_copy(update={"classes": cranes})
+    assert "expected each class once, got 'crane' again" in refused(other, same)
+    teacher = read_teacher(file, same)
+    assert teacher.is_plain
+    assert torch.equal(teacher.model(inputs), model_of(weights())(inputs))
+
+
+def test_names_of_classes_are_compared_in_one_form(tmp_path: Path, student: Card) -> None:
+    composed, decomposed = "caf\u00e9", "cafe\u0301"
+    menu = student.model_copy(update={"classes": (composed, *"123456789")})
+    file = bare(tmp_path / "t.pt", weights(), classes=(decomposed, *"123456789"))
+    assert read_teacher(file, menu).is_plain
+
+
+def test_weights_and_normalisations_without_finite_logits_are_refused(tmp_path: Path, student: Card) -> None:
+    huge = {key: value * 1e30 for key, value in weights().items()}
+    for file in (
+        bare(tmp_path / "h.pt", huge),
+        bare(tmp_path / "s.pt", weights(), normalise=NormaliseSettings(mean=(1e30,), std=(1e-30,))),
+        with_card(tmp_path / "m.safetensors", student, mean=(1e308,)),
+        with_card(tmp_path / "d.safetensors", student, std=(1e-320,)),
+    ):
+        assert "expected finite logits of the model in" in refused(file, student)
+    with pytest.raises(DataError, match=r"expected finite logits of the model in .*h\.pt"):
+        read_start(bare(tmp_path / "h.pt", huge), student, "--student")
+
+
+@pytest.mark.parametrize("card", ["{", '{"format": 2}', '{"format": 1, "mean": [NaN]}', "[" * 10**5])
+def test_a_card_that_cannot_be_read_is_a_mistake_of_the_teacher(
+    tmp_path: Path, student: Card, card: str
+) -> None:
+    save_file(weights(), tmp_path / "t.safetensors", metadata={"kdfed": card})
+    assert "as kdfed writes it" in refused(TeacherFile(file=str(tmp_path / "t.safetensors")), student)
+
+
+def test_a_teacher_of_other_inputs_is_refused_before_a_model_for_them_is_built(
+    tmp_path: Path, student: Card, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = with_card(tmp_path / "t.safetensors", student)
+    monkeypatch.setattr("kdfed.shelf.load", lambda *words, **more: pytest.fail("it was built"))
+    assert "inputs of shape [1, 8, 8], those of the data are [3]; use data of its kind" in refused(
+        file, student.model_copy(update={"input_shape": (3,)})
+    )
+
+
 # ----------------------------------------------------------------------------- a student's start
 
 
@@ -527,6 +582,31 @@ def test_every_wrong_file_of_an_experiment_is_a_mistake_at_once(tmp_path: Path, 
     assert [mistake.key for mistake in mistakes] == ["teachers.from.1", "teachers.from.2"]
     with pytest.raises(ConfigError, match="2 mistakes"):
         teachers_of(chosen.arm("consolidated"), card_of(chosen))
+
+
+def test_a_file_that_is_named_twice_is_a_mistake(tmp_path: Path, student: Card) -> None:
+    with_card(tmp_path / "a.safetensors", student)
+    with_card(tmp_path / "b.safetensors", student)
+    os.symlink("a.safetensors", tmp_path / "c.safetensors")
+    (mistake,) = check_data(experiment(str(tmp_path)))
+    assert mistake.key == "teachers.from.2"
+    assert "c.safetensors again, which is teachers.from.0 already" in mistake.message
+
+
+def test_paths_that_nothing_can_have_are_mistakes_of_the_key(tmp_path: Path, student: Card) -> None:
+    for where, key in (("x" * 300, "teachers.from"), (["x" * 300 + ".pt"], "teachers.from.0")):
+        (mistake,) = check_data(experiment(where))
+        assert mistake.key == key
+        assert "File name too long" in mistake.message
+
+
+def test_a_folder_that_cannot_be_read_is_a_mistake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(folder: Path) -> list[Path]:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("kdfed.shelf.models_in", refuse)
+    with pytest.raises(DataError, match=r"cannot read the folder .*: Permission denied; permit it"):
+        model_files(str(tmp_path))
 
 
 def test_more_files_than_participants_and_no_files_are_mistakes(tmp_path: Path, student: Card) -> None:

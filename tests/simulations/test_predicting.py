@@ -102,6 +102,48 @@ def test_rows_are_written_where_out_says(digits: Path, capsys: pytest.CaptureFix
     assert "of 50 examples; rows: " in capsys.readouterr().out
 
 
+def test_rows_replace_no_model_no_data_and_nothing_that_is_there(
+    digits: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("mine.csv").write_text("mine")
+    Path("folder.csv").mkdir()
+    before = digits.read_bytes()
+    for out, said in (
+        (str(digits), "--out: expected a file .csv"),
+        ("mine.csv", "mine.csv exists already"),
+        ("folder.csv", "is a folder"),
+        ("/dev/null/p.csv", "expected a file that can be written"),
+    ):
+        assert main(["predict", str(digits), "digits", "--out", out]) == 2
+        assert said in capsys.readouterr().err
+    assert (digits.read_bytes(), Path("mine.csv").read_text()) == (before, "mine")
+    words = ["--set", "data.limit=50", "--out", "mine.csv", "--overwrite"]
+    assert main(["predict", str(digits), "digits", *words]) == 0
+    assert len(rows_of(Path("mine.csv").read_text())) == 50
+
+
+def test_a_terminal_does_not_obey_names_of_classes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "loose").mkdir()
+    Image.new("L", (8, 8), 9).save(tmp_path / "loose" / "new.png")
+    settings = DataSettings(source="digits", limit=300)
+    prepared = prepare(settings)
+    state = state_of(build_model(MLP, prepared.input_shape, prepared.classes, seed=1))
+    evil = Card.of(MLP, settings, prepared).model_copy(
+        update={"classes": tuple(f"\x1b[2J{digit}" for digit in range(10))}
+    )
+    save("m.safetensors", state, evil)
+    assert main(["predict", "m.safetensors", "folder:loose"]) == 0
+    assert "\x1b[2J" in capsys.readouterr().out, "a file holds the names as they are"
+    monkeypatch.setattr("simulations.streams.Patient.isatty", lambda stream: True)
+    assert main(["predict", "m.safetensors", "folder:loose"]) == 0
+    assert "\x1b" not in capsys.readouterr().out
+    assert main(["predict", "\x1b[2Jm.safetensors", "folder:loose"]) == 2
+    assert "\x1b" not in capsys.readouterr().err
+
+
 def test_another_source_of_another_shape_is_refused_or_converted(
     digits: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

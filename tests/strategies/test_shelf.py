@@ -147,6 +147,7 @@ def test_what_files_cannot_serve_is_one_mistake_before_the_start(
     ("keys", "key"),
     [
         ({"epochs": 3}, "epochs"),
+        ({"epochs": 10}, "epochs"),
         ({"batch-size": 3}, "batch-size"),
         ({"lr": 0.3}, "lr"),
         ({"optimizer": "adam"}, "optimizer"),
@@ -154,9 +155,25 @@ def test_what_files_cannot_serve_is_one_mistake_before_the_start(
         ({"init": "own"}, "init"),
     ],
 )
-def test_a_key_of_training_beside_files_is_a_mistake(tiny: Build, keys: dict[str, Any], key: str) -> None:
-    with pytest.raises(ConfigError, match=f"teachers.{key}: has no effect with teachers.from: nothing"):
-        with_teachers(tiny, ["a.pt"], **{f"teachers.{one}": value for one, value in keys.items()})
+def test_a_key_of_training_beside_files_is_a_mistake_wherever_it_stands(
+    keys: dict[str, Any], key: str
+) -> None:
+    values = {"name": "x", "data": {"source": "digits"}, "arms": {"a": {"start": "consolidated"}}}
+    files, said = {"from": ["a.pt"]}, f"teachers.{key}: has no effect with teachers.from: nothing is trained"
+
+    def refused(teachers: Any, arm: Any) -> list[str]:
+        arms = {"a": {"start": "consolidated", **arm}}
+        with pytest.raises(ConfigError) as caught:
+            build_experiment({**values, "teachers": teachers, "arms": arms})
+        return [str(mistake) for mistake in caught.value.mistakes]
+
+    (top,) = refused({**files, **keys}, {})
+    (beside,) = refused({}, {"teachers": {**files, **keys}})
+    assert top.startswith(said)
+    assert beside.startswith(f"arms.a.{said}")
+    assert refused({}, {f"teachers.{one}": value for one, value in {**files, **keys}.items()}) == [beside]
+    if keys != {"epochs": 10}:  # which others may need, and a resolved experiment says
+        assert refused(files, {"teachers": keys}) == refused(keys, {"teachers": files}) == [beside]
 
 
 def test_the_keys_of_a_resolved_file_beside_files_are_no_mistakes(tiny: Build, tmp_path: Path) -> None:
@@ -174,12 +191,15 @@ def test_the_steps_of_teachers_that_exist_cannot_be_made_by_a_control(tiny: Buil
 
 
 def test_weights_that_give_no_finite_logits_end_the_arm(tiny: Build, run_arm: Any, tmp_path: Path) -> None:
+    """Those of images of one colour are finite: what is tried before the start."""
     experiment = tiny()
     data = prepare(experiment.data)
     model = build_model(experiment.model, data.input_shape, data.classes, 0)
+    signs = torch.tensor([1.0, -1.0]).repeat(32)
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.fill_(1e30)
+            parameter.zero_() if parameter.ndim == 1 else parameter.fill_(1e30)
+        next(model.parameters()).copy_(1e30 * signs)
     save(tmp_path / "huge.safetensors", state_of(model), Card.of(experiment.model, experiment.data, data))
     with pytest.raises(LogitsError):
         run_arm(with_teachers(tiny, str(tmp_path)), "consolidated")
@@ -197,6 +217,7 @@ def test_a_server_that_does_not_know_what_files_must_fit_says_so(
 # ----------------------------------------------------------------------------- what is told
 
 
+@pytest.mark.slow
 def test_the_records_and_the_page_say_that_training_is_sunk(
     tiny: Build, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -235,6 +256,7 @@ def test_the_records_and_the_page_say_that_training_is_sunk(
     assert main(["report", str(out)]) == 0
 
 
+@pytest.mark.slow
 def test_a_run_is_gone_on_with_whose_experiment_was_written_before_files_could_be_named(
     tiny: Build, tmp_path: Path
 ) -> None:
@@ -249,6 +271,7 @@ def test_a_run_is_gone_on_with_whose_experiment_was_written_before_files_could_b
     assert main(["run", str(file), "--out", str(folder), "--engine", "inprocess"]) == 0
 
 
+@pytest.mark.slow
 def test_a_run_does_not_replace_the_models_that_teach_it(tiny: Build, tmp_path: Path) -> None:
     experiment = tiny(**{"rounds.horizon": 1})
     (tmp_path / "e.yaml").write_text(experiment.to_yaml())

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import os
 import pickle
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -76,6 +78,34 @@ def test_what_is_no_state_dict_is_refused(tmp_path: Path, content: object, messa
     assert message in refused(tmp_path / "weights.pt")
 
 
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: torch.ones(2, device="meta"),
+        lambda: torch.nested.nested_tensor([torch.ones(3), torch.ones(2)]),
+    ],
+    ids=["without numbers", "nested"],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_tensors_whose_numbers_are_not_here_are_refused(
+    tmp_path: Path, make: Callable[[], torch.Tensor]
+) -> None:
+    torch.save({"weight": make()}, tmp_path / "weights.pt")
+    assert "expected only dense tensors by name" in refused(tmp_path / "weights.pt")
+
+
+def test_a_small_archive_of_huge_tensors_is_not_unpacked(tmp_path: Path) -> None:
+    path, packed = tmp_path / "weights.pt", tmp_path / "packed.pt"
+    torch.save({"weight": torch.zeros(10**6)}, path)
+    with zipfile.ZipFile(path) as whole, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+        for entry in whole.infolist():
+            archive.writestr(entry.filename, whole.read(entry))
+    assert packed.stat().st_size < 10**5
+    said = refused(packed)
+    assert "expected an archive that is not compressed" in said
+    assert f"{packed.stat().st_size} bytes long and holds 4000" in said
+
+
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
 def test_a_damaged_file_is_refused(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"weights{suffix}"
@@ -110,6 +140,8 @@ def test_all_entries_that_do_not_fit_are_named() -> None:
         (torch.tensor([1.0, float("nan")]), "bias has NaN or infinity"),
         (torch.tensor([1, 2]), r"bias is torch\.int64, expected torch\.float32"),
         (torch.tensor([1j, 2]), r"bias is torch\.complex64"),
+        (torch.ones(2).to(torch.float8_e4m3fn), r"bias is torch\.float8_e4m3fn, expected torch\.float32"),
+        (torch.tensor([1.0, 1e300], dtype=torch.float64), "bias has NaN or infinity"),
     ],
 )
 def test_entries_that_are_no_weights_are_refused(bias: torch.Tensor, message: str) -> None:

@@ -163,6 +163,22 @@ def test_rare_values_are_refused_by_name_or_left_out_and_counted(tmp_path: Path)
     assert np.intersect1d(left.examples, dropped).size == 0
 
 
+def test_values_that_all_differ_are_refused_or_participants_of_one_example(tmp_path: Path) -> None:
+    path = table(tmp_path / "t.parquet", user=np.arange(ROWS))
+    error = refusal(path)
+    assert "expected min-examples, 1, of each value" in str(error)
+    assert str(error).endswith("has 0): lower data.splits, or set rare: leave-out")
+    data = data_of(path)
+    parts = partition_of(data, ColumnPartition(column="user", rare="leave-out"), 0)
+    assert len(parts) == len(parts.examples) == len(data.splits.train)
+
+
+def test_the_label_can_say_whose_an_example_is(tmp_path: Path) -> None:
+    data = data_of(table(tmp_path / "t.parquet"))
+    parts = partition_of(data, ColumnPartition(column="label"), 0)
+    assert [set(data.dataset.labels[part]) for part in parts.indices] == [{0}, {1}]
+
+
 def test_a_minimum_that_nobody_meets_is_refused(tmp_path: Path) -> None:
     error = refusal(table(tmp_path / "t.parquet"), min_examples=500, rare="leave-out")
     assert "with 500 examples in the train split, got" in str(error)
@@ -184,6 +200,8 @@ def test_who_is_in_the_sources_test_part_alone_is_no_participant(tmp_path: Path)
         ({"user": [None, "a"] * (ROWS // 2)}, "partition.column", "100 are missing, the first in row 0"),
         ({"user": [0.5, 1.0] * (ROWS // 2)}, "partition.column", "got 0.5 in row 0"),
         ({"user": [float("inf"), 1.0] * (ROWS // 2)}, "partition.column", "got inf in row 0"),
+        ({"user": [1.0, float("nan")] * (ROWS // 2)}, "partition.column", "got nan in row 1"),
+        ({"user": [datetime.datetime(2020, 1, 1)] * ROWS}, "partition.column", "got timestamp[us]"),
         ({"user": [[1], [2]] * (ROWS // 2)}, "partition.column", r"got list<"),
     ],
 )

@@ -96,6 +96,14 @@ def test_what_is_chosen_is_what_an_experiment_would_choose(teacher: Path) -> Non
         ({"student": "resnet8", "transfer": "synthetic:kind=features"}, "--transfer: "),
         ({"transfer": "digitz"}, "--transfer: "),
         ({"out": Path("s.pt")}, "--out: expected a file .safetensors"),
+        ({"out": Path("/dev/null/s.safetensors")}, "--out: expected a file that can be written"),
+        ({"out": Path("x" * 300 + ".safetensors")}, "--out: expected a file that can be written"),
+        ({"teachers": [""]}, "TEACHER: expected a path, got '': it is empty"),
+        ({"teachers": ["~nobody_at_all/t.pt"]}, "TEACHER: expected a home folder"),
+        ({"teachers": ["x" * 300 + ".pt"]}, "TEACHER: expected a path, got "),
+        ({"teachers": ["\udcff.pt"]}, "TEACHER: '\\udcff.pt': expected text in UTF-8"),
+        ({"student": "\udcff.pt=mlp"}, "--student: '\\udcff.pt=mlp': expected text in UTF-8"),
+        ({"student": "x" * 300 + ".pt=mlp"}, "--student: expected a path, got "),
         ({"labels": True}, "--labels"),
         ({"teacher_model": "a.pt"}, "--teacher-model: expected a model"),
     ],
@@ -107,6 +115,39 @@ def test_wrong_words_are_mistakes_before_anything_is_read(
     message = refused(teacher, *assignments, **changes)
     assert message.startswith("the command line: ")
     assert said.removeprefix("--labels") in message
+
+
+def test_a_mapping_may_be_longer_than_a_name_of_a_file(teacher: Path) -> None:
+    word = f"{{file: {teacher}, classes: [{', '.join(f'a long name of class {n}' for n in range(100))}]}}"
+    assert "expected classes for the 10 outputs" in refused(teacher, teachers=[word])
+
+
+def test_a_teacher_that_is_named_twice_is_a_mistake(teacher: Path) -> None:
+    twice = [str(teacher), str(teacher.parent / "." / teacher.name)]
+    assert "TEACHER.1: expected each file once" in refused(teacher, teachers=twice)
+    assert "TEACHER.1: expected each file once" in refused(
+        teacher, teachers=[str(teacher), str(teacher.parent)]
+    )
+
+
+@pytest.mark.parametrize("name", ["s.safetensors", "s.html"])
+def test_what_is_there_is_replaced_only_by_whoever_says_so(teacher: Path, name: str) -> None:
+    there = teacher.with_name(name)
+    there.write_text("mine")
+    said = refused(teacher)
+    assert f"--out: {there} exists already; choose another place, or replace it with --overwrite" in said
+    assert plan(teacher, overwrite=True).page == teacher.with_name("s.html")
+    assert there.read_text() == "mine"
+
+
+def test_a_file_that_is_read_is_never_replaced(teacher: Path) -> None:
+    for files in ({"teachers": [str(teacher)]}, {"teachers": [str(teacher.parent)]}):
+        said = refused(teacher, out=teacher.parent / "." / teacher.name, overwrite=True, **files)
+        assert "which is read; it would be replaced" in said
+    start = teacher.with_name("start.safetensors")
+    start.write_bytes(teacher.read_bytes())
+    said = refused(teacher, student=str(start), out=start, overwrite=True)
+    assert "which is read; it would be replaced" in said
 
 
 def test_many_mistakes_are_told_at_once(teacher: Path) -> None:
@@ -277,3 +318,12 @@ def test_a_model_of_ones_own_is_found_beside(tmp_path: Path, monkeypatch: pytest
     found = plan(file, teachers=[f"{file.name}={name.name}"]) if monkeypatch.chdir(tmp_path) is None else None
     assert found is not None
     assert found.teachers[0].settings == name
+
+
+def test_one_set_of_classes_keeps_a_name_that_stands_for_two(teacher: Path, tmp_path: Path) -> None:
+    cranes = ("crane", "crane", *"23456789")
+    save(teacher, state_of(build_model(MLP, (1, 8, 8), 10, 1)), card().model_copy(update={"classes": cranes}))
+    found = plan(teacher, transfer=f"folder:{images(tmp_path / 'loose', classes=False)}")
+    assert found.card.classes == cranes
+    model: Any = found.teachers[0].model
+    assert model.kept.tolist() == model.columns.tolist() == list(range(10))

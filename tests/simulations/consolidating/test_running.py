@@ -227,3 +227,24 @@ def test_the_command_refuses_with_every_mistake_and_exit_code_2(
     assert list(tmp_path.iterdir()) == []
     assert main(["consolidate", *words]) == 2
     assert main(["consolidate", teachers[0], "--student", "mlp"]) == 2
+
+
+def test_an_interruption_or_a_full_disk_leaves_what_was_there(
+    teachers: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    there = {"s.safetensors": b"mine", "s.html": b"mine too"}
+    for name, content in there.items():
+        Path(name).write_bytes(content)
+
+    def interrupt(*words: Any, **more: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("simulations.consolidating.running.consolidate", interrupt)
+    words = ["consolidate", teachers[0], "--student", STUDENT, "--transfer", "digits", "--set", "device=cpu"]
+    assert main([*words, "--out", "s.safetensors"]) == 2
+    assert "exists already" in capsys.readouterr().err
+    assert main([*words, "--out", "s.safetensors", "--overwrite"]) == 130
+    assert main([*words, "--out", "new/t.safetensors"]) == 130
+    assert "Interrupted by SIGINT." in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == there

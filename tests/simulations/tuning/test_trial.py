@@ -9,7 +9,9 @@ import pytest
 
 from kdfed.data import PreparedData, prepare
 from simulations.tuning import trial
+from simulations.tuning.cache import trial_key
 from simulations.tuning.trial import UntilFlat, run_trial, tuning_data, tuning_majority, tuning_settings
+from tests.shelf_files import UNTRAINED
 
 SHARE = 0.2
 
@@ -88,3 +90,14 @@ def test_training_that_diverges_is_a_result_with_its_reason(tiny):
     assert result.curve is None
     assert result.reason.startswith("rounds: round ")
     assert result.lasting
+
+
+def test_a_trial_with_other_teachers_in_the_same_files_is_another(tiny, tmp_path):
+    file = tmp_path / "a.safetensors"
+    file.write_bytes(b"first")
+    experiment = tiny(only="consolidated", teachers={"from": [str(file)], **UNTRAINED})
+    keys = []
+    for content in (b"first", b"second", b"first"):
+        file.write_bytes(content)
+        keys.append(trial_key(experiment, "consolidated", 100, 2, SHARE, None))
+    assert keys[0] == keys[2] != keys[1]
