@@ -164,18 +164,16 @@ class Falling(Listener):
     def on_round(self, ended: Round) -> None:
         """Compare the first round with the start, unless that is random."""
         arm, accuracy = self._config.arm, ended.evaluated.validation_accuracy
-        solved = arm.closed_form if arm.closed_form is not None and 0 in arm.closed_form.at else None
-        if ended.number == 0 and (arm.start != "random" or solved is not None):
+        solved = arm.closed_form is not None and 0 in arm.closed_form.at
+        if ended.number == 0 and (arm.start != "random" or solved):
             self._start = accuracy
         if ended.number != 1 or self._start is None or accuracy is None:
             return
         lost = 100 * (self._start - accuracy)
         if lost > max(MOST_LOST, 100 * self._noise(self._start, accuracy)):
-            calibrated = solved is None or solved.head.calibrate != "no" or not solved.head.needs_gram
-            advice = "lower local.lr" + ("" if calibrated else ", or set closed-form.calibrate: sums")
             self._warn(
                 f"{self._config.name}, seed {self._config.seed}",
-                f"the first round lost {lost:.1f} points of the start: {advice}",
+                f"the first round lost {lost:.1f} points of the start: lower local.lr",
             )
 
     def _noise(self, *scores: float) -> float:

@@ -700,7 +700,7 @@ def test_a_first_round_that_loses_the_start_is_warned_of(tiny, run_arm, caplog, 
     run_arm(tiny(**EXACT, **{"local.lr": lr, "rounds.horizon": 1}))
     told = [record.getMessage() for record in caplog.records if "points of the start" in record.getMessage()]
     assert bool(told) == warned
-    assert all("lower local.lr, or set closed-form.calibrate: sums" in text for text in told)
+    assert all("lower local.lr" in text for text in told)
 
 
 def test_a_random_start_has_nothing_to_lose(tiny, run_arm, caplog):
