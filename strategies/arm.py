@@ -328,7 +328,8 @@ class ArmRunner:
         if sent == 0 and any("'statistics'" in absent.reason for absent in self.grid.report.absent):
             raise RunError(
                 f"{where}: the participants' ClientApp has no handler app.query('statistics'), which a head "
-                f"in closed form asks for; use clients.client_app, or remove closed-form. {self._left_out}"
+                "in closed form asks for: write one (docs/pre-consolidation.md), use clients.client_app, or "
+                f"remove closed-form. {self._left_out}"
             )
         self._require(sent, least, where, "sent statistics")
 

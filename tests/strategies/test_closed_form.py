@@ -22,7 +22,7 @@ from kdfed.closed_form import Ridge
 from kdfed.closed_form.features import head_of
 from kdfed.data import prepare
 from kdfed.errors import ConfigError, RunError
-from kdfed.messages import ARRAYS, COHORTS, METRICS, Cohorts, QueryStatistics, Simulation
+from kdfed.messages import ARRAYS, COHORTS, METRICS, Cohorts, QueryStatistics, Simulation, Update
 from kdfed.metrics import NUM_EXAMPLES
 from kdfed.models import build_model, load_state
 from kdfed.preflight import check_data
@@ -577,6 +577,34 @@ def test_liars_cannot_end_a_run_and_who_is_away_can(tiny, run_arm):
         RunError, match=r"statistics after round 0: .* but 4 sent statistics. Left out: .*gone"
     ):
         run_arm(tiny(**changes), grid=Lying(None))
+
+
+def test_a_client_app_of_ones_own_may_have_the_handler(tiny, run_arm):
+    """As docs/pre-consolidation.md says; nothing else of a participant is kdfed's."""
+    own, experiment = ClientApp(), tiny(**EXACT, **{"rounds.horizon": 0})
+    arm, data = experiment.arm("cold"), prepare(experiment.data)
+    model = build_model(arm.model, data.input_shape, data.classes, 0)
+    place = head_of(model, shape_read(arm.model, data.input_shape))
+    partition = simulated(Simulation.of(arm, experiment.seeds[0])).partition
+
+    @own.query("statistics")
+    def statistics(message: Message, context: Context) -> Message:
+        (participant,) = Cohorts.from_record(message.content[COHORTS]).participants
+        held = partition.examples[partition.bounds[participant] : partition.bounds[participant + 1]]
+        examples, asked = examples_for(arm.model, data, held), QueryStatistics.from_record(message.content)
+        load_state(model, asked.arrays | {key: model.state_dict()[key] for key in place.keys})
+        features = place.features(model, examples.inputs)
+        arrays = asked.head.statistics(
+            features, examples.labels, data.classes, CLASSIFICATION, asked.projection_seed
+        )
+        sums = {key: torch.from_numpy(values) for key, values in arrays.items()}
+        return Message(Update(arrays=sums, num_examples=len(held)).to_record(), reply_to=message)
+
+    result = run_arm(experiment, grid=InProcessGrid(own, 5), simulation=None)
+    usual = weights(run_arm(experiment))
+    assert result.records[0].answered == 5
+    for key, values in weights(result).items():
+        torch.testing.assert_close(values, usual[key], rtol=1e-4, atol=1e-5)
 
 
 def test_a_client_app_without_the_handler_is_one_error(tiny, run_arm):
