@@ -321,7 +321,7 @@ def load(path: str | Path, *, model: str = "", weights: str = "", device: str = 
         from kdfed.saved import load
 
         model = load("runs/quickstart/models/consolidated-0.safetensors")
-        digits = model.predict(images)  # uint8 [N, 1, 28, 28], as stored
+        digits = model.predict(images)  # uint8 [N, 1, 14, 14], as stored
     """
     path = user_path(path)
     card = read_card(path)
