@@ -174,10 +174,10 @@ def _go_on(folder: RecordedRun, experiment: Experiment) -> Opening:
                     f"results; put its file back as it was to go on, or {_OVERWRITE}"
                 )
         for path in models:
-            then = outcome.versions.get(path, now[path])  # earlier releases did not say it
-            if then != now[path]:
+            made_of = outcome.versions.get(path, now[path])  # earlier releases did not say it
+            if made_of != now[path]:
                 raise RunFolderError(
-                    f"{folder.path} holds runs made with another {path}, SHA-256 {then[:12]}, now "
+                    f"{folder.path} holds runs made with another {path}, SHA-256 {made_of[:12]}, now "
                     f"{now[path][:12]}; put it back as it was to go on, or {_OVERWRITE}"
                 )
         for package in SAME_VERSIONS:

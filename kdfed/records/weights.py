@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save
 from kdfed.arrays import Spec, problem_with_arrays
 from kdfed.errors import DataError
 from kdfed.models import State
+from kdfed.paths import user_path
 
 
 def serialised(state: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None) -> bytes:
@@ -40,8 +41,11 @@ def load_model(path: str | Path) -> State:
     DataError
         If the file cannot be read.
     """
+    where = user_path(path)
+    if not where.is_file():
+        raise DataError(f"expected a readable .safetensors file, got {path}, which is no file", "start")
     try:
-        return dict(load_file(path))
+        return dict(load_file(where))
     except (OSError, SafetensorError) as error:
         raise DataError(f"expected a readable .safetensors file, got {path}: {error}", "start") from error
 

@@ -199,7 +199,7 @@ def _with_data(
         raise ConfigError(
             "the command line", [*mistakes, _renamed(Mistake(error.key, str(error)))]
         ) from error
-    own = card_in(chosen) if isinstance(chosen, TeacherFile) else None
+    own = _card(chosen) if isinstance(chosen, TeacherFile) else None
     if own is not None and own.task == "regression":
         data = replace(data, label_mean=own.label_mean, label_std=own.label_std)
     try:
@@ -215,7 +215,8 @@ def _with_data(
         if any(mistake.key == "--student" for mistake in mistakes):
             pass
         elif isinstance(chosen, TeacherFile):
-            start, student = str(user_path(chosen.file)), read_start(chosen, card, "--student")
+            student = read_start(chosen, card, "--student")
+            start = str(user_path(chosen.file))
         else:
             seed = derive(request.seed, "init")
             student = build_model(arm.model, card.input_shape, card.outputs, seed)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
@@ -37,8 +39,8 @@ def teachers_in(words: Sequence[str], key: str = "TEACHER") -> tuple[list[Teache
     for word in words:
         try:
             _check_text(word)
-            is_folder = not _is_mapping(word) and user_path(word).is_dir()
-            found += model_files(word, key) if is_folder else [_file(word)]
+            there = _there(word)
+            found += model_files(word, key) if there is not None and there.is_dir() else [_file(word)]
         except _WordError as error:
             mistakes += [Mistake(key, f"{shown(word)}: {text}") for text in error.texts]
         except DataError as error:
@@ -57,8 +59,6 @@ def student_in(word: str, key: str = "--student") -> tuple[TeacherFile | ModelSe
         return _read(ModelSettings, {"name": word}), []
     except _WordError as error:
         return None, [Mistake(key, f"{shown(word)}: {text}") for text in error.texts]
-    except DataError as error:
-        return None, [Mistake(key, str(error))]
 
 
 class _WordError(Exception):
@@ -73,12 +73,18 @@ def _check_text(word: str) -> None:
         raise _WordError("expected text in UTF-8; rename the file") from error
 
 
+def _there(word: str) -> Path | None:
+    """Return what a word is the path of; None of a word that is none, which may be longer than any path."""
+    with suppress(DataError):
+        path = user_path(word)
+        return path if path.exists() else None
+    return None
+
+
 def _file(word: str) -> TeacherFile:
     if _is_mapping(word):
         return _read(TeacherFile, _mapping(word))
-    both = re.fullmatch(rf"(.+?(?:{_SUFFIX}))=(.+)", word)
-    if both is not None and user_path(word).exists():
-        both = None
+    both = None if _there(word) else re.fullmatch(rf"(.+?(?:{_SUFFIX}))=(.+)", word)
     if both is None:
         return _read(TeacherFile, {"file": word})
     model: Any = _mapping(both[2]) if _is_mapping(both[2]) else {"name": both[2]}

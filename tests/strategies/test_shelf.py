@@ -17,7 +17,7 @@ from kdfed.data import prepare
 from kdfed.errors import ConfigError, KdfedError, LogitsError
 from kdfed.models import build_model, state_of
 from kdfed.preflight import check_data
-from kdfed.records import RunFolder, weights_sha256
+from kdfed.records import RunFolder, models_sha256, weights_sha256
 from kdfed.saved import Card, load, save
 from simulations.cli import main
 from simulations.consolidating import Request, plan_of, run_plan
@@ -253,6 +253,10 @@ def test_the_records_and_the_page_say_that_training_is_sunk(
     assert starts["consolidated"].exchanges == 1
     assert starts["shelf"].exchanges == starts["mean"].exchanges == starts["cold"].exchanges == 0
     assert starts["solved"].exchanges == 2
+    made_of = {outcome.arm: outcome.versions for outcome in RunFolder(out).read_outcomes()}
+    for arm, paths in (("shelf", files), ("mean", [str(tmp_path)]), ("cold", [])):
+        expected = {path: models_sha256(path) for path in paths}
+        assert {path: value for path, value in made_of[arm].items() if "/" in path} == expected
     assert main(["report", str(out)]) == 0
 
 

@@ -98,9 +98,9 @@ def test_what_is_chosen_is_what_an_experiment_would_choose(teacher: Path) -> Non
         ({"out": Path("s.pt")}, "--out: expected a file .safetensors"),
         ({"out": Path("/dev/null/s.safetensors")}, "--out: expected a file that can be written"),
         ({"out": Path("x" * 300 + ".safetensors")}, "--out: expected a file that can be written"),
-        ({"teachers": [""]}, "TEACHER: expected a path, got '': it is empty"),
-        ({"teachers": ["~nobody_at_all/t.pt"]}, "TEACHER: expected a home folder"),
-        ({"teachers": ["x" * 300 + ".pt"]}, "TEACHER: expected a path, got "),
+        ({"teachers": [""]}, "TEACHER.0: expected a path, got '': it is empty"),
+        ({"teachers": ["~nobody_at_all/t.pt"]}, "TEACHER.0: expected a home folder"),
+        ({"teachers": ["x" * 300 + ".pt"]}, "TEACHER.0: expected a path, got "),
         ({"teachers": ["\udcff.pt"]}, "TEACHER: '\\udcff.pt': expected text in UTF-8"),
         ({"student": "\udcff.pt=mlp"}, "--student: '\\udcff.pt=mlp': expected text in UTF-8"),
         ({"student": "x" * 300 + ".pt=mlp"}, "--student: expected a path, got "),
@@ -120,6 +120,10 @@ def test_wrong_words_are_mistakes_before_anything_is_read(
 def test_a_mapping_may_be_longer_than_a_name_of_a_file(teacher: Path) -> None:
     word = f"{{file: {teacher}, classes: [{', '.join(f'a long name of class {n}' for n in range(100))}]}}"
     assert "expected classes for the 10 outputs" in refused(teacher, teachers=[word])
+    bare = teacher.with_name("t.pt")
+    torch.save(state_of(build_model(MLP, (1, 8, 8), 10, 1)), bare)
+    word = f"{bare}={{name: mlp, options: {{hidden: [16{' ' * 300}]}}}}"
+    assert plan(teacher, teachers=[word]).teachers[0].settings == MLP
 
 
 def test_a_teacher_that_is_named_twice_is_a_mistake(teacher: Path) -> None:
