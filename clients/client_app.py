@@ -208,7 +208,7 @@ def _label_counts(
 
 def _participants(message: Message, context: Context) -> Participants:
     participants = participants_of(message.content, context)
-    participants.setup.set_threads()
+    participants.setup.settle()
     return participants
 
 
