@@ -541,8 +541,9 @@ def test_sums_of_those_who_make_one_step_agree_with_the_loop(
             assert result.loss == pytest.approx(slow.results[index].loss, rel=1e-12)
 
 
-@pytest.mark.parametrize("name", ["cnn", "mlp"])
+@pytest.mark.parametrize("name", ["cnn", "mlp", "resnet8", "resnet18"])
 def test_sums_of_one_step_agree_with_the_loop_in_float32(name: str) -> None:
+    """Strided 1x1 convolutions of four channels, as the ResNets have them here, must not end the process."""
     (model, shape), settings = build(name), MODES[0]
     examples = examples_of(shape)
     parts = list(
@@ -620,7 +621,7 @@ def test_one_step_makes_no_copy_of_the_weights_for_each_participant() -> None:
     model = build_model(ModelSettings(name="mlp", options={"hidden": (500,)}), (100,), 2, 0)
     examples = examples_of((100,), [2] * 100)
     examples.labels.clamp_(max=1)
-    with torch.profiler.profile(profile_memory=True) as profile:
+    with torch.profiler.profile(profile_memory=True, acc_events=True) as profile:
         (part,) = train_in_parts(
             model, state_of(model), examples, [2] * 100, MODES[0], PLAIN, range(100), sums=True, setup=CPU
         )
@@ -731,7 +732,7 @@ def test_inputs_are_never_copied_for_each_model() -> None:
     model = build_model(ModelSettings(name="mlp", options={"hidden": (2,)}), (1000,), 2, 0)
     stack = stack_states([state_of(model)] * 50)
     inputs = torch.randn(64, 1000)
-    with torch.profiler.profile(profile_memory=True) as profile:
+    with torch.profiler.profile(profile_memory=True, acc_events=True) as profile:
         predict_stack(model, stack, inputs)
     largest = max(event.cpu_memory_usage for event in profile.events())
     assert largest < 50 * inputs.numel() * 4 / 2
