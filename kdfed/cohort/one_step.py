@@ -170,7 +170,7 @@ class _UnitStrides(TorchFunctionMode):
 
 
 def _channels_last(values: torch.Tensor) -> torch.Tensor:
-    """Return images or filters in the layout of quick convolutions: as they come, they take twice as long."""
-    if values.ndim != 4:
+    """Return images or filters as convolutions on a CPU want them: as they come, they take twice as long."""
+    if values.ndim != 4 or values.is_cuda:
         return values
     return values.clone(memory_format=torch.channels_last)  # contiguous() leaves a single channel as it is
