@@ -118,6 +118,7 @@ def train(message: Message, context: Context) -> Message:
             examples, sizes = participants.gather(members)
             start = models.start(members)
             seeds = derive_many(asked.seed, "train", asked.server_round, members)
+            sums = sums and isinstance(start, dict)
             for trained in train_cohort(
                 models.model, start, examples, sizes, local, loss, seeds, setup=setup, sums=sums
             ):
