@@ -125,6 +125,7 @@ def train(message: Message, context: Context) -> Message:
             examples, sizes = participants.gather(members, asked.model)
             start = models.start(members)
             seeds = derive_many(asked.seed, "train", asked.server_round, members)
+            sums = sums and isinstance(start, dict)
             for trained in train_cohort(
                 models.model, start, examples, sizes, local, loss, seeds, setup=setup, sums=sums, only=only
             ):
@@ -246,7 +247,7 @@ def _label_counts(
 
 def _participants(message: Message, context: Context) -> Participants:
     participants = participants_of(message.content, context)
-    participants.setup.set_threads()
+    participants.setup.settle()
     return participants
 
 

@@ -20,7 +20,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from kdfed.config import Experiment, server_labels, split_set, with_horizon
 from kdfed.data import PreparedData, prepare
-from kdfed.device import resolve_device
+from kdfed.device import exact_convolutions, resolve_device
 from kdfed.errors import ConfigError, KdfedError, Mistake, RecordError, RunError, one_line
 from kdfed.events import FOLDER, OVERWRITE, PROGRESS, Event, OnEvent, ignore
 from kdfed.messages import Simulation
@@ -102,6 +102,7 @@ def run_experiment(
     Whatever is raised, Ctrl-C included, the summary of what was recorded is written first.
     """
     torch.set_num_threads(experiment.threads)
+    exact_convolutions()
     with folder:
         data = prepare(experiment.data)
         experiment = _with_horizon(folder.experiment)

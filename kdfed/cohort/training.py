@@ -35,7 +35,8 @@ class Trained:
     Parameters
     ----------
     states
-        Weights and buffers, each [R, *shape], on the CPU; empty where ``sums`` is not.
+        Weights and buffers, each [R, *shape], on the CPU, or on the GPU that trained them where sums were
+        enough; empty where ``sums`` is not.
     indices
         Whose they are: R indices into the cohort.
     results
@@ -99,7 +100,8 @@ def train_cohort(
         All participants train on the same examples, which are there once: every size is their number.
     sums
         The sum of the weights is enough: participants who make one step may be trained as one, and only their
-        sum be given (:mod:`.one_step`).
+        sum be given (:mod:`.one_step`). States of a fold may stay on the GPU: copying them takes longer than
+        a step.
     only
         Names of the parameters that are trained; the others stay as they start. Default: all.
 
@@ -162,7 +164,9 @@ def train_cohort(
             TrainResult(mean, steps, sizes[index])
             for mean, steps, index in zip(losses, schedule.steps.tolist(), indices.tolist(), strict=True)
         ]
-        yield Trained({key: values.cpu() for key, values in states.items()}, indices.tolist(), results)
+        if not (sums and device.type == "cuda"):
+            states = {key: values.cpu() for key, values in states.items()}
+        yield Trained(states, indices.tolist(), results)
 
 
 def _examples_of(examples: Examples, counts: np.ndarray, indices: np.ndarray) -> Examples:

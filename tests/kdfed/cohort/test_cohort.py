@@ -582,8 +582,9 @@ def test_sums_of_those_who_make_one_step_agree_with_the_loop(
             assert result.loss == pytest.approx(slow.results[index].loss, rel=1e-12)
 
 
-@pytest.mark.parametrize("name", ["cnn", "mlp"])
+@pytest.mark.parametrize("name", ["cnn", "mlp", "resnet8", "resnet18"])
 def test_sums_of_one_step_agree_with_the_loop_in_float32(name: str) -> None:
+    """Strided 1x1 convolutions of four channels, as the ResNets have them here, must not end the process."""
     (model, shape), settings = build(name), MODES[0]
     examples = examples_of(shape)
     parts = list(
@@ -661,7 +662,7 @@ def test_one_step_makes_no_copy_of_the_weights_for_each_participant() -> None:
     model = build_model(ModelSettings(name="mlp", options={"hidden": (500,)}), (100,), 2, 0)
     examples = examples_of((100,), [2] * 100)
     examples.labels.clamp_(max=1)
-    with torch.profiler.profile(profile_memory=True) as profile:
+    with torch.profiler.profile(profile_memory=True, acc_events=True) as profile:
         (part,) = train_in_parts(
             model, state_of(model), examples, [2] * 100, MODES[0], PLAIN, range(100), sums=True, setup=CPU
         )
@@ -772,7 +773,7 @@ def test_inputs_are_never_copied_for_each_model() -> None:
     model = build_model(ModelSettings(name="mlp", options={"hidden": (2,)}), (1000,), 2, 0)
     stack = stack_states([state_of(model)] * 50)
     inputs = torch.randn(64, 1000)
-    with torch.profiler.profile(profile_memory=True) as profile:
+    with torch.profiler.profile(profile_memory=True, acc_events=True) as profile:
         predict_stack(model, stack, inputs)
     largest = max(event.cpu_memory_usage for event in profile.events())
     assert largest < 50 * inputs.numel() * 4 / 2
@@ -931,3 +932,44 @@ def test_a_foreign_model_of_registered_layers_is_folded_although_it_is_given_cop
     assert plan_for(model, (10,)).level == "folded"
     model.layer.register_forward_pre_hook(lambda module, inputs: None)
     assert plan_for(copy.deepcopy(model), (10,)).level != "folded"
+
+
+@pytest.mark.parametrize(
+    ("channels", "filters", "kernel", "stride", "padding"),
+    [
+        (2, 5, (3, 3), (1, 1), (1, 1)),
+        (1, 2, (1, 1), (2, 2), (0, 0)),
+        (3, 4, (5, 5), (2, 2), (2, 2)),
+        (2, 3, (3, 2), (2, 3), (0, 1)),  # whose last rows and columns no window reaches
+    ],
+)
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_stacked_convolution_is_each_participants_own(
+    channels: int, filters: int, kernel: Any, stride: Any, padding: Any, bias: bool
+) -> None:
+    """What a GPU computes in place of grouped convolutions, with its gradients; in float64 on the CPU."""
+    generator = torch.Generator().manual_seed(0)
+    count, participants = 4, 3
+
+    def draw(*size: int) -> torch.Tensor:
+        return torch.randn(*size, generator=generator, dtype=torch.float64).requires_grad_()
+
+    images, weight = (
+        draw(count, participants * channels, 9, 11),
+        draw(participants, filters, channels, *kernel),
+    )
+    biases = draw(participants, filters) if bias else None
+    found = folded.stacked_conv(images, weight, biases, stride, padding)
+    slow = torch.cat(
+        [
+            functional.conv2d(own, weight[b], None if biases is None else biases[b], stride, padding)
+            for b, own in enumerate(images.chunk(participants, dim=1))
+        ],
+        dim=1,
+    )
+    torch.testing.assert_close(found, slow)
+    direction = draw(*slow.shape).detach()
+    leaves = [images, weight, *([] if biases is None else [biases])]
+    gradients = (torch.autograd.grad((one * direction).sum(), leaves) for one in (found, slow))
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other)
