@@ -114,7 +114,7 @@ def run_plan(plan: Plan, on_epoch: OnEpoch = lambda epoch, epochs, score: None) 
     began = time.monotonic()
     data, method = plan.data, plan.arm.consolidation
     setup = Setup.of(plan.arm, data.task)
-    setup.set_threads()
+    setup.settle()
     models = [teacher.model.to(setup.device) for teacher in plan.teachers]
     student = plan.student.to(setup.device)
     counts = label_counts(plan.teachers) if data.task is CLASSIFICATION else None
