@@ -123,6 +123,7 @@ def render_page(
             ],
         ),
         costs=_costs(experiment, records),
+        refits=_refits(experiment, summary),
         runs=_runs(experiment, summary),
         absences=sum(len(record.absent) for record in records),
         absent=absent._replace(rows=absent.rows[:_ABSENT_SHOWN]),
@@ -410,6 +411,32 @@ def _absent(records: Sequence[RoundRecord]) -> Table:
             for (arm, seed, number, reason), participants in grouped.items()
         ],
     )
+
+
+def _refits(experiment: Experiment, summary: Mapping[str, Any]) -> Table:
+    return Table(
+        ["arm", "seed", "at", "head", "participants", "examples", "chosen", "logits times", ""],
+        [
+            [
+                _arm(experiment, refit["arm"]),
+                str(refit["seed"]),
+                {0: "the start", "before-teachers": "before teachers"}.get(
+                    refit["at"], f"round {refit['at']}"
+                ),
+                refit["head"],
+                number(refit["participants"]),
+                number(refit["examples"]),
+                _chosen(refit["chosen"], refit["chosen_by"]),
+                _chosen(refit["scale"], refit["scale_by"]),
+                f"kept the head it had: {short_name(refit['why'], _REASON_SHOWN)}" if refit["why"] else "",
+            ]
+            for refit in summary.get("refits", ())
+        ],
+    )
+
+
+def _chosen(value: float | None, by: str) -> str:
+    return "–" if value is None else f"{value:.3g} ({by})" if by else f"{value:.3g}"
 
 
 def _hashes(summary: Mapping[str, Any]) -> Table:
