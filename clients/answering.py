@@ -43,7 +43,8 @@ class Contribution:
     members
         Their numbers, R of them.
     arrays
-        Weights or logits to send, each [R, *shape]; empty for none.
+        Weights or logits to send, each [R, *shape], where only their mean is sent on any device; empty for
+        none.
     metrics
         One for each of R; ``num-examples`` at least.
     sums
@@ -297,9 +298,10 @@ def _far(part: Contribution, expected: _Expected) -> dict[int, str]:
     reach = expected.reach
     if reach is None:
         return {}
-    near = torch.ones(len(part.members), dtype=torch.bool)
+    device = next((values.device for values in part.arrays.values()), None)
+    near = torch.ones(len(part.members), dtype=torch.bool, device=device)
     for keys, size in reach.quick():
-        squares = torch.zeros(len(part.members))
+        squares = torch.zeros(len(part.members), device=device)
         for key in keys:
             squares += torch.linalg.vector_norm(_rows(part.arrays[key]), dim=1).square().float()
         near &= squares.sqrt() <= size
@@ -340,10 +342,11 @@ def _weighted_sums(part: Contribution, rows: Sequence[int]) -> State:
 
 def _dot(weights: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
     """Sum a stack [R, *shape], each times its weight; float64 [*shape]."""
-    flat = _rows(values)
-    if flat.shape[1] <= _CHUNK:
+    flat, weights = _rows(values), weights.to(values.device)
+    size = _CHUNK if values.device.type == "cpu" else _LARGE_CHUNK
+    if flat.shape[1] <= size:
         return (weights @ flat.double()).view(values.shape[1:])
-    parts = [weights @ chunk.double() for chunk in torch.split(flat, _CHUNK, dim=1)]
+    parts = [weights @ chunk.double() for chunk in torch.split(flat, size, dim=1)]
     return torch.cat(parts).view(values.shape[1:])
 
 
@@ -353,6 +356,7 @@ def _rows(values: torch.Tensor) -> torch.Tensor:
 
 
 _CHUNK = 8192  # numbers of each participant that are summed at a time: in float64 they stay in the cache
+_LARGE_CHUNK = 2**18  # on a GPU: each chunk starts its kernels
 
 
 def _mean(parts: Sequence[_Checked]) -> tuple[State, Metrics]:

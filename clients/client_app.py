@@ -23,16 +23,19 @@ from clients.names import gate
 from clients.participants import Participants, participants_of
 from clients.telling import tell
 from kdfed.arrays import Spec, spec_of
+from kdfed.closed_form.features import HeadOf, head_of
 from kdfed.cohort import predict_stack, train_cohort
 from kdfed.errors import ParticipantError, shown
 from kdfed.local import LocalLoss, plain_loss
 from kdfed.local.pairs import ModelPair
 from kdfed.messages import (
     LOGITS,
+    Asked,
     Evaluate,
     Evaluation,
     HelloReply,
     QueryLogits,
+    QueryStatistics,
     Train,
     TrainTeacher,
     Update,
@@ -40,6 +43,7 @@ from kdfed.messages import (
 )
 from kdfed.models import State, build_model, load_state, state_of
 from kdfed.privacy import add_laplace_noise
+from kdfed.reading import cut_of, shape_read
 from kdfed.seeding import derive, derive_many, numpy_generator
 from kdfed.settings import ModelSettings, TeacherSettings
 from kdfed.train import TrainResult, predict
@@ -61,12 +65,13 @@ def teacher(message: Message, context: Context) -> Message:
     participants = _participants(message, context)
 
     def begin(asked: TrainTeacher) -> CohortWork:
+        _check_backbone(asked)
         settings, seed, setup = asked.settings, asked.seed, participants.setup
-        inputs = None if asked.inputs is None else participants.normalised(asked.inputs.numpy())
+        inputs = None if asked.inputs is None else participants.inputs(asked.inputs.numpy(), asked.model)
         model, loss = _template(asked.model, participants), plain_loss(setup.task)
 
         def work(members: Sequence[int], sums: bool) -> Iterator[Contribution]:
-            examples, sizes = participants.gather(members)
+            examples, sizes = participants.gather(members, asked.model)
             start: State | list[State] = asked.arrays or [
                 _drawn(asked.model, participants, derive(seed, "init-teacher", 0, member))
                 for member in members
@@ -105,6 +110,7 @@ def train(message: Message, context: Context) -> Message:
     participants = _participants(message, context)
 
     def begin(asked: Train) -> CohortWork:
+        _check_backbone(asked)
         local, setup = asked.local, participants.setup
         loss = local.loss(lambda: _received(asked, participants), setup.task)
         if not isinstance(loss, LocalLoss):
@@ -113,13 +119,15 @@ def train(message: Message, context: Context) -> Message:
                 f"{shown(loss)}"
             )
         models = _local_models(asked, participants)
+        only = frozenset(asked.arrays) if asked.fixed else None
 
         def work(members: Sequence[int], sums: bool) -> Iterator[Contribution]:
-            examples, sizes = participants.gather(members)
+            examples, sizes = participants.gather(members, asked.model)
             start = models.start(members)
             seeds = derive_many(asked.seed, "train", asked.server_round, members)
+            sums = sums and isinstance(start, dict)
             for trained in train_cohort(
-                models.model, start, examples, sizes, local, loss, seeds, setup=setup, sums=sums
+                models.model, start, examples, sizes, local, loss, seeds, setup=setup, sums=sums, only=only
             ):
                 own = [members[index] for index in trained.indices]
                 arrays = {} if trained.sums else models.upload(own, trained.states)
@@ -137,6 +145,7 @@ def logits(message: Message, context: Context) -> Message:
     participants = _participants(message, context)
 
     def begin(asked: QueryLogits) -> CohortWork:
+        _check_backbone(asked)
         fresh = partial(_personal, asked.model, participants, asked.seed)
         logits_round = LogitsRound.of(asked, _template(asked.model, participants), fresh, participants)
 
@@ -154,6 +163,35 @@ def logits(message: Message, context: Context) -> Message:
     return answer(message, QueryLogits, begin, expected)
 
 
+@app.query("statistics")
+def statistics(message: Message, context: Context) -> Message:
+    """Send sums over the features of the participants' examples, for a head in closed form."""
+    participants = _participants(message, context)
+    classes, task = participants.classes, participants.setup.task
+
+    def begin(asked: QueryStatistics) -> CohortWork:
+        _check_backbone(asked)
+        place, head = _head(asked, participants), asked.head
+        model = copy.deepcopy(_template(asked.model, participants))
+        load_state(model, asked.arrays | {key: model.state_dict()[key] for key in place.keys})
+
+        def work(members: Sequence[int], sums: bool) -> Iterator[Contribution]:
+            examples, sizes = participants.gather(members, asked.model)
+            parts = zip(torch.split(examples.inputs, sizes), torch.split(examples.labels, sizes), strict=True)
+            for member, (inputs, labels) in zip(members, parts, strict=True):
+                features = place.features(model, inputs)
+                found = head.statistics(features, labels.cpu(), classes, task, asked.projection_seed)
+                arrays = {key: torch.from_numpy(values).unsqueeze(0) for key, values in found.items()}
+                yield Contribution([member], arrays, [Update(num_examples=len(labels)).metrics()])
+
+        return work
+
+    def expected(asked: QueryStatistics) -> Spec:
+        return asked.head.spec(_head(asked, participants).dims, classes, task)
+
+    return answer(message, QueryStatistics, begin, expected)
+
+
 @app.evaluate()
 def evaluate_received(message: Message, context: Context) -> Message:
     """Evaluate the received weights on the participants' own examples."""
@@ -161,10 +199,11 @@ def evaluate_received(message: Message, context: Context) -> Message:
     task = participants.setup.task
 
     def begin(asked: Evaluate) -> CohortWork:
+        _check_backbone(asked)
         received = _received(asked, participants)
 
         def work(members: Sequence[int], sums: bool) -> Iterator[Contribution]:
-            examples, sizes = participants.gather(members)
+            examples, sizes = participants.gather(members, asked.model)
             outputs = predict(received, examples.inputs)  # one model for all: nothing to fold
             parts = zip(torch.split(outputs, sizes), torch.split(examples.labels.cpu(), sizes), strict=True)
             found = [
@@ -208,14 +247,20 @@ def _label_counts(
 
 def _participants(message: Message, context: Context) -> Participants:
     participants = participants_of(message.content, context)
-    participants.setup.set_threads()
+    participants.setup.settle()
     return participants
+
+
+def _head(asked: QueryStatistics, participants: Participants) -> HeadOf:
+    """Return where the model that a message names has its head."""
+    shape = shape_read(asked.model, participants.input_shape)
+    return head_of(copy.deepcopy(_template(asked.model, participants)), shape)
 
 
 def _received(asked: Train | Evaluate, participants: Participants) -> nn.Module:
     """Return the model that a message names, with the received weights."""
     model = copy.deepcopy(_template(asked.model, participants))
-    load_state(model, asked.arrays)
+    load_state(model, asked.arrays | asked.fixed)
     return model
 
 
@@ -223,7 +268,7 @@ def _local_models(asked: Train, participants: Participants) -> ReceivedModel | P
     """Return what a round trains: the received model, alone or beside each participant's personal one."""
     personal = asked.local.personal_model(asked.model)
     if personal is None:
-        return ReceivedModel(_template(asked.model, participants), asked.arrays)
+        return ReceivedModel(_template(asked.model, participants), asked.arrays, asked.fixed)
     return PairedModels(
         _pair_template(asked.model, personal, participants),
         asked.arrays,
@@ -241,6 +286,17 @@ def _drawn(model: ModelSettings, participants: Participants, seed: int) -> State
 def _personal(model: ModelSettings, participants: Participants, seed: int, member: int) -> State:
     """Return the first weights of a participant's own model."""
     return _drawn(model, participants, derive(seed, "init-personal", 0, member))
+
+
+def _check_backbone(asked: Asked) -> None:
+    """Refuse a message whose backbone has other weights here: the same tail would compute something else."""
+    cut = cut_of(asked.model)
+    if cut is not None and asked.backbone_sha256 not in ("", cut.weights_sha256):
+        raise ParticipantError(
+            f"expected the weights of {shown(asked.model.backbone)} that the server has, SHA-256 "
+            f"{asked.backbone_sha256[:12]}, got others here, {cut.weights_sha256[:12]}: install the same "
+            "version, or give everybody the same file (model.weights)"
+        )
 
 
 def _template(model: ModelSettings, participants: Participants) -> nn.Module:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import nn
 
@@ -19,26 +19,29 @@ log = logging.getLogger("kdfed.clients")
 
 @dataclass(frozen=True)
 class ReceivedModel:
-    """Everybody trains the received model, and uploads all of it.
+    """Everybody trains the received model, and uploads what of it is trained.
 
     Parameters
     ----------
     model
         The architecture.
     arrays
-        The received weights.
+        The received weights that are trained.
+    fixed
+        Those that are not; they stay here.
     """
 
     model: nn.Module
     arrays: State
+    fixed: State = field(default_factory=dict)
 
     def start(self, members: Sequence[int]) -> State:
         """Return what all participants start from."""
-        return self.arrays
+        return {**self.arrays, **self.fixed} if self.fixed else self.arrays
 
     def upload(self, members: Sequence[int], trained: Stack) -> Stack:
         """Return what of trained states, each [R, *shape], goes to the server."""
-        return trained
+        return {key: trained[key] for key in self.arrays} if self.fixed else trained
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,7 @@ class LogitsRound:
     agreed
         The last consensus with its public examples; None before the first.
     public
-        Normalised public examples of this round, [N, ...].
+        Public examples of this round as the model reads them, [N, ...].
     """
 
     asked: QueryLogits
@@ -79,7 +79,9 @@ class LogitsRound:
 
         def public(of_round: int) -> torch.Tensor:
             indices = public_indices(asked.seed, of_round, len(stored), asked.images)
-            return participants.normalised(stored.numpy()[indices])
+            if asked.model.backbone is None:
+                return participants.inputs(stored.numpy()[indices], asked.model)
+            return participants.inputs(stored.numpy(), asked.model)[indices]  # computed once for all rounds
 
         agreed = None
         if asked.consensus is not None:
@@ -110,7 +112,7 @@ class LogitsRound:
         steps = [0] * len(members)
         if self.agreed is not None:
             states, steps = self._digested(members, states, self.agreed)
-        examples, sizes = self.participants.gather(members)
+        examples, sizes = self.participants.gather(members, asked.model)
         seeds = derive_many(asked.seed, "train", asked.server_round, members)
         for trained in train_cohort(
             self.model, states, examples, sizes, asked.local, PLAIN, seeds, setup=setup

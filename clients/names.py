@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from flwr.app import Context, Message, RecordDict
 
 from clients.actors import is_simulated
+from kdfed.closed_form import HEADS
 from kdfed.consensus import DIGESTS
 from kdfed.errors import ParticipantError, one_line
 from kdfed.local import LOCAL_MODES
@@ -73,7 +74,7 @@ def _names(content: RecordDict) -> Iterator[tuple[str, str]]:
             ):
                 if key in record:
                     yield from outside_names(kind.model_validate_json(str(record[key])))
-            for key, family in (("local", LOCAL_MODES), ("partition", PARTITIONS)):
+            for key, family in (("local", LOCAL_MODES), ("partition", PARTITIONS), ("head", HEADS)):
                 if key in record:
                     name = str(json.loads(str(record[key])).get(family.tag, family.default))
                     if name not in family:

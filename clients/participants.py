@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Protocol
+from weakref import WeakValueDictionary
 
 import numpy as np
 import torch
@@ -20,13 +21,15 @@ from flwr.app import Context, RecordDict
 
 from clients.actors import is_simulated
 from clients.store import Store
+from kdfed.backbones import Cut, default_cache
 from kdfed.data import Examples, PreparedData, prepare
 from kdfed.device import resolve_device
 from kdfed.errors import ParticipantError, one_line
 from kdfed.messages import Simulation
 from kdfed.partition import Partition, partition_of
 from kdfed.partitions import PARTITIONS
-from kdfed.settings import DataSettings
+from kdfed.reading import cut_of, inputs_for
+from kdfed.settings import DataSettings, ModelSettings
 from kdfed.setup import Setup
 
 
@@ -63,8 +66,10 @@ class Participants(Protocol):
             If there is no such place.
         """
 
-    def gather(self, members: Sequence[int]) -> tuple[Examples, list[int]]:
-        """Return the examples of some participants on the device, one after the other, and how many each has.
+    def gather(self, members: Sequence[int], model: ModelSettings) -> tuple[Examples, list[int]]:
+        """Return the examples of some participants as a model reads them, and how many each has.
+
+        They are on the device, one participant's after the other's.
 
         Raises
         ------
@@ -72,7 +77,7 @@ class Participants(Protocol):
             If one of them does not exist.
         """
 
-    def normalised(self, inputs: np.ndarray) -> torch.Tensor:
+    def inputs(self, stored: np.ndarray, model: ModelSettings) -> torch.Tensor:
         """Return inputs as a model reads them, float32 [N, ...], given as a data set stores them."""
 
 
@@ -135,20 +140,65 @@ class SimulatedParticipants:
             )
         return Store(self.folder)
 
-    def gather(self, members: Sequence[int]) -> tuple[Examples, list[int]]:
-        """Return the examples of some participants."""
+    def gather(self, members: Sequence[int], model: ModelSettings) -> tuple[Examples, list[int]]:
+        """Return the examples of some participants as a model reads them."""
         unknown = [member for member in members if not 0 <= member < len(self.partition)]
         if unknown:
             raise ParticipantError(
                 f"expected a participant from 0 to {len(self.partition) - 1}, got {unknown[0]}"
             )
         parts = [self.partition.indices[member] for member in members]
-        examples = self.data.examples(np.concatenate(parts))
+        indices, cut = np.concatenate(parts), cut_of(model)
+        if cut is None:
+            examples = self.data.examples(indices)
+        else:
+            inputs = torch.cat([self._activations.of(member, cut) for member in members])
+            examples = Examples(inputs, self.data.labels(indices))
         return examples.to(self.setup.device), [len(part) for part in parts]
 
-    def normalised(self, inputs: np.ndarray) -> torch.Tensor:
+    @cached_property
+    def _activations(self) -> _Activations:
+        return _Activations(self.data, self.partition, self.setup.device)
+
+    def inputs(self, stored: np.ndarray, model: ModelSettings) -> torch.Tensor:
         """Return inputs as a model reads them."""
-        return self.data.normalisation.apply(inputs)
+        return inputs_for(model, stored, self.data.normalisation, self.setup.device)
+
+
+class _Activations:
+    """What a backbone makes of participants' images, computed for runs of neighbours at once.
+
+    So a participant with ten images costs no file and no batch of its own. What a run's activations are is
+    forgotten with the cache's memory.
+
+    Parameters
+    ----------
+    data, partition
+        Whose images these are.
+    device
+        Where they are computed.
+    """
+
+    def __init__(self, data: PreparedData, partition: Partition, device: torch.device) -> None:
+        self._data, self._partition, self._device = data, partition, device
+        self._held: WeakValueDictionary[tuple[str, int], torch.Tensor] = WeakValueDictionary()
+
+    def of(self, member: int, cut: Cut) -> torch.Tensor:
+        """Return a participant's activations at a cut, float32 [N, *cut.shape], on the CPU."""
+        bounds = self._partition.bounds
+        run = int(bounds[member]) // _RUN
+        first, last = np.searchsorted(bounds[:-1], (run * _RUN, (run + 1) * _RUN))
+        key = cut.fingerprint, run
+        found = self._held.get(key)
+        if found is None:
+            indices = self._partition.examples[bounds[first] : bounds[last]]
+            found = default_cache().activations(cut, self._data.dataset.inputs[indices], self._device)
+            self._held[key] = found
+        return found[bounds[member] - bounds[first] : bounds[member + 1] - bounds[first]]
+
+
+_RUN = 1024
+"""Images, about as many as which belong to neighbours whose activations are computed at once."""
 
 
 def participants_of(content: RecordDict, context: Context) -> Participants:

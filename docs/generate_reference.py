@@ -6,13 +6,14 @@ Run by ``make docs``; a test fails when the page is out of date.
 from __future__ import annotations
 
 import types
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import annotated_types
 from pydantic.fields import FieldInfo
 
+from kdfed.closed_form import ClosedFormSettings
 from kdfed.config import combinations, experiment_type
 from kdfed.config.tuning import TuningSettings
 from kdfed.family import Family
@@ -24,6 +25,7 @@ from kdfed.settings import (
     ServerFitSettings,
     Settings,
     TeacherSettings,
+    kebab,
 )
 from kdfed.thing import Thing
 from simulations.experiments import FAMILIES
@@ -41,6 +43,7 @@ SECTIONS: dict[str, type[Settings] | None] = {
     "teachers": TeacherSettings,
     "consolidation": None,
     "server-fit": ServerFitSettings,
+    "closed-form": ClosedFormSettings,
     "server": None,
     "rounds": RoundSettings,
     "listeners": ListenerSettings,
@@ -65,7 +68,7 @@ before anything starts.
   dates are words. Anchors and merge keys work; in `{<<: *base, max: 4}` the explicit key wins.
 - An **arm** is the experiment with some keys replaced. Dotted names work there too.
 - Where `kind`, `mode`, `strategy`, `method`, `transfer` or `ensemble` is replaced, keys that belonged only to
-  the old one are dropped.
+  the old one are dropped. So are all keys of a model where its `name` or `backbone` is.
 - What `transfer` and `ensemble` choose has its keys beside the name, in the section that chooses it.
 - `package.module:name` is [a thing of yours](own/index.md), in one file beside the experiment.
 - Relative paths are resolved against the directory in which the command is started.
@@ -103,6 +106,7 @@ def _section(section: str, model: type[Settings] | None) -> Iterator[str]:
         yield _prose(model.__doc__)
         yield _table(_fields(model), section)
         yield from _nested(section, _fields(model))
+        yield from _inner(section)
         return
     family = FAMILIES.sections[section]
     shared = {key: field for key, field in _fields(family.base).items() if key != family.tag}
@@ -115,20 +119,32 @@ def _section(section: str, model: type[Settings] | None) -> Iterator[str]:
     yield _table(shared, section)
     for name, kind in family.members.items():
         yield from _thing(family, name, kind, shared)
-    inner = [one for one in INNER.values() if one.section == section]
-    for one in inner:
-        for name, kind in _of_a_run(one).items():
-            yield from _thing(one, name, kind, {})
+    inner = list(_inner(section))
+    yield from inner
     if inner:
         yield from _combinations()
     yield from _nested(section, shared)
 
 
-def _thing(family: Family[Thing], name: str, kind: type[Settings], shared: Collection[str]) -> Iterator[str]:
-    """Yield the keys that one thing of a family has of its own."""
+def _inner(section: str) -> Iterator[str]:
+    """Yield the things that are chosen inside a section."""
+    for one in INNER.values():
+        if one.section == section:
+            for name, kind in _of_a_run(one).items():
+                yield from _thing(one, name, kind, {})
+
+
+def _thing(
+    family: Family[Thing], name: str, kind: type[Settings], shared: Mapping[str, FieldInfo]
+) -> Iterator[str]:
+    """Yield the keys that one thing of a family has of its own, or gives another meaning."""
     yield f"### `{family.tag}: {name}`"
     yield _prose(kind.__doc__)
-    own = {key: field for key, field in _fields(kind).items() if key != family.tag and key not in shared}
+    own = {
+        key: field
+        for key, field in _fields(kind).items()
+        if key != family.tag and (key not in shared or field.description != shared[key].description)
+    }
     if own or not family.inner:
         yield _table(own, family.section) if own else "It has no other keys."
     yield from _nested(family.section, own)
@@ -181,7 +197,7 @@ def _yes(value: bool) -> str:
 
 
 def _fields(model: type[Settings]) -> dict[str, FieldInfo]:
-    return {name.replace("_", "-"): field for name, field in model.model_fields.items()}
+    return {kebab(name): field for name, field in model.model_fields.items()}
 
 
 def _table(fields: dict[str, FieldInfo], section: str = "") -> str:
@@ -264,7 +280,7 @@ def _tag(model: type[Settings]) -> str:
 def _default(field: FieldInfo, anchor: str) -> str:
     if field.is_required():
         return "required"
-    value = field.get_default(call_default_factory=True)
+    value = field.get_default(call_default_factory=True, validated_data={})
     if isinstance(value, Settings):
         tag = _tag(type(value))
         if tag in INNER:

@@ -88,3 +88,24 @@ def views_of(examples: Examples, names: Sequence[str], views: int, generator: to
     """
     images = torch.cat([augment(examples.inputs, names, generator) for _ in range(views)])
     return Examples(images, examples.labels.repeat(views))
+
+
+def stored_views(
+    images: torch.Tensor, names: Sequence[str], views: int, generator: torch.Generator
+) -> torch.Tensor:
+    """Return ``views`` changed copies of images as they are stored, view after view: what a backbone reads.
+
+    Parameters
+    ----------
+    images
+        uint8 [N, C, H, W].
+    names, views, generator
+        As for :func:`views_of`, which draws the same changes.
+
+    Returns
+    -------
+    torch.Tensor
+        uint8 [V x N, C, H, W].
+    """
+    whole = images.float()  # of which a padding can be taken; pixels are moved, and stay whole numbers
+    return torch.cat([augment(whole, names, generator).to(torch.uint8) for _ in range(views)])

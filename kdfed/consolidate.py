@@ -41,6 +41,7 @@ def consolidate(
     *,
     setup: Setup,
     label_counts: np.ndarray | None = None,
+    validation_logits: torch.Tensor | None = None,
     on_epoch: OnEpoch = lambda epoch, epochs, accuracy: None,
 ) -> ConsolidationResult:
     """Distil teachers into a student.
@@ -67,6 +68,9 @@ def consolidate(
         Whose loss, score and soft target are used, and where.
     label_counts
         For ensembles that ask: examples per class of each teacher, [K, C], possibly noisy.
+    validation_logits
+        Where the teachers are given by their logits: those on the validation split, [K, M, C]. Default:
+        nobody knows them.
     on_epoch
         Called after each epoch with (epoch from 1, epochs, validation accuracy or None). With ``select:
         last`` only the last epoch is evaluated.
@@ -112,6 +116,7 @@ def consolidate(
         setup,
         label_counts,
         told,
+        validation_logits=validation_logits,
     )
     result = settings.distil(work)
     if not isinstance(result, ConsolidationResult):
@@ -153,7 +158,7 @@ def _examined(
     warning = warning_of(
         result.accuracy,
         result.ensemble_accuracy,
-        len(validation),
+        len(work.judged),
         trend=result.trend,
         dead=dead,
         agreement=agreement,

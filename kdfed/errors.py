@@ -172,7 +172,7 @@ class LogitsError(KdfedError):
         self.teachers = tuple(teachers)
         super().__init__(
             f"expected finite logits, got infinity or NaN from teacher {', '.join(map(str, teachers))} of "
-            f"{count} (counted from 0); lower teachers.lr"
+            f"{count} (counted from 0); lower teachers.lr, or leave out the file that it came from"
         )
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-Phase = Literal["hello", "start", "teachers", "consolidate", "rounds", "done", "failed"]
+Phase = Literal["hello", "start", "teachers", "consolidate", "statistics", "rounds", "done", "failed"]
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,8 @@ class Event:
         Which run; the empty arm stands for the whole experiment (its ``done`` or ``failed``).
     phase
         ``hello``, ``start`` (a model is trained on the server's own labels), ``teachers``, ``consolidate``,
-        ``rounds``, or ``failed``. A run that was finished earlier, and is kept, has ``done`` alone.
+        ``statistics`` (for a closed-form head), ``rounds``, or ``failed``. A run that was finished earlier,
+        and is kept, has ``done`` alone.
     step, steps
         Progress within the phase: epochs of distillation or of the server's own training, or the federated
         round and ``rounds.horizon``.

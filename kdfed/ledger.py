@@ -6,6 +6,8 @@ together. Rules of counting:
 - down count the strategy's arrays and settings; up the participant's arrays and metrics. The optimiser steps
   that it made are one of its metrics (``local-steps``), and count as such. What kdfed puts around them counts
   nothing: who a message is for, who answered, whose data a simulated node uses, warnings;
+- down counts, too, the frozen part of a backbone that is not installed with the software, once a participant:
+  a device would have to be sent it, whatever a simulation reads from its own disk;
 - an exchange is one server -> participants -> server trip; hello is none, but its bytes count;
 - a participant upload is one participant's reply in one exchange; a reply that is refused is none, like one
   that failed: its numbers cannot be trusted. One that is right in itself counts, also where it is not used:

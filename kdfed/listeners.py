@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from kdfed.closed_form import Refit
 from kdfed.config import Arm
 from kdfed.distill import ConsolidationResult
 from kdfed.errors import KdfedError, shown
@@ -48,6 +49,8 @@ class Round:
         What the strategy made of the participants' metrics.
     consolidation
         What the consolidation took; of the start only, and None without one.
+    refits
+        What became of the head in closed form, where the arm asks for one after this round.
     record
         Its evaluation: None until the first listener, which evaluates, has seen it.
     evaluation
@@ -62,6 +65,7 @@ class Round:
     costs: Costs
     metrics: dict[str, Any] = field(default_factory=dict)
     consolidation: ConsolidationResult | None = None
+    refits: tuple[Refit, ...] = ()
     record: RoundRecord | None = None
     evaluation: Mapping[str, Any] = field(default_factory=dict)
 
@@ -86,7 +90,9 @@ class Listener:
         """Before the first message."""
 
     def on_phase(self, phase: Phase, step: int, steps: int, accuracy: float | None, costs: Costs) -> None:
-        """Follow ``hello``, ``start``, ``teachers`` or ``consolidate``: it begins (step 0), or made a step.
+        """Follow ``hello``, ``start``, ``teachers``, ``consolidate`` or ``statistics``.
+
+        It begins (step 0), or made a step.
 
         Parameters
         ----------
@@ -241,6 +247,8 @@ class FlowerLog(Listener):
             self._title("[TEACHERS]")
         elif phase == "start" and step == 0:
             self._title("[SERVER]")
+        elif phase == "statistics":
+            self._title("[STATISTICS]")
         elif phase == "consolidate" and step == 1:
             self._title("[CONSOLIDATION]")
 
@@ -249,7 +257,7 @@ class FlowerLog(Listener):
         self._title(f"[ROUND {number}/{rounds}]")
 
     def on_trained(self, ended: Round) -> None:
-        """Log who answered, what they measured, and what the consolidation gave."""
+        """Log who answered, what they measured, and what the consolidation and a refit gave."""
         if ended.consolidation is not None:
             found = ended.consolidation
             self._log.info(
@@ -260,6 +268,8 @@ class FlowerLog(Listener):
                 _shown(found.ensemble_accuracy),
             )
             self._log.info("")
+        for refit in ended.refits:
+            self._item("%s", refit)
         if ended.metrics:
             self._item("Aggregated MetricRecord: %s", dict(ended.metrics))
         if ended.absent:

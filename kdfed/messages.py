@@ -14,19 +14,25 @@ message          direction record                   content
 \\                                                  [N, ...] as stored (``upload: logits``)
 \\               up        :class:`Update`          ``arrays``: weights, or ``logits`` float16
 \\                                                  [N, C]; ``metrics``
-``train``        down      :class:`Train`           ``arrays``: global weights; ``config``
+``train``        down      :class:`Train`           ``arrays``: global weights; ``config``; ``fixed``:
+\\                                                  weights that are not trained (``local.trainable``)
 \\               up        :class:`Update`          ``arrays``: weights; ``metrics``
 ``query.logits`` down      :class:`QueryLogits`     ``transfer``: ``inputs`` [M, ...] as stored, in a
 \\                                                  participant's first message; ``consensus``
 \\                                                  float16 [N, C] of an earlier round; ``arrays``:
 \\                                                  initial weights, in the first message; ``config``
 \\               up        :class:`Update`          ``arrays``: ``logits`` float16 [N, C]; ``metrics``
+``query.statistics`` down  :class:`QueryStatistics` ``arrays``: global weights below the head; ``config``
+\\               up        :class:`Update`          ``arrays``: sums over features
+                                                    (:mod:`kdfed.closed_form.sums`); ``metrics``
 ``evaluate``     down      :class:`Evaluate`        ``arrays``: global weights; ``config``
 \\               up        :class:`Evaluation`      ``metrics``
 ================ ========= ======================== =================================================
 
-The metrics are those of :mod:`kdfed.metrics`. Weights have the keys, shapes and dtypes of the model's
-``state_dict``; settings travel as JSON in ``config`` and are read once, into the classes of an experiment.
+The metrics are those of :mod:`kdfed.metrics`. Of a model with a backbone ``config`` holds
+``backbone-sha256`` too, and weights are those of the part that is trained. They have the keys, shapes and
+dtypes of the model's ``state_dict``; settings travel as JSON in ``config`` and are read once, into the
+classes of an experiment.
 
 Around the logical message stand records that no ledger counts:
 
@@ -58,8 +64,10 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from pydantic import ValidationError
 
+from kdfed.closed_form import HEADS, ClosedFormHead
 from kdfed.config import Arm
 from kdfed.errors import MessageError, one_line
+from kdfed.family import Family
 from kdfed.limits import Limits
 from kdfed.local import LOCAL_MODES, LocalMode
 from kdfed.metrics import (
@@ -73,16 +81,20 @@ from kdfed.metrics import (
 )
 from kdfed.models import State
 from kdfed.outside import code_of
+from kdfed.reading import cut_of
 from kdfed.settings import ModelSettings, OptimiserSettings, TeacherSettings
 from kdfed.setup import Precision
+from kdfed.thing import Thing
 
 ARRAYS = "arrays"
 CONFIG = "config"
 METRICS = "metrics"
 TRANSFER = "transfer"
+FIXED = "fixed"
 COHORTS = "cohorts"
 SIMULATION = "simulation"
 WARNINGS = "warnings"
+BACKBONE = "backbone-sha256"
 
 INPUTS = "inputs"
 LOGITS = "logits"
@@ -201,6 +213,8 @@ class Asked:
         The participant's architecture.
     arrays
         The received weights; empty where none are sent. A Flower strategy puts them beside :meth:`config`.
+    fixed
+        Weights that a round does not train.
     """
 
     type: ClassVar[str]
@@ -208,10 +222,15 @@ class Asked:
     seed: int
     model: ModelSettings
     arrays: State = field(default_factory=dict)
+    fixed: State = field(default_factory=dict)
+    backbone_sha256: str = field(default="", compare=False)
+    """What a message that arrived says of the weights of the sender's backbone; empty without one."""
 
     def config(self) -> Config:
         """Return the settings as ``config`` holds them, for a Flower strategy's ``train_config`` too."""
-        return {"seed": self.seed, "model": self.model.model_dump_json()}
+        cut = cut_of(self.model)
+        backbone = {} if cut is None else {BACKBONE: cut.weights_sha256}
+        return {"seed": self.seed, "model": self.model.model_dump_json(), **backbone}
 
     def transfer(self) -> State:
         """Return what ``transfer`` holds."""
@@ -241,6 +260,8 @@ class Asked:
             seed=_value(config, "seed", int),
             model=_settings(config, "model", ModelSettings),
             arrays=state_of_record(content, ARRAYS),
+            backbone_sha256=_value(config, BACKBONE, str) if BACKBONE in config else "",
+            fixed=state_of_record(content, FIXED),
             **cls._more(config, transfer),
         )
 
@@ -274,7 +295,7 @@ class TrainTeacher(Asked):
 
     def config(self) -> Config:
         """Return the settings."""
-        teachers = self.settings.model_dump_json(exclude={"model", "count"})
+        teachers = self.settings.model_dump_json(exclude={"model", "count", "from_"})
         return {**self.more, **super().config(), "teachers": teachers}
 
     def transfer(self) -> State:
@@ -313,6 +334,46 @@ class Evaluate(Asked):
 
 
 @dataclass(frozen=True, kw_only=True)
+class QueryStatistics(Asked):
+    """A participant sends sums over the features of its examples, for a head in closed form.
+
+    Parameters
+    ----------
+    server_round
+        The federated round after which the head is solved for.
+    head
+        What it is.
+    projection_seed
+        Of the projection of features, the same for all participants.
+    seed, model, arrays
+        Of :class:`Asked`. The head's own weights, which features do not depend on, are not sent.
+    """
+
+    type: ClassVar[str] = "query.statistics"
+
+    server_round: int
+    head: ClosedFormHead
+    projection_seed: int
+
+    def config(self) -> Config:
+        """Return the settings."""
+        return {
+            "server-round": self.server_round,
+            **super().config(),
+            "head": self.head.model_dump_json(),
+            "projection-seed": self.projection_seed,
+        }
+
+    @classmethod
+    def _more(cls, config: ConfigRecord, transfer: State) -> dict[str, Any]:
+        return {
+            "server_round": _value(config, "server-round", int),
+            "head": _thing(config, "head", HEADS),
+            "projection_seed": _value(config, "projection-seed", int),
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
 class Train(Asked):
     """A participant trains the global model for one federated round.
 
@@ -338,7 +399,10 @@ class Train(Asked):
 
     @classmethod
     def _more(cls, config: ConfigRecord, transfer: State) -> dict[str, Any]:
-        return {"server_round": _value(config, "server-round", int), "local": _local(config)}
+        return {
+            "server_round": _value(config, "server-round", int),
+            "local": _thing(config, "local", LOCAL_MODES),
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -786,7 +850,7 @@ def numbered(key: str, index: int, count: int) -> str:
 
 def item(content: RecordDict, index: int, count: int) -> RecordDict:
     """Return content ``index`` of the ``count`` that a network message holds."""
-    records = {key: content.get(numbered(key, index, count)) for key in (ARRAYS, CONFIG, TRANSFER)}
+    records = {key: content.get(numbered(key, index, count)) for key in (ARRAYS, CONFIG, TRANSFER, FIXED)}
     return RecordDict({key: record for key, record in records.items() if record is not None})
 
 
@@ -833,8 +897,11 @@ def _settings(config: Mapping[str, Any], key: str, kind: type[S]) -> S:
         raise MessageError(f"expected settings as {key!r} in a message: {one_line(error)}") from error
 
 
-def _local(config: Mapping[str, Any]) -> LocalMode:
+T = TypeVar("T", bound=Thing)
+
+
+def _thing(config: Mapping[str, Any], key: str, family: Family[T]) -> T:
     try:
-        return LOCAL_MODES.parse(_value(config, "local", str))
+        return family.parse(_value(config, key, str))
     except (ValueError, AttributeError, RecursionError) as error:
-        raise MessageError(f"expected settings as 'local' in a message: {one_line(error)}") from error
+        raise MessageError(f"expected settings as {key!r} in a message: {one_line(error)}") from error

@@ -8,10 +8,10 @@ Legend: N examples, P participants, K classes.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import overload
+from typing import TypeVar, overload
 
 import numpy as np
 
@@ -21,6 +21,8 @@ from kdfed.named import NamedError, blamed
 from kdfed.partitions.scheme import PartitionBase
 from kdfed.seeding import numpy_generator
 from kdfed.thing import origin_of
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,7 +39,8 @@ class Partition:
         How many examples were moved to give every participant ``min-examples``.
     unused
         How many examples of the pool nobody holds: 0, except where a kind gives some class no owner
-        (k-classes with fewer than K / k participants, label-overlap with fewer participants than groups).
+        (k-classes with fewer than K / k participants, label-overlap with fewer participants than groups),
+        or leaves out rare values of a column.
     """
 
     examples: np.ndarray
@@ -107,12 +110,12 @@ def make_partition(
     """
     generator = numpy_generator(seed, "partition")
     order = generator.permutation(np.sort(pool))
-    try:
-        with blamed(origin_of(settings), f"partition {settings.kind!r}: expected a deal"):
-            _check(settings, labels[pool], classes)
-            dealt, sizes = settings.deal_flat(labels[order], classes, generator)
-    except NamedError as error:
-        raise DataError(str(error), "partition.kind") from error
+
+    def deal() -> tuple[np.ndarray, np.ndarray]:
+        _check(settings, labels[pool], classes)
+        return settings.deal_flat(labels[order], classes, generator)
+
+    dealt, sizes = _of_users(settings, deal)
     _check_dealt(settings, dealt, sizes, len(order))
     owner = np.repeat(np.arange(len(sizes)), sizes)
     moved = 0
@@ -141,7 +144,29 @@ def partition_of(data: PreparedData, settings: PartitionBase, seed: int) -> Part
     DataError
         As :func:`make_partition`.
     """
-    return make_partition(settings, data.strata, data.splits.train, len(data.strata_names), seed)
+    settings = in_data(settings, data)
+    labels, classes = _of_users(settings, lambda: settings.dealt_by(data))
+    return make_partition(settings, labels, data.splits.train, classes, seed)
+
+
+def in_data(settings: PartitionBase, data: PreparedData) -> PartitionBase:
+    """Return the settings of a partition with what only the data tell: how many participants there are.
+
+    Raises
+    ------
+    DataError
+        If the data do not have what is dealt by.
+    """
+    return _of_users(settings, lambda: settings.in_data(data))
+
+
+def _of_users(settings: PartitionBase, ask: Callable[[], T]) -> T:
+    """Ask a partition, whose code may be a user's."""
+    try:
+        with blamed(origin_of(settings), f"partition {settings.kind!r}: expected a deal"):
+            return ask()
+    except NamedError as error:
+        raise DataError(str(error), "partition.kind") from error
 
 
 def class_counts(

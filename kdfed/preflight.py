@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from torch import nn
 
 from kdfed.arrays import spec_of
+from kdfed.closed_form.features import head_of
 from kdfed.config import Arm, Experiment
-from kdfed.config.checks import refusals_from, used_parts
+from kdfed.config.checks import refusals_from, used_parts, used_sections
 from kdfed.data import PreparedData, prepare
 from kdfed.device import resolve_device
-from kdfed.errors import ConfigError, DataError, Mistake
-from kdfed.models import build_model, state_of
+from kdfed.errors import ConfigError, DataError, KdfedError, Mistake
+from kdfed.models import batch_norms, build_model, state_of
 from kdfed.partition import partition_of
+from kdfed.reading import shape_read
 from kdfed.records import load_model, load_start
+from kdfed.saved import Card
 from kdfed.settings import DistillationSettings, ModelSettings, ServerFitSettings
+from kdfed.shelf import problems_with_teachers
 from kdfed.thing import Thing, within
 
 
@@ -68,14 +72,33 @@ def _check_arm(arm: Arm, data: PreparedData | None, key: _Keys) -> Iterator[Mist
     student, _ = _try_model(arm.model, data)
     everything = used_parts(arm)
     for where, part in everything:
-        message = _try_model(part, data)[1] if isinstance(part, ModelSettings) else None
-        if message:
-            yield Mistake(key(where), message)
+        on_shelf = where.startswith("teachers.from")  # has classes of its own
+        for mistake in _try_model(part, data)[1] if isinstance(part, ModelSettings) and not on_shelf else ():
+            yield Mistake(key(where + mistake.key.removeprefix("model")), mistake.message)
     if data is not None:
         for where, part in everything:
             if isinstance(part, Thing):
                 for refusal in refusals_from(part, lambda thing: thing.misfits(arm, data)):
                     yield Mistake(key(within(refusal, where).key), refusal.message)
+        on_shelf = "teachers" in used_sections(arm) and arm.teachers.from_ is not None
+        if on_shelf and student is not None:  # else its own mistake is told
+            found = problems_with_teachers(arm, Card.of(arm.model, arm.data, data))
+            yield from (Mistake(key(one.key), one.message) for one in found)
+    wants_head = [("closed-form", arm.closed_form is not None)]
+    wants_head += [("local.trainable", arm.local.trainable != "all")]
+    for section, wanted in wants_head:
+        if not wanted or student is None or data is None:
+            continue
+        if arm.local.trainable == "head" and section == "local.trainable" and batch_norms(student):
+            yield Mistake(
+                key(section),
+                "expected 'all' or 'body' of a model with BatchNorm, whose statistics would change below the "
+                "head, got 'head'",
+            )
+        try:
+            head_of(student, shape_read(arm.model, data.input_shape))
+        except KdfedError as error:
+            yield Mistake(key(section), str(error))
     if arm.start.startswith("file:"):
         yield from _check_start(arm.start.removeprefix("file:"), student, key("start"))
     if data is not None and not data.dataset.is_images:
@@ -88,14 +111,16 @@ def _check_arm(arm: Arm, data: PreparedData | None, key: _Keys) -> Iterator[Mist
                 )
 
 
-def _try_model(settings: ModelSettings, data: PreparedData | None) -> tuple[nn.Module | None, str | None]:
+def _try_model(
+    settings: ModelSettings, data: PreparedData | None
+) -> tuple[nn.Module | None, Sequence[Mistake]]:
     """Build a model for the data; there is nothing to say without data."""
     if data is None:
-        return None, None
+        return None, ()
     try:
-        return build_model(settings, data.input_shape, data.classes, seed=0), None
+        return build_model(settings, data.input_shape, data.classes, seed=0), ()
     except ConfigError as error:
-        return None, "; ".join(mistake.message for mistake in error.mistakes)
+        return None, error.mistakes
 
 
 def _check_start(path: str, student: nn.Module | None, key: str) -> Iterator[Mistake]:

@@ -40,13 +40,16 @@ class ServerBase(Thing):
     update_bound: Annotated[float, Field(gt=0, le=1e60)] = 100.0
     """A participant is left out whose weights differ from those that it was sent by a norm of more than this,
     times the norm of those sent or 1, whichever is larger. Its buffers (BatchNorm's statistics) may differ by
-    the square of it, and by 1e8 times their norm in any case."""
+    the square of it, and by 1e8 times their norm in any case. Statistics for a closed-form head may be of
+    features that are this many times as large as those of the server's own examples, or as 1."""
     deadlines: DeadlineSettings = DeadlineSettings()
     """When a missing reply counts as late."""
     strategy: str
     """The strategy."""
 
     needs_classes: ClassVar[str] = ""
+    whole_models: ClassVar[bool] = False
+    """Whether it makes use of the participants' whole models, or of none of their weights."""
     uses_server_labels: ClassVar[bool | None] = None
     """Whether it fits or chooses with labels of the server's validation or transfer examples. False: its
     ``build`` is not shown them. None, for who does not say: it is shown them, and all count as used."""

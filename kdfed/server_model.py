@@ -40,6 +40,7 @@ def fit_server_model(
     seed: int,
     *,
     setup: Setup,
+    on_features: bool = False,
     on_epoch: Callable[[int, int], None] = lambda epoch, epochs: None,
 ) -> int:
     """Train a model on the server's own labelled examples; return how many optimiser steps it took.
@@ -56,6 +57,8 @@ def fit_server_model(
         Derived seed of order, dropout and augmentation.
     setup
         Whose loss is minimised, and where.
+    on_features
+        Whether the inputs are activations of a backbone: no images that could be changed.
     on_epoch
         Called after each epoch with (epoch from 1, epochs).
 
@@ -67,7 +70,7 @@ def fit_server_model(
     model, examples = model.to(setup.device), examples.to(setup.device)
     spare_inputs(model)
     loss, draw = plain_loss(setup.task), torch_generator(seed, "augmentation")
-    changes = augmentation_of(settings, examples)
+    changes = () if on_features else augmentation_of(settings, examples)
 
     def batch_loss(index: torch.Tensor) -> torch.Tensor:
         inputs = examples.inputs[index]

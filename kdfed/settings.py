@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 Items = TypeVar("Items", bound=tuple[object, ...])
 
 
 def kebab(name: str) -> str:
-    """Return a field's key in the file: ``batch_size`` is ``batch-size``."""
-    return name.replace("_", "-")
+    """Return a field's key in the file: ``batch_size`` is ``batch-size``, ``from_`` is ``from``."""
+    return name.rstrip("_").replace("_", "-")
 
 
 class Settings(BaseModel):
@@ -49,6 +57,10 @@ Weight = Annotated[float, Field(ge=0, le=1e6)]
 Concentration = Annotated[float, Field(gt=0, le=1e9)]
 Seconds = Annotated[float, Field(gt=0, le=1e7)]
 Text = Annotated[str, Field(max_length=4096)]
+Options = dict[Text, bool | int | float | Text | Annotated[tuple[int, ...], Field(max_length=1000)]]
+Pixels = Annotated[int, Field(ge=1, le=4096)]
+Trainable = Annotated[str, Field(pattern=r"^(head|all|last:[1-9][0-9]{0,2})$")]
+Weights = Annotated[str, Field(pattern=r"^(installed|download|file:.+)$", max_length=4096)]
 
 
 # ----------------------------------------------------------------------------- data
@@ -128,13 +140,60 @@ class DataSettings(Settings):
 # ----------------------------------------------------------------------------- models and training
 
 
+HEAD = "linear"
+"""The only model on a backbone: a linear head."""
+
+_OF_BACKBONES = ("weights", "trainable", "size")
+
+
 class ModelSettings(Settings):
     """A model, fitted to the data's input shape and number of classes."""
 
-    name: Text = "cnn"
-    """``cnn``, ``mlp``, ``resnet8``, ``resnet18``, ``torchvision:NAME`` or ``package.module:name``."""
-    options: dict[Text, bool | int | float | Text | tuple[int, ...]] = {}
-    """Keyword arguments of the model, e.g. ``{width: 32}``; checked against its signature."""
+    backbone: Text | None = None
+    """A pre-trained network below a linear head: ``efficientnet-lite0``, ``torchvision:NAME`` or
+    ``package.module:name``, see [Backbones](backbones.md). Default: none, the model is trained from
+    nothing."""
+    name: Text = Field(default_factory=lambda data: HEAD if data.get("backbone") else "cnn")
+    """``cnn``, ``mlp``, ``resnet8``, ``resnet18``, ``torchvision:NAME`` or ``package.module:name``. On a
+    backbone it is ``linear``."""
+    options: Options = {}
+    """Keyword arguments of the model, e.g. ``{width: 32}``, or of the backbone; checked against its
+    signature."""
+    weights: Weights = "installed"
+    """Of the backbone. ``installed``: what is on this machine already, never the network. ``download``:
+    fetched once by torchvision. ``file:PATH``: a state dict, ``.safetensors`` or ``.pt``/``.pth``; a pickle
+    of anything else is refused and never executed."""
+    trainable: Trainable = "head"
+    """What is trained, and travels: ``head``, a linear layer on frozen features; ``last:N``, the last N
+    stages of the backbone too; ``all``, every stage."""
+    size: Pixels | None = None
+    """Height and width, in pixels, that images are resized to. Default: the backbone's own."""
+
+    @model_validator(mode="after")
+    def _goes_together(self) -> Self:
+        if self.backbone is None:
+            given = [key for key in _OF_BACKBONES if key in self.model_fields_set]
+            if given:
+                raise ValueError(f"expected a backbone beside {' and '.join(given)}; name one, or remove it")
+        elif self.name != HEAD:
+            raise ValueError(f"expected no name, or {HEAD}, beside a backbone; remove one of them")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_what_says_nothing(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = handler(self)
+        nothing = ("backbone", *_OF_BACKBONES) if self.backbone is None else ()
+        return {key: value for key, value in values.items() if key not in nothing}
+
+    @property
+    def reads(self) -> str:
+        """What it reads, equal for models that read the same; empty where those are normalised inputs."""
+        return "" if self.backbone is None else self.model_dump_json()
+
+    @property
+    def title(self) -> str:
+        """What people call it: its name, or that of its backbone and what is trained."""
+        return self.name if self.backbone is None else f"{self.backbone}, {self.trainable}"
 
 
 def several(models: ModelSettings | tuple[ModelSettings, ...] | None) -> tuple[ModelSettings, ...]:
@@ -170,8 +229,38 @@ class LabelCountSettings(Settings):
     says in ``num-examples`` how many examples there are."""
 
 
+class TeacherFile(Settings):
+    """A model that lies in a file, and what the file does not say of it."""
+
+    file: Text
+    """A ``.safetensors`` file, or a ``.pt`` or ``.pth`` file of ``torch.save(model.state_dict(), path)``.
+    Nothing in it is run."""
+    model: ModelSettings | None = None
+    """Name and options of its model. Default: what the file says; one that kdfed wrote says it. A model of
+    yours (``package.module:name``) is named here in any case, because it is code."""
+    classes: (
+        Annotated[tuple[Text | Annotated[int, Field(ge=0, le=10**9)] | None, ...], Field(min_length=1)] | None
+    ) = None
+    """For each of its outputs in their order the name of the data's class, or null where it says nothing of
+    any: a teacher may know some of the classes, in an order of its own. Default: the names in the file; where
+    it has none, the data's classes in their order."""
+    normalise: NormaliseSettings | None = None
+    """How inputs were normalised when it was trained, where the file does not say it. Default: as the
+    data."""
+    label_counts: (
+        Annotated[tuple[Annotated[float, Field(ge=0, le=1e12)], ...], Field(min_length=1)] | None
+    ) = None
+    """Examples of each output that it was trained on, in the order of the outputs, for the ensemble
+    ``label-counts``. Default: equally many of each that it knows."""
+
+
 class TeacherSettings(OptimiserSettings):
     """The participants' own training before the first round."""
+
+    from_: Text | Annotated[tuple[Text | TeacherFile, ...], Field(min_length=1)] | None = None
+    """Teachers that exist already: a folder whose model files, in the order of their names, are those of the
+    participants 0, 1, 2...; or a list of files. Nothing is trained then, and the keys of training have no
+    effect. Default: participants train them."""
 
     epochs: Passes = 10
     """Passes over the participant's examples."""
@@ -187,6 +276,17 @@ class TeacherSettings(OptimiserSettings):
     """The teachers' architecture; a list is dealt to participants in turn. Default: the federated model."""
     label_counts: LabelCountSettings = LabelCountSettings()
     """Label counts, sent for the ensemble ``label-counts`` only."""
+
+    @property
+    def start_common(self) -> bool:
+        """Whether teachers are trained, and start from the common initial weights."""
+        return self.from_ is None and self.init == "common"
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The folder or the files that ``from`` names; none without it."""
+        named = (self.from_,) if isinstance(self.from_, str) else self.from_ or ()
+        return tuple(one if isinstance(one, str) else one.file for one in named)
 
 
 Augmentation = Literal["flip", "crop"]
@@ -254,7 +354,7 @@ class ListenerSettings(Settings):
 
     name: Text
     """``package.module:name`` of a class, or of a function that returns a listener."""
-    options: dict[Text, bool | int | float | Text | tuple[int, ...]] = {}
+    options: Options = {}
     """Its keyword arguments."""
 
 

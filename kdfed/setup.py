@@ -8,7 +8,7 @@ from typing import Literal, Protocol, TypeAlias
 
 import torch
 
-from kdfed.device import resolve_device
+from kdfed.device import exact_convolutions, resolve_device
 from kdfed.task import Task
 
 Precision: TypeAlias = Literal["float32", "bfloat16"]
@@ -76,7 +76,8 @@ class Setup:
             return nullcontext()
         return torch.autocast(self.device.type, torch.bfloat16)
 
-    def set_threads(self) -> None:
-        """Give torch as many intra-op threads as :attr:`threads` says."""
+    def settle(self) -> None:
+        """Give torch :attr:`threads` intra-op threads, and a GPU's convolutions that repeat."""
         if torch.get_num_threads() != self.threads:
             torch.set_num_threads(self.threads)
+        exact_convolutions()

@@ -25,7 +25,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from kdfed import __version__
-from kdfed.errors import ConfigError, KdfedError, Mistake, RunError, RunFolderError
+from kdfed.errors import ConfigError, KdfedError, Mistake, RunError, RunFolderError, plain
 from simulations.engines import ENGINES
 from simulations.signals import exit_code, recording_in
 from simulations.streams import patient_streams
@@ -55,12 +55,19 @@ SetOption = Annotated[
         "--set", metavar="KEY=VALUE...", help="Replace keys, e.g. partition.alpha=0.5 rounds.horizon=10."
     ),
 ]
+OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there.")]
 
 
 def _out(text: str) -> Path:
     if not text:
-        raise RunFolderError("--out: expected where to write, got ''; name it or leave --out away")
+        raise RunFolderError("--out: expected where to write, got ''; name it")
     return Path(text)
+
+
+def _check_suffix(out: Path | None, suffix: str) -> None:
+    """Refuse to write over a model, data or an experiment: such files have other suffixes."""
+    if out is not None and out.suffix != suffix:
+        raise RunFolderError(f"--out: expected a file {suffix}, got {out}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -90,7 +97,7 @@ def _run_command(words: Sequence[str]) -> int:
     try:
         app(expand(words), prog_name="kdfed")
     except KdfedError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {plain(str(error))}", file=sys.stderr)
         return error.exit_code
     except SystemExit as end:  # how click ends
         return end.code if isinstance(end.code, int) else 1
@@ -297,23 +304,24 @@ def partition(
     EXPERIMENT is a YAML file, or the name of one that comes with kdfed.
     """
     console = Console()
+    _check_suffix(out, ".png")
     checked = _load(experiment, assignments, None if seed is None else [seed])
     from kdfed.data import prepare
-    from kdfed.partition import class_counts, make_partition
+    from kdfed.partition import class_counts, partition_of
     from simulations.report import save_partition_picture
     from simulations.server_app import partition_entry
     from simulations.tables import partition_table
 
     data = prepare(checked.data)
-    strata, names, drawn = data.strata, data.strata_names, checked.seeds[0]
-    parts = make_partition(checked.partition, strata, data.splits.train, len(names), drawn)
-    counts = class_counts(parts, strata, len(names))
+    names, drawn = data.strata_names, checked.seeds[0]
+    parts = partition_of(data, checked.partition, drawn)
+    counts = class_counts(parts, data.strata, len(names))
     title = f"{checked.name}: {checked.partition.kind}, {len(counts)} participants, seed {drawn}"
     console.print(partition_table(counts, names, title))
     if parts.moved:
         console.print(f"{parts.moved} examples moved, so that everybody holds min-examples")
     if parts.unused:
-        console.print(f"{parts.unused} examples belong to classes that nobody holds: they are not used")
+        console.print(f"{parts.unused} examples are nobody's: they are not used")
     picture = out if out is not None else Path(f"{checked.name}-partition.png")
     save_partition_picture(partition_entry(data, drawn, parts), picture)
     console.print(f"picture: {escape(str(picture.absolute()))}", soft_wrap=True)
@@ -335,6 +343,134 @@ def report(
         Console().print(f"the run did not end; report of what it recorded: {escape(str(records.path))}")
 
 
+@app.command()
+def predict(
+    model: Annotated[Path, typer.Argument(metavar="MODEL")],
+    source: Annotated[str, typer.Argument(metavar="SOURCE")],
+    assignments: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE...",
+            help="Replace keys of `data`, e.g. data.limit=100. Default: as the model was trained.",
+        ),
+    ] = None,
+    named: Annotated[
+        str,
+        typer.Option(
+            "--model",
+            metavar="NAME",
+            help="The name of a model of your own (package.module:name): it is code, and is run.",
+        ),
+    ] = "",
+    weights: Annotated[
+        str,
+        typer.Option(
+            metavar="WEIGHTS",
+            help="Where those of its backbone are: installed, download or file:PATH. Default: as it says.",
+        ),
+    ] = "",
+    out: Annotated[
+        Path | None,
+        typer.Option(parser=_out, metavar="FILE.csv", help="Write the rows there. Default: print them."),
+    ] = None,
+    overwrite: OverwriteOption = False,
+) -> None:
+    """Use a saved model: the class and its probability, or the number, of each example of a source.
+
+    MODEL is a file like runs/quickstart/models/consolidated-0.safetensors, SOURCE is what `data.source` of an
+    experiment can be, see `kdfed list`; a table or a folder of images needs no labels. Where there are some,
+    the accuracy (or R^2) is told.
+    """
+    from kdfed.named import search_in
+    from kdfed.records import check_output, write_atomically
+    from kdfed.saved import load
+    from simulations.predicting import predict_source
+
+    _check_suffix(out, ".csv")
+    if out is not None:
+        check_output(out, overwrite=overwrite)
+    search_in(Path.cwd())
+    found = predict_source(load(model, model=named, weights=weights), source, assignments or ())
+    if out is None:
+        rows = found.csv()  # names of classes come from the file: a terminal does not obey them
+        sys.stdout.write(plain(rows) if sys.stdout.isatty() else rows)
+        print(found.line, file=sys.stderr)
+        return
+    write_atomically(out, found.csv().encode(errors="backslashreplace"))
+    Console().print(f"{found.line}; rows: {escape(str(out.absolute()))}", soft_wrap=True)
+
+
+@app.command()
+def consolidate(
+    teachers: Annotated[list[str], typer.Argument(metavar="TEACHER...")],
+    student: Annotated[
+        str,
+        typer.Option(
+            metavar="MODEL", help="A model's name, {name: ..., options: ...}, or a file to start from."
+        ),
+    ],
+    transfer: Annotated[
+        str, typer.Option(metavar="SOURCE", help="The examples: what `data.source` can be, see `kdfed list`.")
+    ],
+    out: Annotated[
+        Path,
+        typer.Option(
+            parser=_out, metavar="STUDENT.safetensors", help="The student; the page is written beside it."
+        ),
+    ],
+    method: Annotated[str, typer.Option(metavar="METHOD", help="The KD method. Default: vanilla.")] = "",
+    labels: Annotated[bool, typer.Option("--labels", help="Use the labels of the transfer set too.")] = False,
+    teacher_model: Annotated[
+        str, typer.Option(metavar="MODEL", help="The model of teachers whose files say none.")
+    ] = "",
+    assignments: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE...",
+            help="Keys of `data` and `consolidation`, `device` and `threads`, as in an experiment.",
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Of every draw.")] = 0,
+    overwrite: OverwriteOption = False,
+) -> None:
+    """Distil models that exist already into one student, without any federation.
+
+    TEACHER is a file, a folder of files, or a mapping that says more: '{file: old.pt, model: {name: cnn}}'. A
+    file is a model of a run (runs/NAME/models/*.safetensors), or any other .safetensors, .pt or .pth with the
+    name of its model (old.pt=resnet18). Nothing in a file is run.
+    """
+    from kdfed.named import search_in
+    from kdfed.records import write_atomically
+    from kdfed.saved import save
+    from simulations.consolidating import Request, comparison_tables, plan_of, render, run_plan
+    from simulations.consolidating.report import measured_words, unknown_words
+    from simulations.engines.process_state import preserved
+    from simulations.workers import progress_on
+
+    search_in(Path.cwd())
+    console = Console()
+    request = Request(
+        teachers, student, transfer, out, method, labels, teacher_model, assignments or (), seed, overwrite
+    )
+    plan = plan_of(request)
+    with preserved(), progress_on(console) as progress:
+        bar = progress.add_task("distilling", total=None)
+        outcome = run_plan(plan, lambda epoch, epochs, _: progress.update(bar, total=epochs, completed=epoch))
+    save(out, outcome.state, plan.card)
+    write_atomically(plan.page, render(plan, outcome).encode(errors="backslashreplace"))
+    if not console.is_terminal:
+        console.width = max(console.width, 120)  # a file folds no words
+    for table in comparison_tables(plan, outcome):
+        console.print(table, "", sep="\n")
+    console.print(measured_words(plan, outcome), soft_wrap=True)
+    for warning in filter(None, (unknown_words(plan), outcome.result.warning)):
+        console.print(f"warning: {escape(warning)}", soft_wrap=True)
+    console.print(f"student: {escape(str(out.absolute()))}", soft_wrap=True)
+    console.print(f"page: {escape(str(plan.page.absolute()))}", soft_wrap=True)
+
+
 @app.command("list")
 def list_() -> None:
     """List what an experiment can name, with one line each."""
@@ -350,6 +486,7 @@ def list_() -> None:
 
 def catalogue() -> dict[str, dict[str, str]]:
     """Return what an experiment can name, by kind: name -> one line, read from where it is defined."""
+    from kdfed.backbones import BACKBONES
     from kdfed.data import SOURCES
     from kdfed.models import MODELS
     from kdfed.task import TASKS
@@ -367,6 +504,7 @@ def catalogue() -> dict[str, dict[str, str]]:
         },
         "data sources (data.source)": _lines(SOURCES),
         "models (model.name)": _lines(MODELS),
+        "backbones (model.backbone)": _lines(BACKBONES),
         "engines (--engine)": ENGINES,
         "experiments that come with kdfed (kdfed run)": _shipped_files("*.yaml", but="study-*.yaml"),
         "studies that come with kdfed (kdfed study)": _shipped_files("study-*.yaml"),

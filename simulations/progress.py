@@ -29,6 +29,7 @@ PHASES = {
     "hello": "meeting the nodes",
     "start": "training on the server's labels",
     "teachers": "training teachers",
+    "statistics": "summing features",
     "consolidate": "distilling",
     "rounds": "rounds",
     "done": "done",

@@ -20,19 +20,21 @@ from flwr.serverapp import Grid, ServerApp
 
 from kdfed.config import Experiment, server_labels, split_set, with_horizon
 from kdfed.data import PreparedData, prepare
+from kdfed.device import exact_convolutions, resolve_device
 from kdfed.errors import ConfigError, KdfedError, Mistake, RecordError, RunError, one_line
 from kdfed.events import FOLDER, OVERWRITE, PROGRESS, Event, OnEvent, ignore
 from kdfed.messages import Simulation
 from kdfed.named import ends_program, search_in
-from kdfed.outside import code_of
+from kdfed.outside import code_of, models_of
 from kdfed.partition import Partition, class_counts, partition_of
 from kdfed.preflight import check_data
 from kdfed.reasons import reason_of
 from kdfed.records import DataFacts, Failure, Outcome, RunFolder, Stopped, summarise, versions, weights_sha256
+from kdfed.saved import Card
 from simulations.experiments import load_experiment
 from simulations.server_data import held_out_data, server_data
 from strategies.arm import initial_state
-from strategies.arm_config import ArmConfig
+from strategies.arm_config import ArmConfig, HeldOut, ServerData
 from strategies.catalogue import make_strategy
 from strategies.pre_consolidation import PreConsolidation
 
@@ -100,6 +102,7 @@ def run_experiment(
     Whatever is raised, Ctrl-C included, the summary of what was recorded is written first.
     """
     torch.set_num_threads(experiment.threads)
+    exact_convolutions()
     with folder:
         data = prepare(experiment.data)
         experiment = _with_horizon(folder.experiment)
@@ -199,10 +202,14 @@ def _run_seed(
     on_event: OnEvent,
 ) -> None:
     """Run every arm that is not finished; arms that are compared run equally long."""
-    shared, held_out = server_data(data), held_out_data(data)
+    read: dict[str, tuple[ServerData, HeldOut]] = {}  # by what models read
     for name in experiment.arm_order:
         arm = experiment.arm(name)
         if (name, seed) not in folder.finished:
+            model, device = arm.model, resolve_device(arm.device) if arm.model.reads else "cpu"
+            if model.reads not in read:
+                read[model.reads] = server_data(data, model, device), held_out_data(data, model, device)
+            shared, held_out = read[model.reads]
             config = ArmConfig(
                 arm=arm,
                 data=shared,
@@ -212,6 +219,7 @@ def _run_seed(
                 targets=tuple(target for target in experiment.targets if isinstance(target, float)),
                 never_stop=len(experiment.arms) > 1,
                 simulation=Simulation.of(arm, seed, folder.store_path(name, seed), experiment.folder),
+                card=Card.of(arm.model, arm.data, data),
                 on_record=folder.append,
             )
             failure = _run_arm(grid, config, folder, on_event)
@@ -235,6 +243,7 @@ def _run_arm(grid: Grid, config: ArmConfig, folder: RunFolder, on_event: OnEvent
 
     config = replace(config, on_event=follow)
     try:
+        made_of = versions(code_of(arm), models_of(arm))
         start = ArrayRecord(dict(initial_state(arm, config.data, seed)))
         result = PreConsolidation(make_strategy(config), config).start(
             grid, start, horizon, arm.server.deadlines.train
@@ -258,9 +267,11 @@ def _run_arm(grid: Grid, config: ArmConfig, folder: RunFolder, on_event: OnEvent
         weights_sha256(state),
         consolidation,
         len(result.records),
-        versions(code_of(arm)),
+        made_of,
+        result.refits,
     )
-    folder.finish(outcome, state)
+    assert config.card is not None
+    folder.finish(outcome, state, config.card.metadata())
     return None
 
 
@@ -368,6 +379,8 @@ def _log(event: Event) -> None:
             event.steps,
             event.accuracy,
         )
+    elif event.message and event.arm:
+        log.info("%s, seed %d: %s", event.arm, event.seed, event.message)
     elif event.step == 0 and event.arm:
         log.info("%s, seed %d: %s", event.arm, event.seed, event.phase)
 

@@ -26,9 +26,21 @@ from simulations.report.counted import (
 )
 from simulations.report.figures import short_name
 from simulations.report.rows import control_heads, control_rows, labels_of, not_run, rising, starts_of
-from simulations.report.words import Saving, number, plural, signed, target_words, verdict, verdict_line
+from simulations.report.words import (
+    Saving,
+    number,
+    plural,
+    signed,
+    sunk_words,
+    target_words,
+    verdict,
+    verdict_line,
+)
 
-EXCHANGE = "An exchange is a communication round: a federated round, or the one that collects the teachers."
+EXCHANGE = (
+    "An exchange is a communication round: a federated round, or the one that collects the teachers or the "
+    "statistics of a head."
+)
 """What the first table says below itself."""
 
 SHOWN_PARTICIPANTS = 40
@@ -78,6 +90,8 @@ def _head(summary: Mapping[str, Any]) -> str:
     told += f"Labels the server fits on: {labels_of(summary)}."
     if summary["evaluation_examples"] is not None:
         told += f" Read on {summary['evaluation_examples']:,} evaluation examples."
+    sunk = sunk_words(summary)
+    told += f" {escape(sunk)}" if sunk else ""
     return f"{escape(summary['note'])} {told}" if summary.get("note") else told
 
 

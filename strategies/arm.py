@@ -17,8 +17,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
-from typing import cast
+from typing import Literal, cast
 
 from flwr.app import ArrayRecord, ConfigRecord, Message
 from flwr.serverapp import Grid
@@ -26,24 +27,28 @@ from flwr.serverapp.strategy import Strategy
 from torch import nn
 
 from kdfed.arrays import Spec, problem_with_arrays, spec_of
+from kdfed.closed_form import BEFORE, Refit, Sums
+from kdfed.closed_form.features import head_of
 from kdfed.config import Arm, sampled_count
-from kdfed.errors import RunError
+from kdfed.errors import RunError, one_line
 from kdfed.ledger import Ledger
 from kdfed.limits import UPDATE_BOUND, Limits, Reach, numpy_of
 from kdfed.listeners import Listener, Listeners, Round, build_listener
-from kdfed.messages import Evaluate, ReplyKind, Train
+from kdfed.messages import FIXED, Evaluate, ReplyKind, Train
 from kdfed.models import State, buffer_keys, build_model, load_state, state_of
+from kdfed.reading import shape_read
 from kdfed.reasons import Once
 from kdfed.records import Stopped, load_start
 from kdfed.seeding import derive, python_seed, sample_participants
 from kdfed.server_model import fit_server_model, labelled_examples
 from strategies.arm_config import ArmConfig, ServerData
+from strategies.closed_form import HeadPhase
 from strategies.hello import Present, ask_nodes, number_devices
-from strategies.listeners import Announcing, EvaluateFn, Evaluating, Recording, Stopping
+from strategies.listeners import Announcing, EvaluateFn, Evaluating, Falling, Recording, Stopping
 from strategies.parcels import Exchange
 from strategies.participant_grid import ParticipantGrid
 from strategies.result import ArmResult
-from strategies.teachers import TeacherPhase, average
+from strategies.teachers import Teacher, TeacherPhase, average
 from strategies.wrapped import OwnReplies, minima, repaired, takes_means, teacher_config, weight_key
 
 log = logging.getLogger("kdfed.strategies")
@@ -95,13 +100,14 @@ class ArmRunner:
         try:
             self.listeners.start(self.config.name, self.config.seed, self.arm)
             self.grid = self._hello(present, buffer_keys(model))
-            ended = self._start(dict(initial_arrays.to_torch_state_dict()), num_rounds, train_config)
+            common = dict(initial_arrays.to_torch_state_dict())
+            ended = self._refitted(self._start(common, num_rounds, train_config))
             self.listeners.round(ended)
             for number in range(1, num_rounds + 1):
                 if self._stops():
                     break
                 sampled = self._sampled(number)
-                ended = self._round(number, sampled, ended, timeout, train_config)
+                ended = self._refitted(self._round(number, sampled, ended, timeout, train_config))
                 self.listeners.round(ended)
                 self._evaluate_on_clients(ended, sampled, timeout, evaluate_config)
             else:
@@ -129,6 +135,7 @@ class ArmRunner:
             Recording(config, result),
             Announcing(config),
             Stopping(config),
+            Falling(config, self._once.warn),
             *map(build_listener, self.arm.listeners),
             *config.listeners,
         ]
@@ -198,18 +205,20 @@ class ArmRunner:
             state = self._server_model(common)
             self._require_usable(state, spec, "the server's own model", "lower server-fit.lr")
             return Round(0, rounds, state, 0, (), self.ledger.totals())
-        self.listeners.phase("teachers", self.ledger.totals())
+        closed_form = self.arm.closed_form
+        sums: Sums | None = None
+        refits: tuple[Refit, ...] = ()
+        if closed_form is not None and closed_form.before_teachers:
+            common, sums, refit = self._solved(common, BEFORE)
+            refits = (refit,)
         phase = TeacherPhase(self.config, self.grid, common, teacher_config(self.strategy, train_config))
-        teachers = phase.train()
+        teachers = self._teachers(phase)
         report = self.grid.report
-        least = min(self.arm.server.minimum, phase.count)
-        answered = len(report.answered)
-        if answered == 0 and any("'teacher'" in absent.reason for absent in report.absent):
-            log.error("a ClientApp of your own needs app.train('teacher')(teacher(train)) of clients.teacher")
-        self._require(answered, least, "teacher phase", "answered with a teacher")
         if start == "averaged":
             state, advice = average(teachers), "lower teachers.lr"
         else:
+            if closed_form is not None and closed_form.teacher and sums is not None:
+                teachers = [*teachers, phase.solved(sums)]
             state, found = phase.consolidate(teachers, self._distilled)
             self.result.consolidation = found
             if found.warning:
@@ -224,7 +233,21 @@ class ArmRunner:
             tuple(report.absent),
             self.ledger.totals(),
             consolidation=self.result.consolidation,
+            refits=refits,
         )
+
+    def _teachers(self, phase: TeacherPhase) -> list[Teacher]:
+        """Return teachers: read from files where they exist already, else trained by participants."""
+        if self.arm.teachers.from_ is not None:
+            return phase.read()
+        self.listeners.phase("teachers", self.ledger.totals())
+        teachers, report = phase.train(), self.grid.report
+        least = min(self.arm.server.minimum, phase.count)
+        answered = len(report.answered)
+        if answered == 0 and any("'teacher'" in absent.reason for absent in report.absent):
+            log.error("a ClientApp of your own needs app.train('teacher')(teacher(train)) of clients.teacher")
+        self._require(answered, least, "teacher phase", "answered with a teacher")
+        return teachers
 
     def _server_model(self, common: State) -> State:
         """Train the common initial weights on the server's own labels; no participant has a part in it."""
@@ -238,12 +261,77 @@ class ArmRunner:
             settings,
             derive(self.config.seed, "server-fit"),
             setup=self.config.setup,
+            on_features=self.arm.model.backbone is not None,
             on_epoch=lambda epoch, epochs: self.listeners.phase("start", costs, epoch, epochs),
         )
         return state_of(model)
 
     def _distilled(self, epoch: int, epochs: int, accuracy: float | None) -> None:
         self.listeners.phase("consolidate", self.ledger.totals(), epoch, epochs, accuracy)
+
+    # ------------------------------------------------------------------ heads in closed form
+
+    def _refitted(self, ended: Round) -> Round:
+        """Return a round with a head in closed form, where the arm asks for one after it."""
+        settings, number = self.arm.closed_form, ended.number
+        if settings is None or number not in settings.at:
+            return ended
+        state, _, refit = self._solved(ended.state, number)
+        report, none = self.grid.report, ended.number == 0 and not ended.answered
+        absent = {one.participant: one for one in (*report.absent, *ended.absent)}
+        return replace(
+            ended,
+            state=state,
+            answered=len(report.answered) if none else ended.answered,
+            absent=tuple(absent[participant] for participant in sorted(absent)),
+            costs=self.ledger.totals(),
+            refits=(*ended.refits, refit),
+        )
+
+    def _solved(self, state: State, at: int | Literal["before-teachers"]) -> tuple[State, Sums | None, Refit]:
+        """Return weights with a head in closed form, the sums that it is of, and what the record says.
+
+        Whoever sends what cannot be sums is left out. Where too few are left, the model stays as it is: no
+        liar ends a run.
+        """
+        settings, everybody = self.arm.closed_form, self.arm.partition.participants
+        assert settings is not None
+        self.listeners.phase("statistics", self.ledger.totals())
+        phase, number = HeadPhase(self.config, self.grid), at if isinstance(at, int) else 0
+        chosen = list(range(everybody))
+        if settings.participants == "sampled":
+            count = sampled_count(self.arm)
+            chosen = sample_participants(self.config.seed, "statistics-sample", number, everybody, count)
+        asked = phase.ask(state, number, chosen)
+        head, where, name = settings.head, f"statistics after round {number}", settings.head.head
+        least = min(self.arm.server.minimum, len(chosen))
+        report = self.grid.report
+        self._require_statistics(asked.sent, least, where)
+        if asked.sums is None or len(report.answered) < least:
+            why = f"expected usable statistics of at least {least} participants, got {len(report.answered)}"
+            why = one_line(f"{why}. {self._left_out}")
+            self._once.warn(
+                f"{self.config.name}, seed {self.config.seed}: {where}: the model keeps its head", why
+            )
+            refit = Refit(at, name, why=why)
+            state_after, sums = state, None
+        else:
+            state_after, linear = phase.solve(state, asked.sums)
+            self._require_usable(state_after, spec_of(state), where, "raise the head's penalty")
+            counted = len(report.answered), asked.sums.examples
+            refit, sums = Refit.of(at, name, *counted, linear, head.calibrate), asked.sums
+        self.result.refits.append(refit)
+        return state_after, sums, refit
+
+    def _require_statistics(self, sent: int, least: int, where: str) -> None:
+        """Refuse to go on where too few participants sent any: no liar can bring that about."""
+        if sent == 0 and any("'statistics'" in absent.reason for absent in self.grid.report.absent):
+            raise RunError(
+                f"{where}: the participants' ClientApp has no handler app.query('statistics'), which a head "
+                "in closed form asks for: write one (docs/pre-consolidation.md), use clients.client_app, or "
+                f"remove closed-form. {self._left_out}"
+            )
+        self._require(sent, least, where, "sent statistics")
 
     # ------------------------------------------------------------------ a round
 
@@ -257,16 +345,19 @@ class ArmRunner:
     ) -> Round:
         """Train one federated round; the round before is evaluated meanwhile, if it was not yet."""
         self.listeners.round_start(number, before.rounds)
-        spec, limits = spec_of(before.state), self.grid.limits
-        reach = Reach(numpy_of(before.state), limits)
+        trained, fixed = self._trained(before.state)
+        spec, limits = spec_of(trained), self.grid.limits
+        reach = Reach(numpy_of(trained), limits)
         self._show(number, sampled, spec, reach)
         local = self.arm.local.at_round(number)
         settings = Train(seed=self.config.seed, server_round=number, model=self.arm.model, local=local)
         config = ConfigRecord({**(train_config or {}), **settings.config()})
         with python_seed(derive(self.config.seed, "configure", number)):  # Flower shuffles
-            messages = list(
-                self.strategy.configure_train(number, ArrayRecord(dict(before.state)), config, self.grid)
-            )
+            messages = list(self.strategy.configure_train(number, ArrayRecord(trained), config, self.grid))
+        if fixed:
+            record = ArrayRecord(fixed)
+            for message in messages:
+                message.content[FIXED] = record
         replies: list[Message] = list(
             self.grid.send_and_receive(messages, timeout=timeout, meanwhile=self.listeners.catch_up)
         )
@@ -278,6 +369,7 @@ class ArmRunner:
         state = repaired(self.strategy, arrays, replies, spec, limits.buffers)
         advice = "lower local.lr or the server's step size"
         self._require_usable(state, spec, f"round {number}", advice, reach)
+        state = {key: state.get(key, value) for key, value in before.state.items()}
         if metrics is not None:
             self.result.train_metrics_clientapp[number] = metrics
         return Round(
@@ -289,6 +381,16 @@ class ArmRunner:
             self.ledger.totals(),
             metrics={} if metrics is None else dict(metrics),
         )
+
+    def _trained(self, state: State) -> tuple[State, State]:
+        """Return of a model's weights those that rounds train, and those that they do not."""
+        part = self.arm.local.trainable
+        if part == "all":
+            return dict(state), {}
+        model = self.config.build(self.arm.model, "evaluation")
+        place = head_of(model, shape_read(self.arm.model, self.config.data.input_shape))
+        trained = place.trained(state, part)
+        return trained, {key: value for key, value in state.items() if key not in trained}
 
     def _show(self, number: int, sampled: Sequence[int], spec: Spec, reach: Reach) -> None:
         """Show a round's participants to the strategy."""

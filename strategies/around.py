@@ -150,9 +150,15 @@ def settings_of(model: OwnModel) -> ModelSettings:
     Raises
     ------
     ConfigError
-        If a class or function is not what its name stands for.
+        If a class or function is not what its name stands for, or the model has a backbone.
     """
     if isinstance(model, ModelSettings):
+        if model.backbone is not None:
+            problem = (
+                f"expected a model that reads what handlers give it, got {model.title!r}: a backbone reads "
+                "images as they are stored; give it in an experiment"
+            )
+            raise ConfigError("model", [Mistake("model.backbone", problem)])
         return model
     if isinstance(model, str):
         return ModelSettings(name=model)

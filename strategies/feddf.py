@@ -21,7 +21,7 @@ from flwr.serverapp.strategy import FedAvg, Strategy
 from kdfed.choosing import Choosing
 from kdfed.consolidate import consolidate
 from kdfed.distill import VanillaConsolidation
-from kdfed.distill.method import soft_refusals
+from kdfed.distill.method import soft_refusals, view_refusals
 from kdfed.ensembles import AnyEnsemble, MeanLogits
 from kdfed.errors import LogitsError, RunError
 from kdfed.messages import ARRAYS, state_of_record
@@ -61,6 +61,7 @@ class FedDFServer(ServerBase):
     distillation: FedDFDistillation = FedDFDistillation()
     """How."""
 
+    whole_models: ClassVar[bool] = True
     uses_server_labels: ClassVar[bool | None] = False  # beside what its distillation does
 
     def server_labels(self) -> frozenset[str]:
@@ -76,6 +77,8 @@ class FedDFServer(ServerBase):
         yield from super().refusals(arm)
         distillation = self.distillation
         for refusal in soft_refusals(distillation, arm.data.task):
+            yield within(refusal, ".distillation")
+        for refusal in view_refusals(distillation, arm.model.backbone is not None):
             yield within(refusal, ".distillation")
         if distillation.ensemble.needs_label_counts:
             yield Refusal(
@@ -132,13 +135,18 @@ class FedDF(FedAvg):
         )
         for model, state in zip((student, *teachers), (average, *states), strict=True):
             load_state(model, state)
+        seed, method = derive(config.seed, "feddf", server_round), self._settings.method()
+        transfer = data.transfer
+        if config.arm.model.backbone is not None and method.augmentation:
+            images, method = config.views_of(config.stored_transfer, method, seed)
+            transfer = config.read(images, config.arm.model)
         result = consolidate(
             student,
             teachers,
-            data.transfer,
+            transfer,
             data.validation,
-            self._settings.method(),
-            derive(config.seed, "feddf", server_round),
+            method,
+            seed,
             setup=config.setup,
         )
         return state_of(student), result.steps

@@ -22,6 +22,7 @@ from kdfed.limits import Limits
 from kdfed.messages import (
     ARRAYS,
     COHORTS,
+    FIXED,
     METRICS,
     WARNINGS,
     Answers,
@@ -57,10 +58,13 @@ class Report:
         Participants whose work was taken, in order.
     absent
         Participants that were left out, with the reason.
+    refused
+        How many of those had sent something, in time, which was not taken.
     """
 
     answered: list[int] = field(default_factory=list)
     absent: list[Absent] = field(default_factory=list)
+    refused: int = 0
 
 
 @dataclass(frozen=True)
@@ -188,7 +192,7 @@ class Inbox:
         try:
             answers, results = read_reply(parcel.cohorts, content)
         except Exception as error:
-            self.leave_out(parcel.participants, f"a reply that cannot be read: {error}")
+            self._refuse(parcel.participants, f"a reply that cannot be read: {error}")
             return
         rows = zip(answers.participants, answers.results, answers.reasons, strict=True)
         for participant, index, reason in rows:
@@ -203,7 +207,9 @@ class Inbox:
                 continue
             if problem is None and (spec := exchange.spec_of(first)):
                 problem = problem_with_result(result.content, spec, exchange.reach_of(first))
-            if problem is None:
+            if problem is None and exchange.take is not None:
+                problem = exchange.take(first, result.content)
+            elif problem is None:
                 self._make_ready(
                     Message(result.content, reply_to=parcel.messages[first]), result.participants
                 )
@@ -259,10 +265,14 @@ class Inbox:
     def _answered(self, exchange: Exchange, result: Result, problem: str | None) -> None:
         """Count a result, or leave its participants out."""
         if problem is not None:
-            self.leave_out(result.participants, problem)
+            self._refuse(result.participants, problem)
             return
         self._count(exchange, result)
         self.report.answered += result.participants
+
+    def _refuse(self, participants: Sequence[int], reason: str) -> None:
+        self.report.refused += len(participants)
+        self.leave_out(participants, reason)
 
     def _count(self, exchange: Exchange, result: Result) -> None:
         size = bytes_of(result.content)
@@ -275,7 +285,7 @@ class Inbox:
         if len(counted) < 2 or self._exchange is None:
             return [one.reply for one in ready]
         # On a tie: ours, else the one with the fewest metrics.
-        ours = set(_OURS[self._exchange.phase])
+        ours = set(_OURS.get(self._exchange.phase, ()))
         if self._exchange.label_counts is not None:
             ours.add(LABEL_COUNTS)
         usual = max(counted, key=lambda s: (counted[s], {key for key, _ in s} == ours, -len(s), s))
@@ -303,7 +313,8 @@ _OURS = {
     "teachers": (NUM_EXAMPLES, TRAIN_LOSS, LOCAL_STEPS),
     "evaluate": (NUM_EXAMPLES, EVAL_LOSS, EVAL_ACCURACY),
 }
-"""The metrics that kdfed's own participants send, by phase; label counts beside them where asked."""
+"""The metrics that kdfed's own participants send, by phase; label counts beside them where asked. Statistics
+are taken as they come: nobody compares their metrics."""
 
 
 def _shape_of(metrics: MetricRecord) -> tuple[tuple[str, int], ...]:
@@ -359,5 +370,5 @@ def pass_warnings_on(content: RecordDict, log: Once) -> None:
 
 
 def bytes_of(content: RecordDict) -> int:
-    """Return the bytes of a logical message: its arrays, metrics and config."""
-    return sum(record.count_bytes() for record in content.values())
+    """Return the bytes of a logical message: its arrays, metrics and config, without fixed weights."""
+    return sum(record.count_bytes() for key, record in content.items() if key != FIXED)

@@ -20,6 +20,7 @@ from kdfed.ledger import Costs
 from kdfed.listeners import Listener, Round
 from kdfed.models import load_state
 from kdfed.records import RoundRecord
+from kdfed.task import REGRESSION
 from kdfed.train import evaluate
 from strategies.arm_config import ArmConfig
 from strategies.result import ArmResult
@@ -142,6 +143,56 @@ class Stopping(Listener):
         return None
 
 
+class Falling(Listener):
+    """Warns where the first round loses what the start has brought, on the validation split.
+
+    It does where more is lost than :data:`MOST_LOST` points, and than two standard errors of the difference
+    of two scores on so many examples.
+
+    Parameters
+    ----------
+    config
+        The arm.
+    warn
+        Is told of what, and why.
+    """
+
+    def __init__(self, config: ArmConfig, warn: Callable[[str, str], object]) -> None:
+        self._config, self._warn = config, warn
+        self._start: float | None = None
+
+    def on_round(self, ended: Round) -> None:
+        """Compare the first round with the start, unless that is random."""
+        arm, accuracy = self._config.arm, ended.evaluated.validation_accuracy
+        solved = arm.closed_form is not None and 0 in arm.closed_form.at
+        if ended.number == 0 and (arm.start != "random" or solved):
+            self._start = accuracy
+        if ended.number != 1 or self._start is None or accuracy is None:
+            return
+        lost = 100 * (self._start - accuracy)
+        if lost > max(MOST_LOST, 100 * self._noise(self._start, accuracy)):
+            self._warn(
+                f"{self._config.name}, seed {self._config.seed}",
+                f"the first round lost {lost:.1f} points of the start: lower local.lr",
+            )
+
+    def _noise(self, *scores: float) -> float:
+        """Return two standard errors of a difference of scores, as if they were of different examples.
+
+        That of an accuracy a is :math:`a (1 - a) / N`, squared; that of an R^2 about :math:`4 R^2 (1 -
+        R^2)^2 / N`.
+        """
+        known = [min(max(score, 0.0), 1.0) for score in scores]
+        regression = self._config.data.task is REGRESSION
+        spread = sum(4 * one * (1 - one) ** 2 if regression else one * (1 - one) for one in known)
+        return 2 * math.sqrt(spread / len(self._config.data.validation))
+
+
+MOST_LOST = 2.0
+"""Points of accuracy that the first round may lose of the start without a warning, however many examples it
+is measured on."""
+
+
 class Announcing(Listener):
     """Tells the arm's steps as events, for progress displays.
 
@@ -158,11 +209,24 @@ class Announcing(Listener):
         """Tell a phase, or a step of one."""
         self._tell(phase, step, steps, accuracy, costs)
 
+    def on_trained(self, ended: Round) -> None:
+        """Tell what became of the head."""
+        for refit in ended.refits:
+            self._tell("statistics", 1, 1, None, ended.costs, str(refit))
+
     def on_round(self, ended: Round) -> None:
         """Tell a round and its accuracy."""
         self._tell("rounds", ended.number, ended.rounds, ended.evaluated.accuracy, ended.costs)
 
-    def _tell(self, phase: Phase, step: int, steps: int, accuracy: float | None, costs: Costs) -> None:
+    def _tell(
+        self,
+        phase: Phase,
+        step: int,
+        steps: int,
+        accuracy: float | None,
+        costs: Costs,
+        message: str = "",
+    ) -> None:
         self._config.on_event(
             Event(
                 arm=self._config.name,
@@ -173,5 +237,6 @@ class Announcing(Listener):
                 accuracy=accuracy,
                 bytes=costs.bytes_up + costs.bytes_down,
                 participant_uploads=costs.participant_uploads,
+                message=message,
             )
         )

@@ -60,6 +60,7 @@ class LogitsServer(ServerBase):
     ``package.module:name``."""
 
     needs_classes: ClassVar[str] = "it needs classes"
+    whole_models: ClassVar[bool] = True
     uses_server_labels: ClassVar[bool | None] = False
 
     def refusals(self, arm: Any) -> Iterator[Refusal]:

@@ -21,6 +21,9 @@ from kdfed.metrics import NUM_EXAMPLES
 SpecOf: TypeAlias = Callable[[int], Spec]
 """Shapes and dtypes that a participant's arrays must have; empty when none are sent back."""
 
+Take: TypeAlias = Callable[[int, RecordDict], str | None]
+"""Takes a participant's result, or says in one sentence what is wrong with it."""
+
 ReachOf: TypeAlias = Callable[[int], Reach | None]
 """How far a participant's arrays may lie from those that it trained from; None for no bound."""
 
@@ -37,7 +40,7 @@ class Exchange:
     Parameters
     ----------
     phase
-        ``teachers``, ``rounds`` or ``evaluate``, for the ledger.
+        ``teachers``, ``statistics``, ``rounds`` or ``evaluate``, for the ledger.
     round
         The federated round; 0 before the first.
     spec_of, reach_of
@@ -48,15 +51,19 @@ class Exchange:
         What label counts must be like. Default: nobody asks for them.
     weight_key
         The metric by which the strategy weighs what is sent.
+    take
+        Is given each result that keeps to the rest as it comes, and nobody keeps it then. Default: the
+        strategy gets replies.
     """
 
-    phase: Literal["teachers", "rounds", "evaluate"]
+    phase: Literal["teachers", "statistics", "rounds", "evaluate"]
     round: int
     spec_of: SpecOf
     reach_of: ReachOf = lambda participant: None
     steps_of: StepsOf | None = None
     label_counts: LabelCountLimits | None = None
     weight_key: str = NUM_EXAMPLES
+    take: Take | None = None
 
     def __str__(self) -> str:
         return f"{self.phase} {self.round}"

@@ -8,8 +8,7 @@ goes through an inbox (:mod:`.inbox`). This decorator sends, waits and keeps the
 from __future__ import annotations
 
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from uuid import uuid4
 
 from flwr.app import Message, RecordDict
@@ -22,6 +21,7 @@ from kdfed.messages import ReplyKind, Simulation
 from kdfed.private.flwr import Run, name_message
 from kdfed.reasons import Once
 from kdfed.records import Absent
+from strategies.frozen_parts import FixedWeights, FrozenParts
 from strategies.hello import Present, nodes_of
 from strategies.inbox import Inbox, Report, bytes_of
 from strategies.parcels import Cohort, Exchange, Parcel, content_of, cut, deal, deal_to_owners, kept, pack
@@ -79,6 +79,7 @@ class ParticipantGrid(Grid):
         self._cohort_size = cohort_size if present.roster is None else 1
         self._simulation = None if simulation is None else simulation.to_record()
         self._inbox = Inbox(ledger, self.limits, present.held, log)
+        self._frozen, self._fixed = FrozenParts(), FixedWeights()
         self._exchange: Exchange | None = None
         self._sampled: dict[int, None] = {}  # a set that keeps its order
         self._cohorts: list[Cohort] = []
@@ -197,8 +198,12 @@ class ParticipantGrid(Grid):
         if exchange is None or not by_participant:
             return []
         self._asks = []
-        for content, count in _distinct(by_participant.values()):
-            self._ledger.down(exchange.phase, bytes_of(content), messages=count)
+        for content, receivers in _distinct(by_participant):
+            self._ledger.down(exchange.phase, bytes_of(content), messages=len(receivers))
+            self._ledger.down(exchange.phase, self._fixed.due(receivers, content))
+        self._ledger.down(
+            exchange.phase, sum(self._frozen.due(p, m.content) for p, m in by_participant.items())
+        )
         cohorts = kept(self._cohorts, by_participant)
         if self._roster is not None:
             dealt = deal_to_owners(cohorts, self._roster)
@@ -257,8 +262,9 @@ class ParticipantGrid(Grid):
                 time.sleep(min(most, max(least, (now - began) / 50)))
 
 
-def _distinct(messages: Iterable[Message]) -> list[tuple[RecordDict, int]]:
-    """Return the distinct contents of messages, and how many messages share each."""
-    contents = {id(message.content): message.content for message in messages}
-    counts = Counter(id(message.content) for message in messages)
-    return [(contents[key], count) for key, count in counts.items()]
+def _distinct(messages: Mapping[int, Message]) -> list[tuple[RecordDict, list[int]]]:
+    """Return the distinct contents of participants' messages, and who gets each."""
+    found: dict[int, tuple[RecordDict, list[int]]] = {}
+    for participant, message in messages.items():
+        found.setdefault(id(message.content), (message.content, []))[1].append(participant)
+    return list(found.values())

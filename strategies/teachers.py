@@ -17,15 +17,19 @@ from torch import nn
 
 from kdfed.arrays import Spec, spec_of
 from kdfed.averaging import average_states
+from kdfed.closed_form import Sums
 from kdfed.consolidate import consolidate
+from kdfed.data import Examples
 from kdfed.distill import ConsolidationResult
+from kdfed.distill.stacks import logits_apart
 from kdfed.errors import KdfedError
 from kdfed.limits import UPDATE_BOUND, LabelCountLimits, Reach, most_steps, numpy_of
 from kdfed.messages import LOGITS, TrainTeacher, Update
 from kdfed.models import State, buffer_keys, load_state, state_of
 from kdfed.records import Absent
-from kdfed.seeding import derive, sample_participants
+from kdfed.seeding import SERVER, derive, sample_participants
 from kdfed.settings import ModelSettings, several
+from kdfed.shelf import label_counts, teachers_of
 from kdfed.train import predict
 from kdfed.transfer_sets.transfer_set import examples_of
 from strategies.arm_config import ArmConfig
@@ -40,7 +44,10 @@ OnEpoch: TypeAlias = Callable[[int, int, float | None], None]
 
 @dataclass(frozen=True)
 class Teacher:
-    """What one participant uploaded: ``arrays`` are weights, or ``logits``. Noisy counts are cut off at 0."""
+    """What one participant uploaded: ``arrays`` are weights, or ``logits``. Noisy counts are cut off at 0.
+
+    Of one that comes from a file nobody says on how many examples it was trained: all count alike.
+    """
 
     participant: int
     arrays: State
@@ -89,6 +96,44 @@ class TeacherPhase:
         self._train_config = train_config or ConfigRecord()
         self._models = several(self.arm.teachers.model) or (self.arm.model,)
         self._modules: dict[int, nn.Module] = {}
+        self._all_alike = False
+
+    def read(self) -> list[Teacher]:
+        """Read teachers that exist already; nothing is trained or sent.
+
+        Raises
+        ------
+        ConfigError
+            With everything that is wrong with their files.
+        KdfedError
+            If nobody said what they must fit.
+        """
+        if self.config.card is None:
+            raise KdfedError(
+                "expected ArmConfig.card beside teachers.from: what the files must fit, got none"
+            )
+        found = teachers_of(self.arm, self.config.card)
+        self._models = tuple(one.settings for one in found.values())
+        self._modules = {number: one.model.to(self.config.setup.device) for number, one in found.items()}
+        self._all_alike = any(one.label_counts is None for one in found.values())
+        counts = label_counts(list(found.values())).tolist() if self.arm.teachers.label_counts.send else None
+        return [
+            Teacher(number, state_of(one.model), 1, None if counts is None else counts[number])
+            for number, one in found.items()
+        ]
+
+    def solved(self, sums: Sums) -> Teacher:
+        """Return the common initial weights, with their head in closed form, as one more teacher.
+
+        Parameters
+        ----------
+        sums
+            Of everybody's examples, which the head is of. Beside teachers from files it counts as one of
+            them; where those do not say their examples of each class, it does not either.
+        """
+        examples = sums.examples if self.arm.teachers.from_ is None else 1
+        counts = sums.present_C.double() if self._all_alike else sums.counts_C
+        return Teacher(SERVER, self.common, examples, counts.tolist())
 
     def train(self) -> list[Teacher]:
         """Have the chosen participants train teachers, and receive each once."""
@@ -121,7 +166,7 @@ class TeacherPhase:
         """Tell whether a teacher's logits are finite; weights can be finite and overflow all the same."""
         if self.arm.teachers.upload == "logits" or self.arm.start == "averaged":
             return True
-        logits = predict(self._module(teacher), self.config.data.validation.inputs[:_PROBED])
+        logits = predict(self._module(teacher), self._validation(self._model_of(teacher))[:_PROBED])
         if bool(torch.isfinite(logits).all()):
             return True
         report = self.grid.report
@@ -178,8 +223,9 @@ class TeacherPhase:
             load_state(student, self.common)
         elif settings.init == "averaged":
             load_state(student, average(teachers))
-        modules: list[nn.Module] = []
+        seed, modules = derive(self.config.seed, "consolidate"), list[nn.Module]()
         sources: Sequence[nn.Module] | torch.Tensor = modules
+        validation_logits = None
         if self.arm.teachers.upload == "logits":
             sources = torch.stack([teacher.arrays[LOGITS] for teacher in teachers])
         else:
@@ -187,9 +233,14 @@ class TeacherPhase:
         refused = settings.transfer.refuses(self.arm.teachers.upload, settings.labels)
         if refused is not None:
             raise KdfedError(f"transfer {settings.transfer.transfer!r}: {refused}")
-        transfer = examples_of(
-            settings.transfer, data.transfer, modules, derive(self.config.seed, "transfer")
-        )
+        stored = self._reads_stored and settings.transfer.is_stored
+        public = self.config.stored_transfer if stored else data.transfer
+        transfer = examples_of(settings.transfer, public, modules, derive(self.config.seed, "transfer"))
+        if stored:
+            images, settings = self.config.views_of(transfer, settings, seed)
+            transfer = self.config.read(images, self.arm.model)
+            if modules and any(model.reads != self.arm.model.reads for model in self._models):
+                sources, validation_logits = self._logits(teachers, images)
         counts = None
         if self.arm.teachers.label_counts.send:
             counts = np.array([teacher.label_counts for teacher in teachers], dtype=np.float64)
@@ -199,18 +250,53 @@ class TeacherPhase:
             transfer,
             data.validation,
             settings,
-            derive(self.config.seed, "consolidate"),
+            seed,
             setup=self.config.setup,
             label_counts=counts,
+            validation_logits=validation_logits,
             on_epoch=on_epoch,
         )
         return state_of(student), result
 
+    @property
+    def _reads_stored(self) -> bool:
+        """Whether somebody reads images as they are stored."""
+        return any(model.backbone is not None for model in (self.arm.model, *self._models))
+
+    def _logits(self, teachers: Sequence[Teacher], images: Examples) -> tuple[torch.Tensor, torch.Tensor]:
+        """Ask each teacher for its logits on what its own model reads of images and of the validation split.
+
+        Returns
+        -------
+        tuple of torch.Tensor
+            float32 [K, N, C] and [K, M, C].
+        """
+
+        def inputs_of(index: int) -> tuple[torch.Tensor, torch.Tensor]:
+            model = self._model_of(teachers[index])
+            return self.config.read(images, model).inputs, self._validation(model)
+
+        reads = [self._model_of(teacher).reads for teacher in teachers]
+        transfer, validation = logits_apart(list(map(self._module, teachers)), reads, inputs_of)
+        return transfer, validation
+
+    def _validation(self, model: ModelSettings) -> torch.Tensor:
+        """Return the validation split's inputs as a model reads them."""
+        data = self.config.data
+        if model.reads == self.arm.model.reads:
+            return data.validation.inputs
+        return self.config.inputs(data.validation_inputs, model)
+
+    def _model_of(self, teacher: Teacher) -> ModelSettings:
+        """Return a teacher's architecture; one that the server made has the federated model's."""
+        if teacher.participant == SERVER:
+            return self.arm.model
+        return self._models[teacher.participant % len(self._models)]
+
     def _module(self, teacher: Teacher) -> nn.Module:
         """Return the teacher as a model; it is built once."""
         if teacher.participant not in self._modules:
-            model = self._models[teacher.participant % len(self._models)]
-            module = self.config.build(model, "teacher-module")
+            module = self.config.build(self._model_of(teacher), "teacher-module")
             load_state(module, teacher.arrays)
             self._modules[teacher.participant] = module.to(self.config.setup.device)
         return self._modules[teacher.participant]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -15,6 +15,7 @@ from flwr.app import ArrayRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
+from kdfed.backbones import features
 from kdfed.config import Experiment
 from kdfed.messages import Simulation
 from simulations.experiments import build_experiment, merge
@@ -45,6 +46,21 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.xdist_group("sim"))
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _nothing_at_home(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Keep what backbones compute out of the user's own cache."""
+    features.FOLDER = tmp_path_factory.mktemp("features")
+
+
+@pytest.fixture
+def fresh_features(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[features.FeatureCache]:
+    """Return this process's cache of activations, with nothing in it."""
+    monkeypatch.setattr(features, "FOLDER", tmp_path / "features")
+    features.default_cache.cache_clear()
+    yield features.default_cache()
+    features.default_cache.cache_clear()
+
+
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)
@@ -71,6 +87,7 @@ def run_arm(tmp_path: Path) -> Callable[..., Any]:
     """Return a function that runs one arm of an experiment on the in-process grid."""
     from clients.client_app import app
     from kdfed.data import prepare
+    from kdfed.saved import Card
     from simulations.engines.inprocess import InProcessGrid
     from simulations.server_app import held_out_data, server_data
     from strategies.arm import initial_state
@@ -90,7 +107,7 @@ def run_arm(tmp_path: Path) -> Callable[..., Any]:
     ) -> Any:
         arm, seed = experiment.arm(name), experiment.seeds[0]
         prepared = prepare(arm.data)
-        data, held_out = server_data(prepared), held_out_data(prepared)
+        data, held_out = server_data(prepared, arm.model), held_out_data(prepared, arm.model)
         store = tmp_path / "store" / uuid4().hex  # a run finds nothing that another one kept
         simulation = Simulation.of(arm, seed, store)
         arm_config = ArmConfig(
@@ -101,6 +118,7 @@ def run_arm(tmp_path: Path) -> Callable[..., Any]:
                 "seed": seed,
                 "name": name,
                 "simulation": simulation,
+                "card": Card.of(arm.model, arm.data, prepared),
                 **config,
             }
         )

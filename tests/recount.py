@@ -6,8 +6,9 @@ imports nothing of kdfed on purpose: a mistake there must not be repeated here. 
 beside the rules, not to be quick.
 
 What cannot be counted from those files is not checked: versions, partitions, the reasons of failures, how
-many labelled examples the server used, and how many examples an evaluation has. The share of the largest
-class (``majority``), which targets of the form ``95%-of-gain`` need, is taken from the summary.
+many labelled examples the server used, how many examples an evaluation has, and which teachers existed. The
+share of the largest class (``majority``), which targets of the form ``95%-of-gain`` need, is taken from the
+summary.
 
 Choices, where the rules leave one
 ----------------------------------
@@ -86,6 +87,7 @@ NOT_RECOUNTED = {
     "evaluation_examples",
     "majority",
     "note",
+    "sunk",
 }
 
 Record = dict[str, Any]
@@ -380,6 +382,11 @@ def recount(folder: Path, majority: float | None = None, horizon: int | None = N
             for outcome in _outcomes(folder).values()
             if outcome.get("consolidation") is not None
         ],
+        "refits": [
+            {"arm": outcome["arm"], "seed": outcome["seed"], **refit}
+            for outcome in _outcomes(folder).values()
+            for refit in outcome.get("refits") or ()
+        ],
         "controls": {
             "server_alone": _control(runs, seeds, _arm_of(experiment, "server"), alone=True),
             "server_start": _control(runs, seeds, _arm_of(experiment, "server")),
@@ -585,6 +592,7 @@ KEYS = {
     "runs": ("arm", "seed", "target"),
     "comparisons": ("arm", "target", "cost"),
     "consolidations": ("arm", "seed"),
+    "refits": ("arm", "seed", "at"),
 }
 
 

@@ -13,6 +13,7 @@ import random
 import statistics
 import subprocess
 import sys
+from dataclasses import asdict
 from functools import reduce
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -25,6 +26,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from clients.client_app import app
+from kdfed.closed_form import Refit
 from kdfed.records import DataFacts, Outcome, RoundRecord, RunFolder, summarise
 from simulations.engines.inprocess import InProcessGrid
 from simulations.experiments import build_experiment, merge
@@ -345,6 +347,12 @@ def test_an_arm_that_gets_dearer_in_one_seed_never_looks_better(pairs, cost):
 
 # Run folders
 
+REFITS = [
+    Refit("before-teachers", "lda", why="nobody answered"),
+    Refit(2, "ridge", 5, 280, 3.16, "penalty: gcv", 12.5, "calibrate: sums"),
+]
+"""What the warm arm records of its head."""
+
 
 def _record(arm: str, seed: int, round: int, accuracy: float, **costs: Any) -> dict[str, Any]:
     return {
@@ -393,6 +401,7 @@ def _write(folder: Path, curves: dict[tuple[str, int], list[float]], **stopped: 
                 "stopped": how,
                 "weights_sha256": "ab",
                 "consolidation": None,
+                "refits": [asdict(refit) for refit in REFITS] if arm == "warm" else [],
             }
             outcomes.append(outcome)
     for name, lines in (("rounds", rows), ("outcomes", outcomes)):
@@ -543,6 +552,27 @@ EXPERIMENT: dict[str, Any] = {
     "controls": ["averaged"],
     "arms": {"cold": {}, "consolidated": {"start": "consolidated"}},
 }
+
+
+def test_what_became_of_heads_is_counted_from_the_outcomes(tmp_path, monkeypatch):
+    monkeypatch.setattr("simulations.report.build_report", lambda folder: None)
+    solved = {"closed-form": {"calibrate": "sums", "at": [0, 2]}}
+    arms = {"arms": {"cold": {}, "solved": solved}}
+    experiment = build_experiment(
+        {**EXPERIMENT, **arms, "seeds": [0, 1], "rounds": {"horizon": 2}, "controls": []}
+    )
+    folder = RunFolder.open_for(tmp_path / "run", experiment)
+    summary = run_experiment(InProcessGrid(app, 1), experiment, folder, "inprocess")
+    assert recount.check(tmp_path / "run") == []
+    found = [(refit["arm"], refit["seed"], refit["at"]) for refit in summary["refits"]]
+    assert found == [("solved", 0, 0), ("solved", 0, 2), ("solved", 1, 0), ("solved", 1, 2)]
+    assert {refit["chosen_by"] for refit in summary["refits"]} == {"penalty: gcv"}
+    assert all(refit["scale"] > 1 for refit in summary["refits"])
+    read = folder.read_summary(experiment, folder.read_rounds(experiment))
+    assert read["refits"] == summary["refits"]
+    other = {**summary, "refits": [*summary["refits"][:3], {**summary["refits"][3], "chosen": 7.0}]}
+    (told,) = recount.check(tmp_path / "run", other)
+    assert told.startswith("refits[solved, 1, 2].chosen: summary 7.0")
 
 
 @pytest.mark.slow

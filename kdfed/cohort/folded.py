@@ -4,7 +4,8 @@ A model is traced once with ``torch.fx``. Each node of its graph is then run for
 one of four layouts:
 
 ======== ================= ==============================================================
-image    [N, B*C, H, W]    channels-last in memory, as grouped convolutions want it
+image    [N, B*C, H, W]    channels-last in memory, as grouped convolutions want it, except where
+                           convolutions are matrix products: on a GPU in float32
 vector   [B, N, F]         as batched matrix products want it
 own      [B, N, C, H, W]   everybody's images as they arrive; a layer makes one of the above
 shared   [N, ...]          the same inputs for everybody, not yet touched by a parameter
@@ -52,9 +53,16 @@ def own_inputs(inputs_BN: torch.Tensor) -> Folded:
 def _as_image(inputs_BN: torch.Tensor) -> Folded:
     """Fold images [B, N, C, H, W] into channels [N, B*C, H, W]."""
     participants, count, channels, height, width = inputs_BN.shape
+    if _by_products(inputs_BN):
+        return Folded(inputs_BN.transpose(0, 1).flatten(1, 2), "image")
     folded = inputs_BN.permute(1, 3, 4, 0, 2).contiguous()  # as it lies in memory: N, H, W, B, C
     image = folded.view(count, height, width, participants * channels).permute(0, 3, 1, 2)
     return Folded(image, "image")
+
+
+def _by_products(values: torch.Tensor) -> bool:
+    """Tell whether convolutions are batched matrix products here: on a GPU, and in no lower precision."""
+    return values.is_cuda and not torch.is_autocast_enabled("cuda")
 
 
 # ----------------------------------------------------------------------------- the registry
@@ -72,6 +80,10 @@ def _conv(run: _Run, module: nn.Conv2d, name: str, value: Folded) -> Folded:
     if module.kernel_size == (1, 1) and module.padding in ((0, 0), 0, "valid"):
         # oneDNN writes past its buffers in the backward pass of grouped 1x1 convolutions with a stride.
         data, stride = data[:, :, :: stride[0], :: stride[1]], (1, 1)
+    plain = groups == run.participants and module.dilation == (1, 1) and module.padding != "same"
+    if plain and _by_products(data):
+        padding = (0, 0) if module.padding == "valid" else module.padding
+        return Folded(stacked_conv(data, weight, bias, stride, cast(tuple[int, ...], padding)), "image")
     image = functional.conv2d(
         data,
         weight.flatten(0, 1),
@@ -82,6 +94,74 @@ def _conv(run: _Run, module: nn.Conv2d, name: str, value: Folded) -> Folded:
         groups,
     )
     return Folded(image, "image")
+
+
+def stacked_conv(
+    images: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    stride: tuple[int, ...],
+    padding: tuple[int, ...],
+) -> torch.Tensor:
+    """Convolve everybody's images by one batched matrix product.
+
+    In float32 proper, cuDNN starts several kernels for each group of a convolution.
+
+    Parameters
+    ----------
+    images
+        [N, B*C, H, W].
+    weight, bias
+        [B, G, C, k, l], and [B, G] or None.
+    stride, padding
+        Down and across.
+
+    Returns
+    -------
+    torch.Tensor
+        [N, B*G, H', W'].
+    """
+    kernel, count = weight.shape[3:], len(images)
+    height, width = (
+        (size + 2 * pad - side) // step + 1
+        for size, pad, side, step in zip(images.shape[2:], padding, kernel, stride, strict=True)
+    )
+    columns = _Columns.apply(images, len(weight), kernel, stride, padding)
+    if bias is None:
+        product = torch.bmm(weight.flatten(2), columns)
+    else:
+        product = torch.baddbmm(bias.unsqueeze(2), weight.flatten(2), columns)
+    return product.view(*product.shape[:2], count, height, width).permute(2, 0, 1, 3, 4).flatten(1, 2)
+
+
+class _Columns(torch.autograd.Function):
+    """Images [N, B*C, H, W] as columns [B, C*K, N*L]: the K pixels of each of L windows.
+
+    ``functional.unfold`` would start a kernel for each image; its backward pass, which is used, starts one.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        images: torch.Tensor,
+        participants: int,
+        kernel: tuple[int, ...],
+        stride: tuple[int, ...],
+        padding: tuple[int, ...],
+    ) -> torch.Tensor:
+        ctx.how = images.shape, kernel, stride, padding
+        padded = functional.pad(images, (padding[1], padding[1], padding[0], padding[0]))
+        windows = padded.unfold(2, kernel[0], stride[0]).unfold(3, kernel[1], stride[1])
+        own = windows.view(len(images), participants, -1, *windows.shape[2:])  # N, B, C, H', W', k, l
+        return own.permute(1, 2, 5, 6, 0, 3, 4).flatten(4).flatten(1, 3)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        (gradient,) = gradients
+        shape, kernel, stride, padding = ctx.how
+        rows = gradient.reshape(*gradient.shape[:2], shape[0], -1).permute(2, 0, 1, 3).flatten(1, 2)
+        images = functional.fold(rows, shape[2:], kernel, padding=padding, stride=stride)
+        return images, None, None, None, None
 
 
 def _linear(run: _Run, module: nn.Linear, name: str, value: Folded) -> Folded:
@@ -344,9 +424,7 @@ class _Run:
             return Folded(value.data.flatten(2), "vector")
         if value.layout == "shared":
             return Folded(value.data.flatten(1).expand(self.participants, -1, -1), "vector")
-        return Folded(
-            _split(_with_gradient_channels_last(value.data), self.participants).flatten(2), "vector"
-        )
+        return Folded(_split(_with_gradient_alike(value.data), self.participants).flatten(2), "vector")
 
     def pixels(self, value: Folded, user: str) -> Folded:
         """Return a value as images of four dimensions, [N, channels, H, W]; ``user`` is who needs them."""
@@ -413,7 +491,7 @@ class _Run:
         value = self.pixels(value, "the mean")
         if {d % 4 if isinstance(d, int) else d for d in dims} != {2, 3}:
             raise NotFoldableError(f"the mean over {dim}")
-        data = value.data if value.layout == "shared" else _with_gradient_channels_last(value.data)
+        data = value.data if value.layout == "shared" else _with_gradient_alike(value.data)
         means = data.mean((2, 3), keepdim=keepdim)
         return Folded(means, value.layout) if keepdim else self._pooled(means, value.layout)
 
@@ -423,15 +501,20 @@ class _Run:
         return Folded(_split(means, self.participants), "vector")
 
 
-def _with_gradient_channels_last(image: torch.Tensor) -> torch.Tensor:
-    """Have an image's gradient arrive channels-last, like the image.
+def _with_gradient_alike(image: torch.Tensor) -> torch.Tensor:
+    """Have an image's gradient arrive as the image lies in memory.
 
-    Where a layout ends, the gradient comes back in the other one, and the layers before it would each read it
+    Where a layout ends, the gradient comes back in another one, and the layers before it would each read it
     across memory: ReLU's backward pass takes twenty times as long.
     """
     if image.requires_grad:
-        image.register_hook(_channels_last)  # type: ignore[no-untyped-call]
+        alike = _contiguous if _by_products(image) else _channels_last
+        image.register_hook(alike)  # type: ignore[no-untyped-call]
     return image
+
+
+def _contiguous(gradient: torch.Tensor) -> torch.Tensor:
+    return gradient.contiguous()
 
 
 def _channels_last(gradient: torch.Tensor) -> torch.Tensor:

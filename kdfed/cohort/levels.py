@@ -28,11 +28,17 @@ FOLD_BYTES = {"cpu": 256 * 2**20, "cuda": 4 * 2**30}
 """Memory budget of the activations of one fold, by device type."""
 
 MOST_FOLDED = {"cpu": 24, "cuda": 1024}
-"""Most participants of one fold, by device type: on a CPU more gain nothing, and do not fit its caches."""
+"""Most participants of one fold, by device type: on a CPU more gain nothing, and do not fit its caches; on a
+GPU they gain up to some 600 of the smallest models."""
 
-STEP_OVERHEAD = {"cpu": 4e6, "cuda": 1e10}
+KEPT = {"cpu": 3, "cuda": 5}
+"""A step's memory in outputs of all layers: these, their gradients, what backward keeps; on a GPU windows of
+convolutions, too."""
+
+STEP_OVERHEAD = {"cpu": 4e6, "cuda": 2e9}
 """What a fold's step costs beside its arithmetic, as multiply-adds of a forward pass: padding that saves a
-step may cost as much."""
+step may cost as much. On a GPU it is the time that starting a step's kernels takes (``docs/performance.md``).
+"""
 
 HEAVY_STEP = 6e7
 """Multiply-adds of one participant's forward pass over a batch above which a CPU is busy with arithmetic
@@ -106,7 +112,7 @@ class CohortPlan:
     def fold_width(self, batch_size: int, device: torch.device) -> int:
         """Return how many participants one fold takes, at least one."""
         kind = kind_of(device)
-        each = 3 * batch_size * self.cost.activation_bytes  # outputs, their gradients, what backward keeps
+        each = KEPT[kind] * batch_size * self.cost.activation_bytes
         return int(max(1, min(MOST_FOLDED[kind], FOLD_BYTES[kind] // max(each, 1))))
 
     def folds(self, sizes: Sequence[int], batch_size: int, device: torch.device) -> list[slice]:

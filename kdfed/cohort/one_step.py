@@ -13,12 +13,13 @@ with one local step is large-batch SGD (McMahan et al. 2017, arXiv 1602.05629, s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from kdfed.cohort.levels import CohortPlan, functional_call, kind_of
 from kdfed.local import LocalLoss
@@ -107,7 +108,8 @@ def sum_of_steps(
             dealt = inputs.view(groups, -1, *inputs.shape[1:])
             logits = plan.forward(alike, dealt, norm_training=False).flatten(0, 1)
         else:
-            logits = functional_call(plan.model, own, _channels_last(inputs))
+            with _UnitStrides():
+                logits = functional_call(plan.model, own, _channels_last(inputs))
         each = loss.examples(inputs, logits, labels)
         found = torch.autograd.grad(each.sum(), leaves, allow_unused=True)
         if any(gradient is None for gradient in found):  # SGD leaves such a weight as it is, decay or not
@@ -145,8 +147,30 @@ def _groups(model: nn.Module) -> int:
     return 2 * NARROW // max(widths) if widths and max(widths) < NARROW else 1
 
 
+class _UnitStrides(TorchFunctionMode):
+    """Leave pixels out before a 1x1 convolution instead of striding over them; the bits are the same.
+
+    Striding over a channels-last image of fewer than eight channels, oneDNN's backward pass writes
+    past its buffers.
+    """
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        if func is torch.conv2d:  # as nn.Conv2d calls it, the only one in a model of registered layers
+            inputs, weight, bias, stride, padding, *rest = args
+            if weight.shape[2:] == (1, 1) and padding in ((0, 0), "valid"):
+                inputs = inputs[:, :, :: stride[0], :: stride[1]]
+                args = (inputs, weight, bias, (1, 1), padding, *rest)
+        return func(*args, **(kwargs or {}))
+
+
 def _channels_last(values: torch.Tensor) -> torch.Tensor:
-    """Return images or filters in the layout of quick convolutions: as they come, they take twice as long."""
-    if values.ndim != 4:
+    """Return images or filters as convolutions on a CPU want them: as they come, they take twice as long."""
+    if values.ndim != 4 or values.is_cuda:
         return values
     return values.clone(memory_format=torch.channels_last)  # contiguous() leaves a single channel as it is

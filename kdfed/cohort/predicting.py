@@ -9,12 +9,12 @@ import torch
 from torch import nn
 
 from kdfed.cohort.folded import Stack
-from kdfed.cohort.levels import plan_for
+from kdfed.cohort.levels import kind_of, plan_for
 from kdfed.models import State, device_of, load_state
 from kdfed.train import predict
 
-PREDICT_BYTES = 64 * 2**20
-"""Memory budget of the activations of one pass: models and inputs are cut to fit."""
+PREDICT_BYTES = {"cpu": 64 * 2**20, "cuda": 2**30}
+"""Memory budget of the activations of one pass, by device type: models and inputs are cut to fit."""
 
 BATCH = 256
 
@@ -58,7 +58,7 @@ def predict_stack(model: nn.Module, stack: Stack, inputs: torch.Tensor) -> torch
             logits.append(predict(own, inputs, BATCH))
         return torch.stack(logits)
     each = BATCH * plan.cost.activation_bytes
-    width = int(max(1, min(count, PREDICT_BYTES // max(each, 1))))
+    width = int(max(1, min(count, PREDICT_BYTES[kind_of(device)] // max(each, 1))))
     was_training = model.training
     model.eval()
     try:

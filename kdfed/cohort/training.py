@@ -35,7 +35,8 @@ class Trained:
     Parameters
     ----------
     states
-        Weights and buffers, each [R, *shape], on the CPU; empty where ``sums`` is not.
+        Weights and buffers, each [R, *shape], on the CPU, or on the GPU that trained them where sums were
+        enough; empty where ``sums`` is not.
     indices
         Whose they are: R indices into the cohort.
     results
@@ -67,6 +68,7 @@ def train_cohort(
     setup: Setup,
     shared: bool = False,
     sums: bool = False,
+    only: frozenset[str] | None = None,
 ) -> Iterator[Trained]:
     """Train B participants with models of one architecture, each as :func:`kdfed.train.fit` trains one.
 
@@ -98,7 +100,10 @@ def train_cohort(
         All participants train on the same examples, which are there once: every size is their number.
     sums
         The sum of the weights is enough: participants who make one step may be trained as one, and only their
-        sum be given (:mod:`.one_step`).
+        sum be given (:mod:`.one_step`). States of a fold may stay on the GPU: copying them takes longer than
+        a step.
+    only
+        Names of the parameters that are trained; the others stay as they start. Default: all.
 
     Yields
     ------
@@ -122,7 +127,7 @@ def train_cohort(
     plan = plan_for(model, tuple(examples.inputs.shape[1:]), settings.batch_size)
     examples = examples.to(device)
     indices = np.arange(len(sizes))
-    if sums and isinstance(start, dict) and not shared and setup.precision == "float32":
+    if sums and only is None and isinstance(start, dict) and not shared and setup.precision == "float32":
         together = one_step_participants(plan, counts, settings)
         summed = None
         if len(together) > 1:
@@ -135,7 +140,7 @@ def train_cohort(
     if not len(indices):
         return
     if plan.level == "loop" or len(indices) < 2:
-        yield from _loop(model, start, examples, indices, starts, sizes, settings, loss, seeds, setup)
+        yield from _loop(model, start, examples, indices, starts, sizes, settings, loss, seeds, setup, only)
         return
     model.train()
     order = indices[np.argsort(-counts[indices], kind="stable")]
@@ -154,12 +159,14 @@ def train_cohort(
         else:
             own = stack_states([start[index] for index in indices.tolist()])
             stack = {key: values.to(device) for key, values in own.items()}
-        states, losses = _train_fold(plan, stack, examples, settings, loss, schedule, setup)
+        states, losses = _train_fold(plan, stack, examples, settings, loss, schedule, setup, only)
         results = [
             TrainResult(mean, steps, sizes[index])
             for mean, steps, index in zip(losses, schedule.steps.tolist(), indices.tolist(), strict=True)
         ]
-        yield Trained({key: values.cpu() for key, values in states.items()}, indices.tolist(), results)
+        if not (sums and device.type == "cuda"):
+            states = {key: values.cpu() for key, values in states.items()}
+        yield Trained(states, indices.tolist(), results)
 
 
 def _examples_of(examples: Examples, counts: np.ndarray, indices: np.ndarray) -> Examples:
@@ -274,6 +281,7 @@ def _train_fold(
     loss: LocalLoss,
     schedule: _Schedule,
     setup: Setup,
+    only: frozenset[str] | None,
 ) -> tuple[Stack, list[float]]:
     """Train one fold; return the states, and everybody's mean loss of the last epoch.
 
@@ -284,7 +292,7 @@ def _train_fold(
     device = examples.inputs.device
     batches, sizes = (torch.from_numpy(each).to(device) for each in (schedule.batches, schedule.sizes))
     columns = torch.arange(batches.shape[2], device=device)
-    names = [name for name, _ in plan.model.named_parameters()]
+    names = [name for name, _ in plan.model.named_parameters() if only is None or name in only]
     optimiser = StackedOptimiser([stack[name] for name in names], settings, steps=len(sizes))
     buffers = {key: values for key, values in stack.items() if key not in set(names)}
     dtype = stack[names[0]].dtype
@@ -342,10 +350,14 @@ def _loop(
     loss: LocalLoss,
     seeds: Sequence[int],
     setup: Setup,
+    only: frozenset[str] | None,
 ) -> Iterator[Trained]:
     """Train one participant after another: for models that cannot be folded, and to compare folds with."""
     for index in indices.tolist():
         own = copy.deepcopy(model)  # training may change more of a model than its state
+        if only is not None:
+            for name, parameter in own.named_parameters():
+                parameter.requires_grad_(name in only)
         begin, size = starts[index], sizes[index]
         load_state(own, start if isinstance(start, dict) else start[index])
         part = type(examples)(examples.inputs[begin : begin + size], examples.labels[begin : begin + size])

@@ -11,7 +11,15 @@ Reading order: :mod:`kdfed.settings`, :mod:`kdfed.family`, :mod:`kdfed.config.ex
 
 from kdfed.config.checks import combinations, cross_checks, server_labels
 from kdfed.config.controls import with_horizon
-from kdfed.config.experiment import Arm, ArmSettings, Experiment, Target, experiment_type, sampled_count
+from kdfed.config.experiment import (
+    Arm,
+    ArmSettings,
+    Experiment,
+    Target,
+    experiment_type,
+    sampled_count,
+    sunk_teachers,
+)
 from kdfed.config.merging import dotted, merge
 from kdfed.config.reading import (
     build_experiment,
@@ -43,6 +51,7 @@ __all__ = [
     "sampled_count",
     "server_labels",
     "split_set",
+    "sunk_teachers",
     "unrelated",
     "with_horizon",
 ]

@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Iterator
 from itertools import product
 
 from kdfed.choosing import parts
+from kdfed.closed_form import BEFORE, ClosedFormSettings
 from kdfed.config.experiment import Arm
 from kdfed.config.mistakes import related
 from kdfed.data.sources import task_problem
@@ -20,8 +21,17 @@ from kdfed.settings import (
     NormaliseSettings,
     OptimiserSettings,
     Settings,
+    TeacherSettings,
+    kebab,
 )
 from kdfed.thing import Refusal, Thing, origin_of, within
+
+TRAINING = (*OptimiserSettings.model_fields, "init")
+"""Fields of ``teachers`` that say how they are trained."""
+
+UNTRAINED = (
+    "has no effect with teachers.from: nothing is trained; remove it, or set it in the arms that train"
+)
 
 Choice = tuple[str, str, str, bool, bool]
 """Method, transfer set, upload, labels, augmentation."""
@@ -53,6 +63,8 @@ def used_sections(arm: Arm) -> dict[str, Settings]:
         sections["consolidation"] = arm.consolidation
     if arm.start == "server":
         sections["server-fit"] = arm.server_fit
+    if arm.closed_form is not None:
+        sections["closed-form"] = arm.closed_form
     return sections
 
 
@@ -144,6 +156,18 @@ def _refusals(arm: Arm) -> Iterator[Refusal]:
             yield from (within(refusal, key) for refusal in refusals)
     if arm.start in ("consolidated", "averaged"):
         yield from _check_teachers(arm)
+    if arm.closed_form is not None:
+        yield from _check_closed_form(arm, arm.closed_form)
+    if arm.local.trainable != "all":
+        yield from _check_trainable(arm)
+    changes = arm.server_fit.augmentation
+    if arm.start == "server" and arm.model.backbone is not None and changes not in ("auto", ()):
+        yield Refusal(
+            "server-fit.augmentation",
+            "expected none with a backbone, whose frozen part is computed once for each image, got "
+            f"{' and '.join(changes)}; remove it",
+            ("model",),
+        )
 
 
 def refusals_from(thing: Thing, ask: Callable[[Thing], Iterator[Refusal]]) -> list[Refusal]:
@@ -191,6 +215,8 @@ def _need_classes(arm: Arm) -> Iterator[Refusal]:
 def _check_teachers(arm: Arm) -> Iterator[Refusal]:
     """Yield what the teachers cannot be asked for."""
     teachers, consolidation = arm.teachers, arm.consolidation
+    if teachers.from_ is not None:
+        yield from _check_shelf(arm)
     if isinstance(teachers.count, int) and teachers.count > arm.partition.participants:
         yield Refusal(
             "teachers.count",
@@ -231,6 +257,84 @@ def _check_teachers(arm: Arm) -> Iterator[Refusal]:
         )
 
 
+def _check_shelf(arm: Arm) -> Iterator[Refusal]:
+    """Yield what cannot be asked of teachers that exist already."""
+    teachers, source = arm.teachers, "teachers.from"
+    for key, given, wanted, why in (
+        ("count", teachers.count, "all", "every teacher that it names takes part"),
+        ("upload", teachers.upload, "weights", "it names models"),
+        ("model", teachers.model, None, "each file, or its entry, says its model"),
+        ("label-counts.epsilon", teachers.label_counts.epsilon, None, "nobody is asked for counts"),
+    ):
+        if given != wanted:
+            yield Refusal(f"teachers.{key}", f"has no effect with {source}: {why}; remove it", (source,))
+    nothing = TeacherSettings()
+    for name in TRAINING:
+        if getattr(teachers, name) != getattr(nothing, name):
+            yield Refusal(f"teachers.{kebab(name)}", UNTRAINED, (source,))
+
+
+def _check_trainable(arm: Arm) -> Iterator[Refusal]:
+    """Yield why a round cannot train a part of the model alone."""
+    key, part = "local.trainable", arm.local.trainable
+    if arm.server.whole_models:
+        yield Refusal(
+            key,
+            f"expected 'all' with strategy {arm.server.strategy!r}, which needs whole models, got {part!r}",
+            ("server.strategy",),
+        )
+    if arm.local.personal_model(arm.model) is not None:
+        yield Refusal(
+            key,
+            f"expected 'all' with mode {arm.local.mode!r}, which trains a second model, got {part!r}",
+            ("local.mode",),
+        )
+    if part == "body" and arm.model.backbone is not None and arm.model.trainable == "head":
+        yield Refusal(
+            key,
+            "expected 'all' or 'head' with model.trainable 'head', of which nothing but the head is trained, "
+            "got 'body'",
+            ("model",),
+        )
+
+
+def _check_closed_form(arm: Arm, settings: ClosedFormSettings) -> Iterator[Refusal]:
+    """Yield what cannot be asked of a head in closed form."""
+    horizon, late = arm.rounds.horizon, [number for number in settings.at if isinstance(number, int)]
+    if late and isinstance(horizon, int) and max(late) > horizon:
+        yield Refusal(
+            "closed-form.at",
+            f"expected rounds up to the last, {horizon} (rounds.horizon), got {max(late)}; lower it",
+            ("rounds.horizon",),
+        )
+    student_starts = arm.start == "consolidated" and arm.consolidation.init == "common"
+    if settings.before_teachers and arm.start not in ("consolidated", "averaged"):
+        yield Refusal(
+            "closed-form.at",
+            f"'{BEFORE}' needs teachers, start: consolidated or averaged, got start: {arm.start}; use 0",
+            ("start",),
+        )
+    elif settings.before_teachers and not (settings.teacher or arm.teachers.start_common or student_starts):
+        yield Refusal(
+            "closed-form.at",
+            f"'{BEFORE}' has no effect where neither teachers that are trained nor the student start with "
+            "it; use 0, or set teachers.init or consolidation.init to common",
+            ("start", "teachers.init", "teachers.from", "consolidation.init", "closed-form.teacher"),
+        )
+    if settings.teacher and not (settings.before_teachers and arm.start == "consolidated"):
+        yield Refusal(
+            "closed-form.teacher",
+            f"needs start: consolidated, and '{BEFORE}' in closed-form.at; set both or remove it",
+            ("start", "closed-form.at"),
+        )
+    if settings.teacher and arm.teachers.upload != "weights":
+        yield Refusal(
+            "closed-form.teacher",
+            f"needs teachers.upload 'weights', got {arm.teachers.upload!r}: it is a model on the server",
+            ("teachers.upload",),
+        )
+
+
 def server_labels(arm: Arm, validation: int, transfer: int) -> int:
     """Return how many labelled examples of the server an arm fits or chooses with.
 
@@ -247,6 +351,8 @@ def server_labels(arm: Arm, validation: int, transfer: int) -> int:
     used = set(arm.server.server_labels())
     if arm.start == "consolidated":
         used |= arm.consolidation.server_labels()
+    if arm.closed_form is not None:
+        used |= arm.closed_form.head.server_labels()
     if arm.start == "server" and arm.server_fit.labels:
         used.add("transfer")
     if arm.start == "server" or arm.rounds.stop_at_target or arm.rounds.plateau.stop:

@@ -6,7 +6,8 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-from kdfed.config.experiment import Arm, Control, Experiment, sampled_count
+from kdfed.closed_form import BEFORE, ClosedFormSettings
+from kdfed.config.experiment import CLOSED_FORM, Arm, Control, Experiment, sampled_count
 from kdfed.config.merging import merge, undotted
 from kdfed.errors import Mistake
 
@@ -54,9 +55,18 @@ def with_horizon(experiment: Experiment, rounds: int, why: str) -> Experiment:
 
 def impossible_controls(experiment: Experiment) -> Iterator[Mistake]:
     """Yield what is wrong with an experiment's controls."""
-    if taught_arm(experiment) is not None:
+    taught = taught_arm(experiment)
+    if taught is not None and experiment.arm(taught).teachers.from_ is None:
         return
     for index, name in enumerate(experiment.controls):
+        if taught is not None:
+            if name == "longer" and name not in experiment.arms:
+                yield Mistake(
+                    f"controls.{index}",
+                    f"expected teachers that are trained, whose steps {name!r} makes too; teachers.from of "
+                    f"arm {taught!r} names files, and nobody knows theirs: remove it",
+                )
+            continue
         if name != "server" and name not in experiment.arms:
             yield Mistake(
                 f"controls.{index}",
@@ -98,6 +108,9 @@ def _control(experiment: Experiment, name: Control) -> dict[str, Any]:
     about = experiment.baseline_arm if name == "longer" or taught is None else taught
     keys = undotted(experiment.arms[about])
     kept = {key: value for key, value in keys.items() if key in _SECTIONS}
+    arm = experiment.arm(about)
+    if arm.closed_form is not None:
+        kept[CLOSED_FORM] = _refits(arm, arm.closed_form, name)
     if name == "server":
         return {**kept, "start": "server"}
     assert taught is not None, "look at impossible_controls first"
@@ -106,6 +119,21 @@ def _control(experiment: Experiment, name: Control) -> dict[str, Any]:
     epochs, rounds = _extra(experiment.arm(taught), experiment)
     extra = {"local": {"extra": {"epochs": epochs, "rounds": rounds}}}
     return merge({**kept, "start": "random"}, extra, experiment.families)
+
+
+def _refits(arm: Arm, settings: ClosedFormSettings, name: Control) -> dict[str, Any] | None:
+    """Return the heads in closed form of a control of an arm: all that its start can have.
+
+    ``server`` is the server's model alone at its start, before any exchange.
+    """
+    left_out = {0, BEFORE} if name == "server" else {BEFORE}
+    if name == "averaged" and arm.teachers.start_common:
+        left_out = set()
+    at = [when for when in settings.at if when not in left_out]
+    if not at:
+        return None
+    values: dict[str, Any] = settings.model_dump(mode="json", by_alias=True)
+    return {**values, "at": at, "teacher": False}
 
 
 def _extra(taught: Arm, experiment: Experiment) -> tuple[int, int]:

@@ -8,9 +8,18 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, cast
 
-from pydantic import AfterValidator, BaseModel, Field, PrivateAttr, create_model
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    Field,
+    PrivateAttr,
+    SerializerFunctionWrapHandler,
+    create_model,
+    model_serializer,
+)
 
 from kdfed.choosing import gathered
+from kdfed.closed_form import ClosedFormSettings
 from kdfed.config.document import dump
 from kdfed.config.merging import merge
 from kdfed.config.tuning import TuningSettings
@@ -36,6 +45,10 @@ from kdfed.settings import (
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
 
+CLOSED_FORM = "closed-form"
+"""The section that an arm need not have."""
+
+
 def validate(model: type[ModelT], values: Mapping[str, Any], families: Families) -> ModelT:
     """Validate as JSON: strict, so that no word becomes a number, while lists still become tuples.
 
@@ -49,6 +62,8 @@ def validate(model: type[ModelT], values: Mapping[str, Any], families: Families)
             given = {**default, **values[section]}
             kind = family.members.get(str(given.get(family.tag)))
             values[section] = given if kind is None else gathered(kind, given)
+    if isinstance(values.get(CLOSED_FORM), Mapping):
+        values[CLOSED_FORM] = gathered(families.opened(ClosedFormSettings), values[CLOSED_FORM])
     text = json.dumps(values, default=str)
     return model.model_validate_json(text, strict=True, by_alias=True, by_name=False)
 
@@ -75,10 +90,19 @@ class ArmSettings(Settings):
     """Teachers into one student; only arms with ``start: consolidated`` use it."""
     server_fit: ServerFitSettings = ServerFitSettings()
     """A model of the server's own labels; only arms with ``start: server`` use it."""
+    closed_form: ClosedFormSettings | None = None
+    """A head that is solved for in one exchange, see [Closed-form heads](methods/closed-form.md). Default:
+    none."""
     server: ServerBase = GivenStrategy()
     """Strategy, sampling, cohorts, deadlines."""
     listeners: Annotated[tuple[ListenerSettings, ...], Field(max_length=100)] = ()
     """Who follows the arm beside evaluation, records and progress, in this order."""
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_not_there(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = handler(self)
+        absent = () if self.closed_form is not None else (CLOSED_FORM, "closed_form")
+        return {key: value for key, value in values.items() if key not in absent}
 
 
 class Arm(ArmSettings):
@@ -234,6 +258,16 @@ ARM_KEYS = {kebab(name) for name in Arm.model_fields}
 REPLACEABLE_KEYS = {kebab(name) for name in ArmSettings.model_fields}
 
 
+def sunk_teachers(experiment: Experiment) -> dict[str, tuple[str, ...]]:
+    """Return the arms whose teachers existed already, and the folder or files that hold them."""
+    arms = {name: experiment.arm(name) for name in experiment.arm_order}
+    return {
+        name: arm.teachers.files
+        for name, arm in arms.items()
+        if arm.start in ("consolidated", "averaged") and arm.teachers.from_ is not None
+    }
+
+
 def sampled_count(arm: Arm) -> int:
     """Return how many participants a round samples, at least one."""
     return arm.server.drawn(arm.partition.participants)
@@ -252,6 +286,9 @@ def experiment_type(families: Families) -> type[Experiment]:
             if not isinstance(default, tuple(family.members.values())):
                 default = family.members[family.default]() if family.default in family.members else ...
             fields[section] = (family.union, Field(default=default, description=field.description))
+        heads = families.opened(ClosedFormSettings)
+        told = model.model_fields["closed_form"].description
+        fields["closed_form"] = (heads | None, Field(default=None, description=told))
         made = make(model.__name__, __base__=model, __module__=__name__, __doc__=model.__doc__, **fields)
         made.families = families
         kinds.append(made)

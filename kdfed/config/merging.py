@@ -7,6 +7,7 @@ from typing import Any
 
 from kdfed.choosing import keys_of, own_keys
 from kdfed.family import Families
+from kdfed.settings import HEAD
 
 
 def merge(
@@ -15,8 +16,8 @@ def merge(
     """Replace some keys of nested mappings.
 
     Dotted keys reach into nested mappings. Where another thing is chosen (another ``kind``, ``mode``,
-    ``strategy``, ``method``, ``transfer`` or ``ensemble``, or another ``name`` of a model), the other keys of
-    that mapping that belonged to the old one are dropped.
+    ``strategy``, ``method``, ``transfer`` or ``ensemble``, or another ``name`` or ``backbone`` of a model),
+    the other keys of that mapping that belonged to the old one are dropped.
 
     Parameters
     ----------
@@ -48,8 +49,8 @@ def _without_what_went(
     def changes(tag: str) -> bool:
         return tag in new and tag in old and bool(new[tag] != old[tag])
 
-    if key == "model" and changes("name"):
-        return {"name": old["name"]}
+    if key == "model" and _is_another_model(old, new):
+        return {}
     for family in families or ():
         if not changes(family.tag):
             continue
@@ -63,6 +64,14 @@ def _without_what_went(
             known = {family.tag} if kind is None else keys_of(kind, {**old, **new})
             old = {name: value for name, value in old.items() if name in known}
     return old
+
+
+def _is_another_model(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+    """Tell whether changes name another backbone than the old one, or another model; each has a default."""
+    if "backbone" in new and new["backbone"] != old.get("backbone"):
+        return True
+    name = old.get("name", HEAD if "backbone" in old else None)
+    return name is not None and "name" in new and bool(new["name"] != name)
 
 
 def undotted(changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,17 +10,19 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from kdfed.config.checks import cross_checks
+from kdfed.config.checks import TRAINING, UNTRAINED, cross_checks
 from kdfed.config.controls import impossible_controls, unlike_controls, with_controls
 from kdfed.config.document import DocumentError, parse
 from kdfed.config.experiment import ARM_KEYS, REPLACEABLE_KEYS, Experiment, experiment_type, validate
 from kdfed.config.merging import merge, undotted
 from kdfed.config.mistakes import describe_all, related, remove_all
 from kdfed.config.overrides import sections_without_effect, unused
+from kdfed.data import prepare
 from kdfed.errors import ConfigError, DataError, Mistake, near, shown
 from kdfed.families import ALL_FAMILIES
 from kdfed.family import Families
 from kdfed.named import ends_program, search_in, text_of_error
+from kdfed.partition import in_data
 from kdfed.paths import user_path
 from kdfed.settings import kebab
 
@@ -223,6 +225,7 @@ def _check(values: dict[str, Any], families: Families) -> tuple[Experiment | Non
     kind = experiment_type(families)
     experiment: Experiment | None = None
     pruned = json.loads(json.dumps(values, default=str))
+    mistakes += _remove_training(pruned)
     for _ in range(10):
         try:
             experiment = validate(kind, pruned, families)
@@ -239,7 +242,14 @@ def _check(values: dict[str, Any], families: Families) -> tuple[Experiment | Non
         experiment.to_yaml()
     except (Exception, SystemExit) as error:
         return None, [*mistakes, _unmade(error)]
-    experiment, more = _check_arms(experiment, [mistake.key for mistake in mistakes])
+    known = [mistake.key for mistake in mistakes]
+    if experiment.partition.participants == 0:
+        if {key.partition(".")[0] for key in known}.isdisjoint({"", "data", "partition"}):
+            experiment, more = _in_data(experiment)
+            mistakes += more
+        if experiment.partition.participants == 0:
+            known.append("partition.participants")
+    experiment, more = _check_arms(experiment, known)
     mistakes += unrelated(more, mistakes)
     more = list(_check_whole(experiment))
     mistakes += unrelated(more, mistakes)
@@ -249,6 +259,34 @@ def _check(values: dict[str, Any], families: Families) -> tuple[Experiment | Non
     known = [mistake.key for mistake in mistakes]
     controlled, more = _check_arms(experiment, known)
     return controlled, mistakes + unrelated([found for found in more if found not in mistakes], mistakes)
+
+
+def _remove_training(values: dict[str, Any]) -> Iterator[Mistake]:
+    """Remove keys of training that stand beside ``teachers.from``, also where they say the default.
+
+    A resolved experiment names every key, and says nothing by it.
+    """
+    training, arms = {kebab(name) for name in TRAINING}, values.get("arms")
+    sections = [("", values)]
+    sections += [(f"arms.{name}.", arm) for name, arm in (arms if isinstance(arms, dict) else {}).items()]
+    for where, section in sections:
+        teachers = undotted(section).get("teachers") if isinstance(section, dict) else None
+        if not isinstance(teachers, dict) or teachers.get("from") is None or training <= set(teachers):
+            continue
+        for key in sorted(training & set(teachers)):
+            yield Mistake(f"{where}teachers.{key}", UNTRAINED)
+            section.pop(f"teachers.{key}", None)
+            if isinstance(section.get("teachers"), dict):
+                section["teachers"].pop(key, None)
+
+
+def _in_data(experiment: Experiment) -> tuple[Experiment, list[Mistake]]:
+    """Return the experiment with as many participants as its data have; what they lack is a mistake."""
+    try:
+        partition = in_data(experiment.partition, prepare(experiment.data))
+    except DataError as error:
+        return experiment, [Mistake(error.key, str(error))]
+    return experiment.model_copy(update={"partition": partition}), []
 
 
 def _check_whole(experiment: Experiment) -> Iterator[Mistake]:
@@ -357,10 +395,18 @@ def _check_arms(experiment: Experiment, known: Collection[str]) -> tuple[Experim
 
 
 _SOURCE_PATH = r"(parquet:|folder:|hf:(?=[.~])|torchvision:\w+@)(.+)"
+_FILE = r"(file:)(.+)"
 _PATHS = {
     "data.source": _SOURCE_PATH,
     "consolidation.proxy.source": _SOURCE_PATH,
-    "start": r"(file:)(.+)",
+    "start": _FILE,
+    "model.weights": _FILE,
+    "teachers.model.weights": _FILE,
+    "local.model.weights": _FILE,
+    "server.models.weights": _FILE,
+    "teachers.from": r"()(.+)",
+    "teachers.from.file": r"()(.+)",
+    "teachers.from.model.weights": _FILE,
 }
 """Keys that can hold a path, in an experiment or an arm, and what stands before it."""
 
@@ -371,6 +417,8 @@ def _resolve_paths(values: dict[str, Any]) -> dict[str, Any]:
     def resolved(value: Any, key: str = "") -> Any:
         if isinstance(value, dict):
             return {part: resolved(inner, f"{key}.{part}".lstrip(".")) for part, inner in value.items()}
+        if isinstance(value, list):
+            return [resolved(inner, key) for inner in value]
         match = re.fullmatch(_PATHS[key], value) if key in _PATHS and isinstance(value, str) else None
         if match is None:
             return value

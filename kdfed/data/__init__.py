@@ -6,7 +6,7 @@ source), :mod:`kdfed.data.splits`, :mod:`kdfed.data.prepared`.
 
 from kdfed.data.dataset import Dataset
 from kdfed.data.loaders import Loadable, examples_of_loader
-from kdfed.data.prepared import Examples, Normalisation, PreparedData, prepare
+from kdfed.data.prepared import Examples, Normalisation, PreparedData, prepare, prepare_dataset
 from kdfed.data.sources import SOURCES, Source, load_source
 from kdfed.data.splits import Splits, split
 
@@ -22,5 +22,6 @@ __all__ = [
     "examples_of_loader",
     "load_source",
     "prepare",
+    "prepare_dataset",
     "split",
 ]

@@ -15,10 +15,13 @@ from typing import Any, Protocol
 import numpy as np
 
 from kdfed.errors import DataError, one_line, shown
-from kdfed.settings import DataSettings
+from kdfed.settings import ColumnSettings, DataSettings
 
 MOST_OF_A_NAME = 200
 """Characters of the name of a class."""
+
+UNLABELLED = -1
+"""The label of an example that has none."""
 
 
 class Inputs(Protocol):
@@ -60,6 +63,13 @@ class Dataset:
         Declared constants of known sources, one number per channel, after scaling to [0, 1]; else None.
     synthetic
         Whether the examples are drawn, not measured; tables must say so.
+    columns
+        Which columns of a table the inputs and the labels are; None of what is no table.
+    values_of
+        Takes the name of any column, returns its values, [N]: whole numbers or texts, by which
+        ``partition: {kind: column}`` deals. None where there are no columns.
+    where
+        Names a row for people.
     """
 
     inputs: Inputs
@@ -69,9 +79,17 @@ class Dataset:
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     synthetic: bool = False
+    columns: ColumnSettings | None = None
+    values_of: Callable[[str], np.ndarray] | None = None
+    where: Callable[[int], str] = "row {}".format
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def is_labelled(self) -> bool:
+        """Whether the examples have labels."""
+        return not (self.labels.dtype.kind == "i" and bool((self.labels == UNLABELLED).all()))
 
     @property
     def is_images(self) -> bool:
@@ -86,14 +104,15 @@ class Listing:
     Parameters
     ----------
     labels
-        int64 [N], checked against ``class_names``; float32 [N] in a regression.
+        int64 [N], checked against ``class_names``; float32 [N] in a regression; all -1, :data:`UNLABELLED`,
+        where there are none.
     class_names
         One name per class; none in a regression.
     read
         Takes sorted int64 rows, returns their inputs: uint8 [n, C, H, W] or float32 [n, F].
     test
         bool [N], True for the source's own test part; None where it has none.
-    mean, std, synthetic
+    mean, std, synthetic, columns, values_of
         As in :class:`Dataset`.
     where
         Names a row for messages.
@@ -106,7 +125,18 @@ class Listing:
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     synthetic: bool = False
+    columns: ColumnSettings | None = None
+    values_of: Callable[[str], np.ndarray] | None = None
     where: Callable[[int], str] = "row {}".format
+
+
+class NoLabelsError(DataError):
+    """A source has examples, and no labels of them."""
+
+
+def unlabelled(count: int) -> np.ndarray:
+    """Return labels that say nothing, int64 [N]: :data:`UNLABELLED`."""
+    return np.full(count, UNLABELLED)
 
 
 def one_form(names: Iterable[str]) -> tuple[str, ...]:

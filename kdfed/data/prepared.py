@@ -137,11 +137,14 @@ class PreparedData:
 
     def examples(self, indices: np.ndarray) -> Examples:
         """Return the normalised examples at int64 ``indices``, in their order."""
-        inputs = self.normalisation.apply(self.dataset.inputs[indices])
+        return Examples(self.normalisation.apply(self.dataset.inputs[indices]), self.labels(indices))
+
+    def labels(self, indices: np.ndarray) -> torch.Tensor:
+        """Return the labels at int64 ``indices``: int64 [N], standardised float32 [N] in a regression."""
         labels = self.dataset.labels[indices]
         if self.task is REGRESSION:
             labels = ((labels.astype(np.float64) - self.label_mean) / self.label_std).astype(np.float32)
-        return Examples(inputs, torch.tensor(labels))
+        return torch.tensor(labels)
 
 
 @functools.lru_cache(maxsize=4)
@@ -155,7 +158,17 @@ def prepare(settings: DataSettings) -> PreparedData:
     """
     dataset = load_source(settings)
     release_memory()
-    splits = split(dataset, settings)
+    return prepare_dataset(dataset, split(dataset, settings), settings)
+
+
+def prepare_dataset(dataset: Dataset, splits: Splits, settings: DataSettings) -> PreparedData:
+    """Find the normalisation of a data set that was loaded and split.
+
+    Raises
+    ------
+    DataError
+        As :func:`prepare`.
+    """
     held_out, shape = len(dataset) - len(splits.train), dataset.inputs.shape[1:]
     check_memory(
         4 * held_out * math.prod(shape),

@@ -17,6 +17,7 @@ import numpy as np
 from kdfed.data.checks import check_memory
 from kdfed.data.dataset import (
     Listing,
+    NoLabelsError,
     check_labels,
     check_numbers,
     class_names,
@@ -24,6 +25,7 @@ from kdfed.data.dataset import (
     one_form,
     repeated,
     require,
+    unlabelled,
 )
 from kdfed.data.images import opener, read_images
 from kdfed.errors import DataError, one_line
@@ -69,47 +71,141 @@ def checked_features(features: Any, source: str) -> Features:
 
 
 def list_tables(
-    parts: dict[str, Any], is_test: list[bool], features: Features, settings: DataSettings, source: str
+    parts: dict[str, Any],
+    is_test: list[bool],
+    features: Features,
+    settings: DataSettings,
+    source: str,
+    read_column: Callable[[str], Any],
+    *,
+    labelled: bool = True,
 ) -> Listing:
-    """List the examples of tables, by what names each of them in messages."""
+    """List the examples of tables.
+
+    Parameters
+    ----------
+    parts
+        The tables, by what names each of them in messages.
+    is_test
+        Of each, whether it is official test data.
+    features
+        What the columns are declared to be.
+    settings
+        The section ``data``.
+    source
+        For messages.
+    read_column
+        Takes a column's name, reads that column alone from all tables once more: nobody knows while they are
+        read which one a partition will ask for, and a table that is kept costs as much as its inputs.
+    labelled
+        False lists inputs alone.
+
+    Raises
+    ------
+    NoLabelsError
+        If there is no such label column.
+    DataError
+        If columns are missing, or do not hold what they must.
+    """
     asked = settings.columns or ColumnSettings()
     table = require("pyarrow", "edge").concat_tables(parts.values())
+    if len(table) == 0:
+        raise DataError(f"expected examples in {source}, got none")
+    stored = dict(zip(one_form(table.column_names), table.column_names, strict=True))
     table = table.rename_columns(list(one_form(table.column_names)))
     if repeated(table.column_names):
         raise DataError(
             f"expected columns of different names in {source}, got {one_line(repeated(table.column_names))} "
             "more than once: rename them"
         )
-    # A column of classes is no number to predict: it is not taken by itself.
-    label = asked.label or _label_column(table, features if settings.task == "classification" else {})
-    (label,), inputs = one_form([label]), one_form(_as_tuple(asked.inputs))
-    for name in (label, *inputs):
+    label, inputs = "", one_form(_as_tuple(asked.inputs))
+    if labelled:
+        # A column of classes is no number to predict: it is not taken by itself.
+        label = asked.label or _label_column(table, features if settings.task == "classification" else {})
+        (label,) = one_form([label])
+    for name in (label, *inputs) if labelled else inputs:
         if name not in table.column_names:
-            raise DataError(
-                f"{source} has no column {name!r}; it has {one_line(table.column_names)}", "data.columns"
-            )
+            missing = f"{source} has no column {name!r}; it has {one_line(table.column_names)}"
+            raise (NoLabelsError if name == label else DataError)(missing, "data.columns")
     if asked.inputs == () or repeated([label, *inputs]):
         raise DataError(
             f"expected one or more different input columns, none of them the label {label!r}, got "
             f"{one_line(list(inputs))}",
             "data.columns.inputs",
         )
-    sizes = [len(part) for part in parts.values()]
+    sizes, files = [len(part) for part in parts.values()], list(parts)
     ends = np.cumsum(sizes)
 
     def where(row: int) -> str:
         part = int(np.searchsorted(ends, row, side="right"))
         text = f"row {row - int(ends[part]) + sizes[part]}"
-        return text if len(parts) == 1 else f"{text} of {list(parts)[part]}"
+        return text if len(files) == 1 else f"{text} of {files[part]}"
 
-    names, labels = _labels(table[label], features.get(label, {}), settings, source, where)
+    names: tuple[str, ...] = ()
+    labels = unlabelled(len(table))
+    if labelled:
+        names, labels = _labels(table[label], features.get(label, {}), settings, source, where)
+    by_default = not inputs
     inputs = inputs or _input_columns(table, features, label, where)
     if len(inputs) == 1 and _is_image(table, features, inputs[0]):
         read = _image_reader(table[inputs[0]], settings, f"column {inputs[0]!r} of {source}", where)
     else:
         read = _feature_reader(table, inputs, source, where)
-    test = np.repeat(is_test, sizes)
-    return Listing(labels, names, read, test if test.any() else None, where=where)
+    test, columns = np.repeat(is_test, sizes), ColumnSettings(inputs=inputs, label=label or None)
+
+    def values_of(name: str) -> np.ndarray:
+        (name,) = one_form([name])
+        if name not in stored:
+            raise DataError(
+                f"{source} has no column {name!r}; it has {one_line(list(stored))}", "partition.column"
+            )
+        if by_default and name in inputs:
+            raise DataError(
+                f"column {name!r} of {source} says who somebody is, and would be an input too, as every "
+                "numeric column is by default: name the inputs in data.columns.inputs",
+                "data.columns.inputs",
+            )
+        return _values(read_column(stored[name]), name, source, where)
+
+    return Listing(
+        labels, names, read, test if test.any() else None, None, None, False, columns, values_of, where
+    )
+
+
+def _values(column: Any, name: str, source: str, where: Callable[[int], str]) -> np.ndarray:
+    """Return what a column holds, [N]: whole numbers, or texts as objects.
+
+    Raises
+    ------
+    DataError
+        If a value is missing, or they are neither texts nor whole numbers.
+    """
+    arrow, types = require("pyarrow", "edge"), require("pyarrow.types", "edge")
+    key = "partition.column"
+    expected = f"expected texts, whole numbers or dates in column {name!r} of {source}, one a participant"
+    if column.null_count:
+        raise DataError(
+            f"expected a value in every row of column {name!r} of {source}, {column.null_count} are missing, "
+            f"the first in {where(column.is_null().index(True).as_py())}: fill or drop them",
+            key,
+        )
+    column = _plain(column)
+    if types.is_date(column.type):
+        column = column.cast(arrow.string())
+    if _is_text(column.type):
+        column = require("pyarrow.compute", "edge").utf8_normalize(column.cast(arrow.string()), "NFC")
+        texts: np.ndarray = column.to_numpy()
+        return texts
+    kind = column.type
+    if not (types.is_integer(kind) or types.is_boolean(kind) or types.is_floating(kind)):
+        raise DataError(f"{expected}, got {kind}", key)
+    numbers: np.ndarray = column.to_numpy()
+    if types.is_integer(kind):
+        return numbers
+    broken = np.flatnonzero(~((np.floor(numbers) == numbers) & (np.abs(numbers) < 2**53)))
+    if len(broken):
+        raise DataError(f"{expected}, got {numbers[broken[0]]} in {where(int(broken[0]))}", key)
+    return numbers.astype(np.int64)
 
 
 def _as_tuple(names: str | tuple[str, ...] | None) -> tuple[str, ...]:
@@ -129,7 +225,7 @@ def _label_column(table: Any, features: Features) -> str:
     if "label" in table.column_names:
         return "label"
     found = f"{len(declared)} columns of classes {declared}" if declared else "none"
-    raise DataError(
+    raise NoLabelsError(
         f"expected one column of classes, or one named 'label', got {found} among {table.column_names}: set "
         "data.columns.label",
         "data.columns.label",

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -23,6 +23,7 @@ from kdfed.augmentation import augment
 from kdfed.distill.diagnosis import Trend, trend_of
 from kdfed.distill.schedule import cosine, warm_up
 from kdfed.distill.stacks import TeacherStacks, uploaded_logits
+from kdfed.ensembles.ensemble import Ensemble
 from kdfed.errors import KdfedError
 from kdfed.models import load_state, state_of
 from kdfed.seeding import torch_generator, torch_seed
@@ -129,6 +130,9 @@ class Distillation:
         Called after each epoch.
     done, runs
         How many trainings came before this one, and how many there are in all: a search has several.
+    validation_logits
+        Of teachers that are given by their logits: those on the validation split, [K, M, C]; None where
+        nobody knows them.
     """
 
     student: nn.Module
@@ -142,6 +146,7 @@ class Distillation:
     on_epoch: OnEpoch = lambda epoch, epochs, accuracy: None
     done: int = 0
     runs: int = 1
+    validation_logits: torch.Tensor | None = None
 
     def __post_init__(self) -> None:
         self.inputs = self.transfer.inputs.to(self.device)
@@ -191,6 +196,8 @@ class Distillation:
     @cached_property
     def validation_KNC(self) -> torch.Tensor | None:  # noqa: N802 - shape suffix
         """The teachers' logits on the validation split; None where only logits were uploaded."""
+        if self.validation_logits is not None:
+            return uploaded_logits(self.validation_logits, len(self.validation))
         return None if self.stacks is None else self.stacks.logits(self.validation.inputs)
 
     @cached_property
@@ -200,6 +207,24 @@ class Distillation:
             return uploaded_logits(self.teachers, len(self.transfer))
         assert self.stacks is not None
         return self.stacks.logits(self.transfer.inputs)
+
+    @cached_property
+    def judged_N(self) -> torch.Tensor | None:  # noqa: N802 - shape suffix
+        """Which validation examples judge ensemble and student, bool [N]; None for all.
+
+        All but those that the ensemble was fitted on.
+        """
+        ensemble = getattr(self.settings, "ensemble", None)
+        return ensemble.unseen_N(self.validation.labels) if isinstance(ensemble, Ensemble) else None
+
+    @cached_property
+    def judged(self) -> Examples:
+        """The validation examples of :attr:`judged_N`."""
+        if self.judged_N is None:
+            return self.validation
+        inputs, labels_N = self.validation.inputs, self.validation.labels
+        mask_N = self.judged_N.to(labels_N.device)
+        return replace(self.validation, inputs=inputs[mask_N], labels=labels_N[mask_N])
 
     def follow(self, target_of: TargetOf, losses_of: LossesOf) -> ConsolidationResult:
         """Train the student towards a target that is made of the teachers' logits.
@@ -220,7 +245,8 @@ class Distillation:
         ensemble_accuracy = None
         if self.validation_KNC is not None:
             self.combined_NC = target_of(self.validation_KNC, self.validation.inputs, None).cpu()
-            ensemble_accuracy = self.task.score(self.combined_NC, self.validation.labels.cpu())
+            judged_NC = self.combined_NC if self.judged_N is None else self.combined_NC[self.judged_N]
+            ensemble_accuracy = self.task.score(judged_NC, self.judged.labels.cpu())
         batch_of = self._batches(target_of)
 
         def batch_loss(index: torch.Tensor) -> torch.Tensor:
@@ -293,7 +319,7 @@ class Distillation:
                 means.append(torch.stack(losses).mean())
                 measured = None
                 if settings.select == "best" or epoch == settings.epochs:
-                    measured, _ = evaluate(student, self.validation, self.task)
+                    measured, _ = evaluate(student, self.judged, self.task)
                     if settings.select == "last":
                         best_accuracy = measured
                     elif measured > best_accuracy:

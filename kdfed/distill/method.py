@@ -8,10 +8,11 @@ from typing import Any, ClassVar, Literal
 
 from kdfed.choosing import Choosing
 from kdfed.distill.distillation import ConsolidationResult, Distillation
-from kdfed.settings import DistillationSettings
+from kdfed.settings import DistillationSettings, several
 from kdfed.task import temperature_problem
 from kdfed.thing import Refusal, Thing
 from kdfed.transfer_sets import AnyTransferSet, PublicSet
+from kdfed.transfer_sets.transfer_set import problem_with_backbones
 
 
 class KDMethod(DistillationSettings, Choosing, Thing):
@@ -104,6 +105,38 @@ class KDMethod(DistillationSettings, Choosing, Thing):
                 f"{self.labels} and augmentation {list(self.augmentation)} is not possible: {refused}",
                 ("teachers.upload",),
             )
+        yield from self._refusals_of_backbones(arm)
+
+    def _refusals_of_backbones(self, arm: Any) -> Iterator[Refusal]:
+        """Refuse what cannot be had where a model has a backbone, whose frozen part is computed once."""
+        models = (arm.model, *several(arm.teachers.model))
+        if all(model.backbone is None for model in models):
+            return
+        depends = "model", "teachers.model"
+        problem = problem_with_backbones(self.transfer, models)
+        if problem is not None:
+            yield Refusal(".transfer", problem, depends)
+        alike = all(model.reads == arm.model.reads for model in models)
+        if not alike and self.needs_teachers:
+            yield Refusal(
+                ".method",
+                f"expected teachers with the student's backbone, cut at the same place, got others with "
+                f"method {self.method!r}: {self.needs_teachers}, on what the student reads; use another "
+                "method, or remove teachers.model",
+                depends,
+            )
+        yield from view_refusals(self, has_backbone=True)
+
+
+def view_refusals(settings: DistillationSettings, has_backbone: bool) -> Iterator[Refusal]:
+    """Yield what is wrong with changed images: what is frozen is computed once for each of them."""
+    if has_backbone and settings.augmentation and settings.views is None:
+        yield Refusal(
+            ".views",
+            "expected a number of views with augmentation and a backbone, whose frozen part is computed once "
+            "for each image, got none; name one, or remove augmentation",
+            (".augmentation", "model", "teachers.model"),
+        )
 
 
 def soft_refusals(settings: DistillationSettings, task: str, labels_serve: bool = False) -> Iterator[Refusal]:

@@ -5,13 +5,14 @@ Shape suffixes: K teachers, N examples, C classes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
 
 from kdfed.cohort import plan_for, predict_stack, stack_states
 from kdfed.cohort.predicting import BATCH
+from kdfed.distill.partial import completed, known_classes
 from kdfed.errors import KdfedError, LogitsError
 from kdfed.models import device_of, state_of
 from kdfed.train import predict
@@ -34,7 +35,7 @@ class TeacherStacks:
     def __init__(self, teachers: Sequence[nn.Module]) -> None:
         if not teachers:
             raise KdfedError("expected at least one teacher to consolidate, got none")
-        self._teachers = teachers
+        self._teachers, self._knows_KC = teachers, known_classes(teachers)
         groups: dict[str, list[int]] = {}
         for index, teacher in enumerate(teachers):
             shapes = [(key, tuple(value.shape)) for key, value in teacher.state_dict().items()]
@@ -48,11 +49,18 @@ class TeacherStacks:
     def logits(self, inputs: torch.Tensor) -> torch.Tensor:
         """Return the logits of every teacher, float32 [K, N, C] on the CPU; inputs [N, ...] are never copied.
 
+        Classes that a teacher does not know are completed from the others (:mod:`kdfed.distill.partial`).
+
         Raises
         ------
         KdfedError
             If teachers differ in their number of classes, or logits are not finite.
         """
+        found_KNC = self.own_logits(inputs)
+        return found_KNC if self._knows_KC is None else completed(found_KNC, self._knows_KC)
+
+    def own_logits(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Return what :meth:`logits` does, where nothing is completed from others."""
         if not self._checked:
             self._check(inputs[:2])
         logits: list[torch.Tensor] = [torch.empty(0)] * len(self._teachers)
@@ -91,6 +99,54 @@ class TeacherStacks:
 def teacher_logits(teachers: Sequence[nn.Module], inputs: torch.Tensor) -> torch.Tensor:
     """Return the logits of every teacher, float32 [K, N, C] on the CPU; see :class:`TeacherStacks`."""
     return TeacherStacks(teachers).logits(inputs)
+
+
+def logits_apart(
+    teachers: Sequence[nn.Module],
+    reads: Sequence[str],
+    inputs_of: Callable[[int], Sequence[torch.Tensor]],
+) -> list[torch.Tensor]:
+    """Return what :meth:`TeacherStacks.logits` does, of teachers that do not read the same.
+
+    Parameters
+    ----------
+    teachers
+        At least one.
+    reads
+        For each, what it reads (:attr:`kdfed.settings.ModelSettings.reads`): equal of those that are asked
+        on the same inputs.
+    inputs_of
+        Returns sets of inputs as the teacher of that index reads them; the same sets of all.
+
+    Returns
+    -------
+    list of torch.Tensor
+        For each set float32 [K, N, C] on the CPU.
+
+    Raises
+    ------
+    LogitsError
+        If logits are not finite.
+    KdfedError
+        As :meth:`TeacherStacks.logits`.
+    """
+    groups: dict[str, list[int]] = {}
+    for index, read in enumerate(reads):
+        groups.setdefault(read, []).append(index)
+    found: list[list[torch.Tensor]] = [[] for _ in teachers]
+    for indices in groups.values():
+        stacks = TeacherStacks([teachers[index] for index in indices])
+        device = device_of(teachers[indices[0]])
+        try:
+            sets = [stacks.own_logits(inputs.to(device)) for inputs in inputs_of(indices[0])]
+        except LogitsError as error:
+            broken = [indices[index] for index in error.teachers]
+            raise LogitsError(broken, len(teachers)) from error
+        for place, index in enumerate(indices):
+            found[index] = [logits_KNC[place] for logits_KNC in sets]
+    knows_KC = known_classes(teachers)
+    stacked = [torch.stack(logits) for logits in zip(*found, strict=True)]
+    return stacked if knows_KC is None else [completed(logits, knows_KC) for logits in stacked]
 
 
 def uploaded_logits(logits_KNC: torch.Tensor, count: int) -> torch.Tensor:

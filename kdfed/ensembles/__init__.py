@@ -9,6 +9,7 @@ from kdfed.ensembles.ensemble import Ensemble
 from kdfed.ensembles.label_counts import LabelCounts
 from kdfed.ensembles.mean_logits import MeanLogits
 from kdfed.ensembles.mean_probabilities import MeanProbabilities
+from kdfed.ensembles.stacked import Stacked
 from kdfed.ensembles.validated import Validated
 from kdfed.family import Family
 
@@ -22,6 +23,7 @@ ENSEMBLES: Family[Ensemble] = Family(
         "label-counts": LabelCounts,
         "confidence": Confidence,
         "validated": Validated,
+        "stacked": Stacked,
     },
     inner=True,
 )
@@ -40,5 +42,6 @@ __all__ = [
     "LabelCounts",
     "MeanLogits",
     "MeanProbabilities",
+    "Stacked",
     "Validated",
 ]

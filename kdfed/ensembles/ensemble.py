@@ -43,13 +43,15 @@ class Ensemble(Thing):
         temperature
             T, above 0.
         scores_KC
-            What :meth:`scores` returned, [K, C].
+            What :meth:`scores` returned, [K, C] or [K, ...].
         """
 
     def scores(
         self, validation_KNC: torch.Tensor | None, labels_N: torch.Tensor, label_counts: np.ndarray | None
     ) -> torch.Tensor | None:
         """Return how well each teacher knows each class, [K, C]; None where the ensemble does not ask.
+
+        An ensemble that learns something else of the teachers returns that, [K, ...], in their order.
 
         Parameters
         ----------
@@ -61,6 +63,18 @@ class Ensemble(Thing):
         label_counts
             Examples of each class that each teacher was trained on, [K, C], possibly noisy; None unless
             :attr:`needs_label_counts`.
+        """
+        return None
+
+    def unseen_N(self, labels_N: torch.Tensor) -> torch.Tensor | None:  # noqa: N802 - shape suffix
+        """Return the validation examples that :meth:`scores` was not fitted on, bool [N]; None for all.
+
+        They alone judge the ensemble and the student, and choose the student with ``select: best``.
+
+        Parameters
+        ----------
+        labels_N
+            As for :meth:`scores`.
         """
         return None
 

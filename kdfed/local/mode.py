@@ -5,9 +5,9 @@ from __future__ import annotations
 import sys
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import Annotated, Self, TypeAlias
+from typing import Annotated, Any, Literal, Self, TypeAlias
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 from torch import nn
 
 from kdfed.local.loss import LocalLoss
@@ -43,8 +43,16 @@ class LocalMode(OptimiserSettings, Thing):
     """Factor of the learning rate from one round to the next, in (0, 1]: round r has lr decay^(r - 1)."""
     extra: ExtraSettings = ExtraSettings()
     """More passes in the first rounds."""
+    trainable: Literal["all", "body", "head"] = "all"
+    """What a round trains, and what travels: all weights, those below the model's last linear layer, or that
+    layer alone. The rest is sent to a participant once, and again where the server has changed it."""
     mode: str
     """The local mode."""
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_usual(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = handler(self)
+        return {key: value for key, value in values.items() if (key, value) != ("trainable", "all")}
 
     def at_round(self, number: int) -> Self:
         r"""Return the settings of one round: those that a participant is sent.

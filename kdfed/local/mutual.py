@@ -17,7 +17,8 @@ the received one, the "meme".
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from collections.abc import Iterator
+from typing import Any, ClassVar, Literal
 
 import torch
 
@@ -27,6 +28,7 @@ from kdfed.local.mode import LocalMode, Received
 from kdfed.losses import weighted_losses
 from kdfed.settings import ModelSettings, Share
 from kdfed.task import CLASSIFICATION, Task
+from kdfed.thing import Refusal
 
 
 class MutualLocal(LocalMode):
@@ -51,6 +53,18 @@ class MutualLocal(LocalMode):
     def personal_model(self, federated: ModelSettings) -> ModelSettings | None:
         """Return the personal models' architecture."""
         return federated if self.model is None else self.model
+
+    def refusals(self, arm: Any) -> Iterator[Refusal]:
+        """Refuse a personal model that reads something else than the received one beside it."""
+        yield from super().refusals(arm)
+        if self.model is not None and self.model.reads != arm.model.reads:
+            yield Refusal(
+                ".model",
+                f"expected a personal model that reads what the federated one reads, {arm.model.title!r}, "
+                f"got {self.model.title!r}: both are trained on one batch; name the same backbone in both, "
+                "or none",
+                ("model",),
+            )
 
     def loss(self, received: Received, task: Task) -> LocalLoss:
         """Return the losses of both models together."""

@@ -7,9 +7,9 @@ Reading order: :mod:`kdfed.models.model` (what a model is), :mod:`kdfed.models.r
 :mod:`kdfed.models.weights`.
 """
 
+from kdfed.inputs import SPARING, frozen, has_copies, spare_inputs
 from kdfed.models.building import build_model, check_model, outputs_of
 from kdfed.models.dead import Units, dead_units
-from kdfed.models.inputs import SPARING, frozen, has_copies, spare_inputs
 from kdfed.models.model import Model, Origin
 from kdfed.models.registry import MODELS, find_model, is_shipped
 from kdfed.models.weights import State, batch_norms, buffer_keys, device_of, load_state, state_of

@@ -11,7 +11,8 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
-from kdfed.errors import ConfigError, KdfedError, Mistake, shown
+from kdfed.backbones import BackboneSettings, Cut, check_backbone, split
+from kdfed.errors import ConfigError, DataError, KdfedError, Mistake, shown
 from kdfed.models.model import Builder, Model, near
 from kdfed.models.registry import MODELS, find_model
 from kdfed.models.trying import Found, MisfitError, try_models
@@ -28,7 +29,7 @@ def build_model(settings: ModelSettings, input_shape: tuple[int, ...], classes: 
     settings
         Name and options.
     input_shape
-        Shape of one input: (channels, height, width) or (features,).
+        Shape of one input as it is stored: (channels, height, width) or (features,).
     classes
         Number of logits, at least 1.
     seed
@@ -37,19 +38,25 @@ def build_model(settings: ModelSettings, input_shape: tuple[int, ...], classes: 
     Returns
     -------
     torch.nn.Module
-        A model on the CPU, in training mode, that maps [N, *input_shape] to logits [N, classes].
+        A model on the CPU, in training mode, that maps [N, *input_shape] to logits [N, classes]; of a model
+        with a backbone the part that is trained, which maps activations at the cut.
 
     Raises
     ------
     ConfigError
         If the name or an option is wrong, if the model does not fit the input shape (it is run once, in
         evaluation mode, on zeros), or if it cannot be trained or averaged: of every architecture one is
-        tried, on batches of two examples and of one.
+        tried, on batches of two examples and of one. Of a backbone also where it has no weights here.
     """
     message, cause = check_model(settings), None
     if message is None:
-        shape, kind = tuple(input_shape), find_model(settings.name)
+        shape = tuple(input_shape)
         try:
+            if settings.backbone is None:
+                kind = find_model(settings.name)
+            else:
+                cut = _cut(settings, shape)
+                kind, shape, settings = _tail_of(cut), cut.shape, ModelSettings(name=settings.backbone)
             with torch_seed(seed):
                 model = _build(kind, settings, shape, classes)
             return _found(_Same(kind), settings.model_dump_json(), shape, classes).apply(model)
@@ -79,6 +86,8 @@ def outputs_of(settings: ModelSettings, input_shape: tuple[int, ...]) -> int | N
         If the name or an option is wrong, or the model does not map [1, *input_shape] to [1, classes].
     """
     message, cause = check_model(settings), None
+    if message is None and settings.backbone is not None:
+        return None
     if message is None:
         kind = find_model(settings.name)
         if _takes_data(signature_of(settings.name, kind.build), settings.options):
@@ -179,6 +188,8 @@ def check_model(settings: ModelSettings) -> str | None:
         None when nothing is wrong, else what was expected, what arrived and a near match.
     """
     name = settings.name
+    if settings.backbone is not None:
+        return check_backbone(BackboneSettings.of(settings))
     try:
         kind = find_model(name)
         if kind.problem is not None:
@@ -215,6 +226,36 @@ def _problem_with_options(name: str, builder: Builder, options: Mapping[str, Any
     except TypeError as error:
         return f"expected {name!r} to take (input_shape, classes, **options), got {signature}: {error}"
     return None
+
+
+def _cut(settings: ModelSettings, input_shape: tuple[int, ...]) -> Cut:
+    """Return a model's backbone, cut in two.
+
+    Raises
+    ------
+    ConfigError
+        If the data are no images that it takes, or it cannot be had; the key says what has to change.
+    """
+    if len(input_shape) != 3 or input_shape[0] not in (1, 3):
+        message = (
+            f"a backbone needs images of 1 or 3 channels, got inputs of shape {input_shape}; use a model "
+            "without a backbone"
+        )
+        raise ConfigError("model", [Mistake("model.backbone", message)])
+    try:
+        return split(BackboneSettings.of(settings))
+    except DataError as error:
+        raise ConfigError("model", [Mistake(error.key, str(error))]) from error
+
+
+@lru_cache(maxsize=16)
+def _tail_of(cut: Cut) -> Model:
+    """Return what builds the part above a cut: of one cut always the same."""
+
+    def build(input_shape: tuple[int, ...], classes: int) -> nn.Module:
+        return cut.tail(classes)
+
+    return Model(build, "the trained part of a backbone")
 
 
 class _Same:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from kdfed.models.inputs import SPARING
+from kdfed.inputs import SPARING
 from kdfed.models.model import Model
 from kdfed.models.norms import normalisation
 from kdfed.settings import PositiveInt

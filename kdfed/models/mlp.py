@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from kdfed.models.inputs import SPARING
+from kdfed.inputs import SPARING
 from kdfed.models.model import Model
 from kdfed.settings import PositiveInt
 

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from kdfed.models.inputs import SPARING
+from kdfed.inputs import SPARING
 from kdfed.models.norms import normalisation
 
 

@@ -5,6 +5,7 @@ with its ``PathologicalPartitioner``. The rest is ours, because flwr-datasets ha
 """
 
 from kdfed.family import Family
+from kdfed.partitions.column import ColumnPartition
 from kdfed.partitions.dirichlet import DirichletPartition
 from kdfed.partitions.k_classes import KClassesPartition
 from kdfed.partitions.label_overlap import LabelOverlapPartition
@@ -22,12 +23,14 @@ PARTITIONS: Family[PartitionBase] = Family(
         "label-overlap": LabelOverlapPartition,
         "k-classes": KClassesPartition,
         "dirichlet": DirichletPartition,
+        "column": ColumnPartition,
     },
 )
 """What can stand in ``partition.kind``."""
 
 __all__ = [
     "PARTITIONS",
+    "ColumnPartition",
     "DirichletPartition",
     "KClassesPartition",
     "LabelOverlapPartition",

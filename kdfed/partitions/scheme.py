@@ -7,12 +7,15 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar, Self
 
 import numpy as np
 
 from kdfed.settings import PositiveInt
 from kdfed.thing import Thing
+
+if TYPE_CHECKING:
+    from kdfed.data import PreparedData
 
 
 class PartitionBase(Thing):
@@ -56,6 +59,23 @@ class PartitionBase(Thing):
         """Deal as :meth:`deal` does: all indices, one participant's after the other's, and sizes [P]."""
         parts = self.deal(labels, classes, generator)
         return np.concatenate(parts), np.array([len(part) for part in parts])
+
+    def in_data(self, data: PreparedData) -> Self:
+        """Return the settings with what only the data tell: how many participants there are.
+
+        Raises
+        ------
+        DataError
+            If the data do not have what is dealt by.
+        """
+        return self
+
+    def dealt_by(self, data: PreparedData) -> tuple[np.ndarray, int]:
+        """Return what :meth:`deal` gets as labels, int64 [N] of all examples, and as number of classes.
+
+        Default: the classes; of a regression the bins of its label.
+        """
+        return data.strata, len(data.strata_names)
 
     def problem_with(self, labels: np.ndarray, classes: int) -> tuple[str, str] | None:
         """Say why examples cannot be dealt: the key that has to change, and why; None when they can.

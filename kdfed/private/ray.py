@@ -34,9 +34,10 @@ A trip to the object store and back takes as long as a small model's arithmetic 
 name that moves is ignored in silence; see ``ray_config_def.h``."""
 
 GPU_WARNING = "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"
-"""Variable: 0 keeps CUDA_VISIBLE_DEVICES of actors without a GPU, which is to be Ray's default.
+"""Variable: 0 keeps CUDA_VISIBLE_DEVICES of actors without a share of a GPU, which is to be Ray's default.
 
-Unset, every process warns once. When it moves: the warning goes with it, and so can this."""
+So with ``device: cuda:N`` they find that GPU. Unset, every process warns once. When it moves: the warning
+goes with it, and so can this, once it is the default."""
 
 TEMPORARY_FOLDER = "RAY_TMPDIR"
 """Variable: where a cluster keeps its session, for a Ray that somebody else starts (Flower's simulation).

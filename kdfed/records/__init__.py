@@ -14,12 +14,12 @@
 
 from __future__ import annotations
 
-from kdfed.records.folder import RunFolder, write_atomically
+from kdfed.records.folder import RunFolder, check_output, write_atomically
 from kdfed.records.rounds import Absent, Failure, Outcome, RoundRecord, Stopped
 from kdfed.records.schema import COSTS, Summary
 from kdfed.records.summary import DataFacts, summarise
-from kdfed.records.versions import versions
-from kdfed.records.weights import load_model, load_start, weights_sha256
+from kdfed.records.versions import models_sha256, versions
+from kdfed.records.weights import load_model, load_start, serialised, weights_sha256
 
 __all__ = [
     "COSTS",
@@ -31,8 +31,11 @@ __all__ = [
     "RunFolder",
     "Stopped",
     "Summary",
+    "check_output",
     "load_model",
     "load_start",
+    "models_sha256",
+    "serialised",
     "summarise",
     "versions",
     "weights_sha256",

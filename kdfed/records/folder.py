@@ -12,14 +12,14 @@ from typing import Any, Self
 from uuid import uuid4
 
 import torch
-from safetensors.torch import save
 
 from kdfed.config import Experiment
-from kdfed.errors import RecordError, RunFolderError
+from kdfed.errors import RecordError, RunFolderError, shortened
 from kdfed.records.lock import FolderLock
 from kdfed.records.opening import Opening, examine, with_horizon_of
 from kdfed.records.reading import OUTCOMES, PARTIAL, PRIVATE, ROUNDS, SUMMARY, RecordedRun
 from kdfed.records.rounds import Outcome, RoundRecord
+from kdfed.records.weights import serialised
 
 
 class RunFolder(RecordedRun):
@@ -184,8 +184,22 @@ class RunFolder(RecordedRun):
         """
         self._append(ROUNDS, record.to_json())
 
-    def finish(self, outcome: Outcome, state: Mapping[str, torch.Tensor]) -> None:
+    def finish(
+        self,
+        outcome: Outcome,
+        state: Mapping[str, torch.Tensor],
+        metadata: Mapping[str, str] | None = None,
+    ) -> None:
         """Record that a run finished: its model, then its line of ``outcomes.jsonl``; both are on the disk.
+
+        Parameters
+        ----------
+        outcome
+            How it ended.
+        state
+            The final weights.
+        metadata
+            What the model file says beside them, see :mod:`kdfed.saved`.
 
         Raises
         ------
@@ -193,7 +207,7 @@ class RunFolder(RecordedRun):
             If they cannot be written.
         """
         with self._recording():
-            self.save_model(outcome.arm, outcome.seed, state)
+            self.save_model(outcome.arm, outcome.seed, state, metadata)
             if (self.path / ROUNDS).exists():
                 _sync(self.path / ROUNDS)
         self._append(OUTCOMES, outcome.to_json(), sync=True)
@@ -227,10 +241,15 @@ class RunFolder(RecordedRun):
                 shutil.rmtree(store, ignore_errors=True)
         self.finished = {key: outcome for key, outcome in self.finished.items() if key in runs}
 
-    def save_model(self, arm: str, seed: int, state: Mapping[str, torch.Tensor]) -> None:
+    def save_model(
+        self,
+        arm: str,
+        seed: int,
+        state: Mapping[str, torch.Tensor],
+        metadata: Mapping[str, str] | None = None,
+    ) -> None:
         """Write a run's final weights; :func:`load_model` reads them."""
-        tensors = {key: tensor.detach().cpu().contiguous().clone() for key, tensor in state.items()}
-        write_atomically(self.model_path(arm, seed), save(tensors), sync=True)
+        write_atomically(self.model_path(arm, seed), serialised(state, metadata), sync=True)
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Write ``summary.json``.
@@ -295,6 +314,41 @@ def write_atomically(path: Path, content: bytes, *, sync: bool = False) -> None:
         reason = error.strerror or str(error)
         raise RunFolderError(
             f"{path}: expected a file that can be written: {reason}; choose another place, or make room"
+        ) from error
+
+
+def check_output(path: Path, *, overwrite: bool = False) -> None:
+    """Check that a file can be written, before the work is done that it will hold; nothing is left there.
+
+    Parameters
+    ----------
+    path
+        The file; folders that are missing above it are made when it is written.
+    overwrite
+        Whether a file that is there may be replaced.
+
+    Raises
+    ------
+    RunFolderError
+        If it cannot be written, or is there already.
+    """
+    try:
+        if path.is_dir():
+            raise RunFolderError(f"expected a file, {path} is a folder; choose another place")
+        if os.path.lexists(path) and not overwrite:
+            raise RunFolderError(
+                f"{path} exists already; choose another place, or replace it with --overwrite"
+            )
+        above = path.parent
+        while not os.path.lexists(above):
+            above = above.parent
+        part = above / f".{path.name}.{uuid4().hex}.part"  # a name as long as that which will be written
+        part.touch()
+        part.unlink()
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise RunFolderError(
+            f"expected a file that can be written, got {shortened(str(path))}: {reason}; choose another place"
         ) from error
 
 

@@ -12,7 +12,7 @@ the same, some runs finished    those are kept, the others are run    replaced
 the same, by other versions     refused                               replaced
 =============================== ===================================== ==============================
 
-Files of the user's that the experiment names have versions, too: their hashes.
+Files of the user's that the experiment names, of code and of models, have versions, too: their hashes.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pathlib import Path
 
 from kdfed.config import Experiment, dotted, read_recorded, with_horizon
 from kdfed.errors import ConfigError, KdfedError, RunFolderError
-from kdfed.outside import code_of
+from kdfed.outside import code_of, models_of
 from kdfed.records.reading import RecordedRun
 from kdfed.records.rounds import Outcome
 from kdfed.records.versions import versions
@@ -110,12 +110,14 @@ def _refuse_source(file: Path, resolved: bytes, source: Path | None) -> None:
 
 def _refuse_starts(folder: RecordedRun, experiment: Experiment, names: Iterable[str]) -> None:
     ours = {(folder.path / name).resolve() for name in names}
-    for arm in experiment.arms:
-        start = experiment.arm(arm).start.removeprefix("file:")
-        if Path(start).resolve() in ours:
-            raise RunFolderError(
-                f"{folder.path}: arm {arm!r} starts from {start}, which this run would replace; {ELSEWHERE}"
-            )
+    for name in experiment.arms:
+        arm = experiment.arm(name)
+        for read in (arm.start.removeprefix("file:"), *arm.teachers.files):
+            if Path(read).resolve() in ours or folder.models.resolve() == Path(read).resolve():
+                raise RunFolderError(
+                    f"{folder.path}: arm {name!r} starts from {read}, which this run would replace; "
+                    f"{ELSEWHERE}"
+                )
 
 
 def _refuse_other(folder: RecordedRun, experiment: Experiment, present: list[str]) -> None:
@@ -162,13 +164,21 @@ def _go_on(folder: RecordedRun, experiment: Experiment) -> Opening:
             f"draws it anew); {_OVERWRITE}"
         )
     for outcome in finished.values():
-        names = code_of(experiment.arm(outcome.arm))
-        now = versions(names)
+        arm = experiment.arm(outcome.arm)
+        names, models = code_of(arm), models_of(arm)
+        now = versions(names, models)
         for name in names:
             if outcome.versions.get(name) != now[name]:
                 raise RunFolderError(
                     f"{folder.path} holds runs made with other code of {name!r}, which may give other "
                     f"results; put its file back as it was to go on, or {_OVERWRITE}"
+                )
+        for path in models:
+            made_of = outcome.versions.get(path, now[path])  # earlier releases did not say it
+            if made_of != now[path]:
+                raise RunFolderError(
+                    f"{folder.path} holds runs made with another {path}, SHA-256 {made_of[:12]}, now "
+                    f"{now[path][:12]}; put it back as it was to go on, or {_OVERWRITE}"
                 )
         for package in SAME_VERSIONS:
             was = outcome.versions.get(package)

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError
 
+from kdfed.closed_form.refit import Refit
 from kdfed.records.parsing import parse_json, problems_of
 
 Stopped = Literal["horizon", "target", "plateau", "listener", "failed", "interrupted"]
@@ -134,6 +135,8 @@ class Outcome:
         Lines of ``rounds.jsonl``.
     versions
         Packages that computed it, by name.
+    refits
+        What became of each refit of a head in closed form.
     """
 
     arm: str
@@ -143,6 +146,7 @@ class Outcome:
     consolidation: dict[str, Any] | None = None
     evaluations: int = 0
     versions: dict[str, str] = field(default_factory=dict)
+    refits: list[Refit] = field(default_factory=list)
 
     def to_json(self) -> str:
         """Return the outcome as one line of JSON, without its newline."""
@@ -174,7 +178,7 @@ class Failure:
     arm, seed
         Which run.
     phase
-        What it was at: ``start``, ``hello``, ``teachers``, ``consolidate`` or ``rounds``.
+        What it was at: ``start``, ``hello``, ``teachers``, ``consolidate``, ``statistics`` or ``rounds``.
     reason
         What was expected, what arrived and what to change.
     """

@@ -235,7 +235,7 @@ class PartitionEntry(StrictModel):
     moved: Count
     """Examples that were moved to meet ``min-examples``."""
     unused: Count
-    """Examples that are not used because nobody holds their class."""
+    """Examples that are not used because nobody holds their class, or their value of a column is rare."""
     class_names: Annotated[list[str], Field(min_length=1)]
     """Classes, or bins of a regression's label."""
     counts: Annotated[list[list[Count]], Field(min_length=1)]
@@ -264,7 +264,7 @@ class FailureEntry(StrictModel):
     """Which arm."""
     seed: Count
     """Which seed."""
-    phase: Literal["start", "hello", "teachers", "consolidate", "rounds"]
+    phase: Literal["start", "hello", "teachers", "consolidate", "statistics", "rounds"]
     """What it was at."""
     reason: str
     """What was expected, what arrived and what to change."""
@@ -279,6 +279,42 @@ class ConsolidationEntry(StrictModel):
     """Which arm."""
     seed: Count
     """Which seed."""
+
+
+class RefitEntry(StrictModel):
+    """One exchange for a head in closed form."""
+
+    arm: _Name
+    """Which arm."""
+    seed: Count
+    """Which seed."""
+    at: Count | Literal["before-teachers"]
+    """After which federated round, 0 is the start; ``before-teachers``: of the common initial weights."""
+    head: _Word
+    """Which head."""
+    participants: Count
+    """Whose statistics it was solved from; 0 where the model kept its head."""
+    examples: Count
+    """Of how many examples."""
+    chosen: float | None
+    """The penalty or the shrinkage; null where the head has neither."""
+    chosen_by: str
+    """The setting that gave it, and its value, such as ``penalty: gcv``; empty where nothing did."""
+    scale: float | None
+    """By what the logits were multiplied; null where they were not."""
+    scale_by: str
+    """The setting that gave it, such as ``calibrate: sums``; empty where they were not."""
+    why: str
+    """Why the model kept the head that it had; empty where it was replaced."""
+
+
+class SunkEntry(StrictModel):
+    """Teachers of an arm that existed already: what they cost stands in no figure."""
+
+    arm: _Name
+    """Which arm."""
+    from_: Annotated[list[str], Field(alias="from", min_length=1)]
+    """The folder, or the files."""
 
 
 class Summary(StrictModel):
@@ -321,6 +357,10 @@ class Summary(StrictModel):
     """One entry a seed."""
     consolidations: list[ConsolidationEntry] = []
     """One entry an arm and seed that consolidated."""
+    refits: list[RefitEntry] = []
+    """One entry an exchange for a head in closed form."""
+    sunk: list[SunkEntry] = []
+    """One entry an arm whose teachers existed already (``teachers.from``)."""
 
     @model_validator(mode="after")
     def _agrees(self) -> Self:

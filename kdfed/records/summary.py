@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 import platform
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from statistics import fmean
 from typing import Any
 
 from kdfed import convergence
-from kdfed.config import Experiment, Target
+from kdfed.config import Experiment, Target, sunk_teachers
 from kdfed.records.rounds import Failure, Outcome, RoundRecord, Stopped
 from kdfed.records.schema import (
     COSTS,
@@ -23,8 +23,10 @@ from kdfed.records.schema import (
     FailureEntry,
     HorizonEntry,
     PartitionEntry,
+    RefitEntry,
     RunEntry,
     Summary,
+    SunkEntry,
 )
 from kdfed.records.versions import versions
 from kdfed.savings import (
@@ -139,6 +141,15 @@ def summarise(
             )
             for outcome in outcomes
             if outcome.consolidation is not None
+        ],
+        refits=[
+            RefitEntry.model_validate({"arm": outcome.arm, "seed": outcome.seed, **asdict(refit)})
+            for outcome in outcomes
+            for refit in outcome.refits
+        ],
+        sunk=[
+            SunkEntry.model_validate({"arm": name, "from": list(files)})
+            for name, files in sunk_teachers(experiment).items()
         ],
     )
     return summary.model_dump(by_alias=True)

@@ -9,11 +9,18 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save
 
 from kdfed.arrays import Spec, problem_with_arrays
 from kdfed.errors import DataError
 from kdfed.models import State
+from kdfed.paths import user_path
+
+
+def serialised(state: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None) -> bytes:
+    """Return weights as the content of a ``.safetensors`` file, with texts beside them."""
+    tensors = {key: tensor.detach().cpu().contiguous().clone() for key, tensor in state.items()}
+    return save(tensors, None if metadata is None else dict(metadata))
 
 
 def load_model(path: str | Path) -> State:
@@ -34,8 +41,11 @@ def load_model(path: str | Path) -> State:
     DataError
         If the file cannot be read.
     """
+    where = user_path(path)
+    if not where.is_file():
+        raise DataError(f"expected a readable .safetensors file, got {path}, which is no file", "start")
     try:
-        return dict(load_file(path))
+        return dict(load_file(where))
     except (OSError, SafetensorError) as error:
         raise DataError(f"expected a readable .safetensors file, got {path}: {error}", "start") from error
 
@@ -61,7 +71,7 @@ def load_start(path: str | Path, spec: Spec) -> State:
     if problem is not None:
         raise DataError(
             f"{path} does not fit the model: {problem}; use weights of the same model, options, input shape "
-            "and classes",
+            "and classes, saved with the dtypes of its layers",
             "start",
         )
     return state

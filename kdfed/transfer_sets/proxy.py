@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -23,6 +23,8 @@ class ProxySet(DrawnSet):
     """The transfer set."""
     proxy: DataSettings
     """The other data set: its images are resized to the task's, its labels never used."""
+
+    is_stored: ClassVar[bool] = True
 
     def refusals(self, arm: Any) -> Iterator[Refusal]:
         """Ask for another source, and for nothing that has no effect."""
@@ -57,6 +59,16 @@ class ProxySet(DrawnSet):
         DataError
             If the task has no images, the other data set cannot be read or resized, or it has too few.
         """
+        data, chosen = self._drawn(input_shape, count, seed)
+        return data.examples(chosen).inputs
+
+    def draw_stored(self, input_shape: tuple[int, ...], count: int, seed: int) -> np.ndarray:
+        """Draw the same images as :meth:`draw`, as they are stored."""
+        data, chosen = self._drawn(input_shape, count, seed)
+        return data.dataset.inputs[chosen]
+
+    def _drawn(self, input_shape: tuple[int, ...], count: int, seed: int) -> tuple[PreparedData, np.ndarray]:
+        """Return the other data set, and which of its examples were drawn."""
         if len(input_shape) != 3:
             raise DataError(
                 f"a proxy needs images, got inputs of shape {input_shape}; use noise or generated", "proxy"
@@ -76,5 +88,4 @@ class ProxySet(DrawnSet):
             raise DataError(
                 f"expected {count} images of the proxy, got {len(indices)}; lower images", "proxy"
             )
-        chosen = np.random.default_rng(seed).permutation(len(indices))[:count]
-        return data.examples(indices[chosen]).inputs
+        return data, indices[np.random.default_rng(seed).permutation(len(indices))[:count]]

@@ -17,7 +17,7 @@ from torch import nn
 from kdfed.data import Examples
 from kdfed.errors import KdfedError, shown
 from kdfed.named import blamed
-from kdfed.settings import PositiveInt
+from kdfed.settings import ModelSettings, PositiveInt
 from kdfed.thing import Thing, origin_of
 
 
@@ -36,6 +36,8 @@ class TransferSet(Thing):
     """Whether it holds participants' examples, which the server of a federated run has not."""
     needs_teachers: ClassVar[bool] = False
     """Whether it reads the teachers."""
+    is_stored: ClassVar[bool] = False
+    """Whether it consists of inputs as data sets store them, so that a backbone can read them."""
 
     @classmethod
     def refuses(cls, upload: str, labels: bool) -> str | None:
@@ -61,7 +63,8 @@ class TransferSet(Thing):
         Parameters
         ----------
         public
-            The transfer split.
+            The transfer split. Where a model has a backbone and :attr:`is_stored` is set, its images are
+            uint8, as they are stored, and so must those be that are returned.
         teachers
             Models, where :attr:`needs_teachers` is set; else there may be none.
         seed
@@ -83,8 +86,22 @@ class DrawnSet(TransferSet):
     @final
     def examples(self, public: Examples, teachers: Sequence[nn.Module], seed: int) -> Examples:
         """Draw as many as are wanted."""
-        shape = tuple(public.inputs.shape[1:])
-        return without_labels(self.draw(shape, self.images or len(public), teachers, seed))
+        shape, count = tuple(public.inputs.shape[1:]), self.images or len(public)
+        if public.inputs.dtype == torch.uint8:
+            return without_labels(torch.from_numpy(self.draw_stored(shape, count, seed)))
+        return without_labels(self.draw(shape, count, teachers, seed))
+
+    def draw_stored(self, input_shape: tuple[int, ...], count: int, seed: int) -> np.ndarray:
+        """Return images as data sets store them, uint8 [count, *input_shape], where :attr:`is_stored` is set.
+
+        Parameters
+        ----------
+        input_shape
+            Shape of one image: (channels, height, width).
+        count, seed
+            As for :meth:`draw`.
+        """
+        raise KdfedError(f"transfer {self.transfer!r} has no images that a backbone can read")
 
     @abstractmethod
     def draw(
@@ -109,6 +126,7 @@ class HeldSet(TransferSet):
     """Examples that somebody holds, with their labels."""
 
     labelled: ClassVar[bool] = True
+    is_stored: ClassVar[bool] = True
 
     @abstractmethod
     def indices(self, public: np.ndarray, student: np.ndarray, teachers: Sequence[np.ndarray]) -> np.ndarray:
@@ -139,6 +157,23 @@ def without_labels(inputs: torch.Tensor) -> Examples:
     return Examples(inputs, torch.zeros(len(inputs), dtype=torch.int64))
 
 
+def problem_with_backbones(
+    chosen: TransferSet | type[TransferSet], models: Sequence[ModelSettings]
+) -> str | None:
+    """Say why models cannot read a transfer set; None where they can, as all can without a backbone.
+
+    A backbone of which nothing is frozen reads normalised images, like a model without one.
+    """
+    alike = all(model.reads == models[0].reads for model in models)
+    if chosen.is_stored or (alike and (models[0].backbone is None or models[0].trainable == "all")):
+        return None
+    name = chosen.transfer if isinstance(chosen, TransferSet) else chosen.model_fields["transfer"].default
+    return (
+        f"expected public or proxy with a frozen backbone, or with one that not all models share, got "
+        f"{name!r}, which makes no images as they are stored: choose one of those"
+    )
+
+
 def examples_of(chosen: TransferSet, public: Examples, teachers: Sequence[nn.Module], seed: int) -> Examples:
     """Return a transfer set's examples, whoever made them; see :meth:`TransferSet.examples`.
 
@@ -155,6 +190,8 @@ def examples_of(chosen: TransferSet, public: Examples, teachers: Sequence[nn.Mod
         made = chosen.examples(public, teachers, seed)
         if not isinstance(made, Examples):
             raise TypeError(f"returned {shown(made)}")
+        if made.inputs.dtype != public.inputs.dtype and public.inputs.dtype == torch.uint8:
+            raise TypeError(f"returned {made.inputs.dtype}, where images are read as they are stored")
         if made.inputs.shape[1:] != public.inputs.shape[1:] or not 0 < len(made.inputs) == len(made.labels):
             raise ValueError(f"returned shapes {tuple(made.inputs.shape)} and {tuple(made.labels.shape)}")
         if not bool(torch.isfinite(made.inputs).all()):

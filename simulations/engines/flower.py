@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import math
 import os
 import shutil
 import socket
@@ -31,9 +30,10 @@ from kdfed.config import Experiment
 from kdfed.errors import KdfedError, Mistake, RunError
 from kdfed.events import FOLDER, OVERWRITE, PROGRESS, Event, OnEvent
 from kdfed.private.flwr import COMPLETED, HEALTH, Control, submitted, superlink_environment
-from kdfed.private.ray import TEMPORARY_FOLDER
+from kdfed.private.ray import GPU_WARNING, TEMPORARY_FOLDER
 from kdfed.records import Failure
 from simulations.engines.checks import missing_packages, no_place, refuse
+from simulations.engines.gpus import gpu_share
 from simulations.engines.home import MARK, temporary_home
 from simulations.engines.loopback import bypass_proxies
 from simulations.engines.process_state import preserved
@@ -165,6 +165,7 @@ def _environment(home: Path, threads: int, events: Path) -> dict[str, str]:
         MARK: str(home),
         **superlink_environment(home),
         "RAY_USAGE_STATS_ENABLED": "0",
+        GPU_WARNING: "0",
         TEMPORARY_FOLDER: str(home),
         "RAY_ADDRESS": "local",  # a cluster of one's own, not whichever is running
         "OMP_NUM_THREADS": str(threads),
@@ -234,12 +235,9 @@ def _answers(address: str) -> bool:
 
 def _federation(experiment: Experiment, nodes: int) -> str:
     """Return Flower's simulation settings: one worker process a node, also where there are fewer cores."""
-    gpus = 0.0
-    if experiment.device.startswith(("auto", "cuda")):
-        import torch
+    import torch
 
-        share = min(1.0, torch.cuda.device_count() / nodes)
-        gpus = math.floor(share * 10_000) / 10_000  # Ray's step; rounded up, the last node would find no room
+    gpus = gpu_share(experiment.device, torch.cuda.device_count(), nodes)
     return (
         f"num-supernodes={nodes} client-resources-num-cpus=1 client-resources-num-gpus={gpus} "
         f"init-args-num-cpus={nodes}"

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
+from kdfed.device import convolutions_restored
 from kdfed.private.flwr import identity, restore
 
 
@@ -23,8 +24,9 @@ from kdfed.private.flwr import identity, restore
 def preserved() -> Iterator[None]:
     """Restore, on leaving, whatever of the process a run or a library beneath it changes.
 
-    That is the environment, torch's threads, the global random generators (Python's, NumPy's, torch's),
-    Flower's identity, loggers, warnings' filters, signal handlers, ``sys.excepthook`` and the fault handler.
+    That is the environment, torch's threads and cuDNN's arithmetic, the global random generators (Python's,
+    NumPy's, torch's), Flower's identity, loggers, warnings' filters, signal handlers, ``sys.excepthook`` and
+    the fault handler.
     Modules that were imported stay, and so does ``sys.path``, from which they import more.
 
     Examples
@@ -43,7 +45,7 @@ def preserved() -> Iterator[None]:
     handlers = {number: signal.getsignal(number) for number in signal.valid_signals()}
     faults = faulthandler.is_enabled()
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), convolutions_restored():
             yield
     finally:
         for key in set(os.environ) - set(environment):

@@ -50,6 +50,7 @@ from kdfed.private.ray import (
 from kdfed.reasons import reason_of
 from kdfed.records import RunFolder
 from simulations.engines.checks import missing_packages, no_place, refuse
+from simulations.engines.gpus import gpu_share
 from simulations.engines.home import MARK, temporary_home
 from simulations.engines.local_grid import LocalGrid, call
 from simulations.engines.loopback import bypass_proxies
@@ -118,7 +119,7 @@ def run(
     folder
         Receives the records.
     nodes
-        Actors. With a GPU each gets an equal share of it.
+        Actors. They get equal shares of the GPUs; with ``device: cuda:N`` all of them use that one.
     on_event
         Called with every event of the run.
     address
@@ -136,7 +137,7 @@ def run(
     """
     check(experiment, nodes=nodes, address=address)
     with started(nodes, address):
-        gpus = _gpu_share(experiment.device, nodes)
+        gpus = gpu_share(experiment.device, _resources()["GPU"], nodes)
         pinned = pin and address is None
         grid = RayGrid(client_app, nodes, threads=experiment.threads, gpus=gpus, pin=pinned)
         try:
@@ -221,13 +222,6 @@ def _resources() -> dict[str, float]:
 
     there: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
     return {name: there.get(name, 0.0) for name in ("CPU", "GPU")}
-
-
-def _gpu_share(device: str, workers: int) -> float:
-    """Return each worker's share of the GPUs, rounded down to Ray's step, or the last would find no room."""
-    if not device.startswith(("auto", "cuda")):
-        return 0.0
-    return math.floor(min(1.0, _resources()["GPU"] / workers) * 10_000) / 10_000
 
 
 def _cores(workers: int, threads: int) -> list[list[int]]:
@@ -348,6 +342,7 @@ class RayGrid(LocalGrid):
         self._app, self._threads = ray.put(app), threads
         environment = {
             "OMP_NUM_THREADS": str(threads),
+            GPU_WARNING: "0",  # on a cluster, too: whoever has no share keeps the GPUs that a device names
             # Freed memory is kept for the next cohort, which needs as much: new pages cost time.
             "MALLOC_TRIM_THRESHOLD_": str(2**28),
             "MALLOC_MMAP_THRESHOLD_": str(2**28),

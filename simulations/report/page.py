@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.filesize import decimal
 
-from kdfed.config import Experiment, dotted
+from kdfed.config import Arm, Experiment, dotted
 from kdfed.pooled import is_open
 from kdfed.records import RoundRecord
 from kdfed.savings import FEWEST
@@ -44,6 +44,7 @@ from simulations.report.words import (
     plural,
     saving,
     signed,
+    sunk_words,
     target_words,
     trips,
     verdict,
@@ -78,7 +79,7 @@ def render_page(
         participants=experiment.partition.participants,
         kind=experiment.partition.kind,
         source=experiment.data.source,
-        model=experiment.model.name,
+        model=experiment.model.title,
         seeds=experiment.seeds,
         engine=summary["engine"],
         finished=finished,
@@ -122,6 +123,7 @@ def render_page(
             ],
         ),
         costs=_costs(experiment, records),
+        refits=_refits(experiment, summary),
         runs=_runs(experiment, summary),
         absences=sum(len(record.absent) for record in records),
         absent=absent._replace(rows=absent.rows[:_ABSENT_SHOWN]),
@@ -140,6 +142,9 @@ def _notes(experiment: Experiment, summary: Mapping[str, Any], finished: bool) -
     told = still_rising(summary)
     if told:
         yield told
+    sunk = sunk_words(summary)
+    if sunk:
+        yield sunk
     failures = summary.get("failures", ())
     for failure in failures:
         yield (
@@ -300,15 +305,27 @@ def _costs(experiment: Experiment, records: Sequence[RoundRecord]) -> Table:
         starts = _mean_costs([_cost_row(curve[0]) for curve in curves])
         totals = _mean_costs([_cost_row(curve[-1]) for curve in curves])
         between = [total - start for total, start in zip(totals, starts, strict=True)]
-        start = "start: hello" if starts[0] == 0 else "start: hello, teachers, consolidation"
-        if experiment.arm(arm).start == "averaged":
-            start = "start: hello, teachers"
-        elif experiment.arm(arm).start == "server":
-            start = "start: hello, the server's own model"
-        rows.append([_arm(experiment, arm), start, *_cost_cells(starts)])
+        start = ", ".join(_start(experiment.arm(arm)))
+        rows.append([_arm(experiment, arm), f"start: {start}", *_cost_cells(starts)])
         rows.append(["", f"{number(rounds)} federated rounds", *_cost_cells(between)])
         rows.append(["", "total", *_cost_cells(totals)])
     return Table(heads, rows, numbers_from=2, sums=3)
+
+
+def _start(arm: Arm) -> Iterator[str]:
+    """Say what an arm does before its first round."""
+    head, refits = "a head in closed form", arm.closed_form
+    yield "hello"
+    if refits is not None and refits.before_teachers:
+        yield head
+    if arm.start == "server":
+        yield "the server's own model"
+    if arm.start in ("consolidated", "averaged"):
+        yield "teachers" if arm.teachers.from_ is None else "teachers that existed"
+    if arm.start == "consolidated":
+        yield "consolidation"
+    if refits is not None and 0 in refits.at:
+        yield head
 
 
 def _cost_row(record: RoundRecord) -> list[float]:
@@ -394,6 +411,32 @@ def _absent(records: Sequence[RoundRecord]) -> Table:
             for (arm, seed, number, reason), participants in grouped.items()
         ],
     )
+
+
+def _refits(experiment: Experiment, summary: Mapping[str, Any]) -> Table:
+    return Table(
+        ["arm", "seed", "at", "head", "participants", "examples", "chosen", "logits times", ""],
+        [
+            [
+                _arm(experiment, refit["arm"]),
+                str(refit["seed"]),
+                {0: "the start", "before-teachers": "before teachers"}.get(
+                    refit["at"], f"round {refit['at']}"
+                ),
+                refit["head"],
+                number(refit["participants"]),
+                number(refit["examples"]),
+                _chosen(refit["chosen"], refit["chosen_by"]),
+                _chosen(refit["scale"], refit["scale_by"]),
+                f"kept the head it had: {short_name(refit['why'], _REASON_SHOWN)}" if refit["why"] else "",
+            ]
+            for refit in summary.get("refits", ())
+        ],
+    )
+
+
+def _chosen(value: float | None, by: str) -> str:
+    return "–" if value is None else f"{value:.3g} ({by})" if by else f"{value:.3g}"
 
 
 def _hashes(summary: Mapping[str, Any]) -> Table:

@@ -43,6 +43,17 @@ def plural(count: int, noun: str) -> str:
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
+def sunk_words(summary: Mapping[str, Any]) -> str:
+    """Say which arms begin with teachers that existed; empty where none does."""
+    arms = [entry["arm"] for entry in summary.get("sunk", ())]
+    if not arms:
+        return ""
+    return (
+        f"The teachers of {' and '.join(arms)} existed already: what it cost to train and collect them is "
+        "sunk, and stands in no figure."
+    )
+
+
 def target_words(target: str) -> str:
     """Say a target as people do: ``90%``, ``90% of converged``, ``90% of the gain``."""
     if "%-of-" in target:

@@ -15,6 +15,7 @@ from kdfed.data import prepare
 from kdfed.named import is_named
 from kdfed.outside import outside_names
 from kdfed.partitions import PartitionBase
+from kdfed.reading import cut_of
 from kdfed.settings import DataSettings, ModelSettings, Settings
 from simulations.study.hashes import code_sha256, data_sha256
 from simulations.study.settings import StudySettings
@@ -54,7 +55,7 @@ class Condition:
         options = ",".join(f"{key}={value}" for key, value in self.model.options.items())
         return {
             "distribution": self.distribution,
-            "model": f"{self.model.name}({options})" if options else self.model.name,
+            "model": f"{self.model.title}({options})" if options else self.model.title,
             "teachers": self.teachers,
             "transfer": self.transfer,
             "labels": self.labels,
@@ -154,8 +155,16 @@ def models_key(study: StudySettings, condition: Condition) -> str:
     """Return the cache key of a condition's pre-trained models: of all that they depend on."""
     settings = (study.data, partition_settings(study, condition), condition.model, study.pretraining)
     dumped = [one.model_dump(mode="json") for one in settings]
+    cut = cut_of(condition.model)
+    backbone = [] if cut is None else [cut.weights_sha256]
     return _cache_key(
-        "models", _code_hash(*settings), data_sha256(study.data), dumped, condition.teachers, condition.seed
+        "models",
+        _code_hash(*settings),
+        data_sha256(study.data),
+        dumped,
+        condition.teachers,
+        condition.seed,
+        *backbone,
     )
 
 

@@ -29,6 +29,7 @@ from kdfed.local import plain_loss
 from kdfed.models import State, build_model, load_state, state_of
 from kdfed.named import blamed
 from kdfed.partition import Partition, partition_of
+from kdfed.reading import cut_of, examples_for, inputs_for
 from kdfed.records import write_atomically
 from kdfed.records.parsing import parse_json
 from kdfed.records.rounds import Count, Score
@@ -88,11 +89,13 @@ def has_generated(study: StudySettings, condition: Condition, cache: Path) -> bo
     """Whether the cache holds a condition's generated transfer set, whole and finite."""
     data = prepare(study.data)
     count = condition.images or len(data.splits.transfer)
+    cut = cut_of(condition.model)
+    shape = data.input_shape if cut is None else cut.shape
     try:
         inputs = _tensors(generated_file(cache, study, condition))["inputs"]
     except (OSError, KeyError, SafetensorError):
         return False
-    return tuple(inputs.shape) == (count, *data.input_shape) and bool(inputs.isfinite().all())
+    return tuple(inputs.shape) == (count, *shape) and bool(inputs.isfinite().all())
 
 
 def partition_at(study: StudySettings, condition: Condition) -> Partition:
@@ -116,7 +119,7 @@ def pretrain(study: StudySettings, condition: Condition, cache: Path) -> None:
     for trained in train_cohort(
         model,
         starts,
-        data.examples(np.concatenate(parts)),
+        examples_for(condition.model, data, np.concatenate(parts)),
         [len(part) for part in parts],
         study.pretraining,
         plain_loss(data.task),
@@ -138,7 +141,9 @@ def distil(study: StudySettings, condition: Condition, trial: Trial, cache: Path
         return
     data = prepare(study.data)
     student, *teachers = _models(study, condition, cache)
-    validation, test = data.examples(data.splits.validation), data.examples(data.splits.test)
+    validation, test = (
+        examples_for(condition.model, data, held) for held in (data.splits.validation, data.splits.test)
+    )
     transfer = transfer_of(study, condition, cache)
     before = predict(student, test.inputs)
     settings = _settings(study, condition, trial)
@@ -185,9 +190,12 @@ def transfer_of(study: StudySettings, condition: Condition, cache: Path) -> Exam
         if chosen.needs_teachers:
             generate_at(study, condition, cache)
             return without_labels(_tensors(generated_file(cache, study, condition))["inputs"])
-        return examples_of(
-            chosen, data.examples(data.splits.transfer), (), derive(condition.seed, "transfer")
-        )
+        public, seed = data.splits.transfer, derive(condition.seed, "transfer")
+        if condition.model.backbone is None or not chosen.is_stored:
+            return examples_of(chosen, examples_for(condition.model, data, public), (), seed)
+        stored = Examples(torch.from_numpy(data.dataset.inputs[public]), data.labels(public))
+        made = examples_of(chosen, stored, (), seed)
+        return Examples(inputs_for(condition.model, made.inputs.numpy(), data.normalisation), made.labels)
     student, *teachers = (partition.indices[member] for member in range(condition.teachers + 1))
     expected = f"transfer set {condition.transfer!r}, {_where(condition)}: expected the indices of examples"
     with blamed(origin_of(chosen), expected):
@@ -201,7 +209,7 @@ def transfer_of(study: StudySettings, condition: Condition, cache: Path) -> Exam
             f"{len(indices)}; lower images or hold out a larger data.splits.transfer",
             "vary.images",
         )
-    return data.examples(indices[: condition.images])
+    return examples_for(condition.model, data, indices[: condition.images])
 
 
 def check_teachers(study: StudySettings, condition: Condition) -> None:
@@ -218,7 +226,8 @@ def generate_at(study: StudySettings, condition: Condition, cache: Path) -> None
         return
     data = prepare(study.data)
     _, *teachers = _models(study, condition, cache)
-    public, seed = data.examples(data.splits.transfer), derive(condition.seed, "transfer")
+    public = examples_for(condition.model, data, data.splits.transfer)
+    seed = derive(condition.seed, "transfer")
     made = examples_of(study.transfer_set(condition.transfer, condition.images), public, teachers, seed)
     write_atomically(file, save({"inputs": made.inputs}))
 

@@ -41,7 +41,7 @@ def render(study: StudySettings, summary: Mapping[str, Any]) -> str:
         "study/report.html.jinja",
         name=study.name,
         source=study.data.source,
-        model=study.model.name,
+        model=study.model.title,
         centre=study.centre,
         seeds=study.seeds,
         spread=_spread(len(study.seeds)),

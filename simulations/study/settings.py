@@ -40,6 +40,7 @@ from kdfed.settings import (
 from kdfed.task import temperature_problem
 from kdfed.thing import within
 from kdfed.transfer_sets import DrawnSet, TransferSet
+from kdfed.transfer_sets.transfer_set import problem_with_backbones
 from simulations.experiments import FAMILIES
 
 
@@ -426,6 +427,12 @@ def _check_transfer_sets(study: StudySettings) -> Iterator[Mistake]:
                     yield Mistake(f"{key}.{inner}".lstrip("."), message)
         for refusal in refusals_from(chosen, lambda thing: thing.refusals(as_arm(study))):
             yield Mistake(within(refusal, "").key.lstrip("."), refusal.message)
+    chosen_at = ("centre.transfer", (study.centre.transfer,)), ("vary.transfer", study.vary.transfer)
+    for where, asked in chosen_at:
+        for name in sorted(sets.keys() & set(asked)):
+            problems = (problem_with_backbones(sets[name], [m]) for m in (study.model, *study.vary.models))
+            for problem in filter(None, dict.fromkeys(problems)):
+                yield Mistake(where, problem)
 
 
 def as_arm(study: StudySettings, model: ModelSettings | None = None) -> Any:

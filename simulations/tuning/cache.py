@@ -11,8 +11,8 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 
 from kdfed.config import Experiment
-from kdfed.outside import code_of
-from kdfed.records import write_atomically
+from kdfed.outside import code_of, models_of
+from kdfed.records import models_sha256, write_atomically
 from simulations.study.hashes import code_sha256, data_sha256
 from simulations.tuning import trial
 from simulations.tuning.trial import TrialResult, UntilFlat, tuning_settings
@@ -24,13 +24,14 @@ _CODE = ("kdfed", "clients", "strategies")
 def trial_key(
     experiment: Experiment, name: str, seed: int, rounds: int, share: float, until: UntilFlat | None
 ) -> str:
-    """Return the key of a trial: a hash of its arm's settings, the data, and the code that runs it."""
+    """Return the key of a trial: a hash of its arm's settings, the data, files of models, and its code."""
     arm = experiment.arm(name)
     settings = arm.model_dump(mode="json", exclude={"rounds", "listeners", "threads"})
     parts = [
         torch.__version__,
         code_sha256(code_of(arm), _CODE, Path(trial.__file__)),
         data_sha256(tuning_settings(arm.data, share)),
+        [models_sha256(path) for path in models_of(arm)],
         settings,
         [seed, rounds, share, until and asdict(until)],
     ]

@@ -38,7 +38,7 @@ from simulations.tuning.space import (
     with_changes,
     with_shared,
 )
-from simulations.tuning.trial import TrialResult, UntilFlat, run_trial, tuning_data
+from simulations.tuning.trial import TrialResult, UntilFlat, run_trial, tuning_majority
 from simulations.workers import check_folder, cores, progress_on, run_all, worker_pool
 
 
@@ -179,7 +179,7 @@ class _Tuning:
     ) -> tuple[Winner, Curves]:
         """Run the rungs of one arm; return the winner, and its curves."""
         tuning, count = self.plan.tuning, len(alive)
-        majority = tuning_data(self.plan.experiment.data, tuning.examples)[2]
+        majority = tuning_majority(self.plan.experiment.data, tuning.examples)
         for rung, rounds in enumerate(tuning.rungs, start=1):
             last = rung == len(tuning.rungs)
             results = self._results(f"{name}, {rounds} rounds", values, name, alive, rounds)
@@ -307,7 +307,7 @@ class _Tuning:
 
 def _effort(arm: Arm, rounds: int) -> float:
     """Return how long a trial takes against others, in passes over local data; the teachers' included."""
-    taught = arm.start in ("consolidated", "averaged")
+    taught = arm.start in ("consolidated", "averaged") and arm.teachers.from_ is None
     return rounds * (arm.local.epochs + 0.5) + (arm.teachers.epochs if taught else 0)
 
 

@@ -7,7 +7,7 @@ the same as in a run, and nobody is given them: no accuracy on them is computed.
 from __future__ import annotations
 
 import tempfile
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from time import monotonic
@@ -18,16 +18,19 @@ from flwr.app import ArrayRecord
 
 from clients.client_app import app as client_app
 from kdfed import convergence
-from kdfed.config import Experiment
-from kdfed.data import Examples, prepare
+from kdfed.config import Arm, Experiment
+from kdfed.data import Examples, PreparedData, prepare
 from kdfed.data.splits import split
+from kdfed.device import resolve_device
 from kdfed.errors import KdfedError, one_line
 from kdfed.events import Event
 from kdfed.listeners import Listener, Round
 from kdfed.messages import Simulation
 from kdfed.named import ends_program
+from kdfed.reading import examples_for
 from kdfed.reasons import reason_of
-from kdfed.settings import DataSettings, RoundSettings
+from kdfed.saved import Card
+from kdfed.settings import DataSettings, ModelSettings, RoundSettings
 from simulations.engines.in_process_grid import InProcessGrid
 from simulations.engines.process_state import preserved
 from simulations.server_data import server_data
@@ -80,9 +83,14 @@ def tuning_settings(data: DataSettings, share: float) -> DataSettings:
     return data.model_copy(update={"splits": data.splits.model_copy(update={"validation": validation})})
 
 
-@lru_cache(maxsize=2)
-def tuning_data(data: DataSettings, share: float) -> tuple[ServerData, Examples, float]:
-    """Return what the server holds in a trial, the tuning examples, and the share of their largest class.
+def tuning_majority(data: DataSettings, share: float) -> float:
+    """Return the share of the largest class among the tuning examples; see :func:`tuning_data`."""
+    prepared, _, extra = _tuning_splits(data, share)
+    return prepared.majority(extra)
+
+
+def tuning_data(data: DataSettings, share: float, arm: Arm) -> tuple[ServerData, Examples]:
+    """Return what the server holds in a trial, and the tuning examples, as an arm's model reads them.
 
     Parameters
     ----------
@@ -90,17 +98,30 @@ def tuning_data(data: DataSettings, share: float) -> tuple[ServerData, Examples,
         The experiment's.
     share
         Of all examples, those on which candidates are compared.
+    arm
+        Whose model it is, and where a frozen part is computed.
 
     Raises
     ------
     DataError
         If the data cannot be read, or there are too few.
     """
+    return _tuning_data(data, share, arm.model.model_dump_json(), arm.device if arm.model.reads else "cpu")
+
+
+@lru_cache(maxsize=2)
+def _tuning_data(data: DataSettings, share: float, model: str, device: str) -> tuple[ServerData, Examples]:
+    prepared, theirs, extra = _tuning_splits(data, share)
+    settings, where = ModelSettings.model_validate_json(model), resolve_device(device)
+    shared = server_data(prepared, settings, where, validation=theirs)
+    return shared, examples_for(settings, prepared, extra, where)
+
+
+def _tuning_splits(data: DataSettings, share: float) -> tuple[PreparedData, np.ndarray, np.ndarray]:
+    """Return the data of trials, and which of their examples are for validation and which for tuning."""
     prepared = prepare(tuning_settings(data, share))
     theirs = split(prepared.dataset, data).validation
-    extra = np.setdiff1d(prepared.splits.validation, theirs)
-    shared = replace(server_data(prepared), validation=prepared.examples(theirs))
-    return shared, prepared.examples(extra), prepared.majority(extra)
+    return prepared, theirs, np.setdiff1d(prepared.splits.validation, theirs)
 
 
 def run_trial(
@@ -143,7 +164,7 @@ def run_trial(
 
     with preserved(), tempfile.TemporaryDirectory(prefix="kdfed-tune-") as store:
         torch.set_num_threads(1)
-        shared, examples, _ = tuning_data(experiment.data, share)
+        shared, examples = tuning_data(experiment.data, share, arm)
         flat = _Flat(until) if until is not None else None
         config = ArmConfig(
             arm=arm,
@@ -153,6 +174,7 @@ def run_trial(
             name=name,
             never_stop=flat is None,
             simulation=Simulation.of(arm, seed, Path(store), experiment.folder),
+            card=Card.of(arm.model, arm.data, _tuning_splits(experiment.data, share)[0]),
             on_event=follow,
             listeners=() if flat is None else (flat,),
         )

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 
+import clients.participants
 from clients.actors import IN_PROCESS, is_simulated
 from clients.client_app import app
 from clients.participants import participants_of
+from kdfed.backbones import BackboneSettings, compute, split
 from kdfed.errors import ParticipantError
 from kdfed.messages import CONFIG, METRICS, SIMULATION, Hello, Simulation, versions
 from kdfed.metrics import NUM_EXAMPLES
 from kdfed.private.flwr import identify, name_message
+from tests.small_backbones import TINY
 
 
 @pytest.fixture(autouse=True)
@@ -83,7 +88,7 @@ def test_a_message_changes_nothing_in_a_device_that_refuses_it(tiny):
 def test_an_unknown_participant_is_refused(tiny):
     participants = participants_of(_simulation(tiny()), _context(**{IN_PROCESS: True}))
     with pytest.raises(ParticipantError, match="from 0 to 4, got 5"):
-        participants.gather([0, 5])
+        participants.gather([0, 5], tiny().model)
 
 
 def test_participants_hold_nothing_that_the_server_holds(tiny):
@@ -105,3 +110,19 @@ def test_a_store_is_only_where_a_simulation_says_and_never_relative(tiny):
         _ = participants_of(_simulation(tiny()), inside).store
     with pytest.raises(ParticipantError, match=r"expected an absolute path as the simulation's store"):
         _ = participants_of(_simulation(tiny(), store=Path("../elsewhere")), inside).store
+
+
+def test_a_participants_activations_are_those_of_its_own_images(tiny, fresh_features, monkeypatch):
+    """Runs of neighbours are computed at once, however few images each of them has."""
+    monkeypatch.setattr(clients.participants, "_RUN", 100)
+    experiment = tiny(model={"backbone": TINY}, **{"partition.participants": 40, "partition.min-examples": 1})
+    people = participants_of(_simulation(experiment), _context(**{IN_PROCESS: True}))
+    cut = split(BackboneSettings.of(experiment.model))
+    for members in ([0], [39], [7, 3, 21], range(40)):
+        examples, sizes = people.gather(members, experiment.model)
+        indices = np.concatenate([people.partition.indices[member] for member in members])
+        assert sizes == [len(people.partition.indices[member]) for member in members]
+        assert torch.equal(examples.inputs, compute(cut, people.data.dataset.inputs[indices]))
+        assert torch.equal(examples.labels, people.data.labels(indices))
+    held = sum(people.sizes)
+    assert fresh_features.runs == math.ceil(held / 100), "not one a participant"

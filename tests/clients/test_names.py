@@ -85,6 +85,7 @@ def _data(tiny: Any, source: str) -> RecordDict:
     ("key", "value", "record"),
     [
         ("model", _model(THEIRS), CONFIG),
+        ("model", ModelSettings(backbone=THEIRS).model_dump_json(), CONFIG),
         ("model", _model(THEIRS), numbered(CONFIG, 7, 9)),
         ("local", _mutual(THEIRS), CONFIG),
         ("teachers", _teachers(THEIRS), CONFIG),
@@ -94,7 +95,9 @@ def _data(tiny: Any, source: str) -> RecordDict:
     ],
 )
 def test_a_device_looks_up_no_model_that_only_a_message_names(key, value, record, imported):
-    with pytest.raises(ParticipantError, match=r"expected a model that kdfed ships, or one that this device"):
+    with pytest.raises(
+        ParticipantError, match=r"expected a (model|backbone) that kdfed ships, or one that this device"
+    ):
         check_names(_content(key, value, record), _context())
     assert not imported.exists()
 

@@ -67,14 +67,14 @@ class Device:
     def store(self) -> Store:
         return Store(self.folder)
 
-    def gather(self, members: Sequence[int]) -> tuple[Examples, list[int]]:
+    def gather(self, members: Sequence[int], model: ModelSettings) -> tuple[Examples, list[int]]:
         if list(members) != [NUMBER]:
             raise ParticipantError(f"expected {NUMBER}, got {list(members)}")
         inputs = torch.rand(10, 4, generator=torch.Generator().manual_seed(0))
         return Examples(inputs, torch.arange(10) % 3), [10]
 
-    def normalised(self, inputs: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(inputs).float() / 24
+    def inputs(self, stored: np.ndarray, model: ModelSettings) -> torch.Tensor:
+        return torch.from_numpy(stored).float() / 24
 
 
 def of_type(device: Device) -> Participants:

@@ -5,7 +5,7 @@ from typing import get_args
 import pytest
 import torch
 
-from kdfed.augmentation import AUGMENTATIONS, augment, crop, flip, views_of
+from kdfed.augmentation import AUGMENTATIONS, augment, crop, flip, stored_views, views_of
 from kdfed.data import Examples
 from kdfed.errors import KdfedError
 from kdfed.settings import Augmentation
@@ -71,3 +71,12 @@ def test_views_agree_with_the_slow_twin_and_keep_their_labels() -> None:
     slow = [augment(images, ["flip", "crop"], draws) for _ in range(4)]
     assert torch.equal(views.inputs, torch.cat(slow))
     assert views.labels.tolist() == [2, 0, 1] * 4
+
+
+@pytest.mark.parametrize("names", [["flip"], ["crop"], ["crop", "flip"]])
+def test_views_of_stored_images_are_the_same_changes_of_whole_pixels(names: list[str]) -> None:
+    images = torch.randint(256, (5, 3, 16, 12), generator=generator(1)).to(torch.uint8)
+    stored = stored_views(images, names, 3, generator())
+    changed = views_of(Examples(images.float(), torch.zeros(5, dtype=torch.int64)), names, 3, generator())
+    assert stored.dtype == torch.uint8
+    assert torch.equal(stored.float(), changed.inputs)

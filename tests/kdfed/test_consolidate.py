@@ -25,6 +25,7 @@ from kdfed.distill import (
 )
 from kdfed.distill.stacks import TeacherStacks, teacher_logits
 from kdfed.ensembles import ENSEMBLES
+from kdfed.ensembles.stacked import Stacked
 from kdfed.ensembles.validated import validated_scores
 from kdfed.errors import KdfedError
 from kdfed.local import PLAIN
@@ -154,6 +155,33 @@ def test_consolidation_agrees_with_the_slow_twin(
     assert result.accuracy == evaluate(fast, VALIDATION, CLASSIFICATION)[0]
     guess = combine(checks, chosen.temperature, scores).argmax(1)
     assert result.ensemble_accuracy == pytest.approx(float((guess == VALIDATION.labels).float().mean()))
+
+
+@pytest.mark.parametrize("select", ["last", "best"])
+def test_a_fitted_ensemble_and_its_student_are_judged_by_what_it_was_not_fitted_on(
+    teachers: list[nn.Module], select: str
+) -> None:
+    """With ``select: best`` no student of the epochs is better on those examples."""
+    chosen = settings(ensemble="stacked", select=select, epochs=6, lr=0.02)
+    student, measured = some_model(5), []
+    result = consolidate(
+        student,
+        teachers,
+        TRANSFER,
+        VALIDATION,
+        chosen,
+        3,
+        setup=CPU,
+        on_epoch=lambda epoch, epochs, accuracy: measured.append(accuracy),
+    )
+    unseen = Stacked().unseen_N(VALIDATION.labels)
+    judged = Examples(VALIDATION.inputs[unseen], VALIDATION.labels[unseen])
+    assert 0 < len(judged) < len(VALIDATION) / 2
+    assert result.accuracy == evaluate(student, judged, CLASSIFICATION)[0]
+    assert result.accuracy == (max(measured) if select == "best" else measured[-1])
+    checks = torch.stack([teacher.eval()(VALIDATION.inputs).detach() for teacher in teachers])
+    target = Stacked().target(checks, chosen.temperature, Stacked().scores(checks, VALIDATION.labels, None))
+    assert result.ensemble_accuracy == CLASSIFICATION.score(target[unseen], judged.labels)
 
 
 def other(method: str, **changes: object) -> KDMethod:
@@ -504,6 +532,7 @@ POISONED_TRANSFER = Examples(TRANSFER.inputs, (TRANSFER.labels + 1) % CLASSES)
         ("vanilla", {"ensemble": "confidence"}, set()),
         ("vanilla", {"ensemble": "label-counts"}, set()),
         ("vanilla", {"ensemble": "validated"}, {"validation"}),
+        ("vanilla", {"ensemble": "stacked"}, {"validation"}),
         ("vanilla", {"select": "best", "epochs": 12, "lr": 0.02}, {"validation"}),
         ("vanilla", {"labels": True, "weight": 0.5}, {"transfer"}),
         ("vanilla", {"labels": True, "weight": 0.5, "ensemble": "validated"}, {"validation", "transfer"}),

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
 from kdfed.data import Examples
-from kdfed.device import resolve_device, to_device
+from kdfed.device import convolutions_restored, exact_convolutions, resolve_device, to_device
 from kdfed.errors import DataError
 
 
@@ -60,3 +62,31 @@ def test_examples_reach_a_gpu_through_pinned_memory(device: str, asked: list[obj
 def test_examples_that_are_there_are_not_copied() -> None:
     examples = Examples(torch.randn(3, 2), torch.arange(3))
     assert examples.to("cpu").inputs is examples.inputs
+
+
+@pytest.mark.parametrize("tf32", [True, False])
+def test_convolutions_are_exact_for_a_while(tf32: bool) -> None:
+    cudnn = torch.backends.cudnn
+    with convolutions_restored():
+        cudnn.allow_tf32, cudnn.deterministic = tf32, False
+        with convolutions_restored():
+            exact_convolutions()
+            assert (cudnn.allow_tf32, cudnn.deterministic) == (False, True)
+        assert (cudnn.allow_tf32, cudnn.deterministic) == (tf32, False)
+
+
+@pytest.mark.skipif(
+    not hasattr(torch.backends.cudnn, "conv"), reason="before torch 2.9 they are set together"
+)
+def test_convolutions_and_recurrent_layers_that_were_set_apart_are_so_again() -> None:
+    """Then ``allow_tf32`` cannot even be read."""
+    cudnn: Any = torch.backends.cudnn
+    with convolutions_restored():
+        cudnn.allow_tf32 = True
+        cudnn.conv.fp32_precision = "ieee"
+        with convolutions_restored():
+            exact_convolutions()
+            assert not cudnn.allow_tf32
+        assert (cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision) == ("ieee", "tf32")
+        with pytest.raises(RuntimeError):
+            _ = cudnn.allow_tf32

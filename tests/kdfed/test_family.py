@@ -27,6 +27,7 @@ Write = Callable[[str], str]
 HEAD = """
 from typing import Any, ClassVar
 import numpy as np, torch
+from kdfed.closed_form import ClosedFormHead, Linear
 from kdfed.distill import KDMethod
 from kdfed.ensembles import Ensemble, MeanLogits
 from kdfed.local import LocalMode, PLAIN
@@ -65,6 +66,12 @@ class Own(Ensemble):
     offset: int = 0
     def target(self, logits_KNC, temperature, scores_KC):
         return torch.softmax(logits_KNC[self.offset] / temperature, dim=1)
+""",
+    "closed-form.head": """
+class Own(ClosedFormHead):
+    offset: int = 0
+    def fit(self, sums, validation):
+        return Linear(sums.means_CD, torch.full((len(sums.means_CD),), float(self.offset)))
 """,
     "server.strategy": """
 class Own(ServerBase):

@@ -12,10 +12,12 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kdfed.backbones import BackboneSettings, split
 from kdfed.errors import MessageError
 from kdfed.limits import Limits
 from kdfed.local import MutualLocal, PlainLocal
 from kdfed.messages import (
+    BACKBONE,
     CONFIG,
     SIMULATION,
     Answers,
@@ -33,6 +35,7 @@ from kdfed.messages import (
     numbered,
 )
 from kdfed.settings import LabelCountSettings, ModelSettings, OptimiserSettings, TeacherSettings
+from tests.small_backbones import TINY
 
 MODEL = ModelSettings(name="mlp", options={"hidden": (4, 3)})
 STATE = {"w": torch.arange(6.0).view(2, 3), "half": torch.ones(2, dtype=torch.float16), "n": torch.tensor(3)}
@@ -294,3 +297,14 @@ def test_more_examples_than_an_int64_counts_are_refused() -> None:
     content["metrics"].update({"num-examples": 2**63, "held": [2**63]})
     with pytest.raises(MessageError, match="at least 0 examples"):
         HelloReply.from_record(content)
+
+
+def test_of_a_model_with_a_backbone_a_message_says_which_weights_it_has() -> None:
+    model = ModelSettings(backbone=TINY)
+    asked = Train(seed=1, server_round=2, model=model, local=PlainLocal())
+    read = Train.from_record(asked.to_record())
+    assert read.backbone_sha256 == split(BackboneSettings.of(model)).weights_sha256
+    assert read == asked
+    without = Train(seed=1, server_round=2, model=MODEL, local=PlainLocal()).to_record()
+    assert BACKBONE not in without[CONFIG]
+    assert Train.from_record(without).backbone_sha256 == ""

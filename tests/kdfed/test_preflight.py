@@ -10,11 +10,14 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
 from kdfed.config import Experiment
+from kdfed.errors import ConfigError
 from kdfed.models import build_model, state_of
 from kdfed.preflight import check_data
 from kdfed.settings import ModelSettings
+from tests.small_backbones import TINY
 
 Build = Callable[..., Experiment]
 FEATURES = "synthetic:examples=400,classes=4,shape=5"
@@ -84,6 +87,56 @@ def test_a_personal_model_that_cannot_take_the_data_is_reported(tiny: Build) -> 
     mistakes = found(tiny(data={"source": FEATURES}, arms=arms))
     assert list(mistakes) == ["arms.own.local.model"]
     assert "needs images" in mistakes["arms.own.local.model"]
+
+
+@pytest.fixture
+def own_models(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
+    """Return a module whose models end in something else than a linear layer with a bias."""
+    module = types.ModuleType("models_of_the_users")
+    hidden = [nn.Flatten(), nn.Linear(64, 8), nn.ReLU()]
+    ends = {
+        "sure": [nn.Linear(8, 10), nn.LogSoftmax(dim=1)],
+        "unbiased": [nn.Linear(8, 10, bias=False)],
+        "normed": [nn.Linear(8, 10), nn.BatchNorm1d(10)],
+        "linear": [nn.Linear(8, 10)],
+    }
+    for name, end in ends.items():
+        setattr(module, name, lambda end=end: nn.Sequential(*hidden, *end))
+    monkeypatch.setitem(sys.modules, "models_of_the_users", module)
+    return module
+
+
+@pytest.mark.parametrize("name", ["sure", "unbiased", "normed"])
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        ({"closed-form": {"head": "lda"}}, "closed-form"),
+        ({"local.trainable": "body"}, "local.trainable"),
+    ],
+)
+def test_a_model_whose_logits_no_linear_layer_makes_has_no_head(
+    tiny: Build, own_models: types.ModuleType, name: str, changes: dict[str, Any], key: str
+) -> None:
+    arms = {"cold": {}, "other": changes}
+    model = {"name": f"models_of_the_users:{name}", "options": {}}
+    mistakes = found(tiny(model=model, arms=arms))
+    assert list(mistakes) == [f"arms.other.{key}"]
+    assert "logits are what its last torch.nn.Linear, with a bias, makes" in mistakes[f"arms.other.{key}"]
+    assert "got Sequential, which has no such head; use another model" in mistakes[f"arms.other.{key}"]
+    assert found(tiny(model={**model, "name": "models_of_the_users:linear"}, arms=arms)) == {}
+
+
+def test_with_batch_norm_a_head_can_be_refitted_but_not_trained_alone(tiny: Build) -> None:
+    """Its running statistics would change below the head; a refit reads them as an evaluation does."""
+    arms = {
+        "head": {"local.trainable": "head"},
+        "body": {"local.trainable": "body"},
+        "refitted": {"closed-form": {"at": [0, 2]}},
+    }
+    experiment = tiny(model={"name": "cnn", "options": {"norm": "batch", "width": 4}}, arms=arms)
+    mistakes = found(experiment)
+    assert list(mistakes) == ["arms.head.local.trainable"]
+    assert "expected 'all' or 'body' of a model with BatchNorm" in mistakes["arms.head.local.trainable"]
 
 
 def test_teachers_that_no_arm_trains_are_not_built(tiny: Build) -> None:
@@ -267,3 +320,46 @@ def test_a_thing_of_the_users_is_asked_whether_it_fits_the_data(
     monkeypatch.delitem(sys.modules, "own_misfits")
     assert list(mistakes) == [key]
     assert mistakes[key].startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("model", "key", "message"),
+    [
+        (
+            {"backbone": TINY, "weights": "file:/no/such.pth"},
+            "model.weights",
+            "/no/such.pth, which is no file",
+        ),
+        ({"backbone": TINY, "weights": "download"}, "model.weights", "got 'download'"),
+        ({"backbone": TINY, "trainable": "last:3"}, "model.trainable", "at most last:2"),
+        ({"backbone": TINY, "size": 2}, "model.size", "to take images of 2 x 2 pixels"),
+        ({"backbone": "torchvision:resnet18"}, "model.weights", "weights: download"),
+        ({"backbone": "tests.small_backbones:TINY"}, "model", "tests.small_backbones:TINY"),
+    ],
+)
+def test_a_backbone_that_cannot_be_had_is_one_mistake(
+    tiny: Build, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, model: Any, key: str, message: str
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    try:
+        mistakes = found(tiny(model=model))
+    except ConfigError as error:
+        mistakes = {mistake.key: mistake.message for mistake in error.mistakes}
+    assert list(mistakes) == [key]
+    assert message in mistakes[key]
+
+
+def test_a_backbone_needs_images(tiny: Build) -> None:
+    mistakes = found(tiny(data={"source": FEATURES}, model={"backbone": TINY}))
+    assert list(mistakes) == ["model.backbone"]
+    assert "needs images of 1 or 3 channels, got inputs of shape (5,)" in mistakes["model.backbone"]
+
+
+def test_weights_to_start_from_are_those_of_the_trained_part(tiny: Build, tmp_path: Path) -> None:
+    file, backbone = tmp_path / "tail.safetensors", ModelSettings(backbone=TINY)
+    save_file(state_of(build_model(backbone, (1, 8, 8), 10, 0)), file)
+    changes = {"arms": {"warm": {"start": f"file:{file}"}}}
+    assert found(tiny(model={"backbone": TINY}, **changes)) == {}
+    assert list(found(tiny(model={"backbone": TINY, "trainable": "last:1"}, **changes))) == [
+        "arms.warm.start"
+    ]

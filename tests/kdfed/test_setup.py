@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from kdfed.config import Arm
+from kdfed.device import convolutions_restored
 from kdfed.errors import DataError
 from kdfed.setup import Setup
 from kdfed.task import CLASSIFICATION, REGRESSION
@@ -39,8 +40,11 @@ def test_layers_run_in_its_precision_and_only_inside(precision: str) -> None:
     assert layer(inputs).dtype == torch.float32
 
 
-def test_torch_gets_its_threads() -> None:
-    dataclasses.replace(CPU, threads=2).set_threads()
-    assert torch.get_num_threads() == 2
-    CPU.set_threads()
-    assert torch.get_num_threads() == 1
+def test_torch_gets_its_threads_and_convolutions_that_repeat() -> None:
+    with convolutions_restored():
+        dataclasses.replace(CPU, threads=2).settle()
+        assert torch.get_num_threads() == 2
+        CPU.settle()
+        assert torch.get_num_threads() == 1
+        assert torch.backends.cudnn.deterministic
+        assert not torch.backends.cudnn.allow_tf32

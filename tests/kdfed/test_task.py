@@ -44,7 +44,8 @@ ALLOWED = {
     "consolidation.method": {"vanilla", "tuned", "mutual"},
     "consolidation.transfer": {"public", "noise", "proxy", "own", "teacher", "union"},
     "consolidation.ensemble": {"mean-logits"},
-    "partition.kind": {"uniform", "quantity-skew", "label-overlap", "k-classes", "dirichlet"},
+    "closed-form.head": {"ridge"},
+    "partition.kind": {"uniform", "quantity-skew", "label-overlap", "k-classes", "dirichlet", "column"},
     "server.strategy": {
         *("fedavg", "fedprox", "fedavgm", "fedadagrad", "fedadam", "fedyogi", "feddf"),
         *("fedmedian", "fedtrimmedavg", "krum"),

@@ -396,8 +396,16 @@ def test_partition_shows_a_table_and_draws_a_picture(experiment, capsys):
 
 
 def test_a_picture_that_cannot_be_written_is_an_error(experiment, capsys):
-    assert main(["partition", str(experiment), "--out", str(experiment.parent)]) == 2
+    (experiment.parent / "who.png").mkdir()
+    assert main(["partition", str(experiment), "--out", "who.png"]) == 2
     assert "expected a file that can be written" in capsys.readouterr().err
+
+
+def test_a_picture_does_not_replace_what_is_none(experiment, capsys):
+    before = experiment.read_bytes()
+    assert main(["partition", str(experiment), "--out", str(experiment)]) == 2
+    assert "--out: expected a file .png, got" in capsys.readouterr().err
+    assert experiment.read_bytes() == before
 
 
 def test_partition_checks_its_input_like_run(experiment, capsys):
@@ -418,6 +426,7 @@ def test_list_names_everything_that_an_experiment_can_name(capsys):
         "krum",
         "inprocess",
         "generated",
+        "efficientnet-lite0",
     ):
         assert name in shown
     assert "quickstart.yaml" in shown

@@ -60,7 +60,7 @@ def test_a_hundred_thousand_participants_cost_only_the_twenty_that_are_sampled(t
     assert run["totals"]["participant_uploads"] == 40
     assert run["totals"]["round"] == 2
     held_out = sum(
-        round(200_000 * HELD_OUT[name]) for name in (*HELD_OUT, "transfer")
+        round(200_000 * HELD_OUT[name]) for name in (*HELD_OUT, "transfer", "validation")
     )  # stored and normalised
     assert sum(rows) <= held_out + 2 * 20 * 2 + 17, "17 show that inputs differ"
     assert peak < 80e6, "the images would be 157 MB"

@@ -244,6 +244,10 @@ def test_a_model_has_more_outputs_than_there_are_labels() -> None:
     ("changes", "text"),
     [
         ({"model": lambda: Net()}, "can be imported by its name.*define it at the top of a module"),
+        (
+            {"model": ModelSettings(backbone="a:b")},
+            "a backbone reads images as they are stored",
+        ),
         ({"model": f"{__name__}:nothing"}, "has no attribute 'nothing'"),
         ({"model": NumbersNet}, r"must map one input to logits of shape \(1, classes\), got \(\)"),
         ({"transfer": Examples(torch.zeros(20, 7), torch.arange(20) % 2)}, "mat1 and mat2"),

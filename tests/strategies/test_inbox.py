@@ -247,6 +247,50 @@ def test_replies_come_in_participant_order_and_each_once(order):
     assert concluded[2].content[ARRAYS]["w"].numpy().tolist() == result([3])[ARRAYS]["w"].numpy().tolist()
 
 
+@given(st.permutations(range(len(COHORTS_OF))))
+@settings(max_examples=24, deadline=None)
+def test_what_an_exchange_takes_itself_comes_at_once_and_is_kept_by_nobody(order):
+    taken: list[int] = []
+
+    def take(participant: int, content: RecordDict) -> str | None:
+        assert content[ARRAYS]["w"].numpy().tolist() == result([participant])[ARRAYS]["w"].numpy().tolist()
+        taken.append(participant)
+        return "too good to be true" if participant == 4 else None
+
+    parcels = parcels_of(replace(ROUND, take=take))
+    inbox, ledger = inbox_for(parcels)
+    for index in order:
+        reply = reply_to(parcels[index], p7={"extra": 1.0})  # nobody compares metrics
+        if parcels[index] is parcels[2]:
+            reply.content["arrays-1"]["w"] = Array(np.full(16, np.inf))
+        content = weakref.ref(reply.content)
+        inbox.take(parcels[index], reply)
+        del reply
+        gc.collect()
+        assert content() is None
+    assert taken == [p for index in order for p in parcels[index].participants if p != 6]
+    assert inbox.conclude(everybodys_ids(parcels)) == []
+    assert inbox.report.answered == [0, 1, 2, 3, 5, 7, 8]
+    assert absences(inbox) == [(4, "too good to be true"), (6, "not finite: w")]
+    assert inbox.report.refused == 2
+    assert ledger.by_phase()["rounds"].participant_uploads == 7
+
+
+def test_whoever_failed_or_is_late_was_not_refused():
+    parcels = parcels_of()
+    inbox, _ = inbox_for(parcels)
+    inbox.take(parcels[0], error_reply(sent(parcels[0]), "no memory"))
+    inbox.give_up(parcels[1], "no reply within 5 seconds")
+    for parcel in parcels[2:]:
+        answer = reply_to(parcel)
+        if parcel is parcels[2]:
+            _without_metrics(answer.content)
+        inbox.take(parcel, answer)
+    inbox.conclude(everybodys_ids(parcels))
+    assert [p for p, _ in absences(inbox)] == [0, 1, 2, 3, 4, 5, 6]
+    assert inbox.report.refused == 2
+
+
 def test_an_error_reply_costs_its_parcels_participants_only(caplog):
     parcels = parcels_of()
     inbox, ledger = inbox_for(parcels)

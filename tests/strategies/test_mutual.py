@@ -82,7 +82,9 @@ def _personal_accuracies(run_arm: Any, experiment: Any, folder: Path) -> list[fl
     model = build_model(experiment.local.model, data.input_shape, data.classes, 0)
     for member, kept in enumerate(_last(folder, experiment.rounds.horizon, len(participants.partition))):
         load_state(model, kept)
-        accuracies.append(evaluate(model, participants.gather([member])[0], CLASSIFICATION)[0])
+        accuracies.append(
+            evaluate(model, participants.gather([member], experiment.local.model)[0], CLASSIFICATION)[0]
+        )
     shutil.rmtree(folder / "store")
     return accuracies
 

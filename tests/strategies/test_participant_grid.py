@@ -113,9 +113,9 @@ def _break(monkeypatch: pytest.MonkeyPatch, participant: int, how: str) -> None:
     """Make one participant's local training go wrong, in every round."""
     trains, gathers, members = clients.client_app.train_cohort, SimulatedParticipants.gather, []
 
-    def gather(self: Any, chosen: Any) -> Any:
+    def gather(self: Any, chosen: Any, model: Any) -> Any:
         members[:] = chosen
-        return gathers(self, chosen)
+        return gathers(self, chosen, model)
 
     def train_cohort(*args: Any, **more: Any) -> Any:
         for trained in trains(*args, **more):
@@ -167,8 +167,8 @@ def test_a_participant_with_bad_data_costs_only_itself_where_sums_are_taken(
 ):
     gathers, sums = SimulatedParticipants.gather, []
 
-    def gather(self: Any, chosen: Any) -> Any:
-        examples, sizes = gathers(self, chosen)
+    def gather(self: Any, chosen: Any, model: Any) -> Any:
+        examples, sizes = gathers(self, chosen, model)
         if 1 in chosen:
             examples.inputs[sum(sizes[: chosen.index(1)])] = value
         return examples, sizes
@@ -398,8 +398,8 @@ def test_large_hidden_variances_of_batch_norm_are_no_lie(tiny, run_arm, monkeypa
     """
     gathers = SimulatedParticipants.gather
 
-    def gather(self: Any, chosen: Any) -> Any:
-        examples, sizes = gathers(self, chosen)
+    def gather(self: Any, chosen: Any, model: Any) -> Any:
+        examples, sizes = gathers(self, chosen, model)
         return type(examples)(examples.inputs * 1000, examples.labels), sizes
 
     monkeypatch.setattr(SimulatedParticipants, "gather", gather)

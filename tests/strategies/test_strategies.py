@@ -86,7 +86,7 @@ def test_one_participant_is_local_training(tiny, run_arm):
     participants = simulated(simulation)
     data = prepare(experiment.data)
     model = build_model(experiment.model, data.input_shape, data.classes, derive(3, "init"))
-    examples, _ = participants.gather([0])
+    examples, _ = participants.gather([0], experiment.model)
     loss = experiment.local.loss(lambda: model, CLASSIFICATION)
     fit(model, examples, experiment.local, loss, derive(3, "train", 1, 0))
     result = run_arm(experiment).arrays.to_torch_state_dict()
@@ -112,7 +112,7 @@ def test_rounds_with_decay_and_extra_passes_are_rounds_by_hand(tiny, run_arm, pa
         trained, sizes = [], []
         for participant in range(participants):
             load_state(model, state)
-            examples, _ = people.gather([participant])
+            examples, _ = people.gather([participant], experiment.model)
             local = OptimiserSettings(lr=lr, epochs=epochs, batch_size=8)
             fit(model, examples, local, PLAIN, derive(3, "train", number, participant))
             trained.append(state_of(model))

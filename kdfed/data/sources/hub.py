@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from kdfed.data.dataset import Listing, require
 from kdfed.data.folders import existing
@@ -12,7 +14,7 @@ from kdfed.errors import DataError, one_line
 from kdfed.settings import DataSettings
 
 
-def hub(argument: str, settings: DataSettings) -> Listing:
+def hub(argument: str, settings: DataSettings, *, labelled: bool = True) -> Listing:
     """Read a Hugging Face data set by name, or a local folder in the Hub's layout.
 
     The split ``test`` is the official test part; all other splits are joined. The library ``datasets`` loads
@@ -42,10 +44,20 @@ def hub(argument: str, settings: DataSettings) -> Listing:
         raise DataError(f"expected the same columns and classes in all splits of {name}: {list(loaded)}")
     tables = {f"split {split!r}": part.with_format("arrow")[:] for split, part in loaded.items()}
     declared = checked_features(features[0].to_dict(), f"hf:{name}")
-    return list_tables(tables, [split == "test" for split in loaded], declared, settings, f"hf:{name}")
+
+    def read_column(column: str) -> Any:
+        columns = [part.select_columns(column).with_format("arrow")[:] for part in parts]
+        return require("pyarrow").concat_tables(columns)[column]
+
+    is_test = [split == "test" for split in loaded]
+    return list_tables(tables, is_test, declared, settings, f"hf:{name}", read_column, labelled=labelled)
 
 
-SOURCE = Source("hf:NAME[@CONFIG], a Hugging Face data set, or a local folder in the Hub's layout", hub)
+SOURCE = Source(
+    "hf:NAME[@CONFIG], a Hugging Face data set, or a local folder in the Hub's layout",
+    hub,
+    list_inputs=partial(hub, labelled=False),
+)
 
 
 def _snapshot(name: str) -> str:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Callable
 
 import numpy as np
 
 from kdfed.data.checks import check_inputs
-from kdfed.data.dataset import Dataset, Listing
+from kdfed.data.dataset import Dataset, Listing, NoLabelsError
 from kdfed.data.images import check_shape, convert_images
 from kdfed.data.sources.registry import SOURCES, USERS
 from kdfed.data.splits import strata_of, stratified_order
@@ -32,12 +33,20 @@ def kind_of(source: str) -> str:
     return prefix + colon
 
 
-def load_source(settings: DataSettings) -> Dataset:
+def load_source(settings: DataSettings, *, labelled: bool = True) -> Dataset:
     """Load the examples that an experiment asks for.
 
     ``limit`` draws rows stratified by label and by official test part, with ``splits.seed``; only these
     rows are decoded. ``shape`` converts and resizes images. Inputs of any source are checked
     (:func:`~kdfed.data.checks.check_inputs`), and nobody can change the arrays that are returned.
+
+    Parameters
+    ----------
+    settings
+        The section ``data``.
+    labelled
+        False takes examples without labels too, where the source can list them; theirs are
+        :data:`~kdfed.data.dataset.UNLABELLED`.
 
     Raises
     ------
@@ -48,7 +57,7 @@ def load_source(settings: DataSettings) -> Dataset:
     if problem is not None:
         raise DataError(problem, "data.task")
     check_shape(settings.shape)
-    listing = _find(settings)
+    listing = _find(settings, labelled)
     rows = _limited(listing, settings)
     inputs = check_inputs(listing.read(rows), settings.source, lambda index: listing.where(int(rows[index])))
     mean, std = listing.mean, listing.std
@@ -63,14 +72,27 @@ def load_source(settings: DataSettings) -> Dataset:
             "data.shape",
         )
     test = None if listing.test is None else np.flatnonzero(listing.test[rows])
-    labels = listing.labels if len(rows) == len(listing.labels) else listing.labels[rows]
+    labels, where, values_of = listing.labels, listing.where, listing.values_of
+    if len(rows) < len(labels):
+        labels, where, values_of = labels[rows], *_of_rows(rows, where, values_of)
     for array in (labels, test):
         if array is not None:
             array.flags.writeable = False
-    return Dataset(inputs, labels, listing.class_names, test, mean, std, listing.synthetic)
+    return Dataset(
+        inputs,
+        labels,
+        listing.class_names,
+        test,
+        mean,
+        std,
+        listing.synthetic,
+        listing.columns,
+        values_of,
+        where,
+    )
 
 
-def _find(settings: DataSettings) -> Listing:
+def _find(settings: DataSettings, labelled: bool) -> Listing:
     source, kind = settings.source, kind_of(settings.source)
     if kind not in SOURCES:
         try:
@@ -83,7 +105,23 @@ def _find(settings: DataSettings) -> Listing:
     argument = source.removeprefix(kind)
     if kind.endswith(":") and not argument:
         raise DataError(f"expected something behind {source!r}: {SOURCES[kind].description}")
-    return SOURCES[kind].list_examples(argument, settings)
+    found = SOURCES[kind]
+    try:
+        return found.list_examples(argument, settings)
+    except NoLabelsError:
+        if labelled or found.list_inputs is None:
+            raise
+        return found.list_inputs(argument, settings)
+
+
+def _of_rows(
+    rows: np.ndarray, where: Callable[[int], str], values_of: Callable[[str], np.ndarray] | None
+) -> tuple[Callable[[int], str], Callable[[str], np.ndarray] | None]:
+    """Return what names a row, and what reads a column, for the rows that a limit draws."""
+    return (
+        lambda row: where(int(rows[row])),
+        None if values_of is None else lambda name: values_of(name)[rows],
+    )
 
 
 def _limited(listing: Listing, settings: DataSettings) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from kdfed.errors import DataError, one_line
 from kdfed.settings import DataSettings
 
 
-def parquet(argument: str, settings: DataSettings) -> Listing:
+def parquet(argument: str, settings: DataSettings, *, labelled: bool = True) -> Listing:
     """Parquet files: one, or all below a folder, in the order of their paths.
 
     Files named ``test-*.parquet`` (or ``test.parquet``) are the official test part.
@@ -48,10 +49,22 @@ def parquet(argument: str, settings: DataSettings) -> Listing:
             )
     is_test = [file.stem == "test" or file.name.startswith("test-") for file in files]
     parts = {str(file.relative_to(path)): table for file, table in zip(files, tables, strict=True)}
-    return list_tables(parts, is_test, features[0], settings, str(path))
+
+    def read_column(name: str) -> Any:
+        try:
+            columns = [reader.ParquetFile(file).read(columns=[name]) for file in files]
+        except (OSError, arrow.ArrowException) as error:
+            raise DataError(f"cannot read column {name!r} of {path}: {one_line(error)}") from error
+        return arrow.concat_tables(columns)[name]
+
+    return list_tables(parts, is_test, features[0], settings, str(path), read_column, labelled=labelled)
 
 
-SOURCE = Source("parquet:PATH, a file or folder: Hugging Face image layout, or a table", parquet)
+SOURCE = Source(
+    "parquet:PATH, a file or folder: Hugging Face image layout, or a table",
+    parquet,
+    list_inputs=partial(parquet, labelled=False),
+)
 
 
 def _check_size(metadata: Any, file: Path) -> None:

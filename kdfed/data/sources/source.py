@@ -31,11 +31,14 @@ class Source:
         Lists the examples; raises DataError.
     task
         The only task whose labels it has. Default: both.
+    list_inputs
+        Lists examples without labels, where ``list_examples`` raises NoLabelsError. Default: it has labels.
     """
 
     description: str
     list_examples: Loader
     task: Literal["classification", "regression"] | None = None
+    list_inputs: Loader | None = None
 
 
 def reader_of(inputs: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -86,7 +87,23 @@ def _listed(dataset: Dataset, settings: DataSettings, name: str) -> Listing:
     if (mean is None) != (std is None):
         raise DataError(f"expected both mean and std from {name}, or neither")
     test = None if dataset.official_test is None else _test_part(dataset.official_test, len(labels), name)
-    return Listing(labels, names, reader_of(inputs), test, mean, std, bool(dataset.synthetic))
+    values_of = None if dataset.values_of is None else partial(_values, dataset.values_of, len(labels), name)
+    return Listing(
+        labels, names, reader_of(inputs), test, mean, std, bool(dataset.synthetic), values_of=values_of
+    )
+
+
+def _values(values_of: Callable[[str], Any], count: int, name: str, column: str) -> np.ndarray:
+    """Return what a user's ``values_of`` gives for a column, checked."""
+    expected = f"expected {count} whole numbers or texts of column {column!r} from {name}"
+    try:
+        with blamed(name, expected):
+            values = np.asarray(values_of(column))
+    except NamedError as error:
+        raise DataError(str(error), "partition.column") from error
+    if values.shape != (count,) or values.dtype.kind not in "iubU":
+        raise DataError(f"{expected}, got {values.dtype} {values.shape}", "partition.column")
+    return values
 
 
 def _test_part(indices: object, count: int, name: str) -> np.ndarray:

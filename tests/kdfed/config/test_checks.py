@@ -25,6 +25,7 @@ COUNTED = {"consolidation.ensemble": "label-counts", "teachers.label-counts.send
         ("consolidated", {}, 0),
         ("consolidated", COUNTED, 0),  # participants tell them
         ("consolidated", VALIDATED, 20),
+        ("consolidated", {"consolidation.ensemble": "stacked"}, 20),
         ("consolidated", {"consolidation.select": "best"}, 20),
         ("consolidated", {"consolidation": {"method": "tuned"}}, 20),
         ("consolidated", LABELLED, 40),

@@ -69,6 +69,49 @@ def test_another_start_differs_from_the_taught_arm_in_its_start_alone(name: Any)
         assert control.teachers == taught.teachers
 
 
+@pytest.mark.parametrize(
+    ("at", "averaged", "server"),
+    [
+        ([0], (0,), None),
+        (["before-teachers", 3], ("before-teachers", 3), (3,)),
+        (["before-teachers"], ("before-teachers",), None),
+    ],
+)
+def test_heads_in_closed_form_are_those_of_the_arm_as_far_as_a_start_can_have_them(
+    at: Any, averaged: Any, server: Any
+) -> None:
+    """The server's own model is a start before any exchange; nobody but it has no teachers to start."""
+    teacher = {"teacher": True} if "before-teachers" in at else {}
+    warm = {"start": "consolidated", "closed-form": {"head": "lda", "at": at, **teacher}}
+    experiment = controlled(
+        arms={"cold": {"start": "random"}, "warm": warm}, controls=["averaged", "server", "longer"]
+    )
+    for name, wanted in (("averaged", averaged), ("server", server), ("longer", None)):
+        found = experiment.arm(name).closed_form
+        assert (None if found is None else found.at) == wanted
+        assert found is None or (found.head.head, found.teacher) == ("lda", False)
+    assert build_experiment(yaml.safe_load(experiment.to_yaml())) == experiment
+
+
+def test_longer_has_the_heads_of_the_baseline() -> None:
+    arms = {"cold": {"start": "random", "closed-form": {"at": [0, 2]}}, "warm": {"start": "consolidated"}}
+    experiment = controlled(arms=arms, controls=["averaged", "longer"])
+    assert experiment.arm("longer").closed_form == experiment.arm("cold").closed_form
+    assert experiment.arm("averaged").closed_form is None
+
+
+def test_averaged_files_start_with_no_head() -> None:
+    warm = {
+        "start": "consolidated",
+        "teachers": {"from": ["a.pt"]},
+        "closed-form": {"at": ["before-teachers"]},
+    }
+    experiment = controlled(
+        arms={"cold": {"start": "random"}, "warm": warm}, teachers={}, controls=["averaged"]
+    )
+    assert experiment.arm("averaged").closed_form is None
+
+
 def test_without_teachers_the_servers_own_model_is_trained_on_like_the_baseline() -> None:
     experiment = controlled(arms={"cold": EXPERIMENT["arms"]["cold"]}, controls=["server"])
     assert experiment.arm("server").local == experiment.arm("cold").local

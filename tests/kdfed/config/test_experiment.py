@@ -5,12 +5,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
 from kdfed.config import combinations, parse_set, read_recorded, sampled_count, split_set
 from kdfed.errors import ConfigError
+from kdfed.settings import ModelSettings
 from simulations.experiments import FAMILIES, build_experiment, load_experiment, merge
 
 DESIGN = """
@@ -193,6 +195,16 @@ def test_all_mistakes_are_reported_at_once_with_key_value_expectation_and_near_m
             ["teachers.upload=logits", "consolidation.ensemble=validated"],
             "arms.consolidated.consolidation.ensemble",
             "needs teachers.upload 'weights'",
+        ),
+        (
+            ["teachers.upload=logits", "consolidation.ensemble=stacked"],
+            "arms.consolidated.consolidation.ensemble",
+            "needs teachers.upload 'weights'",
+        ),
+        (
+            ["consolidation.ensemble=stacked", "consolidation.unseen=0.95"],
+            "consolidation.unseen",
+            "0.9",
         ),
         (
             ["server.strategy=krum", "server.num-malicious-nodes=3", "server.sampled=5"],
@@ -875,3 +887,60 @@ def test_a_record_that_is_none_is_refused(path, text):
     path.write_text(text)
     with pytest.raises(ConfigError):
         read_recorded(path)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "expected"),
+    [
+        ({"name": "cnn", "options": {"width": 4}}, {"backbone": "a:b"}, {"backbone": "a:b"}),
+        ({"backbone": "a:b", "size": 8}, {"name": "cnn"}, {"name": "cnn"}),
+        ({"backbone": "a:b", "name": "linear", "size": 8}, {"name": "cnn"}, {"name": "cnn"}),
+        (
+            {"backbone": "a:b", "weights": "file:x", "size": 8},
+            {"backbone": "a:c", "size": 9},
+            {"backbone": "a:c", "size": 9},
+        ),
+        ({"backbone": "a:b", "size": 8}, {"size": 9}, {"backbone": "a:b", "size": 9}),
+        (
+            {"backbone": "a:b", "size": 8},
+            {"name": "linear"},
+            {"backbone": "a:b", "size": 8, "name": "linear"},
+        ),
+        ({"backbone": "a:b", "size": 8}, {"backbone": "a:b"}, {"backbone": "a:b", "size": 8}),
+        ({"options": {"width": 4}}, {"name": "cnn"}, {"options": {"width": 4}, "name": "cnn"}),
+    ],
+    ids=str,
+)
+def test_keys_of_a_model_go_with_its_name_or_backbone(
+    before: dict[str, Any], after: dict[str, Any], expected: dict[str, Any]
+) -> None:
+    assert merge({"model": before}, {"model": after}) == {"model": expected}
+
+
+def test_an_arm_can_have_a_backbone_where_others_have_none(tmp_path: Path) -> None:
+    arms = {"cold": {}, "head": {"model.backbone": "torchvision:resnet18"}}
+    values = {"name": "x", "model": {"name": "cnn", "options": {"width": 4}}, "arms": arms}
+    experiment = build_experiment(values)
+    assert experiment.arm("head").model == ModelSettings(backbone="torchvision:resnet18")
+    assert experiment.arm("cold").model == ModelSettings(name="cnn", options={"width": 4})
+    assert "backbone" not in experiment.to_yaml().partition("arms:")[0], (
+        "nothing is written that says nothing"
+    )
+
+
+def test_files_of_a_backbones_weights_become_absolute(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    model = {"backbone": "torchvision:resnet18", "weights": "file:w.pth"}
+    values: dict[str, Any] = {
+        "name": "x",
+        "model": model,
+        "teachers": {"model": [model, {"name": "mlp"}]},
+        "arms": {"a": {"start": "consolidated"}, "b": {"model.weights": "file:other.pth"}},
+    }
+    experiment = build_experiment(values)
+    teachers = experiment.arm("a").teachers.model
+    assert isinstance(teachers, tuple)
+    found = experiment.arm("a").model.weights, teachers[0].weights, experiment.arm("b").model.weights
+    assert found == tuple(f"file:{tmp_path / name}" for name in ("w.pth", "w.pth", "other.pth"))

@@ -313,3 +313,10 @@ def test_label_words_and_columns_are_the_same_in_any_unicode_form(tmp_path: Path
     columns = ColumnSettings(inputs=one, label="kind")
     assert load(path, classes=(one, "tea"), columns=columns).labels.tolist() == [0, 0, 1]
     assert load(path, classes=("tea", other), columns=columns).labels.tolist() == [1, 1, 0]
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_a_table_without_rows_says_so(tmp_path: Path, labelled: bool) -> None:
+    path = write(tmp_path / "t.parquet", {"a": np.zeros(0), "label": np.zeros(0, int)})
+    with pytest.raises(DataError, match=r"expected examples in .*t\.parquet, got none"):
+        load_source(DataSettings(source=f"parquet:{path}", classes=2), labelled=labelled)

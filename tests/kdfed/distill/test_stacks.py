@@ -7,7 +7,9 @@ import torch
 from torch import nn
 
 from kdfed.distill import stacks
-from kdfed.distill.stacks import teacher_logits
+from kdfed.distill.partial import AdaptedTeacher
+from kdfed.distill.stacks import logits_apart, teacher_logits
+from kdfed.errors import LogitsError
 from kdfed.models import build_model
 from kdfed.settings import ModelSettings
 from kdfed.train import predict
@@ -28,6 +30,36 @@ def test_teachers_of_many_architectures_keep_their_places_in_one_pass_each() -> 
     inputs = some_inputs(9)
     together = teacher_logits(mixed, inputs)
     torch.testing.assert_close(together, torch.stack([predict(one, inputs) for one in mixed]))
+
+
+def test_teachers_that_read_something_else_are_asked_on_that_in_every_set() -> None:
+    models = [some_model(1), some_model(2), some_model(3, "cnn")]
+    sets = [some_inputs(9), some_inputs(4)]
+    found = logits_apart(
+        models, ["", "twice", ""], lambda k: [(2.0 if k == 1 else 1.0) * one for one in sets]
+    )
+    for logits_KNC, inputs in zip(found, sets, strict=True):
+        read = (inputs, 2.0 * inputs, inputs)
+        alone = [predict(model, own) for model, own in zip(models, read, strict=True)]
+        torch.testing.assert_close(logits_KNC, torch.stack(alone))
+
+
+def test_what_a_teacher_does_not_know_is_taken_from_those_that_read_something_else_too() -> None:
+    adapted = AdaptedTeacher(some_model(2), torch.ones(1), torch.zeros(1), (0, 1, None))
+    models, inputs = [some_model(1), adapted, some_model(3)], some_inputs(9)
+    together = teacher_logits(models, inputs)
+    (apart,) = logits_apart(models, ["a", "b", "c"], lambda k: [inputs])
+    torch.testing.assert_close(apart, together)
+    assert not torch.allclose(apart[1], predict(adapted, inputs))
+
+
+def test_a_broken_teacher_is_named_by_its_place_among_all() -> None:
+    broken = some_model(1)
+    with torch.no_grad():
+        next(broken.parameters()).fill_(torch.nan)
+    with pytest.raises(LogitsError) as caught:
+        logits_apart([some_model(2), some_model(3), broken], ["a", "b", "b"], lambda k: [some_inputs(3)])
+    assert list(caught.value.teachers) == [2]
 
 
 class Signed(nn.Linear):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from kdfed.errors import KdfedError
 
 ALL = sorted(ENSEMBLES.members)
 WEIGHTED = ("label-counts", "validated")
+SCORED = (*WEIGHTED, "stacked")
 
 
 def combine(
@@ -24,6 +26,9 @@ def random_logits(teachers: int = 3, examples: int = 5, classes: int = 4) -> tor
 
 
 def scores_for(name: str, teachers: int = 3, classes: int = 4) -> torch.Tensor | None:
+    if name == "stacked":  # one teacher alone has no map
+        generator = torch.Generator().manual_seed(1)
+        return None if teachers == 1 else torch.randn(teachers, classes + 1, classes, generator=generator)
     if name not in WEIGHTED:
         return None
     scores = torch.arange(teachers * classes, dtype=torch.float64).view(teachers, classes) % 5
@@ -32,7 +37,7 @@ def scores_for(name: str, teachers: int = 3, classes: int = 4) -> torch.Tensor |
 
 
 def slow_combine(
-    name: str, logits: list[list[list[float]]], temperature: float, scores: list[list[float]] | None
+    name: str, logits: list[list[list[float]]], temperature: float, scores: Any
 ) -> list[list[float]]:
     """Each ensemble's equation in plain loops."""
 
@@ -47,6 +52,16 @@ def slow_combine(
         if name == "mean-logits":
             mean = [sum(logits[k][n][c] for k in range(teachers)) / teachers for c in range(classes)]
             target.append(softmax([value / temperature for value in mean]))
+            continue
+        if name == "stacked":
+            mapped = [0.0] * classes
+            for k in range(teachers):
+                logs = [math.log(p) for p in softmax(logits[k][n])]
+                for c in range(classes):
+                    mapped[c] += (
+                        sum(logs[d] * scores[k][d][c] for d in range(classes)) + scores[k][classes][c]
+                    )
+            target.append(softmax([value / temperature for value in mapped]))
             continue
         weights = [[1.0] * classes for _ in range(teachers)]
         if name == "confidence":
@@ -69,12 +84,12 @@ def slow_combine(
 
 def test_the_registry_names_each_ensemble_as_its_settings_do() -> None:
     assert {name: kind().ensemble for name, kind in ENSEMBLES.members.items()} == {name: name for name in ALL}
-    assert len(ALL) == 5
+    assert len(ALL) == 6
 
 
 def test_an_ensemble_that_is_not_asked_for_counts_or_validation_has_no_scores() -> None:
     counts, labels = np.ones((3, 4)), torch.zeros(5, dtype=torch.int64)
-    for name in set(ALL) - set(WEIGHTED):
+    for name in set(ALL) - set(SCORED):
         assert ENSEMBLES.find(name)().scores(random_logits(), labels, counts) is None
 
 
@@ -105,6 +120,7 @@ def test_targets_are_probabilities_even_for_extreme_logits(name: str) -> None:
     """The two teachers are sure of classes for which they have no weight."""
     logits = torch.tensor([[[500.0, 0.0]], [[0.0, 500.0]]])
     scores = None if name not in WEIGHTED else torch.tensor([[0.0, 1.0], [1.0, 0.0]])
+    scores = scores_for(name, teachers=2, classes=2) if name == "stacked" else scores
     target = combine(name, logits, 0.5, scores)
     assert torch.isfinite(target).all()
     torch.testing.assert_close(target.sum(1), torch.ones(1))

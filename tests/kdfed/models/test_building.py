@@ -3,9 +3,11 @@ from __future__ import annotations
 import pytest
 import torch
 
+from kdfed.backbones import BackboneSettings, Tail, split
 from kdfed.errors import ConfigError
 from kdfed.models import MODELS, Model, build_model, check_model, state_of
 from kdfed.settings import ModelSettings
+from tests.small_backbones import TINY
 
 IMAGES = (1, 28, 28)
 OURS = [name for name, model in MODELS.items() if isinstance(model, Model)]
@@ -71,3 +73,19 @@ def test_a_wrong_name_or_option_is_explained_without_data(chosen: ModelSettings,
 @pytest.mark.parametrize("name", [*OURS, "torchvision:resnet18"])
 def test_nothing_is_wrong_with_a_known_name(name: str) -> None:
     assert check_model(settings(name)) is None
+
+
+def test_of_a_model_on_a_backbone_the_part_that_is_trained_is_built() -> None:
+    chosen = ModelSettings(backbone=TINY, trainable="last:1")
+    cut = split(BackboneSettings.of(chosen))
+    model, again = (build_model(chosen, (1, 8, 8), 5, seed=3) for _ in range(2))
+    other = build_model(chosen, (1, 8, 8), 5, seed=4)
+    assert isinstance(model, Tail)
+    assert model(torch.zeros(2, *cut.shape)).shape == (2, 5)
+    assert torch.equal(model.head.weight, again.head.weight)
+    assert not torch.equal(model.head.weight, other.head.weight)
+    pretrained = state_of(model), state_of(other)
+    assert torch.equal(*(state["body.1.0.weight"] for state in pretrained)), "pre-trained, whatever the seed"
+    with torch.no_grad():
+        model.head.weight.zero_()
+    assert bool(again.head.weight.any()), "each is a model of its own"

@@ -15,11 +15,19 @@ def settings(name: str, **options: bool | int | float | str | tuple[int, ...]) -
 
 
 @pytest.mark.parametrize(
-    "name", ["resnet18", "mobilenet_v3_small", "squeezenet1_1", "googlenet", "shufflenet_v2_x0_5"]
+    "name",
+    ["resnet18", "mobilenet_v3_small", "squeezenet1_1", "googlenet", "shufflenet_v2_x0_5", "regnet_y_400mf"],
 )
 def test_torchvision_classifiers_take_grey_images_and_train(name: str) -> None:
     model = build_model(settings(f"torchvision:{name}"), (1, 32, 32), 5, seed=0)
     assert model(torch.zeros(2, 1, 32, 32)).shape == (2, 5)
+
+
+def test_options_of_a_classifier_that_reads_its_own_numbers_are_checked_when_it_is_built() -> None:
+    with pytest.raises(
+        ConfigError, match=r"'torchvision:regnet_y_400mf'.*unexpected keyword argument 'wdth'"
+    ):
+        build_model(settings("torchvision:regnet_y_400mf", wdth=2), (1, 32, 32), 5, seed=0)
 
 
 def test_torchvision_classifiers_that_fit_keep_their_first_convolution() -> None:

@@ -10,10 +10,13 @@ import pytest
 import torch
 
 from kdfed.errors import RecordError, RunFolderError
+from kdfed.outside import models_of
 from kdfed.records import (
     Outcome,
     RoundRecord,
     RunFolder,
+    check_output,
+    models_sha256,
     summarise,
     versions,
     weights_sha256,
@@ -218,6 +221,59 @@ def test_runs_of_other_versions_are_refused_with_the_choice_named(tmp_path, pack
     assert opened(tmp_path, overwrite=True).finished == {}
 
 
+def test_models_that_are_read_are_told_apart_by_what_is_in_them(tmp_path):
+    """SHA-256 of the bytes "abc", as FIPS 180 gives it; of a folder those of its models, with their names."""
+    file = tmp_path / "a.pt"
+    file.write_bytes(b"abc")
+    assert models_sha256(str(file)) == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    found = [models_sha256(str(tmp_path))]
+    (tmp_path / "notes.md").touch()
+    assert models_sha256(str(tmp_path)) == found[0]
+    for change in (
+        lambda: (tmp_path / "b.pt").write_bytes(b"abc"),
+        lambda: (tmp_path / "b.pt").write_bytes(b"abd"),
+        lambda: (tmp_path / "b.pt").rename(tmp_path / "c.pt"),
+        lambda: (tmp_path / "a.pt").unlink(),
+    ):
+        change()
+        found.append(models_sha256(str(tmp_path)))
+    assert len(set(found)) == 5
+    assert models_sha256(str(tmp_path / "gone.pt")) == ""
+
+
+@pytest.mark.parametrize("reads", ["start", "teachers", "folder", "weights"])
+def test_runs_made_of_another_file_are_refused_with_both_hashes(tmp_path, reads):
+    (tmp_path / "shelf").mkdir()
+    file = tmp_path / "shelf" / "a.safetensors"
+    file.write_bytes(b"first")
+    arm = {
+        "start": {"start": f"file:{file}"},
+        "teachers": {"start": "consolidated", "teachers": {"from": [str(file)]}},
+        "folder": {"start": "consolidated", "teachers": {"from": str(file.parent)}},
+        "weights": {"model": {"backbone": "torchvision:resnet18", "weights": f"file:{file}"}},
+    }[reads]
+    experiment = build_experiment({**VALUES, "arms": {"cold": {}, "warm": arm}})
+    path = str(file.parent if reads == "folder" else file)
+    with opened(tmp_path / "run", experiment) as folder:
+        finish(folder, "warm", 0, versions=versions(models=[path]))
+        finish(folder, "cold", 0)
+    assert RunFolder.open_for(tmp_path / "run", experiment).finished.keys() == {("warm", 0), ("cold", 0)}
+    was = models_sha256(path)
+    file.write_bytes(b"second")
+    with pytest.raises(RunFolderError) as caught:
+        RunFolder.open_for(tmp_path / "run", experiment)
+    now = models_sha256(path)
+    assert f"made with another {path}, SHA-256 {was[:12]}, now {now[:12]}; put it back" in str(caught.value)
+    assert RunFolder.open_for(tmp_path / "run", experiment, overwrite=True).finished == {}
+
+
+def test_files_that_an_arm_does_not_read_do_not_matter(tmp_path):
+    file = tmp_path / "a.pt"
+    file.write_bytes(b"first")
+    experiment = build_experiment({**VALUES, "teachers": {"from": [str(file)]}, "arms": {"cold": {}}})
+    assert models_of(experiment.arm("cold")) == []
+
+
 def test_records_of_a_release_without_outcomes_are_refused_and_can_be_replaced(tmp_path):
     (tmp_path / "experiment.yaml").write_text(EXPERIMENT.to_yaml())
     (tmp_path / "rounds.jsonl").write_text(RECORD.to_json() + "\n")
@@ -323,6 +379,35 @@ def test_a_file_that_cannot_be_written_is_an_error_and_leaves_nothing_behind(tmp
         with pytest.raises(RunFolderError, match="expected a file that can be written"):
             write_atomically(path, b"x")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
+
+
+def test_whether_a_file_can_be_written_is_known_before_and_leaves_nothing(tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "link").symlink_to("nowhere")
+    for name, said in (
+        ("folder", "expected a file, .*folder is a folder"),
+        ("file", "exists already; choose another place, or replace it with --overwrite"),
+        ("link", "exists already"),
+        ("file/below", "expected a file that can be written, .*Not a directory"),
+        ("x" * 230, "File name too long"),
+        ("x" * 5000, "File name too long"),
+    ):
+        with pytest.raises(RunFolderError, match=said):
+            check_output(tmp_path / name)
+    check_output(tmp_path / "new" / "deep" / "file")
+    check_output(tmp_path / "file", overwrite=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder", "link"]
+    assert (tmp_path / "file").read_text() == "x"
+
+
+def test_a_folder_that_cannot_be_written_to_is_known_before(tmp_path, monkeypatch):
+    def refuse(path: Path) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "touch", refuse)
+    with pytest.raises(RunFolderError, match=r"expected a file that can be written, .*Permission denied"):
+        check_output(tmp_path / "file")
 
 
 def test_rounds_read_back_in_the_order_they_were_written(tmp_path):

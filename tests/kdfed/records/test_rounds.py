@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from kdfed.closed_form import Refit
 from kdfed.records import Absent, Outcome, RoundRecord
 
 RECORD = RoundRecord(
@@ -74,6 +75,17 @@ def test_an_outcome_of_the_first_version_ended_at_the_horizon():
     outcome = Outcome("cold", 0, "horizon", "ab" * 32, None, 5, {"torch": "2"})
     old = {**json.loads(outcome.to_json()), "stopped": "max-rounds", "targets": [0.5]}
     assert Outcome.from_json(outcome.to_json()) == Outcome.from_json(json.dumps(old)) == outcome
+
+
+def test_an_outcome_keeps_what_became_of_refits_and_an_old_one_has_none():
+    solved = Refit("before-teachers", "ridge", 5, 280, 3.16, "penalty: gcv")
+    refits = [solved, Refit(3, "lda", why="nobody answered")]
+    outcome = Outcome("solved", 0, "horizon", "ab" * 32, refits=refits)
+    assert Outcome.from_json(outcome.to_json()) == outcome
+    old = {key: value for key, value in json.loads(outcome.to_json()).items() if key != "refits"}
+    assert Outcome.from_json(json.dumps(old)).refits == []
+    with pytest.raises(ValueError, match=r"refits\.0\.head"):
+        Outcome.from_json(json.dumps({**old, "refits": [{"at": 0}]}))
 
 
 def test_a_line_with_other_keys_is_refused():

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, get_args
 
 import pytest
 
+from kdfed.closed_form import Refit
 from kdfed.records import Outcome, RoundRecord, Summary, summarise
 from kdfed.records.schema import (
     Censored,
@@ -20,9 +22,11 @@ from kdfed.records.schema import (
     HorizonEntry,
     PartitionEntry,
     Ratio,
+    RefitEntry,
     RunEntry,
     Saved,
     StrictModel,
+    SunkEntry,
 )
 from simulations.experiments import build_experiment
 
@@ -57,6 +61,8 @@ def test_the_page_on_records_has_the_keys_of_the_classes() -> None:
         PartitionEntry,
         FailureEntry,
         ConsolidationEntry,
+        RefitEntry,
+        SunkEntry,
     )
     assert [sorted(table) for table in documented()] == [sorted(keys(part)) for part in parts]
 
@@ -75,6 +81,9 @@ def test_what_is_written_is_what_the_classes_read() -> None:
         for r in range(4)
     ]
     took: dict[str, Any] = {"method": "vanilla", "steps": 3, "trials": []}
-    summary = summarise(experiment, "ray", records, [Outcome("warm", 0, "horizon", "", took)])
+    refit = Refit(2, "ridge", 5, 280, 3.16, "penalty: gcv")
+    outcome = Outcome("warm", 0, "horizon", "", took, refits=[refit])
+    summary = summarise(experiment, "ray", records, [outcome])
     assert summary["consolidations"] == [{"arm": "warm", "seed": 0, **took}]
+    assert summary["refits"] == [{"arm": "warm", "seed": 0, **asdict(refit)}]
     assert Summary.model_validate(summary).model_dump(by_alias=True) == summary

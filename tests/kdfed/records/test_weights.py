@@ -64,3 +64,10 @@ def test_a_file_that_is_no_model_is_refused(tmp_path):
     (tmp_path / "text.safetensors").write_text("no model")
     with pytest.raises(DataError, match=r"text\.safetensors"):
         load_model(tmp_path / "text.safetensors")
+
+
+@pytest.mark.parametrize("name", ["", "gone.safetensors"])
+def test_a_folder_and_nothing_are_no_model(tmp_path, name):
+    with pytest.raises(DataError, match="which is no file") as caught:
+        load_model(tmp_path / name)
+    assert caught.value.key == "start"

@@ -4,11 +4,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from kdfed.data import prepare
+from kdfed.data import Examples, prepare
 from kdfed.errors import DataError
 from kdfed.settings import DataSettings
 from kdfed.transfer_sets import ProxySet
+from kdfed.transfer_sets.transfer_set import examples_of
 
 PROXY = DataSettings(source="mnist5k", limit=100)
 
@@ -61,3 +63,13 @@ def test_a_proxy_that_does_not_fit_in_memory_says_so() -> None:
     with pytest.raises(DataError, match="of memory of this machine") as caught:
         ProxySet(proxy=PROXY).draw((3, 10**6, 10**6), 1, [], 1)
     assert caught.value.key == "proxy.source"
+
+
+def test_what_a_backbone_reads_of_a_proxy_are_the_same_images_as_they_are_stored() -> None:
+    proxy = ProxySet(proxy=PROXY)
+    stored = proxy.draw_stored((3, 12, 10), 20, 1)
+    assert stored.dtype == np.uint8
+    data = prepare(PROXY.model_copy(update={"shape": (3, 12, 10)}))
+    assert torch.equal(data.normalisation.apply(stored), proxy.draw((3, 12, 10), 20, [], 1))
+    public = Examples(torch.zeros(20, 3, 12, 10, dtype=torch.uint8), torch.zeros(20))
+    assert torch.equal(examples_of(proxy, public, (), 1).inputs, torch.from_numpy(stored))

@@ -104,7 +104,6 @@ def test_every_node_is_a_worker_also_where_there_are_fewer_cores(tiny):
 
 
 def test_nodes_share_the_gpu_in_fractions_that_fit(tiny, monkeypatch):
-    """1 / 6 is 0.1667 at Ray's step, and six of those exceed one GPU: it is rounded down to 0.1666."""
     monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
     assert "client-resources-num-gpus=0.1666 " in flower._federation(tiny(device="auto"), 6)
     assert "client-resources-num-gpus=0.0 " in flower._federation(tiny(device="cpu"), 6)

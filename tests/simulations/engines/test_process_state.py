@@ -30,6 +30,7 @@ def snapshot() -> dict[str, Any]:
     return {
         "environment": dict(os.environ),
         "threads": torch.get_num_threads(),
+        "convolutions": (torch.backends.cudnn.deterministic, torch.backends.cudnn.allow_tf32),
         "identity": identity(),
         "signals": {number: signal.getsignal(number) for number in signal.valid_signals()},
         "loggers": [(one.name, one.level, list(one.handlers), one.propagate) for one in loggers],

@@ -12,7 +12,7 @@ from simulations.report.frame import Cell, Table, render_html
 ROOT = Path(__file__).parents[3]
 TEMPLATES = (
     *("report/frame.html.jinja", "report/parts.html.jinja", "report/page.html.jinja"),
-    *("report/page.css", "study/report.html.jinja"),
+    *("report/page.css", "study/report.html.jinja", "consolidating/report.html.jinja"),
 )
 
 

@@ -15,8 +15,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from rich.console import Console
 
+from kdfed.closed_form import Linear, Refit
 from kdfed.errors import RunError, RunFolderError
 from kdfed.records import Absent, DataFacts, Failure, Outcome, RoundRecord, RunFolder, summarise
 from simulations import report
@@ -397,6 +399,26 @@ def test_a_run_that_failed_says_why(tmp_path):
         "warm, seed 0, failed in the phase teachers, and is read as far as recorded: no <power>"
         in (read_page(folder)[1])
     )
+
+
+def test_every_head_in_closed_form_says_what_it_was_solved_from(tmp_path):
+    folder = make_run(tmp_path, seeds=(0,), summary=False)
+    solved = Refit.of(
+        "before-teachers",
+        "ridge",
+        20,
+        1234,
+        Linear(torch.ones(2, 3), torch.ones(2), 0.125, chosen_by="penalty: gcv"),
+        "no",
+    )
+    kept = Refit(3, "lda", why="<b>too few</b>")
+    outcomes = [Outcome("cold", 0, "horizon", "ab" * 32, refits=[solved, kept])]
+    folder.write_summary(summarise(folder.read_experiment(), "inprocess", folder.read_rounds(), outcomes, ()))
+    build_report(tmp_path)
+    source, words = read_page(folder)
+    assert "cold0before teachersridge201,2340.125 (penalty: gcv)–" in words
+    assert "cold0round 3lda00––kept the head it had: <b>too few</b>" in words
+    assert "<b>too" not in source
 
 
 def test_a_folder_without_records_gives_no_report(tmp_path):

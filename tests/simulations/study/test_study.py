@@ -25,6 +25,7 @@ from kdfed.distill import VanillaConsolidation
 from kdfed.errors import ConfigError, KdfedError, RunError, RunFolderError
 from kdfed.local import PLAIN
 from kdfed.models import build_model
+from kdfed.reading import examples_for
 from kdfed.seeding import derive
 from kdfed.train import fit, predict
 from simulations.cli import SHIPPED, main
@@ -45,8 +46,11 @@ from simulations.study.running import remaining_work
 from simulations.study.settings import StudySettings, Vary, read_study
 from simulations.workers import run_all
 from tests.setups import CPU
+from tests.small_backbones import TINY as BACKBONE
 
 pytestmark = pytest.mark.xdist_group("study")  # a study that is shared is run once
+
+HEAD = {"backbone": BACKBONE}
 
 TINY: dict[str, Any] = {
     "name": "tiny",
@@ -151,9 +155,10 @@ def test_the_page_answers_the_questions_and_needs_no_other_file(finished):
     assert '<td>disjoint</td><td class="number">1</td>' in page, "one teacher is no yes"
 
 
-def test_a_trial_agrees_with_the_slow_twin(tmp_path):
+@pytest.mark.parametrize("changes", [{}, {"model": HEAD, "vary": {"transfer": ["own"]}}], ids=["mlp", "head"])
+def test_a_trial_agrees_with_the_slow_twin(tmp_path, changes):
     """Everybody trained alone, then distilled, spelt out."""
-    study = load_study(write(tmp_path))
+    study = load_study(write(tmp_path, **changes))
     condition = next(
         p for p in conditions(study) if p.distribution == "disjoint" and p.seed == 1 and not p.factor
     )
@@ -169,11 +174,11 @@ def test_a_trial_agrees_with_the_slow_twin(tmp_path):
     for member in (0, 1):
         seed = derive(1, "init", 0, member)
         model = build_model(condition.model, data.input_shape, data.classes, seed)
-        own = data.examples(partition.indices[member])
+        own = examples_for(study.model, data, partition.indices[member])
         fit(model, own, study.pretraining, PLAIN, derive(1, "pretraining", 0, member))
         models.append(model)
     student, teacher = models
-    test = data.examples(data.splits.test)
+    test = examples_for(study.model, data, data.splits.test)
     before = predict(student, test.inputs).argmax(1) == test.labels
     assert found["before"] == pytest.approx(float(before.double().mean()), abs=0.02)
     assert found["teacher_accuracy"] == pytest.approx(
@@ -182,7 +187,7 @@ def test_a_trial_agrees_with_the_slow_twin(tmp_path):
     settings = VanillaConsolidation(
         temperature=4.0, weight=0.5, labels=True, epochs=2, batch_size=16, lr=study.distillation.lr
     )
-    validation = data.examples(data.splits.validation)
+    validation = examples_for(study.model, data, data.splits.validation)
     transfer = transfer_of(study, condition, tmp_path)
     consolidate(student, [teacher], transfer, validation, settings, derive(1, "distil"), setup=CPU)
     after = predict(student, test.inputs).argmax(1) == test.labels
@@ -684,3 +689,12 @@ def test_a_search_stays_within_what_a_training_takes(tmp_path):
     messages = {mistake.key: mistake.message for mistake in caught.value.mistakes}
     assert "at most 1000, got 1800" in messages["search.rates"]
     assert "at most 1000000, got 1.35e+06" in messages["search.passes"]
+
+
+# ----------------------------------------------------------------------------- models on a backbone
+
+
+def test_images_that_a_study_draws_are_refused_with_a_frozen_backbone(tmp_path):
+    with pytest.raises(ConfigError, match="expected public or proxy with a frozen backbone") as caught:
+        load_study(write(tmp_path, model=HEAD))
+    assert [mistake.key for mistake in caught.value.mistakes] == ["vary.transfer"]

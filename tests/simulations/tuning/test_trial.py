@@ -8,20 +8,24 @@ import numpy as np
 import pytest
 
 from kdfed.data import PreparedData, prepare
-from simulations.tuning.trial import UntilFlat, run_trial, tuning_data, tuning_settings
+from simulations.tuning import trial
+from simulations.tuning.cache import trial_key
+from simulations.tuning.trial import UntilFlat, run_trial, tuning_data, tuning_majority, tuning_settings
+from tests.shelf_files import UNTRAINED
 
 SHARE = 0.2
 
 
 def test_tuning_examples_are_the_participants_and_nobody_elses(tiny):
-    data = tiny().data
+    experiment = tiny()
+    data = experiment.data
     mine, theirs = prepare(data).splits, prepare(tuning_settings(data, SHARE)).splits
     assert np.array_equal(mine.test, theirs.test)
     assert np.array_equal(mine.evaluation, theirs.evaluation)
     assert set(mine.validation) < set(theirs.validation)
-    shared, examples, majority = tuning_data(data, SHARE)
+    shared, examples = tuning_data(data, SHARE, experiment.arm("cold"))
     assert len(examples) == round(SHARE * 400)
-    assert 0.1 <= majority < 0.2
+    assert 0.1 <= tuning_majority(data, SHARE) < 0.2
     assert np.array_equal(shared.validation.inputs, prepare(data).examples(mine.validation).inputs)
     everybody = np.concatenate([theirs.train, theirs.transfer, mine.validation])
     assert not set(np.setdiff1d(theirs.validation, mine.validation)) & set(everybody)
@@ -47,14 +51,14 @@ def test_neither_held_out_split_is_looked_at(tiny, monkeypatch, arm):
     inputs, labels = dataset.inputs.copy(), dataset.labels.copy()
     inputs[held], labels[held] = 255 - inputs[held], -1
     monkeypatch.setattr(PreparedData, "examples", examples)
-    tuning_data.cache_clear()
+    trial._tuning_data.cache_clear()
     monkeypatch.setattr("simulations.tuning.trial.split", lambda dataset, settings: prepare(settings).splits)
     object.__setattr__(prepared, "dataset", replace(dataset, inputs=inputs, labels=labels))
     try:
         again = run_trial(experiment, arm, 100, 2, SHARE)
     finally:
         object.__setattr__(prepared, "dataset", dataset)
-        tuning_data.cache_clear()
+        trial._tuning_data.cache_clear()
     assert before.curve is not None
     assert again.curve == before.curve
 
@@ -86,3 +90,14 @@ def test_training_that_diverges_is_a_result_with_its_reason(tiny):
     assert result.curve is None
     assert result.reason.startswith("rounds: round ")
     assert result.lasting
+
+
+def test_a_trial_with_other_teachers_in_the_same_files_is_another(tiny, tmp_path):
+    file = tmp_path / "a.safetensors"
+    file.write_bytes(b"first")
+    experiment = tiny(only="consolidated", teachers={"from": [str(file)], **UNTRAINED})
+    keys = []
+    for content in (b"first", b"second", b"first"):
+        file.write_bytes(content)
+        keys.append(trial_key(experiment, "consolidated", 100, 2, SHARE, None))
+    assert keys[0] == keys[2] != keys[1]

@@ -135,3 +135,10 @@ def test_the_environment_variable_alone_keeps_a_process_offline(hub_folder: Path
         check=False,
     )
     assert done.stdout.strip() == "12", done.stderr
+
+
+def test_any_column_can_be_read_of_all_splits(hub_folder: Path) -> None:
+    data = load_source(DataSettings(source=f"hf:{hub_folder}"))
+    assert data.values_of is not None
+    assert data.values_of("label").tolist() == data.labels.tolist()
+    assert data.columns == ColumnSettings(inputs=("image",), label="label")

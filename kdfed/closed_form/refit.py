@@ -1,0 +1,73 @@
+"""What became of one refit of a head: what a record says of it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from kdfed.closed_form.linear import Linear
+
+
+@dataclass(frozen=True)
+class Refit:
+    """One exchange for a head in closed form.
+
+    Parameters
+    ----------
+    at
+        After which federated round; 0 is the start. ``before-teachers``: of the common initial weights.
+    head
+        Which head.
+    participants, examples
+        Whose statistics it is solved from, and of how many examples.
+    chosen, chosen_by
+        The penalty or the shrinkage, and the setting that gave it, such as ``penalty: gcv``; None and empty
+        where the head has neither.
+    scale, scale_by
+        By what the logits were multiplied, and the setting that gave it, such as ``calibrate: sums``; None
+        and empty where they were not.
+    why
+        Why the model kept the head that it had; empty where it was replaced.
+    """
+
+    at: int | Literal["before-teachers"]
+    head: str
+    participants: int = 0
+    examples: int = 0
+    chosen: float | None = None
+    chosen_by: str = ""
+    scale: float | None = None
+    scale_by: str = ""
+    why: str = ""
+
+    @classmethod
+    def of(
+        cls,
+        at: int | Literal["before-teachers"],
+        head: str,
+        participants: int,
+        examples: int,
+        linear: Linear,
+        calibrate: str,
+    ) -> Refit:
+        """Return what a solved head, which was calibrated so, says of itself."""
+        chosen, scale = _finite(linear.chosen), _finite(linear.scale)
+        chosen_by = "" if chosen is None else linear.chosen_by
+        scale_by = "" if scale is None else f"calibrate: {calibrate}"
+        return cls(at, head, participants, examples, chosen, chosen_by, scale, scale_by)
+
+    def __str__(self) -> str:
+        """Return it as one line for a log."""
+        where = "before teachers" if isinstance(self.at, str) else f"after round {self.at}"
+        if self.why:
+            return f"head {self.head} {where}: the model keeps its own, {self.why}"
+        words = [f"head {self.head} {where}: {self.examples} examples of {self.participants} participants"]
+        words += [f"{self.chosen_by} gives {self.chosen:.4g}"] if self.chosen is not None else []
+        words += [f"{self.scale_by} multiplies logits by {self.scale:.4g}"] if self.scale is not None else []
+        return ", ".join(words)
+
+
+def _finite(value: float | None) -> float | None:
+    """Return a number that a record can hold; a head of the user's may say anything."""
+    return None if value is None or not math.isfinite(value) else float(value)

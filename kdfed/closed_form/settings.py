@@ -1,0 +1,44 @@
+"""The section ``closed-form`` of an arm: which head is solved for, and after which rounds."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field
+
+from kdfed.choosing import Choosing
+from kdfed.closed_form.head import ClosedFormHead
+from kdfed.closed_form.registry import HEADS
+from kdfed.closed_form.ridge import Ridge
+from kdfed.settings import Distinct
+
+if TYPE_CHECKING:
+    AnyHead = ClosedFormHead
+else:
+    AnyHead = HEADS.union
+
+BEFORE: Literal["before-teachers"] = "before-teachers"
+"""The refit of the common initial weights, from which teachers and student start."""
+
+
+class ClosedFormSettings(Choosing):
+    """A head in closed form, in one exchange each time."""
+
+    head: AnyHead = Ridge()
+    """``ridge``, ``lda`` or ``class-means``, or ``package.module:name``."""
+    at: Annotated[
+        tuple[Annotated[int, Field(ge=0, le=10**6)] | Literal["before-teachers"], ...],
+        Field(min_length=1),
+        Distinct,
+    ] = (0,)
+    """After which federated rounds the model's head is replaced by the solved one; 0 is the start.
+    ``before-teachers``: teachers and student start with it. Each is one exchange more."""
+    participants: Literal["all", "sampled"] = "all"
+    """Who sends statistics: everybody, which makes the solution exact, or as many as a round samples."""
+    teacher: bool = False
+    """The model with the head of ``before-teachers`` is one more teacher of the ensemble."""
+
+    @property
+    def before_teachers(self) -> bool:
+        """Whether teachers and student start with the head."""
+        return BEFORE in self.at

@@ -1,0 +1,59 @@
+"""Small backbones that tests name, as a user's module has them."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+
+class Tiny(nn.Module):
+    """Two stages: [N, 3, S, S] to features [N, 6]."""
+
+    input_size = 12
+    mean = (0.4, 0.5, 0.6)
+    std = (0.2, 0.25, 0.5)
+
+    def __init__(self, width: int = 4) -> None:
+        super().__init__()
+        self.one = nn.Sequential(nn.Conv2d(3, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU())
+        self.two = nn.Sequential(nn.Conv2d(width, 6, 3), nn.BatchNorm2d(6), nn.ReLU())
+        self.last = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.stages = {"one": self.one, "two": nn.Sequential(self.two, self.last)}
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        features: torch.Tensor = self.last(self.two(self.one(inputs)))
+        return features
+
+
+def plain() -> nn.Module:
+    """Return a backbone that says nothing about itself: one stage of images of 224 pixels."""
+    return nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten())
+
+
+class Wrong(Tiny):
+    """Its stages are not what it is made of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stages = {"two": nn.Sequential(self.one, self.two, self.last, nn.Linear(6, 6))}
+
+
+class Sizeless(Tiny):
+    """Takes no number of pixels."""
+
+    input_size = "large"  # type: ignore[assignment]
+
+
+def images() -> nn.Module:
+    """Return a module whose output is no vector of features."""
+    return nn.Conv2d(3, 3, 1)
+
+
+def large() -> nn.Module:
+    """Return a module that takes images of 40 pixels and more."""
+    return nn.Sequential(nn.Conv2d(3, 2, 40), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+
+def nothing() -> str:
+    """Return no module."""
+    return "nothing"
