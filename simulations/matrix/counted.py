@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from statistics import median
 from typing import Any, NamedTuple
 
@@ -33,6 +34,7 @@ def has_both(cell: RecordedCell, arm: str, rival: str) -> bool:
     return {arm, rival} <= set(arms_of(cell.summary))
 
 
+@lru_cache(maxsize=1000)
 def entries(cell: RecordedCell, arm: str, rival: str) -> dict[str, Entry]:
     """Return what an arm saved of exchanges against another one, by target; nothing where one is missing."""
     if not has_both(cell, arm, rival):
@@ -181,8 +183,9 @@ def _why(
     return f"no figure, because a median is no number: {'; '.join(told)}"
 
 
-def every_pooled(matrix: RecordedMatrix, rival: str) -> list[PooledSaving]:
-    """Return every group at every target, against one rival."""
+@lru_cache(maxsize=8)
+def every_pooled(matrix: RecordedMatrix, rival: str) -> Sequence[PooledSaving]:
+    """Return every group at every target, against one rival; the groups of :func:`groups` in their order."""
     arm = matrix.headline.arm
     found = [
         pooled(group, arm, rival, target) for target in targets_of(matrix) for group in groups(matrix, target)
@@ -194,26 +197,36 @@ def every_pooled(matrix: RecordedMatrix, rival: str) -> list[PooledSaving]:
 
 
 class Sentence(NamedTuple):
-    """One sentence, what to know about it, and its tone: ``saves`` or ``none``."""
+    """One sentence, what to know about it, and its verdict, which may be empty."""
 
     text: str
     note: str
-    tone: str
+    verdict: str
 
 
 def sentences(matrix: RecordedMatrix, rival: str) -> list[Sentence]:
-    """Say what the headline's arm saves against a rival, over the first group: one a target."""
-    arm, found = matrix.headline.arm, []
-    for target in targets_of(matrix):
-        group = groups(matrix, target)[0]
-        one = pooled(group, arm, rival, target)
-        if one is not None:
-            note = one.why or f"Over these cells: {one.verdict}."
-            tone = "saves" if one.verdict == "saves" else "none"
-            found.append(
-                Sentence(_sentence(arm, rival, one), note[:1].upper() + note[1:].rstrip(".") + ".", tone)
-            )
-    return found
+    """Say what the headline's arm saves against a rival, one a target, over the first group there is."""
+    by_target: dict[str, list[PooledSaving]] = {}
+    for one in every_pooled(matrix, rival):
+        by_target.setdefault(one.target, []).append(one)
+    return [
+        Sentence(_sentence(matrix.headline.arm, rival, first), _note(first, others), first.verdict)
+        for first, *others in by_target.values()
+    ]
+
+
+def _note(first: PooledSaving, others: Sequence[PooledSaving]) -> str:
+    """Say the verdict of the first group, and what was saved over all cells where that is another group."""
+    why = first.why or f"over these cells: {first.verdict}"
+    said = [f"{why[:1].upper()}{why[1:]}."]
+    return " ".join(said + [_words(one) for one in others if one.title.startswith("all cells")])
+
+
+def _words(one: PooledSaving) -> str:
+    """Say what was saved over a group: the figure, its verdict, or why there is none."""
+    figure = f"{one.figure} {one.interval}".strip()
+    told = f", {one.verdict}" if one.verdict else f" ({one.why})" if one.why else ""
+    return f"{one.title[:1].upper()}{one.title[1:]} ({one.cells}): {figure}{told}."
 
 
 def _sentence(arm: str, rival: str, one: PooledSaving) -> str:

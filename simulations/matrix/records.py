@@ -116,7 +116,7 @@ class MatrixRecords(StrictModel):
         return self
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class RecordedCell:
     """A complete cell as it is shown.
 
@@ -136,7 +136,7 @@ class RecordedCell:
     summary: Mapping[str, Any]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class RecordedMatrix:
     """What a matrix folder holds, checked: ``matrix.json``, and the cells that it is counted from."""
 

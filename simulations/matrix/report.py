@@ -82,10 +82,14 @@ def _colours(matrix: RecordedMatrix) -> dict[str, int]:
 
 
 def _notes(matrix: RecordedMatrix) -> Iterator[str]:
+    """Say what a reader must know of cells; what is the same of several is said once."""
+    told: dict[str, list[str]] = {}
     for cell in matrix.cells:
         for words in (still_rising(cell.summary), sunk_words(cell.summary), cell.summary["note"]):
             if words:
-                yield f"{cell.name}: {words}"
+                told.setdefault(words, []).append(cell.name)
+    yield from (f"{', '.join(cells)}: {words}" for words, cells in told.items())
+    for cell in matrix.cells:
         for failure in cell.summary["failures"]:
             yield (
                 f"{cell.name}: {failure['arm']}, seed {failure['seed']}, failed in the phase "
