@@ -63,7 +63,7 @@ def run_of(arm: str, seed: int, hit: int | None, horizon: int, teachers: int = 0
 
 
 def recorded(
-    folder: Path, cells: Mapping[str, Mapping[str, Sequence[int | None]]], **changes: Any
+    folder: Path, hits: Mapping[str, Mapping[str, Sequence[int | None]]], **changes: Any
 ) -> tuple[Matrix, Path]:
     """Leave a matrix folder of worked curves.
 
@@ -71,7 +71,7 @@ def recorded(
     ----------
     folder
         Where.
-    cells
+    hits
         By cell and arm, the round of the hit of each seed from 0 on; arms other than cold and solved had
         teachers.
     changes
@@ -85,7 +85,7 @@ def recorded(
             "arms": {arm: {"start": "random" if arm in ("cold", "solved") else "averaged"} for arm in arms},
             **own.get(name, {}),
         }
-        for name, arms in cells.items()
+        for name, arms in hits.items()
     }
     base = {**TINY["base"], "rounds": {"horizon": horizon}, "targets": [0.8]}
     base = {key: value for key, value in base.items() if key != "arms"}
@@ -98,7 +98,7 @@ def recorded(
         for place, seed in enumerate(cell.experiment.seeds):
             records, outcomes = list[RoundRecord](), list[Outcome]()
             for arm in cell.experiment.arm_order:
-                hit, taught = cells[cell.name][arm][place], int(arm not in ("cold", "solved"))
+                hit, taught = hits[cell.name][arm][place], int(arm not in ("cold", "solved"))
                 records += run_of(arm, seed, hit, horizon, taught)
                 versions = {"kdfed": "1", "torch": "2"}
                 outcomes.append(Outcome(arm, seed, "horizon", "0" * 64, None, horizon + 1, versions))
@@ -111,7 +111,7 @@ def recorded(
 
 
 def read(
-    folder: Path, cells: Mapping[str, Mapping[str, Sequence[int | None]]], **changes: Any
+    folder: Path, hits: Mapping[str, Mapping[str, Sequence[int | None]]], **changes: Any
 ) -> RecordedMatrix:
     """Return a matrix of worked curves as it is read; see :func:`recorded`."""
-    return read_matrix(recorded(folder, cells, **changes)[1])
+    return read_matrix(recorded(folder, hits, **changes)[1])
