@@ -5,6 +5,7 @@
     <folder>/
     ├── runs/<cell>/<seed>/   the run folder of a job; `kdfed run` would have left the same
     ├── cells/<cell>/         the run folder of a cell, joined when all its jobs are done; without models
+    ├── code.json             which code computed each job
     ├── matrix.json
     └── matrix.html
 """
@@ -20,16 +21,19 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from pydantic import TypeAdapter, ValidationError
 
 from kdfed.config import Experiment
 from kdfed.errors import KdfedError, RunFolderError
 from kdfed.events import ignore
 from kdfed.named import search_in
-from kdfed.records import Failure, Outcome, RoundRecord, RunFolder
+from kdfed.records import Failure, Outcome, RoundRecord, RunFolder, write_atomically
 from kdfed.records.reading import RecordedRun
+from simulations import server_app
 from simulations.experiments import build_experiment
 from simulations.matrix.settings import Cell
 from simulations.server_app import conclude
+from simulations.study.hashes import code_sha256
 
 State = Literal["new", "begun", "failed", "done"]
 """``failed``: it came to its end, and an arm could not go on. It is run again by the next command."""
@@ -43,6 +47,33 @@ def run_path(out: Path, cell: str, seed: int) -> Path:
 def cell_path(out: Path, cell: str) -> Path:
     """Return where the joined run folder of a cell lies."""
     return out / "cells" / cell
+
+
+CODE = "code.json"
+
+
+def code_of_jobs(out: Path) -> dict[str, str]:
+    """Return the code that computed each job, by ``cell/seed``: the first digits of a hash of its files."""
+    try:
+        return _CODE.validate_json((out / CODE).read_bytes())
+    except (OSError, ValidationError):
+        return {}
+
+
+def note_code(out: Path, cell: str, seed: int) -> None:
+    """Note that this process's code computed a job: kdfed, clients, strategies, and what runs arms.
+
+    Raises
+    ------
+    RunFolderError
+        If it cannot be written.
+    """
+    now = code_sha256((), ("kdfed", "clients", "strategies"), Path(server_app.__file__))[:12]
+    noted = dict(sorted({**code_of_jobs(out), f"{cell}/{seed}": now}.items()))
+    write_atomically(out / CODE, _CODE.dump_json(noted, indent=1))
+
+
+_CODE = TypeAdapter(dict[str, str])
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from kdfed.records.rounds import Count, Score
 from kdfed.records.schema import StrictModel
 from kdfed.server import ServerBase
 from kdfed.settings import kebab
-from simulations.matrix.jobs import CellState, cell_path
+from simulations.matrix.jobs import CellState, cell_path, code_of_jobs
 from simulations.matrix.settings import Headline, Matrix
 
 FILE = "matrix.json"
@@ -97,7 +97,7 @@ class MatrixRecords(StrictModel):
     name: str
     """The matrix's."""
     versions: dict[str, str]
-    """Of the packages that computed the runs; several are listed."""
+    """Of the packages that computed the runs, and of kdfed's code (a hash); several are listed."""
     headline: HeadlineRecord
     """What the two sentences are about."""
     unfinished: list[str]
@@ -175,6 +175,9 @@ def write_matrix(out: Path, matrix: Matrix, states: Mapping[str, CellState]) -> 
         package: ", ".join(sorted({one.versions[package] for one in outcomes if package in one.versions}))
         for package in PACKAGES
     }
+    code = code_of_jobs(out)
+    named = {code.get(f"{cell.name}/{seed}", "unknown") for cell in joined for seed in cell.experiment.seeds}
+    versions["code"] = ", ".join(sorted(named))
     content = MatrixRecords(
         name=matrix.name,
         versions=versions,

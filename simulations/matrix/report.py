@@ -89,6 +89,9 @@ def _notes(matrix: RecordedMatrix) -> Iterator[str]:
             if words:
                 told.setdefault(words, []).append(cell.name)
     yield from (f"{', '.join(cells)}: {words}" for words, cells in told.items())
+    code = matrix.versions.get("code", "")
+    if ", " in code:
+        yield f"The runs were not all computed by the same code (hashes of its files: {code})."
     for cell in matrix.cells:
         for failure in cell.summary["failures"]:
             yield (

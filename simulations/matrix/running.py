@@ -235,6 +235,7 @@ class _Running:
         state = self.states[name] = look_up(self.out, cell)
         self.estimates[name] = measured(state) or self.estimates[name]
         told = f"{order}: {'failed' if why else 'done'} in {took}"
+        jobs.note_code(self.out, name, order.seed)
         if why:
             self.failed.append(f"{order}: {why}")
         if state.is_over:

@@ -25,7 +25,7 @@ def test_a_record_says_where_it_comes_from_and_what_the_target_took(tmp_path):
     whole = told(out)
     assert (whole["schema"], whole["name"], whole["unfinished"]) == (1, "tiny", [])
     assert whole["headline"] == {"arm": "warm", "baseline": "cold", "beside": None, "aims": {}}
-    assert whole["versions"] == {"kdfed": "1", "torch": "2", "numpy": "", "flwr": ""}
+    assert whole["versions"] == {"kdfed": "1", "torch": "2", "numpy": "", "flwr": "", "code": "unknown"}
     one = next(
         one for one in whole["cells"] if (one["arm"], one["seed"], one["target"]) == ("warm", 0, "0.8")
     )

@@ -177,6 +177,20 @@ def test_runs_of_another_experiment_are_refused_before_anything_is_run(tmp_path,
 
 
 @pytest.mark.usefixtures("in_this_process", "guessed")
+def test_the_code_that_computed_each_job_is_noted(tmp_path, monkeypatch):
+    written(tmp_path)
+    run(tmp_path, only=["even"])
+    first = cells_of(tmp_path / "out")["versions"]["code"]
+    assert len(first) == 12
+    monkeypatch.setattr(jobs, "code_sha256", lambda *_: "f" * 64)
+    run(tmp_path)
+    assert cells_of(tmp_path / "out")["versions"]["code"] == f"{first}, {'f' * 12}"
+    run(tmp_path)
+    noted = json.loads((tmp_path / "out" / "code.json").read_text())
+    assert noted == {"even/1": first, "skewed/1": "f" * 12, "skewed/2": "f" * 12}
+
+
+@pytest.mark.usefixtures("in_this_process", "guessed")
 def test_an_arm_that_fails_is_told_and_the_others_go_on(tmp_path, ran):
     """A rate of 1000 diverges; the cell is joined without that arm, which the next command tries again."""
     written(tmp_path, cells__even={"arms": {"warm": {"local.lr": 1000.0}}, "local": {"momentum": 0.9}})
