@@ -588,6 +588,7 @@ def catalogue() -> dict[str, dict[str, str]]:
     from kdfed.task import TASKS
     from simulations.experiments import FAMILIES
 
+    matrices = _shipped_files("matrix*.yaml")
     return {
         "tasks (data.task)": _lines(TASKS),
         **{
@@ -602,13 +603,18 @@ def catalogue() -> dict[str, dict[str, str]]:
         "models (model.name)": _lines(MODELS),
         "backbones (model.backbone)": _lines(BACKBONES),
         "engines (--engine)": ENGINES,
-        "experiments that come with kdfed (kdfed run)": _shipped_files("*.yaml", but="study-*.yaml"),
+        "experiments that come with kdfed (kdfed run)": _shipped_files(
+            "*.yaml", but=("study-*.yaml", "matrix*.yaml")
+        ),
+        **({"matrices that come with kdfed (kdfed matrix)": matrices} if matrices else {}),
         "studies that come with kdfed (kdfed study)": _shipped_files("study-*.yaml"),
     }
 
 
-def _shipped_files(pattern: str, but: str = "") -> dict[str, str]:
-    files = [path for path in sorted(SHIPPED.glob(pattern)) if not fnmatch(path.name, but)]
+def _shipped_files(pattern: str, but: Sequence[str] = ()) -> dict[str, str]:
+    files = [
+        path for path in sorted(SHIPPED.glob(pattern)) if not any(fnmatch(path.name, other) for other in but)
+    ]
     return {path.name: _first_comment(path) for path in files}
 
 

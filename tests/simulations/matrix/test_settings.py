@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 
 from kdfed.errors import ConfigError
@@ -105,3 +108,15 @@ def test_the_command_line_names_cells_and_seeds_that_there_are(tmp_path):
         chosen_cells(matrix, ["evn"], None)
     with pytest.raises(ConfigError, match="--seeds: expected seeds of the matrix, got '2'"):
         chosen_cells(matrix, ["even"], ["2"])
+
+
+def test_the_example_of_the_page_is_a_matrix(tmp_path):
+    page = Path(__file__).parents[3] / "docs" / "matrix.md"
+    (example,) = re.findall(r"^```text\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
+    (tmp_path / "claim.yaml").write_text(example)
+    matrix = load_matrix(tmp_path / "claim.yaml")
+    assert [(cell.name, cell.frame, cell.held_out) for cell in matrix.cells] == [
+        ("mnist5k-0.1", "scratch", False),
+        ("digits-uniform", "", True),
+    ]
+    assert "solved" not in matrix.cells[1].experiment.arms
