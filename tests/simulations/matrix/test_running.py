@@ -238,18 +238,32 @@ def test_the_command_runs_no_cell_that_there_is_not(tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_two_workers_leave_what_one_leaves_also_where_they_were_killed(tmp_path):
+@pytest.mark.timeout(600)
+def test_two_workers_leave_what_this_process_alone_leaves(tmp_path, request):
     """The matrices are the same to the byte: nothing in them depends on who ran what, and when."""
-    file, out = written(tmp_path), tmp_path / "out"
-    words = ["matrix", str(file), "--out"]
-    assert main([*words, str(tmp_path / "one"), "--workers", "1"]) == 0
+    words = ["matrix", str(written(tmp_path)), "--out"]
+    assert main([*words, str(tmp_path / "two"), "--workers", "2"]) == 0
+    request.getfixturevalue("in_this_process")
+    assert main([*words, str(tmp_path / "one")]) == 0
+    assert (tmp_path / "two" / "matrix.json").read_bytes() == (tmp_path / "one" / "matrix.json").read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.usefixtures("in_this_process", "guessed")
+def test_a_matrix_that_was_killed_goes_on_and_ends_alike(tmp_path, ran):
+    words, out = ["matrix", str(written(tmp_path)), "--out"], tmp_path / "out"
+    assert main([*words, str(tmp_path / "whole")]) == 0
     command = [sys.executable, "-c", "from simulations.cli import main; main()", *words, str(out)]
-    started = subprocess.Popen([*command, "--workers", "2"], stdout=subprocess.DEVNULL)
+    started = subprocess.Popen([*command, "--workers", "1"], stdout=subprocess.DEVNULL)
     end = time.monotonic() + 200
     while not any(out.glob("runs/*/*/outcomes.jsonl")) and time.monotonic() < end:
         time.sleep(0.02)
     started.kill()
     started.wait()
+    assert any(out.glob("runs/*/*/outcomes.jsonl"))
     assert not (out / "matrix.html").exists()
-    assert main([*words, str(out), "--workers", "2"]) == 0
-    assert (out / "matrix.json").read_bytes() == (tmp_path / "one" / "matrix.json").read_bytes()
+    ran.clear()
+    assert main([*words, str(out)]) == 0
+    assert ran
+    assert (out / "matrix.json").read_bytes() == (tmp_path / "whole" / "matrix.json").read_bytes()
