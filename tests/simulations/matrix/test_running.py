@@ -23,6 +23,7 @@ from simulations.experiments import build_experiment
 from simulations.matrix import Request, chosen_cells, jobs, load_matrix, running
 from simulations.matrix.jobs import cell_path, look_up, run_path
 from simulations.matrix.running import run_matrix
+from tests import recount
 from tests.simulations.matrix.matrices import written
 
 COUNTS = ("arm", "seed", "round", "exchanges", "accuracy", "bytes_up", "bytes_down", "local_steps")
@@ -79,6 +80,7 @@ def test_a_cell_is_joined_to_what_kdfed_run_would_have_left(tmp_path, tiny):
     ]
     summary = joined.read_summary(joined.read_experiment(), joined.read_rounds())  # counts it again
     assert summary["comparisons"] == alone.read_summary()["comparisons"]
+    assert recount.check(joined.path) == []
     assert summary["partitions"] == alone.read_summary()["partitions"]
 
 
