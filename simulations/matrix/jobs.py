@@ -270,7 +270,7 @@ def work(job: JobOrder) -> str:
     return ""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class JobOrder:
     """What a worker is told to run.
 
@@ -301,7 +301,7 @@ class JobOrder:
         experiment = build_experiment(self.experiment)
         return experiment if self.folder is None else experiment.found_in(self.folder)
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         return f"{self.cell}, seed {self.seed}"
 
 

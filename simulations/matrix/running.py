@@ -143,7 +143,7 @@ class _Running:
         if missing or self.request.estimate_only:
             with runner(self.request.workers, self.console, jobs.begin, list(folders)) as pool:
                 self._estimate(pool)
-                self.console.print(estimate_table(self.matrix, self.states, self.estimates))
+                self.console.print(estimate_table(self.matrix.name, self._asked(), self.estimates))
                 if not self.request.estimate_only:
                     self._run(pool)
         return Outcome(tuple(self.left), tuple(self.failed))
@@ -159,15 +159,19 @@ class _Running:
 
     # ------------------------------------------------------------------ the estimate
 
+    def _asked(self) -> list[CellState]:
+        """Return the cells that are asked for, in the order of the file."""
+        return [state for name, state in self.states.items() if self.request.seeds.get(name)]
+
     def _estimate(self, pool: Runner) -> None:
-        """Estimate every cell: by what is recorded, by what an earlier command estimated, or anew."""
+        """Estimate these cells: by what is recorded, by what an earlier command estimated, or anew."""
         unknown: list[Cell] = []
-        for cell in self.matrix.cells:
-            found = measured(self.states[cell.name]) or estimate.kept(self.out, cell)
+        for state in self._asked():
+            found = measured(state) or estimate.kept(self.out, state.cell)
             if found is None:
-                unknown.append(cell)
+                unknown.append(state.cell)
             else:
-                self.estimates[cell.name] = found
+                self.estimates[state.cell.name] = found
 
         def done(own: tuple[Any, ...], seconds: dict[str, float]) -> None:
             cell = next(cell for cell in unknown if cell.name == own[0])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from rich import box
 from rich.markup import escape
@@ -12,27 +12,24 @@ from simulations.matrix.counted import Entry, entries, every_pooled, rivals, tar
 from simulations.matrix.estimate import Estimate, remaining
 from simulations.matrix.jobs import CellState
 from simulations.matrix.records import RecordedCell, RecordedMatrix
-from simulations.matrix.settings import Matrix
 from simulations.report.counted import ceiling_of
 from simulations.report.words import VERDICTS, signed, target_words, verdict, whole
 
 
-def estimate_table(
-    matrix: Matrix, states: Mapping[str, CellState], estimates: Mapping[str, Estimate]
-) -> Table:
+def estimate_table(name: str, states: Sequence[CellState], estimates: Mapping[str, Estimate]) -> Table:
     """Return how long each cell takes, and how much of it is done.
 
-    Minutes are those of one worker.
+    Minutes are those of one worker, by the clock.
     """
-    table = _table(f"{matrix.name}: minutes of one core")
+    table = _table(f"{name}: minutes of one worker")
     for words in ("cell", "from"):
         table.add_column(words, overflow="fold")
     for words in ("arms", "seeds", "rounds", "minutes", "done", "left"):
         table.add_column(words, justify="right")
     whole_time = left_time = 0.0
     jobs = over = 0
-    for cell in matrix.cells:
-        state, estimate = states[cell.name], estimates[cell.name]
+    for state in states:
+        cell, estimate = state.cell, estimates[state.cell.name]
         finished = sum(job.state == "done" for job in state.jobs.values())
         seconds = estimate.job * len(state.jobs)
         left = sum(
