@@ -10,10 +10,11 @@ from typing import Any
 import yaml
 
 from kdfed.config import merge
-from kdfed.records import Outcome, RoundRecord
+from kdfed.records import Outcome, RoundRecord, summarise
+from simulations.experiments import build_experiment
 from simulations.matrix import load_matrix
 from simulations.matrix.jobs import CellState, Job, join
-from simulations.matrix.records import RecordedMatrix, read_matrix, write_matrix
+from simulations.matrix.records import HeadlineRecord, RecordedCell, RecordedMatrix, read_matrix, write_matrix
 from simulations.matrix.settings import Matrix
 
 TINY: dict[str, Any] = {
@@ -115,3 +116,47 @@ def read(
 ) -> RecordedMatrix:
     """Return a matrix of worked curves as it is read; see :func:`recorded`."""
     return read_matrix(recorded(folder, hits, **changes)[1])
+
+
+def shown(
+    hits: Mapping[str, Mapping[str, Sequence[int | None]]],
+    headline: Mapping[str, Any],
+    held_out: Sequence[str] = (),
+    frames: Mapping[str, str] | None = None,
+) -> RecordedMatrix:
+    """Return a matrix of worked curves as it is read from :func:`recorded`, without a folder.
+
+    Parameters
+    ----------
+    hits
+        As there.
+    headline, held_out
+        As in a matrix file.
+    frames
+        By cell.
+    """
+    cells = []
+    for name, arms in hits.items():
+        seeds = range(len(arms["cold"]))
+        keys = {arm: {"start": "random" if arm in ("cold", "solved") else "averaged"} for arm in arms}
+        base = {key: value for key, value in TINY["base"].items() if key != "arms"}
+        values = {
+            "name": name,
+            "seeds": list(seeds),
+            "rounds": {"horizon": 20},
+            "targets": [0.8],
+            "arms": keys,
+        }
+        experiment = build_experiment({**base, **values})
+        records = [
+            record
+            for arm in experiment.arm_order
+            for seed in seeds
+            for record in run_of(arm, seed, arms[arm][seed], 20, int(arm not in ("cold", "solved")))
+        ]
+        outcomes = [Outcome(arm, seed, "horizon", "0" * 64) for arm in experiment.arm_order for seed in seeds]
+        summary = summarise(experiment, "inprocess", records, outcomes)
+        frame = (frames or {}).get(name, "")
+        cells.append(RecordedCell(name, frame, name in held_out, experiment, records, summary))
+    head = HeadlineRecord(**{"beside": None, "aims": {}, **headline})
+    return RecordedMatrix("tiny", head, {"kdfed": "1"}, [], cells)

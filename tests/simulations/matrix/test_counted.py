@@ -6,7 +6,7 @@ import pytest
 
 from simulations.matrix.counted import entries, every_pooled, groups, sentences, verdict_counts
 from simulations.matrix.tables import matrix_tables
-from tests.simulations.matrix.matrices import read
+from tests.simulations.matrix.matrices import shown
 
 SIX = {"cold": [10] * 6, "solved": [6] * 6, "warm": [4] * 6}
 SEVEN = {"cold": [10] * 7, "solved": [8] * 7, "warm": [1] * 7}
@@ -17,17 +17,17 @@ def pooled_at(matrix, rival, target="0.8"):
     return {one.title: one for one in every_pooled(matrix, rival) if one.target == target}
 
 
-def test_cells_are_pooled_with_equal_weights(tmp_path):
+def test_cells_are_pooled_with_equal_weights():
     """Warm pays 5 of 10 and 2 of 10: the ratios' geometric mean is sqrt(0.5 * 0.2) = 0.316."""
-    matrix = read(tmp_path, {"a": SIX, "b": SEVEN}, headline=HEAD)
+    matrix = shown({"a": SIX, "b": SEVEN}, headline=HEAD)
     one = pooled_at(matrix, "cold")["all cells"]
     assert (one.figure, one.interval, one.cells, one.verdict) == ("68%", "[68, 68]", 2, "saves")
     assert one.saved == pytest.approx(100 * (1 - 0.1**0.5))
 
 
-def test_the_second_sentence_compares_two_arms_of_which_neither_is_the_baseline(tmp_path):
+def test_the_second_sentence_compares_two_arms_of_which_neither_is_the_baseline():
     """Warm pays 5 of 6 and 2 of 8: the geometric mean is sqrt(5 / 6 * 2 / 8) = 0.456."""
-    matrix = read(tmp_path, {"a": SIX, "b": SEVEN}, headline=HEAD)
+    matrix = shown({"a": SIX, "b": SEVEN}, headline=HEAD)
     first, _ = sentences(matrix, "solved")
     assert first.text == "At 80%, warm saves 54% [54, 54] of the exchanges against solved, over 2 cells"
     assert first.verdict == "saves"
@@ -36,8 +36,8 @@ def test_the_second_sentence_compares_two_arms_of_which_neither_is_the_baseline(
     )
 
 
-def test_held_out_cells_come_first_and_are_pooled_apart(tmp_path):
-    matrix = read(tmp_path, {"a": SIX, "b": SEVEN}, headline=HEAD, **{"held-out": ["b"]})
+def test_held_out_cells_come_first_and_are_pooled_apart():
+    matrix = shown({"a": SIX, "b": SEVEN}, headline=HEAD, held_out=["b"])
     found = pooled_at(matrix, "cold")
     assert {title: one.figure for title, one in found.items()} == {
         "held-out cells": "80%",
@@ -49,11 +49,11 @@ def test_held_out_cells_come_first_and_are_pooled_apart(tmp_path):
     assert sentence.note == "Over these cells: saves. All cells (2): 68% [68, 68], saves."
 
 
-def test_cells_whose_ceiling_allows_the_aim_are_pooled_apart(tmp_path):
+def test_cells_whose_ceiling_allows_the_aim_are_pooled_apart():
     """Cold needs 10 exchanges in one cell and 2 in the other: one exchange saves 90% and 50%."""
     low = {"cold": [2] * 6, "warm": [1] * 6}
     headline = {"arm": "warm", "baseline": "cold", "aims": {"0.8": 60.0}}
-    matrix = read(tmp_path, {"a": SIX, "b": low}, headline=headline)
+    matrix = shown({"a": SIX, "b": low}, headline=headline)
     found = pooled_at(matrix, "cold")
     assert found["all cells whose ceiling allows 60%"].cells == 1
     assert found["all cells whose ceiling allows 60%"].figure == "50%"
@@ -61,17 +61,15 @@ def test_cells_whose_ceiling_allows_the_aim_are_pooled_apart(tmp_path):
     assert [group.title for group in groups(matrix, "99%-of-converged")] == ["all cells"]
 
 
-def test_frames_are_pooled_apart_where_there_are_several(tmp_path):
-    frames = {"x": {}, "y": {}}
-    cells = {"a": {"frame": "x"}, "b": {"frame": "y"}}
-    matrix = read(tmp_path, {"a": SIX, "b": SEVEN}, headline=HEAD, frames=frames, cells=cells)
+def test_frames_are_pooled_apart_where_there_are_several():
+    matrix = shown({"a": SIX, "b": SEVEN}, headline=HEAD, frames={"a": "x", "b": "y"})
     assert {"frame x", "frame y"} < set(pooled_at(matrix, "cold"))
 
 
-def test_a_cell_in_which_the_arm_misses_leaves_no_figure_and_is_named(tmp_path):
+def test_a_cell_in_which_the_arm_misses_leaves_no_figure_and_is_named():
     """Its log-ratio is infinite: no mean holds it, but the middle of three cells does."""
     never = {"cold": [10] * 6, "warm": [None] * 6}
-    matrix = read(tmp_path, {"a": SIX, "b": SEVEN, "c": never}, headline=HEAD)
+    matrix = shown({"a": SIX, "b": SEVEN, "c": never}, headline=HEAD)
     one = pooled_at(matrix, "cold")["all cells"]
     assert (one.figure, one.middle, one.saved) == ("–", "50%", None)
     assert one.why == "no figure, because a median is no number: warm never gets there in c"
@@ -80,25 +78,25 @@ def test_a_cell_in_which_the_arm_misses_leaves_no_figure_and_is_named(tmp_path):
     )
 
 
-def test_few_seeds_have_no_interval_and_the_cells_are_named(tmp_path):
+def test_few_seeds_have_no_interval_and_the_cells_are_named():
     few = {"cold": [10, 10], "warm": [4, 4]}
-    one = pooled_at(read(tmp_path, {"a": SIX, "b": few}, headline=HEAD), "cold")["all cells"]
+    one = pooled_at(shown({"a": SIX, "b": few}, headline=HEAD), "cold")["all cells"]
     assert (one.figure, one.interval, one.verdict) == ("50%", "", "")
     assert one.why == "no interval, because of fewer than 6 seeds in b"
 
 
-def test_an_arm_that_costs_more_is_said_to(tmp_path):
+def test_an_arm_that_costs_more_is_said_to():
     dear = {"cold": [4] * 6, "warm": [7] * 6}
-    (sentence, *_) = sentences(read(tmp_path, {"a": dear}, headline=HEAD | {"beside": None}), "cold")
+    (sentence, *_) = sentences(shown({"a": dear}, headline=HEAD | {"beside": None}), "cold")
     assert (
         "warm needs 100% more exchanges than cold (saved: −100% [−100, −100]), over 1 cell" in sentence.text
     )
     assert sentence.verdict == "costs more"
 
 
-def test_cells_without_one_of_the_arms_stay_out_and_verdicts_are_counted(tmp_path):
+def test_cells_without_one_of_the_arms_stay_out_and_verdicts_are_counted():
     """Six seeds that agree have p = 0.031, which Holm's correction over two targets does not let pass."""
-    matrix = read(tmp_path, {"a": SIX, "b": {"cold": [10] * 6, "warm": [4] * 6}}, headline=HEAD)
+    matrix = shown({"a": SIX, "b": {"cold": [10] * 6, "warm": [4] * 6}}, headline=HEAD)
     assert pooled_at(matrix, "solved")["all cells"].cells == 1
     assert pooled_at(matrix, "cold")["all cells"].cells == 2
     none = {"saves": 0, "undecided": 0, "none": 0}
@@ -106,8 +104,8 @@ def test_cells_without_one_of_the_arms_stay_out_and_verdicts_are_counted(tmp_pat
     assert verdict_counts(matrix, "solved") == {**none, "does-not-lose": 2}
 
 
-def test_the_terminal_shows_cells_and_what_is_pooled_for_each_rival(tmp_path):
-    matrix = read(tmp_path, {"a": SIX, "b": SEVEN}, headline=HEAD, **{"held-out": ["b"]})
+def test_the_terminal_shows_cells_and_what_is_pooled_for_each_rival():
+    matrix = shown({"a": SIX, "b": SEVEN}, headline=HEAD, held_out=["b"])
     cold, pooled, solved, _ = matrix_tables(matrix)
     assert list(cold.columns[0].cells) == ["a", "b (held out)"]
     assert list(cold.columns[1].cells) == [

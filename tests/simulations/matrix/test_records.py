@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 
+import simulations.report
 from kdfed.errors import RunFolderError
 from simulations.cli import main
 from simulations.matrix import read_matrix
@@ -13,6 +16,20 @@ from simulations.matrix.records import MatrixRecord
 from tests.simulations.matrix.matrices import read, recorded
 
 CELLS = {"skewed": {"cold": [10, None], "warm": [4, 5]}, "even": {"cold": [8], "warm": [2]}}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Return the folder of a matrix that no test changes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(simulations.report, "build_report", lambda folder: None)
+        return recorded(tmp_path_factory.mktemp("matrix"), CELLS)[1]
+
+
+@pytest.fixture
+def out(made, tmp_path):
+    """Return the folder of a matrix of one's own."""
+    return Path(shutil.copytree(made, tmp_path / "out"))
 
 
 def told(out):
@@ -53,8 +70,7 @@ def test_a_record_says_where_it_comes_from_and_what_the_target_took(tmp_path):
     assert set(one) == set(MatrixRecord.model_fields)
 
 
-def test_a_miss_is_null_and_its_horizon_is_told(tmp_path):
-    _, out = recorded(tmp_path, CELLS)
+def test_a_miss_is_null_and_its_horizon_is_told(out):
     one = next(one for one in told(out)["cells"] if (one["arm"], one["seed"]) == ("cold", 1))
     costs = ("rounds_to_target", "exchanges_to_target", "participant_uploads", "bytes", "local_steps")
     assert [one[cost] for cost in costs] == [None] * 5
@@ -97,10 +113,7 @@ def test_what_was_written_is_read(tmp_path):
         ("more", 1, "cells.0.more"),
     ],
 )
-def test_a_record_that_says_otherwise_is_refused_by_the_command_that_shows_it(
-    tmp_path, capsys, key, value, words
-):
-    _, out = recorded(tmp_path, CELLS)
+def test_a_record_that_says_otherwise_is_refused_by_the_command_that_shows_it(out, capsys, key, value, words):
     whole = told(out)
     whole["cells"][0][key] = value
     (out / "matrix.json").write_text(json.dumps(whole))
@@ -109,8 +122,7 @@ def test_a_record_that_says_otherwise_is_refused_by_the_command_that_shows_it(
     assert not (out / "matrix.html").exists()
 
 
-def test_records_that_are_missing_or_stand_twice_are_refused(tmp_path):
-    _, out = recorded(tmp_path, CELLS)
+def test_records_that_are_missing_or_stand_twice_are_refused(out):
     whole = told(out)
     for cells, words in (
         (whole["cells"][:-1], "expected 4 records of cell 'even', as counted from its rounds.jsonl, got 3"),
@@ -121,8 +133,7 @@ def test_records_that_are_missing_or_stand_twice_are_refused(tmp_path):
             read_matrix(out)
 
 
-def test_rounds_that_were_changed_are_refused(tmp_path):
-    _, out = recorded(tmp_path, CELLS)
+def test_rounds_that_were_changed_are_refused(out):
     file = out / "cells" / "even" / "rounds.jsonl"
     file.write_text(file.read_text().replace('"accuracy": 0.1', '"accuracy": 0.85', 1))
     with pytest.raises(RunFolderError, match=r"summary.json: .*as counted from rounds.jsonl"):

@@ -9,7 +9,7 @@ import pytest
 
 from simulations.cli import main
 from simulations.matrix.report import mean_curve, render
-from tests.simulations.matrix.matrices import read, recorded
+from tests.simulations.matrix.matrices import recorded, shown
 
 CELLS = {
     "skewed": {"cold": [10] * 6, "solved": [6] * 6, "warm": [4] * 6},
@@ -33,8 +33,8 @@ class Words(HTMLParser):
         self.text += f"{data} "
 
 
-def test_the_page_says_both_sentences_cells_curves_and_controls(tmp_path):
-    page = render(read(tmp_path, CELLS, headline=HEAD, **{"held-out": ["even"]}))
+def test_the_page_says_both_sentences_cells_curves_and_controls():
+    page = render(shown(CELLS, headline=HEAD, held_out=["even"]))
     words = " ".join(Words(page).text.split())
     for said in (
         "At 80%, warm saves 62% [62, 62] of the exchanges against cold, over 1 held-out cell",
@@ -49,30 +49,28 @@ def test_the_page_says_both_sentences_cells_curves_and_controls(tmp_path):
     assert len(re.findall(r'id="cell-0-', page)) == len(set(re.findall(r'id="(cell-0-[^"]*)"', page)))
 
 
-def test_the_page_needs_no_other_file_and_escapes_names(tmp_path):
-    page = render(read(tmp_path, CELLS, headline=HEAD))
+def test_the_page_needs_no_other_file_and_escapes_names():
+    page = render(shown(CELLS, headline=HEAD))
     sources = [attributes for tag, attributes in Words(page).tags if {"src", "href"} & set(attributes)]
     assert not [one for one in sources if not str(one.get("href", one.get("src"))).startswith("#")]
     assert "<script" not in page
 
 
-def test_cells_that_are_not_finished_are_named(tmp_path):
-    found = read(tmp_path, CELLS, headline=HEAD)
+def test_cells_that_are_not_finished_are_named():
+    found = shown(CELLS, headline=HEAD)
     object.__setattr__(found, "unfinished", ["table"])
     assert "Not finished, and in no figure: table." in render(found)
 
 
-def test_a_matrix_of_which_nothing_is_finished_has_a_page(tmp_path):
-    found = read(tmp_path, CELLS, headline=HEAD)
+def test_a_matrix_of_which_nothing_is_finished_has_a_page():
+    found = shown(CELLS, headline=HEAD)
     object.__setattr__(found, "cells", [])
     assert "No complete cell has both arms." in render(found)
 
 
-def test_a_curve_is_the_mean_of_its_seeds_against_the_mean_of_their_bytes(tmp_path):
+def test_a_curve_is_the_mean_of_its_seeds_against_the_mean_of_their_bytes():
     """Of two seeds one is at 0.9 from round 4 on, one from round 6; an exchange costs 300 bytes."""
-    cell = read(tmp_path, {"a": {"cold": [10, 10], "warm": [4, 6]}}, headline=HEAD | {"beside": None}).cells[
-        0
-    ]
+    cell = shown({"a": {"cold": [10, 10], "warm": [4, 6]}}, headline=HEAD | {"beside": None}).cells[0]
     curve = mean_curve(cell, "warm")
     assert curve[3:7] == [
         (x, pytest.approx(y)) for x, y in ((1200, 0.1), (1500, 0.5), (1800, 0.5), (2100, 0.9))

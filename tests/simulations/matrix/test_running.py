@@ -60,6 +60,7 @@ def guessed(monkeypatch):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("in_this_process", "guessed")
 def test_a_cell_is_joined_to_what_kdfed_run_would_have_left(tmp_path, tiny):
     written(tmp_path)
@@ -128,6 +129,7 @@ def test_an_estimate_runs_nothing(tmp_path, ran):
     assert row == ["skewed", "one", "round", "2", "2", "3", "240.0", "0", "of", "2", "240.0"]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("in_this_process", "guessed")
 def test_a_job_that_was_killed_goes_on_with_its_next_arm(tmp_path, ran):
     written(tmp_path)
@@ -149,6 +151,7 @@ def test_a_job_that_was_killed_goes_on_with_its_next_arm(tmp_path, ran):
     assert (out / "matrix.json").read_bytes() == before
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("in_this_process", "guessed")
 def test_a_joined_cell_alone_is_enough_to_go_on(tmp_path, ran):
     """Records of cells are what is committed; a cell that gets a seed more runs that seed alone."""
@@ -178,6 +181,7 @@ def test_runs_of_another_experiment_are_refused_before_anything_is_run(tmp_path,
     assert ran == []
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("in_this_process", "guessed")
 def test_the_code_that_computed_each_job_is_noted(tmp_path, monkeypatch):
     written(tmp_path)
@@ -192,6 +196,7 @@ def test_the_code_that_computed_each_job_is_noted(tmp_path, monkeypatch):
     assert noted == {"even/1": first, "skewed/1": "f" * 12, "skewed/2": "f" * 12}
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("in_this_process", "guessed")
 def test_an_arm_that_fails_is_told_and_the_others_go_on(tmp_path, ran):
     """A rate of 1000 diverges; the cell is joined without that arm, which the next command tries again."""
@@ -221,6 +226,7 @@ def test_a_folder_that_another_command_uses_is_left_alone(tmp_path):
     lock.release()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("in_this_process", "guessed")
 def test_the_command_says_with_3_that_jobs_are_left(tmp_path, capsys):
     words = ["matrix", str(written(tmp_path)), "--out", str(tmp_path / "out")]
