@@ -5,8 +5,8 @@ A participant that made K steps of SGD with rate :math:`\eta` from x to y went a
 .. math:: g = \frac{x - y}{\eta\,k(K)}, \qquad k(K) = \sum_{j=1}^{K} \frac{1 - m^j}{1 - m}
 
 which is a weighted mean of its K gradients: with momentum m, gradient number K - j + 1 enters the way
-:math:`(1 - m^j) / (1 - m)` times, and without it once, so that k(K) = K. Where :math:`c - c_i` was added to each gradient, the server's
-control variate less its own, its next one is :math:`c_i - c + g`.
+:math:`(1 - m^j) / (1 - m)` times, and without it once, so that k(K) = K. Where :math:`c - c_i` was added to
+each gradient, the server's control variate less its own, its next one is :math:`c_i - c + g`.
 
 References
 ----------

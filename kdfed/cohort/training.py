@@ -169,8 +169,8 @@ def train_cohort(
             stack = {key: values.to(device) for key, values in own.items()}
         pull: Stack = {}
         if pulls is not None:
-            theirs = stack_states([pulls[index] for index in indices.tolist()])
-            pull = {key: values.to(device) for key, values in theirs.items()}
+            stacked = stack_states([pulls[index] for index in indices.tolist()])
+            pull = {key: values.to(device) for key, values in stacked.items()}
         states, losses = _train_fold(plan, stack, examples, settings, loss, schedule, setup, only, pull)
         results = [
             TrainResult(mean, steps, sizes[index])
@@ -374,8 +374,10 @@ def _loop(
         if only is not None:
             for name, parameter in own.named_parameters():
                 parameter.requires_grad_(name in only)
-        for name, parameter in own.named_parameters() if pulls is not None else ():
-            parameter.register_hook(partial(torch.add, pulls[index][name].to(setup.device)))
+        pull = {} if pulls is None else pulls[index]
+        for name, parameter in own.named_parameters() if pull else ():
+            moved = partial(torch.add, pull[name].to(setup.device))
+            parameter.register_hook(moved)  # type: ignore[no-untyped-call]
         begin, size = starts[index], sizes[index]
         load_state(own, start if isinstance(start, dict) else start[index])
         part = type(examples)(examples.inputs[begin : begin + size], examples.labels[begin : begin + size])
