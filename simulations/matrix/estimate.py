@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
+from time import monotonic, process_time
 from typing import NamedTuple
 
 import torch
@@ -32,15 +33,13 @@ from kdfed.records import write_atomically
 from kdfed.saved import Card
 from simulations.engines.in_process_grid import InProcessGrid
 from simulations.engines.process_state import preserved
-from simulations.matrix.jobs import CellState
+from simulations.matrix.jobs import CellState, Note
 from simulations.matrix.settings import Cell
 from simulations.server_data import held_out_data, server_data
 from strategies.arm import initial_state
 from strategies.arm_config import ArmConfig
 from strategies.catalogue import make_strategy
 from strategies.pre_consolidation import PreConsolidation
-
-_SECONDS = TypeAdapter(dict[str, float])
 
 
 @dataclass(frozen=True)
@@ -53,10 +52,13 @@ class Estimate:
         Seconds of each arm in one job.
     measured
         How many jobs they are the mean of; 0 where they were estimated.
+    busy
+        CPU seconds a second: below 1 where others use the machine, too. None where nobody noted them.
     """
 
     arms: Mapping[str, float]
     measured: int = 0
+    busy: float | None = None
 
     @property
     def job(self) -> float:
@@ -64,7 +66,10 @@ class Estimate:
         return math.fsum(self.arms.values())
 
 
-def measured(state: CellState) -> Estimate | None:
+_ESTIMATE = TypeAdapter(Estimate)
+
+
+def measured(state: CellState, notes: Mapping[str, Note]) -> Estimate | None:
     """Return the mean of what finished arms took; None where an arm of the cell finished in no seed."""
     recorded = [job.seconds for job in state.jobs.values()]
     took = {
@@ -73,7 +78,14 @@ def measured(state: CellState) -> Estimate | None:
     }
     if not all(took.values()):
         return None
-    return Estimate({name: fmean(own) for name, own in took.items()}, min(map(len, took.values())))
+    noted = [
+        (notes[f"{state.cell.name}/{seed}"].cpu_seconds, math.fsum(job.seconds.values()))
+        for seed, job in state.jobs.items()
+        if job.state == "done" and f"{state.cell.name}/{seed}" in notes
+    ]
+    spent, passed = (math.fsum(column) for column in zip(*noted, strict=True)) if noted else (0.0, 0.0)
+    busy = spent / passed if passed else None
+    return Estimate({name: fmean(own) for name, own in took.items()}, min(map(len, took.values())), busy)
 
 
 def remaining(state: CellState, estimate: Estimate, seed: int) -> float:
@@ -88,15 +100,14 @@ def remaining(state: CellState, estimate: Estimate, seed: int) -> float:
 def kept(out: Path, cell: Cell) -> Estimate | None:
     """Return an estimate that an earlier command made of a cell; None where there is none."""
     try:
-        return Estimate(_SECONDS.validate_json(_file(out, cell).read_bytes()))
+        return _ESTIMATE.validate_json(_file(out, cell).read_bytes())
     except (OSError, ValidationError):
         return None
 
 
-def keep(out: Path, cell: Cell, seconds: Mapping[str, float]) -> Estimate:
+def keep(out: Path, cell: Cell, made: Estimate) -> None:
     """Keep an estimate for the next command."""
-    write_atomically(_file(out, cell), _SECONDS.dump_json(dict(seconds)))
-    return Estimate(seconds)
+    write_atomically(_file(out, cell), _ESTIMATE.dump_json(made))
 
 
 def _file(out: Path, cell: Cell) -> Path:
@@ -106,8 +117,8 @@ def _file(out: Path, cell: Cell) -> Path:
     return out / ".kdfed" / "estimates" / f"{cell.name}-{key}.json"
 
 
-def time_cell(experiment: Experiment) -> dict[str, float]:
-    """Return how many seconds each arm takes, by one round of it in this process.
+def time_cell(experiment: Experiment) -> Estimate:
+    """Return how long each arm takes, by one round of it in this process.
 
     Parameters
     ----------
@@ -115,13 +126,14 @@ def time_cell(experiment: Experiment) -> dict[str, float]:
         Of a cell; its first seed is used.
     """
     arms: dict[str, float] = {}
+    began, spent = monotonic(), process_time()
     for name in experiment.arm_order:
         arm = experiment.arm(name)
         timed = time_round(experiment, arm)
         step = timed.seconds / max(1, timed.steps)
         start = timed.before + step * steps_of_start(experiment, arm)
         arms[name] = start + timed.seconds * experiment.horizon
-    return arms
+    return Estimate(arms, 0, (process_time() - spent) / (monotonic() - began))
 
 
 class Timed(NamedTuple):

@@ -5,7 +5,7 @@
     <folder>/
     ├── runs/<cell>/<seed>/   the run folder of a job; `kdfed run` would have left the same
     ├── cells/<cell>/         the run folder of a cell, joined when all its jobs are done; without models
-    ├── code.json             which code computed each job
+    ├── jobs.json             which code computed each job, and its CPU seconds
     ├── matrix.json
     └── matrix.html
 """
@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
+from time import process_time
 from typing import Any, Literal
 
 import torch
@@ -49,31 +50,49 @@ def cell_path(out: Path, cell: str) -> Path:
     return out / "cells" / cell
 
 
-CODE = "code.json"
+NOTES = "jobs.json"
 
 
-def code_of_jobs(out: Path) -> dict[str, str]:
-    """Return the code that computed each job, by ``cell/seed``: the first digits of a hash of its files."""
+@dataclass(frozen=True)
+class Note:
+    """What no run folder says of a job.
+
+    Parameters
+    ----------
+    code
+        Which code computed it: the first digits of a hash of the files of kdfed, clients, strategies, and of
+        what runs arms.
+    cpu_seconds
+        That its worker spent, by the last command that ran a part of it; with another engine than inprocess,
+        those of others are not among them.
+    """
+
+    code: str
+    cpu_seconds: float
+
+
+_NOTES = TypeAdapter(dict[str, Note])
+
+
+def notes_of(out: Path) -> dict[str, Note]:
+    """Return what is noted of jobs, by ``cell/seed``."""
     try:
-        return _CODE.validate_json((out / CODE).read_bytes())
+        return _NOTES.validate_json((out / NOTES).read_bytes())
     except (OSError, ValidationError):
         return {}
 
 
-def note_code(out: Path, cell: str, seed: int) -> None:
-    """Note that this process's code computed a job: kdfed, clients, strategies, and what runs arms.
+def note(out: Path, cell: str, seed: int, cpu_seconds: float) -> None:
+    """Note that this process's code computed a job.
 
     Raises
     ------
     RunFolderError
         If it cannot be written.
     """
-    now = code_sha256((), ("kdfed", "clients", "strategies"), Path(server_app.__file__))[:12]
-    noted = dict(sorted({**code_of_jobs(out), f"{cell}/{seed}": now}.items()))
-    write_atomically(out / CODE, _CODE.dump_json(noted, indent=1))
-
-
-_CODE = TypeAdapter(dict[str, str])
+    code = code_sha256((), ("kdfed", "clients", "strategies"), Path(server_app.__file__))[:12]
+    noted = {**notes_of(out), f"{cell}/{seed}": Note(code, round(cpu_seconds, 1))}
+    write_atomically(out / NOTES, _NOTES.dump_json(dict(sorted(noted.items())), indent=1))
 
 
 @dataclass(frozen=True)
@@ -256,9 +275,9 @@ def begin(folders: Sequence[Path]) -> None:
         search_in(folder)
 
 
-def work(job: JobOrder) -> str:
-    """Run a job, and return why it failed; nothing where it did not."""
-    experiment = job.read()
+def work(job: JobOrder) -> tuple[str, float]:
+    """Run a job; return why it failed, nothing where it did not, and the CPU seconds of this process."""
+    experiment, began = job.read(), process_time()
     try:
         folder = RunFolder.open_for(job.path, experiment)
         more = {"report": False} if job.engine == "inprocess" else {}
@@ -266,8 +285,8 @@ def work(job: JobOrder) -> str:
             experiment, folder, nodes=job.nodes, on_event=ignore, **more
         )
     except KdfedError as error:
-        return str(error)
-    return ""
+        return str(error), process_time() - began
+    return "", process_time() - began
 
 
 @dataclass(frozen=True, repr=False)

@@ -22,7 +22,7 @@ from kdfed.records.rounds import Count, Score
 from kdfed.records.schema import StrictModel
 from kdfed.server import ServerBase
 from kdfed.settings import kebab
-from simulations.matrix.jobs import CellState, cell_path, code_of_jobs
+from simulations.matrix.jobs import CellState, cell_path, notes_of
 from simulations.matrix.settings import Headline, Matrix
 
 FILE = "matrix.json"
@@ -175,9 +175,8 @@ def write_matrix(out: Path, matrix: Matrix, states: Mapping[str, CellState]) -> 
         package: ", ".join(sorted({one.versions[package] for one in outcomes if package in one.versions}))
         for package in PACKAGES
     }
-    code = code_of_jobs(out)
-    named = {code.get(f"{cell.name}/{seed}", "unknown") for cell in joined for seed in cell.experiment.seeds}
-    versions["code"] = ", ".join(sorted(named))
+    noted, ran = notes_of(out), [f"{cell.name}/{seed}" for cell in joined for seed in cell.experiment.seeds]
+    versions["code"] = ", ".join(sorted({noted[job].code if job in noted else "unknown" for job in ran}))
     content = MatrixRecords(
         name=matrix.name,
         versions=versions,

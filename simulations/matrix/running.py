@@ -167,15 +167,16 @@ class _Running:
         """Estimate these cells: by what is recorded, by what an earlier command estimated, or anew."""
         unknown: list[Cell] = []
         for state in self._asked():
-            found = measured(state) or estimate.kept(self.out, state.cell)
+            found = measured(state, jobs.notes_of(self.out)) or estimate.kept(self.out, state.cell)
             if found is None:
                 unknown.append(state.cell)
             else:
                 self.estimates[state.cell.name] = found
 
-        def done(own: tuple[Any, ...], seconds: dict[str, float]) -> None:
+        def done(own: tuple[Any, ...], made: Estimate) -> None:
             cell = next(cell for cell in unknown if cell.name == own[0])
-            self.estimates[cell.name] = estimate.keep(self.out, cell, seconds)
+            self.estimates[cell.name] = made
+            estimate.keep(self.out, cell, made)
 
         if unknown:
             asked = [
@@ -212,9 +213,10 @@ class _Running:
                 else:
                     self.left.append(str(order))
 
-        def done(own: tuple[Any, ...], why: str) -> None:
-            (order,) = own
+        def done(own: tuple[Any, ...], result: tuple[str, float]) -> None:
+            (order,), (why, cpu_seconds) = own, result
             took = format_seconds(time.monotonic() - begun[str(order)])
+            jobs.note(self.out, order.cell, order.seed, cpu_seconds)
             self._take(order, why, took)
 
         pool.run(
@@ -237,9 +239,8 @@ class _Running:
         """Note what came of a job; join its cell where that was the last one."""
         name, cell = order.cell, self.states[order.cell].cell
         state = self.states[name] = look_up(self.out, cell)
-        self.estimates[name] = measured(state) or self.estimates[name]
+        self.estimates[name] = measured(state, jobs.notes_of(self.out)) or self.estimates[name]
         told = f"{order}: {'failed' if why else 'done'} in {took}"
-        jobs.note_code(self.out, name, order.seed)
         if why:
             self.failed.append(f"{order}: {why}")
         if state.is_over:
@@ -275,6 +276,6 @@ def left_words(outcome: Outcome, minutes: float) -> str:
 # ----------------------------------------------------------------------------- in a worker
 
 
-def _time(name: str, values: Mapping[str, Any], folder: Path | None) -> dict[str, float]:
+def _time(name: str, values: Mapping[str, Any], folder: Path | None) -> Estimate:
     experiment: Experiment = build_experiment(values)
     return estimate.time_cell(experiment if folder is None else experiment.found_in(folder))

@@ -19,14 +19,14 @@ from simulations.report.words import VERDICTS, signed, target_words, verdict, wh
 def estimate_table(name: str, states: Sequence[CellState], estimates: Mapping[str, Estimate]) -> Table:
     """Return how long each cell takes, and how much of it is done.
 
-    Minutes are those of one worker, by the clock.
+    Minutes are those of one worker, by the clock; where CPU minutes are unknown, they count as such.
     """
     table = _table(f"{name}: minutes of one worker")
     for words in ("cell", "from"):
         table.add_column(words, overflow="fold")
-    for words in ("arms", "seeds", "rounds", "minutes", "done", "left"):
+    for words in ("arms", "seeds", "rounds", "minutes", "CPU minutes", "done", "left"):
         table.add_column(words, justify="right")
-    whole_time = left_time = 0.0
+    whole_time = left_time = cpu_time = 0.0
     jobs = over = 0
     for state in states:
         cell, estimate = state.cell, estimates[state.cell.name]
@@ -35,16 +35,32 @@ def estimate_table(name: str, states: Sequence[CellState], estimates: Mapping[st
         left = sum(
             remaining(state, estimate, seed) for seed, job in state.jobs.items() if job.state != "done"
         )
-        whole_time, left_time = whole_time + seconds, left_time + left
+        cpu = None if estimate.busy is None else seconds * estimate.busy
+        whole_time, left_time, cpu_time = whole_time + seconds, left_time + left, cpu_time + (cpu or seconds)
         jobs, over = jobs + len(state.jobs), over + finished
         table.add_row(
             escape(cell.name),
             "records" if estimate.measured else "one round",
             *(str(len(cell.experiment.arms)), str(len(state.jobs)), str(cell.experiment.horizon)),
-            *(_minutes(seconds), f"{finished} of {len(state.jobs)}", _minutes(left)),
+            *(
+                _minutes(seconds),
+                "–" if cpu is None else _minutes(cpu),
+                f"{finished} of {len(state.jobs)}",
+                _minutes(left),
+            ),
         )
     table.add_section()
-    table.add_row("all", "", "", "", "", _minutes(whole_time), f"{over} of {jobs}", _minutes(left_time))
+    table.add_row(
+        "all",
+        "",
+        "",
+        "",
+        "",
+        _minutes(whole_time),
+        _minutes(cpu_time),
+        f"{over} of {jobs}",
+        _minutes(left_time),
+    )
     return table
 
 

@@ -21,6 +21,7 @@ from simulations.cli import main
 from simulations.engines import inprocess
 from simulations.experiments import build_experiment
 from simulations.matrix import Request, chosen_cells, jobs, load_matrix, running
+from simulations.matrix.estimate import Estimate
 from simulations.matrix.jobs import cell_path, look_up, run_path
 from simulations.matrix.running import run_matrix
 from tests import recount
@@ -56,7 +57,9 @@ def ran(monkeypatch):
 def guessed(monkeypatch):
     """Let every arm of a cell take as long as its name has letters, times ten minutes; nothing is timed."""
     monkeypatch.setattr(
-        running, "_time", lambda name, values, folder: dict.fromkeys(values["arms"], 600.0 * len(name))
+        running,
+        "_time",
+        lambda name, values, folder: Estimate(dict.fromkeys(values["arms"], 600.0 * len(name)), 0, 0.5),
     )
 
 
@@ -126,7 +129,7 @@ def test_an_estimate_runs_nothing(tmp_path, ran):
     outcome, told = run(tmp_path, estimate_only=True)
     assert (ran, list(outcome.left)) == ([], [])
     row = next(line.split() for line in told.splitlines() if "skewed" in line)
-    assert row == ["skewed", "one", "round", "2", "2", "3", "240.0", "0", "of", "2", "240.0"]
+    assert row == ["skewed", "one", "round", "2", "2", "3", "240.0", "120.0", "0", "of", "2", "240.0"]
 
 
 @pytest.mark.slow
@@ -192,8 +195,12 @@ def test_the_code_that_computed_each_job_is_noted(tmp_path, monkeypatch):
     run(tmp_path)
     assert cells_of(tmp_path / "out")["versions"]["code"] == f"{first}, {'f' * 12}"
     run(tmp_path)
-    noted = json.loads((tmp_path / "out" / "code.json").read_text())
-    assert noted == {"even/1": first, "skewed/1": "f" * 12, "skewed/2": "f" * 12}
+    noted = json.loads((tmp_path / "out" / "jobs.json").read_text())
+    assert {job: one["code"] for job, one in noted.items()} == {
+        "even/1": first,
+        "skewed/1": "f" * 12,
+        "skewed/2": "f" * 12,
+    }
 
 
 @pytest.mark.slow
