@@ -17,6 +17,7 @@ from flwr.clientapp import ClientApp
 from torch import nn
 
 from clients.answering import CohortWork, Contribution, answer
+from clients.controls import Controls
 from clients.local_models import PairedModels, ReceivedModel
 from clients.logits import LogitsRound
 from clients.names import gate
@@ -120,16 +121,30 @@ def train(message: Message, context: Context) -> Message:
             )
         models = _local_models(asked, participants)
         only = frozenset(asked.arrays) if asked.fixed else None
+        controls = Controls(asked, participants.store) if asked.control else None
 
         def work(members: Sequence[int], sums: bool) -> Iterator[Contribution]:
             examples, sizes = participants.gather(members, asked.model)
             start = models.start(members)
             seeds = derive_many(asked.seed, "train", asked.server_round, members)
-            sums = sums and isinstance(start, dict)
+            sums = sums and isinstance(start, dict) and controls is None
+            pulls = None if controls is None else controls.pulls(members)
             for trained in train_cohort(
-                models.model, start, examples, sizes, local, loss, seeds, setup=setup, sums=sums, only=only
+                models.model,
+                start,
+                examples,
+                sizes,
+                local,
+                loss,
+                seeds,
+                setup=setup,
+                sums=sums,
+                only=only,
+                pulls=pulls,
             ):
                 own = [members[index] for index in trained.indices]
+                if controls is not None and pulls is not None:
+                    controls.keep(own, trained, [pulls[index] for index in trained.indices])
                 arrays = {} if trained.sums else models.upload(own, trained.states)
                 metrics = [_update(result).metrics() for result in trained.results]
                 yield Contribution(own, arrays, metrics, trained.sums)

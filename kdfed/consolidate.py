@@ -18,9 +18,10 @@ from kdfed.distill.diagnosis import warning_of
 from kdfed.distill.distillation import ConsolidationResult, Distillation, OnEpoch
 from kdfed.distill.method import KDMethod
 from kdfed.errors import KdfedError, shown
-from kdfed.models import dead_units, spare_inputs
+from kdfed.models import State, buffer_keys, dead_units, load_state, spare_inputs, state_of
 from kdfed.seeding import torch_generator
 from kdfed.setup import Setup
+from kdfed.shrink_perturb import shrunk
 from kdfed.task import CLASSIFICATION
 from kdfed.train import evaluate, predict
 
@@ -42,6 +43,7 @@ def consolidate(
     setup: Setup,
     label_counts: np.ndarray | None = None,
     validation_logits: torch.Tensor | None = None,
+    fresh: State | None = None,
     on_epoch: OnEpoch = lambda epoch, epochs, accuracy: None,
 ) -> ConsolidationResult:
     """Distil teachers into a student.
@@ -71,6 +73,8 @@ def consolidate(
     validation_logits
         Where the teachers are given by their logits: those on the validation split, [K, M, C]. Default:
         nobody knows them.
+    fresh
+        Initial weights of the student's architecture, for settings that perturb it.
     on_epoch
         Called after each epoch with (epoch from 1, epochs, validation accuracy or None). With ``select:
         last`` only the last epoch is evaluated.
@@ -78,15 +82,17 @@ def consolidate(
     Returns
     -------
     ConsolidationResult
-        Steps and accuracies.
+        Steps and accuracies, those of the student before it is shrunk and perturbed.
 
     Raises
     ------
     KdfedError
         If there is no teacher, logits do not fit the transfer set, a teacher's logits are not finite,
-        features or uploaded logits are to be augmented, a method that trains teachers gets logits, or a
-        method, ensemble or temperature is not one of the task's.
+        features or uploaded logits are to be augmented, a method that trains teachers gets logits, a method,
+        ensemble or temperature is not one of the task's, or there are no fresh weights to perturb with.
     """
+    if settings.perturb and fresh is None:
+        raise KdfedError(f"perturb {settings.perturb:g} needs fresh initial weights, got none; set it to 0")
     if isinstance(teachers, torch.Tensor) and settings.augmentation:
         raise KdfedError(
             f"augmentation {list(settings.augmentation)} needs teachers' weights: uploaded logits belong to "
@@ -124,7 +130,13 @@ def consolidate(
             f"method {settings.method!r}: expected distil to return a ConsolidationResult, as work.follow "
             f"and work.train do, got {shown(result)}"
         )
-    return _examined(work, result, validation, blind="validation" not in used)
+    found = _examined(work, result, validation, blind="validation" not in used)
+    if (settings.shrink, settings.perturb) != (1, 0):
+        state = state_of(student)
+        load_state(
+            student, shrunk(state, fresh or state, buffer_keys(student), settings.shrink, settings.perturb)
+        )
+    return found
 
 
 def _examined(

@@ -40,7 +40,8 @@ class Round:
     rounds
         How many there are at most.
     state
-        The global model's weights after it; not to be changed.
+        The global model's weights after it, or the mean of several with ``server.average``; not to be
+        changed.
     answered, absent
         Whose work is in them, and who was left out, with the reason.
     costs

@@ -15,7 +15,8 @@ message          direction record                   content
 \\               up        :class:`Update`          ``arrays``: weights, or ``logits`` float16
 \\                                                  [N, C]; ``metrics``
 ``train``        down      :class:`Train`           ``arrays``: global weights; ``config``; ``fixed``:
-\\                                                  weights that are not trained (``local.trainable``)
+\\                                                  weights that are not trained (``local.trainable``);
+\\                                                  ``control``: the server's control variate (SCAFFOLD)
 \\               up        :class:`Update`          ``arrays``: weights; ``metrics``
 ``query.logits`` down      :class:`QueryLogits`     ``transfer``: ``inputs`` [M, ...] as stored, in a
 \\                                                  participant's first message; ``consensus``
@@ -91,6 +92,7 @@ CONFIG = "config"
 METRICS = "metrics"
 TRANSFER = "transfer"
 FIXED = "fixed"
+CONTROL = "control"
 COHORTS = "cohorts"
 SIMULATION = "simulation"
 WARNINGS = "warnings"
@@ -215,6 +217,8 @@ class Asked:
         The received weights; empty where none are sent. A Flower strategy puts them beside :meth:`config`.
     fixed
         Weights that a round does not train.
+    control
+        The server's control variate, of every weight; empty where there is none.
     """
 
     type: ClassVar[str]
@@ -223,6 +227,7 @@ class Asked:
     model: ModelSettings
     arrays: State = field(default_factory=dict)
     fixed: State = field(default_factory=dict)
+    control: State = field(default_factory=dict)
     backbone_sha256: str = field(default="", compare=False)
     """What a message that arrived says of the weights of the sender's backbone; empty without one."""
 
@@ -262,6 +267,7 @@ class Asked:
             arrays=state_of_record(content, ARRAYS),
             backbone_sha256=_value(config, BACKBONE, str) if BACKBONE in config else "",
             fixed=state_of_record(content, FIXED),
+            control=state_of_record(content, CONTROL),
             **cls._more(config, transfer),
         )
 
@@ -850,7 +856,8 @@ def numbered(key: str, index: int, count: int) -> str:
 
 def item(content: RecordDict, index: int, count: int) -> RecordDict:
     """Return content ``index`` of the ``count`` that a network message holds."""
-    records = {key: content.get(numbered(key, index, count)) for key in (ARRAYS, CONFIG, TRANSFER, FIXED)}
+    keys = (ARRAYS, CONFIG, TRANSFER, FIXED, CONTROL)
+    records = {key: content.get(numbered(key, index, count)) for key in keys}
     return RecordDict({key: record for key, record in records.items() if record is not None})
 
 

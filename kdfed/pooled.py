@@ -57,6 +57,34 @@ def log_ratios(
     >>> round(log_ratios(summary, "cold", "warm", "0.9", "exchanges")[0], 3)
     -0.693
     """
+    found = {}
+    for seed, pair in pairs_between(summary, baseline, arm, target, cost).by_seed.items():
+        if pair.baseline != 0:
+            found[seed] = math.nan if pair.both_missed else pair.log_ratio
+    return found
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """What two arms paid to reach one target.
+
+    Parameters
+    ----------
+    by_seed
+        Of the seeds in which both ran to the horizon, or hit.
+    without_federation
+        Seeds left out because the arm was there before its first exchange.
+    failed
+        Seeds left out because a run says nothing of the target; see :func:`is_open`.
+    """
+
+    by_seed: Mapping[int, Pair]
+    without_federation: int
+    failed: int
+
+
+def pairs_between(summary: Mapping[str, Any], baseline: str, arm: str, target: str, cost: str) -> Pairs:
+    """Pair the seeds of any two arms by one cost; see :func:`log_ratios`."""
     horizon = summary["horizon"]["rounds"]
     theirs, ours = (
         {
@@ -66,14 +94,17 @@ def log_ratios(
         }
         for name in (baseline, arm)
     )
-    found = {}
+    pairs: dict[int, Pair] = {}
+    free = 0
     for seed in theirs:
-        if seed not in ours or (ours[seed] is not None and ours[seed]["exchanges"] == 0):
+        if seed not in ours:
             continue
-        pair = Pair(*(None if hit is None else billed(hit, cost) for hit in (theirs[seed], ours[seed])))
-        if pair.baseline != 0:
-            found[seed] = math.nan if pair.both_missed else pair.log_ratio
-    return found
+        if ours[seed] is not None and ours[seed]["exchanges"] == 0:
+            free += 1
+            continue
+        hits = theirs[seed], ours[seed]
+        pairs[seed] = Pair(*(None if hit is None else billed(hit, cost) for hit in hits))
+    return Pairs(pairs, free, len(summary.get("seeds", theirs)) - len(pairs) - free)
 
 
 def is_open(run: Mapping[str, Any], horizon: int) -> bool:

@@ -10,6 +10,7 @@ from pydantic import Field
 
 from kdfed.errors import KdfedError
 from kdfed.limits import most_steps
+from kdfed.model_average import ModelAverage
 from kdfed.settings import Fraction, OptimiserSettings, PositiveInt, Seconds, Settings
 from kdfed.thing import Refusal, Thing
 
@@ -44,6 +45,9 @@ class ServerBase(Thing):
     features that are this many times as large as those of the server's own examples, or as 1."""
     deadlines: DeadlineSettings = DeadlineSettings()
     """When a missing reply counts as late."""
+    average: ModelAverage | None = None
+    """Evaluate and deliver the mean of several rounds' models, see [Late rounds](methods/late.md). Default:
+    each round's own."""
     strategy: str
     """The strategy."""
 
@@ -65,7 +69,7 @@ class ServerBase(Thing):
         return self.sampled if isinstance(self.sampled, int) else max(1, round(self.sampled * participants))
 
     def refusals(self, arm: Any) -> Iterator[Refusal]:
-        """Refuse more participants than there are; who has more to refuse yields from this first."""
+        """Refuse more participants or rounds than there are; who refuses more yields from this first."""
         participants, drawn = arm.partition.participants, self.drawn(arm.partition.participants)
         if isinstance(self.sampled, int) and self.sampled > participants:
             yield Refusal(
@@ -78,6 +82,13 @@ class ServerBase(Thing):
                 ".minimum",
                 f"expected at most the {drawn} participants sampled, got {self.minimum}",
                 (".sampled", "partition.participants"),
+            )
+        first, horizon = 1 if self.average is None else self.average.from_, arm.rounds.horizon
+        if isinstance(horizon, int) and 1 <= horizon < first:
+            yield Refusal(
+                ".average.from",
+                f"expected a round up to the last, {horizon} (rounds.horizon), got {first}; lower it",
+                ("rounds.horizon",),
             )
 
     @abstractmethod

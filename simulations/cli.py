@@ -1,8 +1,9 @@
 """The ``kdfed`` command.
 
 Exit codes: 0 the run finished; 1 it failed, or one of its arms did (what was recorded stays); 2 the input is
-wrong, and nothing was started; 130, 143 and 129 interrupted by SIGINT (Ctrl-C), SIGTERM and SIGHUP. Heavy
-modules are imported by the command that needs them.
+wrong, and nothing was started; 3 a matrix did what ``--minutes`` had time for, and jobs are left; 130, 143
+and 129 interrupted by SIGINT (Ctrl-C), SIGTERM and SIGHUP. Heavy modules are imported by the command that
+needs them.
 """
 
 from __future__ import annotations
@@ -39,6 +40,9 @@ SHIPPED = Path(__file__).resolve().parent
 
 MOST_NODES = 8
 """The default of ``--nodes`` goes no higher: a node with torch takes about 0.9 GB."""
+
+NOT_ALL = 3
+"""The exit code of a matrix of which ``--minutes`` left jobs."""
 
 app = typer.Typer(
     help="How many communication rounds can knowledge distillation save a federated model?",
@@ -112,8 +116,9 @@ def expand(words: Sequence[str]) -> list[str]:
     Parameters
     ----------
     words
-        The command line. ``--seeds`` takes every word up to the next option or YAML file, ``--set`` every
-        word with an equals sign; both take the first word whatever it is, so that a mistake is reported.
+        The command line. ``--seeds`` and ``--only`` take every word up to the next option or YAML file,
+        ``--set`` every word with an equals sign; all take the first word whatever it is, so that a mistake is
+        reported.
 
     Returns
     -------
@@ -123,6 +128,7 @@ def expand(words: Sequence[str]) -> list[str]:
     takes: dict[str, Callable[[str], bool]] = {
         "--seeds": lambda word: not word.startswith("--") and not word.endswith((".yaml", ".yml")),
         "--set": lambda word: not word.startswith("--") and "=" in word,
+        "--only": lambda word: not word.startswith("--") and not word.endswith((".yaml", ".yml")),
     }
     result: list[str] = []
     flag, values = "", 0
@@ -259,6 +265,93 @@ def study(
 
 
 @app.command()
+def matrix(
+    matrix: Annotated[Path, typer.Argument(metavar="MATRIX")],
+    only: Annotated[list[str] | None, typer.Option(metavar="CELL...", help="Run these cells alone.")] = None,
+    seeds: Annotated[
+        list[str] | None, typer.Option(metavar="N...", help="Run these seeds of the cells alone.")
+    ] = None,
+    minutes: Annotated[
+        float | None,
+        typer.Option(min=0, help="Start no job that would not end within so many minutes."),
+    ] = None,
+    estimate: Annotated[
+        bool, typer.Option("--estimate", help="Say how long it takes, and run nothing.")
+    ] = False,
+    engine: Annotated[
+        str, typer.Option(click_type=click.Choice(list(ENGINES)), help="What runs a job; see `kdfed list`.")
+    ] = "inprocess",
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Jobs beside each other. Default: the cores that are there, 1 of other engines."
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(parser=_out, metavar="DIR", help="The folder. Default: runs/NAME.")
+    ] = None,
+) -> None:
+    """Run many experiments whose savings are read together.
+
+    MATRIX is a YAML file, or the name of one that comes with kdfed. What the folder holds is not run again,
+    so a matrix that was interrupted goes on where it stopped. The exit code is 3 where --minutes left jobs
+    for another time.
+    """
+    console, here = Console(), Path.cwd()
+    from simulations.matrix import (
+        Request,
+        chosen_cells,
+        default_workers,
+        left_words,
+        load_matrix,
+        run_matrix,
+    )
+
+    plan = load_matrix(_shipped(matrix))
+    wanted = chosen_cells(plan, only, seeds)
+    count = workers if workers is not None else default_workers(plan, engine)
+    folder, nodes = here / (out if out is not None else Path("runs") / plan.name), 1
+    if engine != "inprocess":
+        nodes = max(_default_nodes(cell.experiment) for cell in plan.cells)
+        for cell in plan.cells:
+            import_module(f"simulations.engines.{engine}").check(cell.experiment, nodes=nodes)
+    with recording_in(folder):
+        done = run_matrix(plan, folder, Request(wanted, count, engine, nodes, minutes, estimate), console)
+        if not estimate:
+            _show_matrix(console, folder)
+    if done.failed:
+        raise RunError("\n".join(done.failed))
+    if done.left and minutes is not None:
+        console.print(f"not run: {escape(left_words(done, minutes))}", soft_wrap=True)
+        raise typer.Exit(NOT_ALL)
+
+
+def _show_matrix(console: Console, folder: Path) -> None:
+    """Print what a matrix folder says, and write its page."""
+    from simulations.matrix import (
+        FILE,
+        build_matrix_report,
+        matrix_tables,
+        read_matrix,
+        rivals,
+        sentences,
+    )
+
+    recorded = read_matrix(folder)
+    if not console.is_terminal:
+        console.width = max(console.width, 120)  # a file folds no words
+    build_matrix_report(folder, recorded)
+    for table in matrix_tables(recorded) if recorded.cells else ():
+        console.print(table, "", sep="\n")
+    for rival in rivals(recorded.headline):
+        for sentence in sentences(recorded, rival):
+            console.print(f"{sentence.text}. {sentence.note}", markup=False, highlight=False, soft_wrap=True)
+    if recorded.unfinished:
+        console.print(f"not finished: {escape(', '.join(recorded.unfinished))}", soft_wrap=True)
+    console.print(f"{FILE} and page: {escape(str(folder))}", soft_wrap=True)
+
+
+@app.command()
 def tune(
     experiment: ExperimentArgument,
     assignments: SetOption = None,
@@ -331,10 +424,13 @@ def partition(
 def report(
     folder: Annotated[Path, typer.Argument(metavar="DIR")],
 ) -> None:
-    """Rebuild the pictures and the page of the run folder DIR from its records."""
+    """Rebuild the pictures and the page of the run folder DIR, or of the matrix folder, from its records."""
     from kdfed.records import RunFolder
     from simulations.report import build_report
 
+    if (folder / "matrix.json").exists():
+        _show_matrix(Console(), folder.absolute())
+        return
     records = RunFolder(folder.absolute())
     build_report(records.path)
     if (records.path / "summary.json").exists():
@@ -492,6 +588,7 @@ def catalogue() -> dict[str, dict[str, str]]:
     from kdfed.task import TASKS
     from simulations.experiments import FAMILIES
 
+    matrices = _shipped_files("matrix*.yaml")
     return {
         "tasks (data.task)": _lines(TASKS),
         **{
@@ -506,13 +603,18 @@ def catalogue() -> dict[str, dict[str, str]]:
         "models (model.name)": _lines(MODELS),
         "backbones (model.backbone)": _lines(BACKBONES),
         "engines (--engine)": ENGINES,
-        "experiments that come with kdfed (kdfed run)": _shipped_files("*.yaml", but="study-*.yaml"),
+        "experiments that come with kdfed (kdfed run)": _shipped_files(
+            "*.yaml", but=("study-*.yaml", "matrix*.yaml")
+        ),
+        **({"matrices that come with kdfed (kdfed matrix)": matrices} if matrices else {}),
         "studies that come with kdfed (kdfed study)": _shipped_files("study-*.yaml"),
     }
 
 
-def _shipped_files(pattern: str, but: str = "") -> dict[str, str]:
-    files = [path for path in sorted(SHIPPED.glob(pattern)) if not fnmatch(path.name, but)]
+def _shipped_files(pattern: str, but: Sequence[str] = ()) -> dict[str, str]:
+    files = [
+        path for path in sorted(SHIPPED.glob(pattern)) if not any(fnmatch(path.name, other) for other in but)
+    ]
     return {path.name: _first_comment(path) for path in files}
 
 

@@ -66,7 +66,12 @@ def main(grid: Grid, context: Context) -> None:
 
 
 def run_experiment(
-    grid: Grid, experiment: Experiment, folder: RunFolder, engine: str, on_event: OnEvent = ignore
+    grid: Grid,
+    experiment: Experiment,
+    folder: RunFolder,
+    engine: str,
+    on_event: OnEvent = ignore,
+    report: bool = True,
 ) -> dict[str, Any]:
     """Run every arm of every seed that is not finished, and leave its records in the run folder.
 
@@ -84,6 +89,8 @@ def run_experiment(
         The engine's name, for the record.
     on_event
         Called with every event.
+    report
+        Whether pictures and page are made, which takes two seconds.
 
     Returns
     -------
@@ -115,11 +122,11 @@ def run_experiment(
             except BaseException as error:
                 unfinished: Stopped = "failed" if isinstance(error, Exception) else "interrupted"
                 try:
-                    conclude(experiment, folder, engine, failures, unfinished)
+                    conclude(experiment, folder, engine, failures, unfinished, report)
                 except Exception as other:
                     log.error("%s", other)
                 raise
-            summary, problem = conclude(experiment, folder, engine, failures)
+            summary, problem = conclude(experiment, folder, engine, failures, report=report)
     problems = [*map(str, failures), *([problem] if problem else [])]
     if problems:
         raise RunError("\n".join(problems))
@@ -142,6 +149,7 @@ def conclude(
     engine: str,
     failures: Sequence[Failure] = (),
     unfinished: Stopped = "failed",
+    report: bool = True,
 ) -> tuple[dict[str, Any], str]:
     """Sum up what a run folder holds, and make the report.
 
@@ -153,6 +161,8 @@ def conclude(
         Runs that could not go on.
     unfinished
         What became of runs that neither finished nor failed.
+    report
+        Whether the report is made.
 
     Returns
     -------
@@ -177,7 +187,7 @@ def conclude(
         data_facts(experiment, data),
     )
     folder.write_summary(summary)
-    if not records:
+    if not (records and report):
         return summary, ""
     try:
         from simulations.report import build_report

@@ -1,4 +1,7 @@
-"""Many jobs in parallel processes, which end with the process that started them."""
+"""Many jobs in parallel processes, which end with the process that started them.
+
+Studies, tuning and matrices run on this.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +11,13 @@ import signal
 import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
+from itertools import islice
 from multiprocessing.connection import Connection
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 from rich.console import Console
@@ -90,6 +95,7 @@ def run_all(
     job: Callable[..., Any],
     arguments: Iterable[tuple[Any, ...]],
     done: Callable[[tuple[Any, ...], Any], None],
+    at_once: int | None = None,
 ) -> None:
     """Run a job for each of many arguments.
 
@@ -99,17 +105,33 @@ def run_all(
         What is run where.
     done
         Called with the arguments and the result of each job that ends.
+    at_once
+        How many are handed out at a time: the next arguments are asked for when a job has ended. Default:
+        all.
 
     Raises
     ------
     RunError
         If a job raised something, or a process died.
     """
-    with withheld(but=[signal.SIGTERM]):  # the pool needs it
-        waiting: dict[Future[Any], tuple[Any, ...]] = {pool.submit(job, *own): own for own in arguments}
+    coming, ended = iter(arguments), SimpleQueue[Future[Any]]()
+    running: dict[Future[Any], tuple[Any, ...]] = {}
+
+    def hand_out(count: int | None) -> None:
+        for own in islice(coming, count):
+            with withheld(but=[signal.SIGTERM]):  # the pool needs it
+                future = pool.submit(job, *own)
+            running[future] = own
+            future.add_done_callback(ended.put)
+
+    own: tuple[Any, ...] = ()
     try:
-        for future in as_completed(waiting):
-            done(waiting[future], future.result())
+        hand_out(at_once)
+        while running:
+            future = ended.get()
+            own = running.pop(future)
+            done(own, future.result())
+            hand_out(1)
     except BaseException as error:
         pool.shutdown(wait=False, cancel_futures=True)
         if isinstance(error, BrokenProcessPool):
@@ -118,5 +140,55 @@ def run_all(
                 "was finished is kept: the same command goes on from there"
             ) from error
         if isinstance(error, Exception):
-            raise RunError(f"{waiting[future]}: {type(error).__name__}: {error}") from error
+            raise RunError(f"{own}: {type(error).__name__}: {error}") from error
         raise
+
+
+class Runner:
+    """Kinds of jobs in one pool, a bar each: what is missing is run, what was finished before is counted.
+
+    Parameters
+    ----------
+    pool, progress
+        Where they run, and where the bars are.
+    """
+
+    def __init__(self, pool: ProcessPoolExecutor, progress: Progress) -> None:
+        self.pool, self.progress = pool, progress
+
+    def run(
+        self,
+        title: str,
+        job: Callable[..., Any],
+        missing: Iterable[tuple[Any, ...]],
+        *,
+        total: int,
+        finished: int = 0,
+        done: Callable[[tuple[Any, ...], Any], None] = lambda own, result: None,
+        at_once: int | None = None,
+    ) -> None:
+        """Run the jobs of one kind; see :func:`run_all`.
+
+        Parameters
+        ----------
+        title
+            Before the bar.
+        job, missing, done, at_once
+            As there; ``missing`` are the arguments of jobs that no earlier command finished.
+        total, finished
+            How many jobs there are, and how many of them were finished before.
+        """
+        bar = self.progress.add_task(title, total=total, completed=finished)
+
+        def advance(own: tuple[Any, ...], result: Any) -> None:
+            done(own, result)
+            self.progress.advance(bar)
+
+        run_all(self.pool, job, missing, advance, at_once)
+
+
+@contextmanager
+def runner(workers: int, console: Console, begin: Callable[..., None], *arguments: Any) -> Iterator[Runner]:
+    """Start a pool with its bars; see :func:`worker_pool`."""
+    with progress_on(console) as progress, worker_pool(workers, begin, *arguments) as pool:
+        yield Runner(pool, progress)

@@ -35,6 +35,7 @@ from kdfed.ledger import Ledger
 from kdfed.limits import UPDATE_BOUND, Limits, Reach, numpy_of
 from kdfed.listeners import Listener, Listeners, Round, build_listener
 from kdfed.messages import FIXED, Evaluate, ReplyKind, Train
+from kdfed.model_average import RoundsMean
 from kdfed.models import State, buffer_keys, build_model, load_state, state_of
 from kdfed.reading import shape_read
 from kdfed.reasons import Once
@@ -72,6 +73,8 @@ class ArmRunner:
         self.ledger = Ledger()
         self._reply: ReplyKind = "mean" if takes_means(strategy) else "each"
         self.result = ArmResult()
+        average = config.arm.server.average
+        self._mean = None if average is None else RoundsMean(average)
         self.listeners = Listeners([])
         self._once = Once(log)
 
@@ -101,19 +104,20 @@ class ArmRunner:
             self.listeners.start(self.config.name, self.config.seed, self.arm)
             self.grid = self._hello(present, buffer_keys(model))
             common = dict(initial_arrays.to_torch_state_dict())
-            ended = self._refitted(self._start(common, num_rounds, train_config))
-            self.listeners.round(ended)
+            ended = delivered = self._refitted(self._start(common, num_rounds, train_config))
+            self.listeners.round(delivered)
             for number in range(1, num_rounds + 1):
                 if self._stops():
                     break
                 sampled = self._sampled(number)
                 ended = self._refitted(self._round(number, sampled, ended, timeout, train_config))
-                self.listeners.round(ended)
-                self._evaluate_on_clients(ended, sampled, timeout, evaluate_config)
+                delivered = self._delivered(ended)
+                self.listeners.round(delivered)
+                self._evaluate_on_clients(delivered, sampled, timeout, evaluate_config)
             else:
                 self.listeners.catch_up()
                 self._stops()
-            self.result.arrays = ArrayRecord(dict(ended.state))
+            self.result.arrays = ArrayRecord(dict(delivered.state))
         except BaseException:
             try:
                 self._end(ended)
@@ -408,6 +412,12 @@ class ArmRunner:
         self.grid.begin(exchange, sampled)
         least = max([self.arm.server.minimum, *minima(self.strategy, "train").values()])
         self._require(len(list(self.grid.get_node_ids())), least, f"round {number}", "can be sampled")
+
+    def _delivered(self, ended: Round) -> Round:
+        """Return a round as others see it: with the mean of several models, if the arm asks for one."""
+        if self._mean is None:
+            return ended
+        return replace(ended, state=self._mean.after(ended.number, ended.state))
 
     def _sampled(self, number: int) -> list[int]:
         """Draw a round's participants."""

@@ -22,6 +22,7 @@ from strategies.fedprox import FedProxServer
 from strategies.fedtrimmedavg import FedTrimmedAvgServer
 from strategies.fedyogi import FedYogiServer
 from strategies.krum import KrumServer
+from strategies.scaffold import ScaffoldServer
 
 STRATEGIES: Family[ServerBase] = Family(
     "strategy",
@@ -34,6 +35,7 @@ STRATEGIES: Family[ServerBase] = Family(
         "fedadagrad": FedAdagradServer,
         "fedadam": FedAdamServer,
         "fedyogi": FedYogiServer,
+        "scaffold": ScaffoldServer,
         "feddf": FedDFServer,
         "fedmd": FedMDServer,
         "ds_fl": DSFLServer,

@@ -254,6 +254,7 @@ class TeacherPhase:
             setup=self.config.setup,
             label_counts=counts,
             validation_logits=validation_logits,
+            fresh=state_of(self.config.build(self.arm.model, "perturb")) if settings.perturb else None,
             on_epoch=on_epoch,
         )
         return state_of(student), result

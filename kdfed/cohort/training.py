@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -69,6 +70,7 @@ def train_cohort(
     shared: bool = False,
     sums: bool = False,
     only: frozenset[str] | None = None,
+    pulls: Sequence[State] | None = None,
 ) -> Iterator[Trained]:
     """Train B participants with models of one architecture, each as :func:`kdfed.train.fit` trains one.
 
@@ -104,6 +106,9 @@ def train_cohort(
         a step.
     only
         Names of the parameters that are trained; the others stay as they start. Default: all.
+    pulls
+        What is added to the gradients of each of B, in every step, by names of parameters; ``sums`` is not to
+        be set then. Default: nothing.
 
     Yields
     ------
@@ -127,6 +132,7 @@ def train_cohort(
     plan = plan_for(model, tuple(examples.inputs.shape[1:]), settings.batch_size)
     examples = examples.to(device)
     indices = np.arange(len(sizes))
+    assert not (sums and pulls), "participants who are trained as one have no pulls of their own"
     if sums and only is None and isinstance(start, dict) and not shared and setup.precision == "float32":
         together = one_step_participants(plan, counts, settings)
         summed = None
@@ -140,7 +146,9 @@ def train_cohort(
     if not len(indices):
         return
     if plan.level == "loop" or len(indices) < 2:
-        yield from _loop(model, start, examples, indices, starts, sizes, settings, loss, seeds, setup, only)
+        yield from _loop(
+            model, start, examples, indices, starts, sizes, settings, loss, seeds, setup, only, pulls
+        )
         return
     model.train()
     order = indices[np.argsort(-counts[indices], kind="stable")]
@@ -159,7 +167,11 @@ def train_cohort(
         else:
             own = stack_states([start[index] for index in indices.tolist()])
             stack = {key: values.to(device) for key, values in own.items()}
-        states, losses = _train_fold(plan, stack, examples, settings, loss, schedule, setup, only)
+        pull: Stack = {}
+        if pulls is not None:
+            stacked = stack_states([pulls[index] for index in indices.tolist()])
+            pull = {key: values.to(device) for key, values in stacked.items()}
+        states, losses = _train_fold(plan, stack, examples, settings, loss, schedule, setup, only, pull)
         results = [
             TrainResult(mean, steps, sizes[index])
             for mean, steps, index in zip(losses, schedule.steps.tolist(), indices.tolist(), strict=True)
@@ -282,6 +294,7 @@ def _train_fold(
     schedule: _Schedule,
     setup: Setup,
     only: frozenset[str] | None,
+    pull: Stack,
 ) -> tuple[Stack, list[float]]:
     """Train one fold; return the states, and everybody's mean loss of the last epoch.
 
@@ -322,6 +335,8 @@ def _train_fold(
             if loss.penalty is not None:
                 means = means + loss.penalty(dict(zip(names, leaves, strict=True)))
             gradients = torch.autograd.grad(means, leaves, ones[: len(means)])
+            if pull:
+                gradients = tuple(g + pull[name][rows] for name, g in zip(names, gradients, strict=True))
             losses[step, rows] = means.detach()
             optimiser.step(gradients, step, rows)
             if isinstance(rows, torch.Tensor):
@@ -351,6 +366,7 @@ def _loop(
     seeds: Sequence[int],
     setup: Setup,
     only: frozenset[str] | None,
+    pulls: Sequence[State] | None,
 ) -> Iterator[Trained]:
     """Train one participant after another: for models that cannot be folded, and to compare folds with."""
     for index in indices.tolist():
@@ -358,6 +374,10 @@ def _loop(
         if only is not None:
             for name, parameter in own.named_parameters():
                 parameter.requires_grad_(name in only)
+        pull = {} if pulls is None else pulls[index]
+        for name, parameter in own.named_parameters() if pull else ():
+            moved = partial(torch.add, pull[name].to(setup.device))
+            parameter.register_hook(moved)  # type: ignore[no-untyped-call]
         begin, size = starts[index], sizes[index]
         load_state(own, start if isinstance(start, dict) else start[index])
         part = type(examples)(examples.inputs[begin : begin + size], examples.labels[begin : begin + size])

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field
 
 from kdfed.choosing import Choosing
 from kdfed.distill.distillation import ConsolidationResult, Distillation
-from kdfed.settings import DistillationSettings, several
+from kdfed.settings import DistillationSettings, Share, several
 from kdfed.task import temperature_problem
 from kdfed.thing import Refusal, Thing
 from kdfed.transfer_sets import AnyTransferSet, PublicSet
@@ -25,6 +27,11 @@ class KDMethod(DistillationSettings, Choosing, Thing):
     init: Literal["random", "common", "averaged"] = "common"
     """The student starts from a draw of its own, from the common initial weights (those of a cold
     start), or from the average of the teachers' weights."""
+    shrink: Share = 1.0
+    """After the distillation, the student's weights are multiplied by this, in [0, 1]..."""
+    perturb: Annotated[float, Field(ge=0, le=1000)] = 0.0
+    """...and so many times fresh initial weights are added, see [Shrink and
+    perturb](methods/late.md#shrink-and-perturb). Its buffers stay as they are."""
     method: str
     """The KD method."""
 
@@ -92,6 +99,12 @@ class KDMethod(DistillationSettings, Choosing, Thing):
                 ".transfer",
                 f"expected {held}, got {chosen.transfer!r}: the server of a federated run has no "
                 "participant's data (a study has)",
+            )
+        if self.shrink == 0 and self.perturb == 0:
+            yield Refusal(
+                ".shrink",
+                "expected above 0 without perturb, got 0: nothing of the student is left",
+                (".perturb",),
             )
         # A method that no regression can have is refused as such, and not for its temperature too.
         task = "classification" if self.needs_classes else arm.data.task

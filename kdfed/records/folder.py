@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
@@ -212,6 +212,24 @@ class RunFolder(RecordedRun):
                 _sync(self.path / ROUNDS)
         self._append(OUTCOMES, outcome.to_json(), sync=True)
         self.finished[outcome.arm, outcome.seed] = outcome
+
+    def join(self, records: Iterable[RoundRecord], outcomes: Iterable[Outcome]) -> None:
+        """Write the records of runs that lie in other folders in place of those that are here; no models.
+
+        Parameters
+        ----------
+        records, outcomes
+            Of this folder's experiment, in the order in which it would have written them.
+
+        Raises
+        ------
+        RecordError
+            If they cannot be written.
+        """
+        with self._recording():
+            for name, lines in ((ROUNDS, records), (OUTCOMES, outcomes)):
+                text = "".join(f"{line.to_json()}\n" for line in lines)
+                write_atomically(self.path / name, text.encode(errors="backslashreplace"), sync=True)
 
     def drop(self, arm: str, seed: int) -> None:
         """Move the lines of a run to ``rounds.partial.jsonl``, so that it can be run again."""

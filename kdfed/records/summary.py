@@ -344,7 +344,7 @@ def _comparison(experiment: Experiment, cell: _Cell, said: Verdict | None) -> Co
             "arm": cell.arm,
             "target": str(cell.target),
             "cost": cell.cost,
-            "saved_percent": None if saved is None else _bounded(saved),
+            "saved_percent": None if saved is None else bounded(saved),
             "ratio": None
             if mean is None
             else dict(zip(("geometric_mean", "low", "high"), mean, strict=True)),
@@ -359,7 +359,7 @@ def _comparison(experiment: Experiment, cell: _Cell, said: Verdict | None) -> Co
     )
 
 
-def _bounded(saved: Interval) -> dict[str, float | None]:
+def bounded(saved: Interval) -> dict[str, float | None]:
     """Return an interval as JSON can hold it: what has no bound is null."""
     return {
         name: value if value is not None and math.isfinite(value) else None

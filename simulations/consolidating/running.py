@@ -171,6 +171,7 @@ def run_plan(plan: Plan, on_epoch: OnEpoch = lambda epoch, epochs, score: None) 
         setup=setup,
         label_counts=counts,
         validation_logits=validation_logits if is_apart else None,
+        fresh=state_of(read.config.build(named, "perturb")) if method.perturb else None,
         on_epoch=on_epoch,
     )
     rows.append(row("student after", title, predict(student, measured.inputs), every))

@@ -16,17 +16,21 @@ def check(experiment: Experiment, *, nodes: int, address: str | None = None) -> 
 
 
 @preserved()
-def run(experiment: Experiment, folder: RunFolder, *, nodes: int, on_event: OnEvent) -> None:
+def run(
+    experiment: Experiment, folder: RunFolder, *, nodes: int, on_event: OnEvent, report: bool = True
+) -> None:
     """Run an experiment in this process.
 
     Parameters
     ----------
     nodes
         Nodes that cohorts are dealt to; they take turns, and the result does not depend on their number.
+    report
+        Whether pictures and page are made.
 
     Raises
     ------
     RunError
         If the run failed.
     """
-    run_experiment(InProcessGrid(client_app, nodes), experiment, folder, "inprocess", on_event)
+    run_experiment(InProcessGrid(client_app, nodes), experiment, folder, "inprocess", on_event, report)

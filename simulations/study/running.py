@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import Progress
 
 from kdfed.data import prepare
 from kdfed.errors import ConfigError, DataError, Mistake, RunError, RunFolderError
@@ -42,7 +40,7 @@ from simulations.study.jobs import (
 from simulations.study.report import render
 from simulations.study.rows import rows_of
 from simulations.study.settings import StudySettings, read_study
-from simulations.workers import check_folder, cores, progress_on, run_all, worker_pool
+from simulations.workers import check_folder, cores, runner
 
 
 @dataclass(frozen=True)
@@ -180,28 +178,14 @@ def _check_data(study: StudySettings, cache: Path) -> None:
 
 def _run(study: StudySettings, cache: Path, todo: RemainingWork, workers: int, console: Console) -> None:
     text = study.model_dump_json(by_alias=True)
-    with progress_on(console) as progress, worker_pool(workers, _begin, text, str(cache)) as pool:
-        _run_in(pool, study, cache, todo, workers, progress)
-
-
-def _run_in(
-    pool: ProcessPoolExecutor,
-    study: StudySettings,
-    cache: Path,
-    todo: RemainingWork,
-    workers: int,
-    progress: Progress,
-) -> None:
-    def run(title: str, job: Callable[..., None], arguments: Sequence[tuple[Any, ...]]) -> None:
-        bar = progress.add_task(title, total=len(arguments))
-        run_all(pool, job, arguments, lambda own, result: progress.advance(bar))
-
-    run("models", _pretrain, [(condition,) for condition in todo.models])
-    if todo.generated:
-        run("generated transfer sets", _generate, [(condition,) for condition in todo.generated])
-    if todo.trials:
-        _estimate(study, cache, todo.trials, workers, progress.console)
-    run("trials", _distil, todo.trials)
+    with runner(workers, console, _begin, text, str(cache)) as jobs:
+        models, generated = ([(condition,) for condition in one] for one in (todo.models, todo.generated))
+        jobs.run("models", _pretrain, models, total=len(models))
+        if generated:
+            jobs.run("generated transfer sets", _generate, generated, total=len(generated))
+        if todo.trials:
+            _estimate(study, cache, todo.trials, workers, jobs.progress.console)
+        jobs.run("trials", _distil, todo.trials, total=len(todo.trials))
 
 
 def _estimate(

@@ -47,7 +47,7 @@ ALLOWED = {
     "closed-form.head": {"ridge"},
     "partition.kind": {"uniform", "quantity-skew", "label-overlap", "k-classes", "dirichlet", "column"},
     "server.strategy": {
-        *("fedavg", "fedprox", "fedavgm", "fedadagrad", "fedadam", "fedyogi", "feddf"),
+        *("fedavg", "fedprox", "fedavgm", "fedadagrad", "fedadam", "fedyogi", "scaffold", "feddf"),
         *("fedmedian", "fedtrimmedavg", "krum"),
     },
 }

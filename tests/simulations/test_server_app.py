@@ -109,6 +109,14 @@ def test_a_run_leaves_the_records_of_the_design(tiny, tmp_path, drawn):
         assert weights_sha256(state) == run["weights_sha256"]
 
 
+def test_nothing_is_drawn_of_a_run_whose_report_is_not_wanted(tiny, tmp_path, drawn):
+    folder = RunFolder.open_for(tmp_path / "run", tiny(only="cold", rounds__horizon=1))
+    run_experiment(InProcessGrid(app, 1), folder.experiment, folder, "inprocess", report=False)
+    assert (tmp_path / "run" / "summary.json").exists()
+    assert not (tmp_path / "run" / "report.html").exists()
+    assert not (tmp_path / "run" / "curves.png").exists()
+
+
 def test_the_baseline_sets_relative_targets_of_its_own_seed(tiny, tmp_path):
     summary = _run(tiny(seeds=[3, 4]), tmp_path / "run")
     rows = [row for row in _timeless(tmp_path / "run") if row["arm"] == "cold" and row["round"] > 0]

@@ -18,11 +18,13 @@ from flwr.serverapp.strategy import (
 )
 
 from clients.client_app import app
+from kdfed.averaging import average_states
 from kdfed.config import server_labels
 from kdfed.data import prepare
 from kdfed.errors import ConfigError, RunError
+from kdfed.listeners import Listener, Round
 from kdfed.messages import Hello, Train
-from kdfed.models import state_of
+from kdfed.models import State, state_of
 from kdfed.server_model import fit_server_model
 from simulations.engines.inprocess import InProcessGrid
 from simulations.server_app import data_facts, server_data
@@ -356,3 +358,42 @@ def test_the_labels_that_the_servers_own_model_is_fitted_to_are_counted(tiny, la
     facts = data_facts(experiment, data)
     held = len(data.splits.validation), len(data.splits.transfer)
     assert facts.control_labels == held[0] + held[1] * labels
+
+
+class Kept(Listener):
+    """Keeps the models that listeners are shown."""
+
+    def __init__(self) -> None:
+        self.states: list[State] = []
+
+    def on_trained(self, ended: Round) -> None:
+        self.states.append(dict(ended.state))
+
+
+@pytest.mark.parametrize("strategy", ["fedavg", "fedavgm"])
+def test_the_mean_of_several_rounds_is_shown_and_delivered_and_rounds_go_on_as_without_it(
+    tiny, run_arm, strategy
+):
+    """The plain run's own models, averaged by hand, are what the run with ``server.average`` shows."""
+    changes = {"rounds.horizon": 4, "server.strategy": strategy}
+    plain, shown = Kept(), Kept()
+    without = run_arm(tiny(**changes), listeners=(plain,))
+    result = run_arm(tiny(**changes, **{"server.average": {"last": 2, "from": 2}}), listeners=(shown,))
+    start, one, two, three, four = plain.states
+    by_hand = [start, one, two, *(average_states(pair, [1, 1]) for pair in ((two, three), (three, four)))]
+    for state, wanted in zip(shown.states, by_hand, strict=True):
+        assert all(torch.equal(state[key], wanted[key]) for key in wanted)
+    delivered = result.arrays.to_torch_state_dict()
+    assert all(torch.equal(delivered[key], value) for key, value in by_hand[-1].items())
+    costs = ("exchanges", "participant_uploads", "bytes_up", "bytes_down", "local_steps")
+    for own, plain_one in zip(result.records, without.records, strict=True):
+        assert all(getattr(own, cost) == getattr(plain_one, cost) for cost in costs)
+    assert [r.loss for r in result.records[:3]] == [r.loss for r in without.records[:3]]
+    assert result.records[4].loss != without.records[4].loss
+
+
+def test_the_start_is_in_no_mean(tiny, run_arm):
+    plain = run_arm(tiny(**{"rounds.horizon": 1}), "consolidated")
+    result = run_arm(tiny(**{"rounds.horizon": 1, "server.average": {"last": 5}}), "consolidated")
+    a, b = (one.arrays.to_torch_state_dict() for one in (plain, result))
+    assert all(torch.equal(a[key], b[key]) for key in a)

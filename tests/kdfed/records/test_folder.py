@@ -180,6 +180,21 @@ def test_an_incomplete_run_keeps_what_is_finished_and_moves_the_rest_aside(tmp_p
     assert (tmp_path / "notes.txt").exists()
 
 
+def test_runs_of_other_folders_are_joined_in_the_order_given_in_place_of_what_is_there(tmp_path):
+    sources = [filled(tmp_path / str(seed), seeds=(seed,)) for seed in (0, 1)]
+    with opened(tmp_path / "all") as folder:
+        finish(folder, "cold", 0)
+        folder.join(
+            (record for run in sources for record in run.read_rounds()),
+            (outcome for run in sources for outcome in run.read_outcomes()),
+        )
+    runs = [("cold", 0), ("warm", 0), ("cold", 1), ("warm", 1)]
+    assert [(record.arm, record.seed) for record in folder.read_rounds()] == [
+        run for run in runs for _ in "12"
+    ]
+    assert [(outcome.arm, outcome.seed) for outcome in folder.read_outcomes()] == runs
+
+
 def test_one_run_can_be_dropped_and_all_others_stay(tmp_path):
     folder = filled(tmp_path, arms=("cold",))
     folder.append(replace(RECORD, arm="warm"))

@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[3]
 TEMPLATES = (
     *("report/frame.html.jinja", "report/parts.html.jinja", "report/page.html.jinja"),
     *("report/page.css", "study/report.html.jinja", "consolidating/report.html.jinja"),
+    "matrix/report.html.jinja",
 )
 
 
