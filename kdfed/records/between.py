@@ -7,12 +7,11 @@ infinity. What targets mean stays: shares of what the *baseline* converges to.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from statistics import fmean
 from typing import Any
 
 from kdfed.pooled import pairs_between
-from kdfed.records.schema import ComparisonEntry, Cost
-from kdfed.records.summary import bounded
+from kdfed.records.schema import Cost
+from kdfed.records.summary import comparison_entry, mean_lost
 from kdfed.savings import NOTHING, compare, holm, verdict
 
 
@@ -40,29 +39,17 @@ def compare_arms(summary: Mapping[str, Any], baseline: str, arm: str, cost: Cost
     lost = _accuracy_lost(summary, baseline, arm)
     entries = []
     for target, own, one, is_significant in zip(targets, pairs, found, significant, strict=True):
-        every = own.by_seed.values()
-        entry = ComparisonEntry.model_validate(
-            {
-                "baseline": baseline,
-                "arm": arm,
-                "target": target,
-                "cost": cost,
-                "saved_percent": None if one.saved is None else bounded(one.saved),
-                "ratio": None
-                if one.mean is None
-                else dict(zip(("geometric_mean", "low", "high"), one.mean, strict=True)),
-                "verdict": verdict(one, is_significant, lost),
-                "p_value": one.p_value,
-                "ceiling_percent": None,
-                "pairs": len(every),
-                "censored": {
-                    "baseline": sum(pair.baseline is None and pair.arm is not None for pair in every),
-                    "arm": sum(pair.baseline is not None and pair.arm is None for pair in every),
-                    "both": sum(pair.both_missed for pair in every),
-                },
-                "without_federation": own.without_federation,
-                "failed": own.failed,
-            }
+        entry = comparison_entry(
+            one,
+            own.by_seed.values(),
+            verdict(one, is_significant, lost),
+            baseline=baseline,
+            arm=arm,
+            target=target,
+            cost=cost,
+            ceiling_percent=None,
+            without_federation=own.without_federation,
+            failed=own.failed,
         )
         entries.append(entry.model_dump())
     return entries
@@ -74,6 +61,4 @@ def _accuracy_lost(summary: Mapping[str, Any], baseline: str, arm: str) -> float
         {run["seed"]: run["converged_accuracy"] for run in summary["runs"] if run["arm"] == name}
         for name in (baseline, arm)
     )
-    both = [(theirs[seed], ours[seed]) for seed in theirs if seed in ours]
-    lost = [one - other for one, other in both if one is not None and other is not None]
-    return fmean(lost) if lost else None
+    return mean_lost((theirs[seed], ours[seed]) for seed in theirs if seed in ours)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import platform
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import fmean
 from typing import Any
@@ -327,39 +327,66 @@ def _accuracy_lost(runs: _Runs, arm: str) -> float | None:
         (runs.converged(runs.experiment.baseline_arm, seed), runs.converged(arm, seed))
         for seed in runs.experiment.seeds
     ]
-    lost = [theirs - ours for theirs, ours in both if theirs is not None and ours is not None]
+    return mean_lost(both)
+
+
+def mean_lost(converged: Iterable[tuple[float | None, float | None]]) -> float | None:
+    """Return how far the second of two arms converges below the first, the mean over pairs of both."""
+    lost = [theirs - ours for theirs, ours in converged if theirs is not None and ours is not None]
     return fmean(lost) if lost else None
 
 
 def _comparison(experiment: Experiment, cell: _Cell, said: Verdict | None) -> ComparisonEntry:
-    saved, mean = cell.found.saved, cell.found.mean
+    return comparison_entry(
+        cell.found,
+        cell.pairs,
+        said,
+        baseline=experiment.baseline_arm,
+        arm=cell.arm,
+        target=str(cell.target),
+        cost=cell.cost,
+        ceiling_percent=cell.ceiling,
+        without_federation=cell.without_federation,
+        failed=cell.failed,
+    )
+
+
+def comparison_entry(
+    found: Comparison, pairs: Collection[Pair], said: Verdict | None, **named: Any
+) -> ComparisonEntry:
+    """Return what a comparison says.
+
+    Parameters
+    ----------
+    found, pairs
+        The comparison, and what it was made of.
+    said
+        Its verdict; None where it has none.
+    named
+        The entry's other fields, by name.
+    """
+    saved, mean = found.saved, found.mean
     missed = {
-        "baseline": sum(pair.baseline is None and pair.arm is not None for pair in cell.pairs),
-        "arm": sum(pair.baseline is not None and pair.arm is None for pair in cell.pairs),
-        "both": sum(pair.both_missed for pair in cell.pairs),
+        "baseline": sum(pair.baseline is None and pair.arm is not None for pair in pairs),
+        "arm": sum(pair.baseline is not None and pair.arm is None for pair in pairs),
+        "both": sum(pair.both_missed for pair in pairs),
     }
     return ComparisonEntry.model_validate(
         {
-            "baseline": experiment.baseline_arm,
-            "arm": cell.arm,
-            "target": str(cell.target),
-            "cost": cell.cost,
-            "saved_percent": None if saved is None else bounded(saved),
+            "saved_percent": None if saved is None else _bounded(saved),
             "ratio": None
             if mean is None
             else dict(zip(("geometric_mean", "low", "high"), mean, strict=True)),
             "verdict": said,
-            "p_value": cell.found.p_value,
-            "ceiling_percent": cell.ceiling,
-            "pairs": len(cell.pairs),
+            "p_value": found.p_value,
+            "pairs": len(pairs),
             "censored": missed,
-            "without_federation": cell.without_federation,
-            "failed": cell.failed,
+            **named,
         }
     )
 
 
-def bounded(saved: Interval) -> dict[str, float | None]:
+def _bounded(saved: Interval) -> dict[str, float | None]:
     """Return an interval as JSON can hold it: what has no bound is null."""
     return {
         name: value if value is not None and math.isfinite(value) else None
