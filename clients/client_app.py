@@ -8,7 +8,7 @@ handler's ``work`` for each cohort of a message, and puts the reply together.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache, partial
 
 import torch
@@ -24,13 +24,16 @@ from clients.names import gate
 from clients.participants import Participants, participants_of
 from clients.telling import tell
 from kdfed.arrays import Spec, spec_of
+from kdfed.closed_form import ClosedFormHead
 from kdfed.closed_form.features import HeadOf, head_of
 from kdfed.cohort import predict_stack, train_cohort
+from kdfed.data import Examples
 from kdfed.errors import ParticipantError, shown
 from kdfed.local import LocalLoss, plain_loss
 from kdfed.local.pairs import ModelPair
 from kdfed.messages import (
     LOGITS,
+    STATISTICS,
     Asked,
     Evaluate,
     Evaluation,
@@ -70,6 +73,9 @@ def teacher(message: Message, context: Context) -> Message:
         settings, seed, setup = asked.settings, asked.seed, participants.setup
         inputs = None if asked.inputs is None else participants.inputs(asked.inputs.numpy(), asked.model)
         model, loss = _template(asked.model, participants), plain_loss(setup.task)
+        statistics_of = None
+        if asked.head is not None:
+            statistics_of = _statistics(asked, asked.head, asked.projection_seed, participants)
 
         def work(members: Sequence[int], sums: bool) -> Iterator[Contribution]:
             examples, sizes = participants.gather(members, asked.model)
@@ -78,6 +84,7 @@ def teacher(message: Message, context: Context) -> Message:
                 for member in members
             ]
             seeds = derive_many(seed, "teacher", 0, members)
+            found = [] if statistics_of is None else [own for _, own in statistics_of(examples, sizes)]
             labels = torch.split(examples.labels.cpu(), sizes) if settings.label_counts.send else ()
             for trained in train_cohort(model, start, examples, sizes, settings, loss, seeds, setup=setup):
                 arrays = trained.states
@@ -93,14 +100,29 @@ def teacher(message: Message, context: Context) -> Message:
                     for index, result in zip(trained.indices, trained.results, strict=True)
                 ]
                 own = [members[index] for index in trained.indices]
+                if found:
+                    sent = [found[index] for index in trained.indices]
+                    arrays = arrays | {
+                        STATISTICS + key: torch.stack([one[key] for one in sent]) for key in sent[0]
+                    }
                 yield Contribution(own, arrays, [update.metrics() for update in updates])
 
         return work
 
     def expected(asked: TrainTeacher) -> Spec:
-        if asked.inputs is not None:
-            return {LOGITS: ((len(asked.inputs), participants.classes), "float16")}
-        return spec_of(_template(asked.model, participants).state_dict())
+        if asked.inputs is None:
+            spec = spec_of(_template(asked.model, participants).state_dict())
+        else:
+            spec = {LOGITS: ((len(asked.inputs), participants.classes), "float16")}
+        if asked.head is None:
+            return spec
+        dims, classes, task = (
+            _head(asked.model, participants).dims,
+            participants.classes,
+            participants.setup.task,
+        )
+        more = asked.head.spec(dims, classes, task)
+        return {**spec, **{STATISTICS + key: value for key, value in more.items()}}
 
     return answer(message, TrainTeacher, begin, expected)
 
@@ -182,27 +204,23 @@ def logits(message: Message, context: Context) -> Message:
 def statistics(message: Message, context: Context) -> Message:
     """Send sums over the features of the participants' examples, for a head in closed form."""
     participants = _participants(message, context)
-    classes, task = participants.classes, participants.setup.task
 
     def begin(asked: QueryStatistics) -> CohortWork:
         _check_backbone(asked)
-        place, head = _head(asked, participants), asked.head
-        model = copy.deepcopy(_template(asked.model, participants))
-        load_state(model, asked.arrays | {key: model.state_dict()[key] for key in place.keys})
+        statistics_of = _statistics(asked, asked.head, asked.projection_seed, participants)
 
         def work(members: Sequence[int], sums: bool) -> Iterator[Contribution]:
             examples, sizes = participants.gather(members, asked.model)
-            parts = zip(torch.split(examples.inputs, sizes), torch.split(examples.labels, sizes), strict=True)
-            for member, (inputs, labels) in zip(members, parts, strict=True):
-                features = place.features(model, inputs)
-                found = head.statistics(features, labels.cpu(), classes, task, asked.projection_seed)
-                arrays = {key: torch.from_numpy(values).unsqueeze(0) for key, values in found.items()}
-                yield Contribution([member], arrays, [Update(num_examples=len(labels)).metrics()])
+            for member, (held, found) in zip(members, statistics_of(examples, sizes), strict=True):
+                arrays = {key: values.unsqueeze(0) for key, values in found.items()}
+                yield Contribution([member], arrays, [Update(num_examples=held).metrics()])
 
         return work
 
     def expected(asked: QueryStatistics) -> Spec:
-        return asked.head.spec(_head(asked, participants).dims, classes, task)
+        return asked.head.spec(
+            _head(asked.model, participants).dims, participants.classes, participants.setup.task
+        )
 
     return answer(message, QueryStatistics, begin, expected)
 
@@ -266,10 +284,33 @@ def _participants(message: Message, context: Context) -> Participants:
     return participants
 
 
-def _head(asked: QueryStatistics, participants: Participants) -> HeadOf:
+def _head(model: ModelSettings, participants: Participants) -> HeadOf:
     """Return where the model that a message names has its head."""
-    shape = shape_read(asked.model, participants.input_shape)
-    return head_of(copy.deepcopy(_template(asked.model, participants)), shape)
+    shape = shape_read(model, participants.input_shape)
+    return head_of(copy.deepcopy(_template(model, participants)), shape)
+
+
+def _statistics(
+    asked: Asked, head: ClosedFormHead, projection_seed: int, participants: Participants
+) -> Callable[[Examples, Sequence[int]], Iterator[tuple[int, State]]]:
+    """Return what makes, of some participants' examples, the number and the sums of each, one by one.
+
+    The features are those of the received weights, whose own head does not matter.
+    """
+    place = _head(asked.model, participants)
+    model = copy.deepcopy(_template(asked.model, participants))
+    load_state(model, asked.arrays | {key: model.state_dict()[key] for key in place.keys})
+    classes, task = participants.classes, participants.setup.task
+
+    def statistics_of(examples: Examples, sizes: Sequence[int]) -> Iterator[tuple[int, State]]:
+        sizes = list(sizes)
+        parts = zip(torch.split(examples.inputs, sizes), torch.split(examples.labels, sizes), strict=True)
+        for inputs, labels in parts:
+            features = place.features(model, inputs)
+            found = head.statistics(features, labels.cpu(), classes, task, projection_seed)
+            yield len(labels), {key: torch.from_numpy(values) for key, values in found.items()}
+
+    return statistics_of
 
 
 def _received(asked: Train | Evaluate, participants: Participants) -> nn.Module:

@@ -52,6 +52,11 @@ def teacher(train: Handler) -> Handler:
                 f"expected teachers.upload: weights, got {asked.settings.upload!r}: a train handler knows no "
                 "transfer set; set it, or write a teacher handler that replies with logits"
             )
+        if asked.head is not None:
+            raise ParticipantError(
+                f"expected no statistics to be asked for with the teacher, got head {asked.head.head!r}: a "
+                "train handler knows no features; remove 'with-teachers' from closed-form.at"
+            )
         arrays = record_of(message.content, ARRAYS, ArrayRecord)
         if not arrays:
             raise ParticipantError(

@@ -170,6 +170,7 @@ class Listeners:
 
     def round(self, ended: Round) -> None:
         """Tell that a round has ended; it is evaluated now if a listener is in step, else later."""
+        self.catch_up()  # with the round before, if nothing was sent since
         for listener in self._listeners:
             listener.on_trained(ended)
         self._untold = ended

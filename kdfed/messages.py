@@ -13,7 +13,8 @@ message          direction record                   content
 \\                                                  ``config``; ``transfer``: ``inputs``
 \\                                                  [N, ...] as stored (``upload: logits``)
 \\               up        :class:`Update`          ``arrays``: weights, or ``logits`` float16
-\\                                                  [N, C]; ``metrics``
+\\                                                  [N, C], and, if asked for, sums over features as
+\\                                                  ``statistics.NAME``; ``metrics``
 ``train``        down      :class:`Train`           ``arrays``: global weights; ``config``; ``fixed``:
 \\                                                  weights that are not trained (``local.trainable``);
 \\                                                  ``control``: the server's control variate (SCAFFOLD)
@@ -101,6 +102,8 @@ BACKBONE = "backbone-sha256"
 INPUTS = "inputs"
 LOGITS = "logits"
 CONSENSUS = "consensus"
+STATISTICS = "statistics."
+"""Before the names of sums over features, where they travel beside a teacher."""
 
 Config: TypeAlias = dict[str, Any]
 R = TypeVar("R", ArrayRecord, ConfigRecord, MetricRecord)
@@ -289,6 +292,8 @@ class TrainTeacher(Asked):
         The transfer set's, [N, ...] as stored; None where weights are uploaded.
     more
         What the ServerApp's own ``train_config`` adds.
+    head, projection_seed
+        Of :class:`QueryStatistics`, where sums over the features of the received weights are sent too.
     seed, model, arrays
         Of :class:`Asked`; without weights each participant draws its own.
     """
@@ -298,11 +303,18 @@ class TrainTeacher(Asked):
     settings: TeacherSettings
     inputs: torch.Tensor | None = None
     more: Mapping[str, Any] = field(default_factory=dict)
+    head: ClosedFormHead | None = None
+    projection_seed: int = 0
 
     def config(self) -> Config:
         """Return the settings."""
         teachers = self.settings.model_dump_json(exclude={"model", "count", "from_"})
-        return {**self.more, **super().config(), "teachers": teachers}
+        return {**self.more, **super().config(), "teachers": teachers, **self._statistics()}
+
+    def _statistics(self) -> Config:
+        if self.head is None:
+            return {}
+        return {"head": self.head.model_dump_json(), "projection-seed": self.projection_seed}
 
     def transfer(self) -> State:
         """Return the transfer set's inputs."""
@@ -311,7 +323,11 @@ class TrainTeacher(Asked):
     @classmethod
     def _more(cls, config: ConfigRecord, transfer: State) -> dict[str, Any]:
         settings = _settings(config, "teachers", TeacherSettings)
-        return {"settings": settings, "inputs": transfer.get(INPUTS)}
+        found = {"settings": settings, "inputs": transfer.get(INPUTS)}
+        if "head" not in config:
+            return found
+        seed = _value(config, "projection-seed", int)
+        return {**found, "head": _thing(config, "head", HEADS), "projection_seed": seed}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Literal, cast
+from typing import cast
 
 from flwr.app import ArrayRecord, ConfigRecord, Message
 from flwr.serverapp import Grid
@@ -27,7 +27,7 @@ from flwr.serverapp.strategy import Strategy
 from torch import nn
 
 from kdfed.arrays import Spec, problem_with_arrays, spec_of
-from kdfed.closed_form import BEFORE, Refit, Sums
+from kdfed.closed_form import BEFORE, WITH, Refit, Sums, When
 from kdfed.closed_form.features import head_of
 from kdfed.config import Arm, sampled_count
 from kdfed.errors import RunError, one_line
@@ -75,6 +75,7 @@ class ArmRunner:
         self.result = ArmResult()
         average = config.arm.server.average
         self._mean = None if average is None else RoundsMean(average)
+        self._student: State | None = None  # whose head round 1 solves for
         self.listeners = Listeners([])
         self._once = Once(log)
 
@@ -110,7 +111,11 @@ class ArmRunner:
                 if self._stops():
                     break
                 sampled = self._sampled(number)
-                ended = self._refitted(self._round(number, sampled, ended, timeout, train_config))
+                if number == 1 and self._student is not None:
+                    ended = self._student_round(ended)
+                else:
+                    ended = self._round(number, sampled, ended, timeout, train_config)
+                ended = self._refitted(ended)
                 delivered = self._delivered(ended)
                 self.listeners.round(delivered)
                 self._evaluate_on_clients(delivered, sampled, timeout, evaluate_config)
@@ -215,7 +220,11 @@ class ArmRunner:
         if closed_form is not None and closed_form.before_teachers:
             common, sums, refit = self._solved(common, BEFORE)
             refits = (refit,)
-        phase = TeacherPhase(self.config, self.grid, common, teacher_config(self.strategy, train_config))
+        together = None
+        if closed_form is not None and closed_form.with_teachers:
+            together = HeadPhase(self.config, self.grid)
+        told = teacher_config(self.strategy, train_config)
+        phase = TeacherPhase(self.config, self.grid, common, told, together)
         teachers = self._teachers(phase)
         report = self.grid.report
         if start == "averaged":
@@ -229,6 +238,10 @@ class ArmRunner:
                 self._once.warn(f"{self.config.name}, seed {self.config.seed}", found.warning)
             advice = "lower consolidation.lr or the temperature"
         self._require_usable(state, spec, "consolidation", advice)
+        if together is not None and phase.sums is not None:
+            self._student = state
+            state, refit = self._replaced(together, common, phase.sums, WITH, "statistics with the teachers")
+            refits = (refit,)
         return Round(
             0,
             rounds,
@@ -292,7 +305,7 @@ class ArmRunner:
             refits=(*ended.refits, refit),
         )
 
-    def _solved(self, state: State, at: int | Literal["before-teachers"]) -> tuple[State, Sums | None, Refit]:
+    def _solved(self, state: State, at: When) -> tuple[State, Sums | None, Refit]:
         """Return weights with a head in closed form, the sums that it is of, and what the record says.
 
         Whoever sends what cannot be sums is left out. Where too few are left, the model stays as it is: no
@@ -307,7 +320,7 @@ class ArmRunner:
             count = sampled_count(self.arm)
             chosen = sample_participants(self.config.seed, "statistics-sample", number, everybody, count)
         asked = phase.ask(state, number, chosen)
-        head, where, name = settings.head, f"statistics after round {number}", settings.head.head
+        where, name = f"statistics after round {number}", settings.head.head
         least = min(self.arm.server.minimum, len(chosen))
         report = self.grid.report
         self._require_statistics(asked.sent, least, where)
@@ -318,14 +331,42 @@ class ArmRunner:
                 f"{self.config.name}, seed {self.config.seed}: {where}: the model keeps its head", why
             )
             refit = Refit(at, name, why=why)
-            state_after, sums = state, None
         else:
-            state_after, linear = phase.solve(state, asked.sums)
-            self._require_usable(state_after, spec_of(state), where, "raise the head's penalty")
-            counted = len(report.answered), asked.sums.examples
-            refit, sums = Refit.of(at, name, *counted, linear, head.calibrate), asked.sums
+            state_after, refit = self._replaced(phase, state, asked.sums, at, where)
+            return state_after, asked.sums, refit
         self.result.refits.append(refit)
-        return state_after, sums, refit
+        return state, None, refit
+
+    def _replaced(
+        self, phase: HeadPhase, state: State, sums: Sums, at: When, where: str
+    ) -> tuple[State, Refit]:
+        """Return weights with the head that sums of their features give, and what the record says."""
+        solved, linear = phase.solve(state, sums)
+        self._require_usable(solved, spec_of(state), where, "raise the head's penalty")
+        head, counted = phase.settings.head, (len(self.grid.report.answered), sums.examples)
+        refit = Refit.of(at, head.head, *counted, linear, head.calibrate)
+        self.result.refits.append(refit)
+        return solved, refit
+
+    def _student_round(self, before: Round) -> Round:
+        """Return round 1 of an arm whose statistics came with the teachers: nobody trains in it.
+
+        Its model is the student, or the average, with the head that sums over its features give; the one
+        before it where too few sent any.
+        """
+        assert self._student is not None
+        self.listeners.round_start(1, before.rounds)
+        state, sums, refit = self._solved(self._student, 1)
+        report = self.grid.report
+        return Round(
+            1,
+            before.rounds,
+            before.state if sums is None else state,
+            len(report.answered),
+            tuple(report.absent),
+            self.ledger.totals(),
+            refits=(refit,),
+        )
 
     def _require_statistics(self, sent: int, least: int, where: str) -> None:
         """Refuse to go on where too few participants sent any: no liar can bring that about."""

@@ -8,7 +8,7 @@ participants. A node of a simulation answers for many in one message, so there t
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import cast
@@ -18,7 +18,7 @@ import torch
 from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 
 from kdfed.arrays import Spec
-from kdfed.closed_form import ClosedFormSettings, Linear, RunningSum, Sums
+from kdfed.closed_form import ClosedFormHead, ClosedFormSettings, Linear, RunningSum, Sums
 from kdfed.closed_form.features import HeadOf, head_of
 from kdfed.data import Examples
 from kdfed.errors import KdfedError
@@ -71,6 +71,17 @@ class HeadPhase:
         self.settings: ClosedFormSettings = config.arm.closed_form
         self._seed = derive(config.seed, "closed-form")
 
+    @property
+    def asking(self) -> tuple[ClosedFormHead, int]:
+        """What a message that asks for statistics says: the head, and the seed of its projection."""
+        return self.settings.head, self._seed
+
+    @property
+    def spec(self) -> Spec:
+        """What one participant's statistics look like."""
+        data = self.config.data
+        return self.settings.head.spec(self._place.dims, data.classes, data.task)
+
     @cached_property
     def _place(self) -> HeadOf:
         model = self.config.build(self.arm.model, "closed-form")
@@ -78,8 +89,7 @@ class HeadPhase:
 
     def ask(self, state: State, server_round: int, participants: Sequence[int]) -> Asked:
         """Have participants send statistics of a model's features; the grid's report says who did."""
-        head, place, data = self.settings.head, self._place, self.config.data
-        spec = head.spec(place.dims, data.classes, data.task)
+        head, place, spec = self.settings.head, self._place, self.spec
         asked = sorted(participants)
         total = RunningSum(len(asked))
         places = {participant: place for place, participant in enumerate(asked)}
@@ -88,7 +98,7 @@ class HeadPhase:
             round=server_round,
             spec_of=lambda participant: spec,
             steps_of=lambda examples: 0,
-            take=partial(self._take, total, places, self._most(state)),
+            take=partial(self._take, total, places, self.most(state)),
         )
         self.grid.begin(exchange, asked)
         content = QueryStatistics(
@@ -115,7 +125,7 @@ class HeadPhase:
         most = len(reachable) if self.config.simulation is None else AT_ONCE // size
         return cut(reachable, max(1, most))
 
-    def _most(self, state: State) -> float:
+    def most(self, state: State) -> float:
         """Return the largest mean of squared lengths of a participant's features.
 
         They may be ``server.update-bound`` times as large as those that the same model makes of the server's
@@ -128,10 +138,30 @@ class HeadPhase:
     def _take(
         self, total: RunningSum, places: dict[int, int], most: float, participant: int, content: RecordDict
     ) -> str | None:
-        """Add a participant's statistics; say what is wrong where they cannot be sums over its examples."""
-        head, data = self.settings.head, self.config.data
+        """Add what a reply holds of a participant's statistics; see :meth:`add`."""
         arrays = {key: array.numpy() for key, array in record_of(content, ARRAYS, ArrayRecord).items()}
         examples = cast("int", record_of(content, METRICS, MetricRecord)[NUM_EXAMPLES])
+        return self.add(total, places[participant], most, arrays, examples)
+
+    def add(
+        self, total: RunningSum, place: int, most: float, arrays: Mapping[str, np.ndarray], examples: int
+    ) -> str | None:
+        """Add a participant's statistics; say what is wrong where they cannot be sums over its examples.
+
+        Parameters
+        ----------
+        total
+            What they are added to.
+        place
+            Of the participant in it.
+        most
+            See :meth:`most`.
+        arrays
+            Of shapes and types as :attr:`spec` says.
+        examples
+            That it says it holds.
+        """
+        head, data = self.settings.head, self.config.data
         problem = head.problem_with(
             arrays,
             self._place.dims,
@@ -142,7 +172,7 @@ class HeadPhase:
             most_label=self.grid.limits.update_bound**2,
         )
         if problem is None:
-            total.add(places[participant], head.sums(arrays))
+            total.add(place, head.sums(arrays))
         return problem
 
     def solve(self, state: State, sums: Sums) -> tuple[State, Linear]:

@@ -164,10 +164,11 @@ class Falling(Listener):
     def on_round(self, ended: Round) -> None:
         """Compare the first round with the start, unless that is random."""
         arm, accuracy = self._config.arm, ended.evaluated.validation_accuracy
-        solved = arm.closed_form is not None and 0 in arm.closed_form.at
-        if ended.number == 0 and (arm.start != "random" or solved):
+        heads = arm.closed_form
+        solved, start = heads is not None and 0 in heads.at, int(heads is not None and heads.with_teachers)
+        if ended.number == start and (arm.start != "random" or solved):
             self._start = accuracy
-        if ended.number != 1 or self._start is None or accuracy is None:
+        if ended.number != start + 1 or self._start is None or accuracy is None:
             return
         lost = 100 * (self._start - accuracy)
         if lost > max(MOST_LOST, 100 * self._noise(self._start, accuracy)):

@@ -17,14 +17,14 @@ from torch import nn
 
 from kdfed.arrays import Spec, spec_of
 from kdfed.averaging import average_states
-from kdfed.closed_form import Sums
+from kdfed.closed_form import RunningSum, Sums
 from kdfed.consolidate import consolidate
 from kdfed.data import Examples
 from kdfed.distill import ConsolidationResult
 from kdfed.distill.stacks import logits_apart
 from kdfed.errors import KdfedError
 from kdfed.limits import UPDATE_BOUND, LabelCountLimits, Reach, most_steps, numpy_of
-from kdfed.messages import LOGITS, TrainTeacher, Update
+from kdfed.messages import LOGITS, STATISTICS, TrainTeacher, Update
 from kdfed.models import State, buffer_keys, load_state, state_of
 from kdfed.records import Absent
 from kdfed.seeding import SERVER, derive, sample_participants
@@ -33,6 +33,7 @@ from kdfed.shelf import label_counts, teachers_of
 from kdfed.train import predict
 from kdfed.transfer_sets.transfer_set import examples_of
 from strategies.arm_config import ArmConfig
+from strategies.closed_form import HeadPhase
 from strategies.parcels import Exchange
 from strategies.participant_grid import ParticipantGrid
 
@@ -83,6 +84,9 @@ class TeacherPhase:
         The common initial weights.
     train_config
         What the ServerApp tells its participants beside.
+    statistics
+        Asks for sums over the features of the common initial weights, which come with the teachers. Default:
+        nobody asks.
     """
 
     def __init__(
@@ -91,12 +95,15 @@ class TeacherPhase:
         grid: ParticipantGrid,
         common: State,
         train_config: ConfigRecord | None = None,
+        statistics: HeadPhase | None = None,
     ) -> None:
         self.config, self.arm, self.grid, self.common = config, config.arm, grid, common
         self._train_config = train_config or ConfigRecord()
         self._models = several(self.arm.teachers.model) or (self.arm.model,)
         self._modules: dict[int, nn.Module] = {}
         self._all_alike = False
+        self._statistics = statistics
+        self.sums: Sums | None = None
 
     def read(self) -> list[Teacher]:
         """Read teachers that exist already; nothing is trained or sent.
@@ -159,8 +166,40 @@ class TeacherPhase:
             for p in self.grid.get_node_ids()
         ]
         replies = list(self.grid.send_and_receive(messages, timeout=deadline))
-        teachers = [_teacher(reply) for reply in replies]
+        updates = [Update.from_record(reply.content) for reply in replies]
+        members = [reply.metadata.src_node_id for reply in replies]
+        found = list(zip(members, updates, strict=True))
+        if self._statistics is not None:
+            found = self._with_statistics(found, self._statistics)
+        teachers = [_teacher(participant, update) for participant, update in found]
         return [teacher for teacher in teachers if self._is_sound(teacher)]
+
+    def _with_statistics(
+        self, updates: Sequence[tuple[int, Update]], statistics: HeadPhase
+    ) -> list[tuple[int, Update]]:
+        """Add the statistics up, and return the teachers of those that sent some that can be sums."""
+        total, most = RunningSum(max(1, len(updates))), statistics.most(self.common)
+        taken = []
+        for place, (participant, update) in enumerate(updates):
+            sums = {
+                key.removeprefix(STATISTICS): value.numpy()
+                for key, value in update.arrays.items()
+                if key.startswith(STATISTICS)
+            }
+            problem = statistics.add(total, place, most, sums, update.num_examples)
+            if problem is None:
+                kept = {k: value for k, value in update.arrays.items() if not k.startswith(STATISTICS)}
+                taken.append((participant, replace(update, arrays=kept)))
+            else:
+                self._leave_out(participant, f"its statistics: {problem}")
+        self.sums = total.result()
+        return taken
+
+    def _leave_out(self, participant: int, reason: str) -> None:
+        report = self.grid.report
+        report.answered.remove(participant)
+        report.absent.append(Absent(participant, reason))
+        report.absent.sort(key=lambda absent: absent.participant)
 
     def _is_sound(self, teacher: Teacher) -> bool:
         """Tell whether a teacher's logits are finite; weights can be finite and overflow all the same."""
@@ -169,10 +208,7 @@ class TeacherPhase:
         logits = predict(self._module(teacher), self._validation(self._model_of(teacher))[:_PROBED])
         if bool(torch.isfinite(logits).all()):
             return True
-        report = self.grid.report
-        report.answered.remove(teacher.participant)
-        report.absent.append(Absent(teacher.participant, "its teacher's logits are not finite"))
-        report.absent.sort(key=lambda absent: absent.participant)
+        self._leave_out(teacher.participant, "its teacher's logits are not finite")
         return False
 
     @property
@@ -190,6 +226,10 @@ class TeacherPhase:
         state = self.common if model == self.arm.model else state_of(template)
         inputs = self.config.data.transfer_inputs
         sends_logits = settings.upload == "logits"
+        head, projection_seed, beside = None, 0, dict[str, tuple[tuple[int, ...], str]]()
+        if self._statistics is not None:
+            head, projection_seed = self._statistics.asking
+            beside = {STATISTICS + key: value for key, value in self._statistics.spec.items()}
         sent = TrainTeacher(
             seed=self.config.seed,
             model=model,
@@ -197,13 +237,16 @@ class TeacherPhase:
             arrays=state if settings.init == "common" else {},
             inputs=torch.from_numpy(inputs) if sends_logits else None,
             more=self._train_config,
+            head=head,
+            projection_seed=projection_seed,
         ).to_record()
         if sends_logits:
-            return _Content(sent, {LOGITS: ((len(inputs), self.config.data.classes), "float16")}, None)
+            spec: Spec = {LOGITS: ((len(inputs), self.config.data.classes), "float16")}
+            return _Content(sent, {**spec, **beside}, None)
         limits = replace(self.grid.limits, buffers=buffer_keys(template))
         if settings.init == "own":  # two draws may lie further apart than a training leads
             limits = replace(limits, update_bound=max(limits.update_bound, UPDATE_BOUND))
-        return _Content(sent, spec_of(state), Reach(numpy_of(state), limits))
+        return _Content(sent, {**spec_of(state), **beside}, Reach(numpy_of(state), limits))
 
     def consolidate(
         self, teachers: Sequence[Teacher], on_epoch: OnEpoch
@@ -303,11 +346,10 @@ class TeacherPhase:
         return self._modules[teacher.participant]
 
 
-def _teacher(reply: Message) -> Teacher:
-    update = Update.from_record(reply.content)
+def _teacher(participant: int, update: Update) -> Teacher:
     counts = update.label_counts
     return Teacher(
-        participant=reply.metadata.src_node_id,
+        participant=participant,
         arrays=update.arrays,
         num_examples=update.num_examples,
         label_counts=None if counts is None else [max(float(count), 0.0) for count in counts],

@@ -11,12 +11,13 @@ from kdfed.closed_form.refit import Refit
 from kdfed.closed_form.registry import HEADS
 from kdfed.closed_form.ridge import Ridge
 from kdfed.closed_form.running import RunningSum
-from kdfed.closed_form.settings import BEFORE, ClosedFormSettings
+from kdfed.closed_form.settings import BEFORE, WITH, ClosedFormSettings, When
 from kdfed.closed_form.sums import Sums
 
 __all__ = [
     "BEFORE",
     "HEADS",
+    "WITH",
     "ClassMeans",
     "ClosedFormHead",
     "ClosedFormSettings",
@@ -26,6 +27,7 @@ __all__ = [
     "Ridge",
     "RunningSum",
     "Sums",
+    "When",
     "scale_by_labels",
     "scale_by_sums",
 ]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
 
 from kdfed.closed_form.linear import Linear
+from kdfed.closed_form.settings import When
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,8 @@ class Refit:
     Parameters
     ----------
     at
-        After which federated round; 0 is the start. ``before-teachers``: of the common initial weights.
+        After which federated round; 0 is the start. ``before-teachers``
+        and ``with-teachers``: of the common initial weights.
     head
         Which head.
     participants, examples
@@ -31,7 +32,7 @@ class Refit:
         Why the model kept the head that it had; empty where it was replaced.
     """
 
-    at: int | Literal["before-teachers"]
+    at: When
     head: str
     participants: int = 0
     examples: int = 0
@@ -44,7 +45,7 @@ class Refit:
     @classmethod
     def of(
         cls,
-        at: int | Literal["before-teachers"],
+        at: When,
         head: str,
         participants: int,
         examples: int,
@@ -59,7 +60,7 @@ class Refit:
 
     def __str__(self) -> str:
         """Return it as one line for a log."""
-        where = "before teachers" if isinstance(self.at, str) else f"after round {self.at}"
+        where = self.at.replace("-", " ") if isinstance(self.at, str) else f"after round {self.at}"
         if self.why:
             return f"head {self.head} {where}: the model keeps its own, {self.why}"
         words = [f"head {self.head} {where}: {self.examples} examples of {self.participants} participants"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 
 from pydantic import Field
 
@@ -20,6 +20,12 @@ else:
 BEFORE: Literal["before-teachers"] = "before-teachers"
 """The refit of the common initial weights, from which teachers and student start."""
 
+WITH: Literal["with-teachers"] = "with-teachers"
+"""The statistics of the common initial weights, which come with the teachers."""
+
+When: TypeAlias = int | Literal["before-teachers", "with-teachers"]
+"""Of which model a head is solved for."""
+
 
 class ClosedFormSettings(Choosing):
     """A head in closed form, in one exchange each time."""
@@ -27,12 +33,14 @@ class ClosedFormSettings(Choosing):
     head: AnyHead = Ridge()
     """``ridge``, ``lda`` or ``class-means``, or ``package.module:name``."""
     at: Annotated[
-        tuple[Annotated[int, Field(ge=0, le=10**6)] | Literal["before-teachers"], ...],
+        tuple[Annotated[int, Field(ge=0, le=10**6)] | Literal["before-teachers", "with-teachers"], ...],
         Field(min_length=1),
         Distinct,
     ] = (0,)
     """After which federated rounds the model's head is replaced by the solved one; 0 is the start.
-    ``before-teachers``: teachers and student start with it. Each is one exchange more."""
+    ``before-teachers``: teachers and student start with it. Each is one exchange more. ``with-teachers``:
+    sums over the features of the common initial weights come with the teachers, so round 0 is these weights
+    with their head; in round 1 nobody trains, and the head of the student (or the average) is solved for."""
     participants: Literal["all", "sampled"] = "all"
     """Who sends statistics: everybody, which makes the solution exact, or as many as a round samples."""
     teacher: bool = False
@@ -42,3 +50,8 @@ class ClosedFormSettings(Choosing):
     def before_teachers(self) -> bool:
         """Whether teachers and student start with the head."""
         return BEFORE in self.at
+
+    @property
+    def with_teachers(self) -> bool:
+        """Whether sums over the features of the common initial weights come with the teachers."""
+        return WITH in self.at

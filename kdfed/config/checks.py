@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterator
 from itertools import product
 
 from kdfed.choosing import parts
-from kdfed.closed_form import BEFORE, ClosedFormSettings
+from kdfed.closed_form import BEFORE, WITH, ClosedFormSettings
 from kdfed.config.experiment import Arm
 from kdfed.config.mistakes import related
 from kdfed.data.sources import task_problem
@@ -321,6 +321,8 @@ def _check_closed_form(arm: Arm, settings: ClosedFormSettings) -> Iterator[Refus
             "it; use 0, or set teachers.init or consolidation.init to common",
             ("start", "teachers.init", "teachers.from", "consolidation.init", "closed-form.teacher"),
         )
+    if settings.with_teachers:
+        yield from _check_with_teachers(arm, settings)
     if settings.teacher and not (settings.before_teachers and arm.start == "consolidated"):
         yield Refusal(
             "closed-form.teacher",
@@ -332,6 +334,36 @@ def _check_closed_form(arm: Arm, settings: ClosedFormSettings) -> Iterator[Refus
             "closed-form.teacher",
             f"needs teachers.upload 'weights', got {arm.teachers.upload!r}: it is a model on the server",
             ("teachers.upload",),
+        )
+
+
+def _check_with_teachers(arm: Arm, settings: ClosedFormSettings) -> Iterator[Refusal]:
+    """Yield what keeps the statistics of the common initial weights from coming with the teachers."""
+    if arm.start not in ("consolidated", "averaged"):
+        yield Refusal(
+            "closed-form.at",
+            f"'{WITH}' needs teachers, start: consolidated or averaged, got start: {arm.start}; use 0",
+            ("start",),
+        )
+    elif not arm.teachers.start_common or arm.teachers.model is not None:
+        yield Refusal(
+            "closed-form.at",
+            f"'{WITH}' needs teachers that are trained from the common initial weights; use 0, or set "
+            "teachers.init to common and remove teachers.model and teachers.from",
+            ("teachers.init", "teachers.from", "teachers.model", "start"),
+        )
+    also = [when for when in settings.at if when in (0, 1, BEFORE)]
+    if also:
+        yield Refusal(
+            "closed-form.at",
+            f"'{WITH}' solves for the heads of the common initial weights and, in round 1, of the start; "
+            f"remove {' and '.join(map(repr, also))}",
+        )
+    if arm.rounds.horizon == 0:
+        yield Refusal(
+            "closed-form.at",
+            f"'{WITH}' needs round 1, in which the start's head is solved for, got rounds.horizon 0",
+            ("rounds.horizon",),
         )
 
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-from kdfed.closed_form import BEFORE, ClosedFormSettings
+from kdfed.closed_form import BEFORE, WITH, ClosedFormSettings
 from kdfed.config.experiment import CLOSED_FORM, Arm, Control, Experiment, sampled_count
 from kdfed.config.merging import merge, undotted
 from kdfed.errors import Mistake
@@ -126,7 +126,7 @@ def _refits(arm: Arm, settings: ClosedFormSettings, name: Control) -> dict[str, 
 
     ``server`` is the server's model alone at its start, before any exchange.
     """
-    left_out = {0, BEFORE} if name == "server" else {BEFORE}
+    left_out = {0, BEFORE, WITH} if name == "server" else {BEFORE, WITH}
     if name == "averaged" and arm.teachers.start_common:
         left_out = set()
     at = [when for when in settings.at if when not in left_out]

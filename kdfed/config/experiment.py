@@ -73,13 +73,13 @@ class ArmSettings(Settings):
 
     start: str = Field(
         default="random",
-        pattern=r"^(random|consolidated|averaged|server|file:.+)$",
+        pattern=r"^(random|recipe|consolidated|averaged|server|file:.+)$",
         max_length=4096,
         validate_default=True,
     )
-    """``random``, ``consolidated`` (teachers distilled into one student), ``averaged`` (teachers' weights
-    averaged), ``server`` (trained on the server's own labels, no participant) or ``file:PATH`` (a
-    .safetensors file)."""
+    """``random``, ``recipe`` (of an arm: what kdfed advises, see [The recipe](recipe.md)), ``consolidated``
+    (teachers distilled into one student), ``averaged`` (teachers' weights averaged), ``server`` (trained on
+    the server's own labels, no participant) or ``file:PATH`` (a .safetensors file)."""
     model: ModelSettings = ModelSettings()
     """The federated model, also the student."""
     local: LocalMode = PlainLocal()
@@ -172,6 +172,8 @@ class Experiment(Arm):
     steps more as the teachers make."""
     tuning: TuningSettings | None = None
     """What `kdfed tune` searches; a run does not use it."""
+    recipes: dict[Text, Text] = Field(default_factory=dict)
+    """What ``start: recipe`` was for which arm, and why; it is filled in where arms are spelled out."""
     arms: Annotated[dict[str, dict[str, Any]], Field(min_length=1)]
     """The arms by name (at most 64 letters, digits, hyphens, underscores); each replaces some keys of the
     experiment."""
@@ -239,11 +241,17 @@ class Experiment(Arm):
         KeyError
             If there is no such arm.
         """
-        return validate(self.arm_type, self._arm_values(name), self.families)
+        return self.arm_of(self.arms[name])
 
-    def _arm_values(self, name: str) -> dict[str, Any]:
+    def arm_of(self, keys: Mapping[str, Any]) -> Arm:
+        """Return an arm that replaces these keys of the experiment."""
         shared = {key: value for key, value in self.model_dump(mode="json").items() if key in ARM_KEYS}
-        return merge(shared, self.arms[name], self.families)
+        return validate(self.arm_type, merge(shared, keys, self.families), self.families)
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_not_there(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values = super()._without_what_is_not_there(handler)
+        return {key: value for key, value in values.items() if key != "recipes" or value}
 
     def to_yaml(self) -> str:
         """Return the resolved experiment as YAML that reads back to an equal experiment."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from kdfed.config.experiment import ARM_KEYS, REPLACEABLE_KEYS, Experiment, expe
 from kdfed.config.merging import merge, undotted
 from kdfed.config.mistakes import describe_all, related, remove_all
 from kdfed.config.overrides import sections_without_effect, unused
+from kdfed.config.recipe import RECIPE, with_recipes
 from kdfed.data import prepare
 from kdfed.errors import ConfigError, DataError, Mistake, near, shown
 from kdfed.families import ALL_FAMILIES
@@ -238,6 +240,8 @@ def _check(values: dict[str, Any], families: Families) -> tuple[Experiment | Non
             return None, [*mistakes, _unmade(error)]
     if experiment is None:
         return None, mistakes
+    with suppress(Exception):  # the arm's own mistakes are told below
+        experiment = with_recipes(experiment)
     try:
         experiment.to_yaml()
     except (Exception, SystemExit) as error:
@@ -386,6 +390,10 @@ def _check_arms(experiment: Experiment, known: Collection[str]) -> tuple[Experim
             mistakes.append(_unmade(error, f"arms.{name}"))
             continue
         good[name] = kept
+        if arm.start == RECIPE:
+            message = "expected 'recipe' in an arm, of which it says what is best, got it in the experiment"
+            mistakes.append(Mistake("start", f"{message}; set arms.{name}.start"))
+            continue
         for mistake in cross_checks(arm, known):
             key = mistake.key if mistake in base_mistakes else f"arms.{name}.{mistake.key}"
             if Mistake(key, mistake.message) not in mistakes:

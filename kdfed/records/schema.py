@@ -288,8 +288,9 @@ class RefitEntry(StrictModel):
     """Which arm."""
     seed: Count
     """Which seed."""
-    at: Count | Literal["before-teachers"]
-    """After which federated round, 0 is the start; ``before-teachers``: of the common initial weights."""
+    at: Count | Literal["before-teachers", "with-teachers"]
+    """After which federated round, 0 is the start; ``before-teachers`` and ``with-teachers``: of the common
+    initial weights."""
     head: _Word
     """Which head."""
     participants: Count
@@ -359,6 +360,8 @@ class Summary(StrictModel):
     """One entry an arm and seed that consolidated."""
     refits: list[RefitEntry] = []
     """One entry an exchange for a head in closed form."""
+    recipes: dict[_Word, _Word] = {}
+    """What ``start: recipe`` was for which arm, and why."""
     sunk: list[SunkEntry] = []
     """One entry an arm whose teachers existed already (``teachers.from``)."""
 

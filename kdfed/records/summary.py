@@ -147,6 +147,7 @@ def summarise(
             for outcome in outcomes
             for refit in outcome.refits
         ],
+        recipes=dict(experiment.recipes),
         sunk=[
             SunkEntry.model_validate({"arm": name, "from": list(files)})
             for name, files in sunk_teachers(experiment).items()

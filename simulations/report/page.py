@@ -321,7 +321,8 @@ def _start(arm: Arm) -> Iterator[str]:
     if arm.start == "server":
         yield "the server's own model"
     if arm.start in ("consolidated", "averaged"):
-        yield "teachers" if arm.teachers.from_ is None else "teachers that existed"
+        beside = f" and {head}" if refits is not None and refits.with_teachers else ""
+        yield f"teachers{beside}" if arm.teachers.from_ is None else "teachers that existed"
     if arm.start == "consolidated":
         yield "consolidation"
     if refits is not None and 0 in refits.at:
@@ -420,7 +421,7 @@ def _refits(experiment: Experiment, summary: Mapping[str, Any]) -> Table:
             [
                 _arm(experiment, refit["arm"]),
                 str(refit["seed"]),
-                {0: "the start", "before-teachers": "before teachers"}.get(
+                {0: "the start", "before-teachers": "before teachers", "with-teachers": "with teachers"}.get(
                     refit["at"], f"round {refit['at']}"
                 ),
                 refit["head"],
