@@ -5,7 +5,7 @@ BIN := .venv/bin
 INSTALLED := .venv/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo check format test test-flower bench bench-quick study savings docs
+.PHONY: help install demo check format test test-flower bench bench-quick study savings rounds docs
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -48,6 +48,9 @@ bench-quick: $(INSTALLED)  ## the same with fewer cases
 study: $(INSTALLED)  ## compare KD methods between pre-trained models
 	$(BIN)/kdfed study simulations/study-digits.yaml --out runs/study-digits
 	$(BIN)/kdfed study simulations/study-mnist5k.yaml --out runs/study-mnist5k
+
+rounds: $(INSTALLED)  ## the claim's Dirichlet 0.1 cells with three seeds, within 45 minutes
+	$(BIN)/kdfed matrix simulations/matrix-rounds.yaml --out runs/rounds
 
 SAVINGS := quickstart uniform pathological hundreds diabetes
 

@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from pydantic import Field, ValidationError
 
@@ -55,6 +55,19 @@ class MatrixFile(Settings):
     """Cells that nobody tuned on. They are told apart, and pooled apart."""
     headline: Headline
     """What the two sentences are about."""
+
+
+class PartFile(Settings):
+    """A part of another matrix: fewer cells, with fewer seeds."""
+
+    name: Name
+    """The default folder is ``runs/<name>``."""
+    of: Text
+    """The other matrix file, in the same folder."""
+    only: Annotated[tuple[Text, ...], Field(min_length=1), Distinct]
+    """Which of its cells."""
+    seeds: Annotated[tuple[Annotated[int, Field(ge=0, lt=2**32)], ...], Field(min_length=1), Distinct]
+    """The seeds of each."""
 
 
 @dataclass(frozen=True)
@@ -119,12 +132,9 @@ def load_matrix(path: Path) -> Matrix:
     folder = path.absolute().parent
     search_in(folder)
     values = read_mapping(path)
-    try:
-        file = MatrixFile.model_validate_json(
-            json.dumps(values, default=str), strict=True, by_alias=True, by_name=False
-        )
-    except ValidationError as error:
-        raise ConfigError(str(path), describe_all(error.errors(), values, MatrixFile)) from error
+    if "of" in values:
+        values = _part(path, values)
+    file = _validated(path, values, MatrixFile)
     mistakes, cells = list[Mistake](), list[Cell]()
     found: dict[tuple[str, str], list[str]] = {}  # a mistake of base is one of every cell: it is said once
     for name in file.cells:
@@ -140,6 +150,41 @@ def load_matrix(path: Path) -> Matrix:
     if mistakes:
         raise ConfigError(str(path), mistakes)
     return Matrix(file.name, file.headline, tuple(cells))
+
+
+F = TypeVar("F", MatrixFile, PartFile)
+
+
+def _validated(path: Path, values: Mapping[str, Any], kind: type[F]) -> F:
+    try:
+        text = json.dumps(values, default=str)
+        return kind.model_validate_json(text, strict=True, by_alias=True, by_name=False)
+    except ValidationError as error:
+        raise ConfigError(str(path), describe_all(error.errors(), values, kind)) from error
+
+
+def _part(path: Path, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the whole file that a part of another matrix stands for."""
+    part = _validated(path, values, PartFile)
+    other = path.with_name(part.of)
+    whole = read_mapping(other)
+    if "of" in whole:
+        message = f"expected a matrix that is whole, got {shown(part.of)}, which is itself a part"
+        raise ConfigError(str(path), [Mistake("of", message)])
+    file = _validated(other, whole, MatrixFile)
+    mistakes = [
+        Mistake(f"only.{index}", f"expected a cell of {part.of}, got {shown(name)}{near(name, file.cells)}")
+        for index, name in enumerate(part.only)
+        if name not in file.cells
+    ]
+    if mistakes:
+        raise ConfigError(str(path), mistakes)
+    return {
+        **whole,
+        "name": part.name,
+        "cells": {name: {**file.cells[name], "seeds": list(part.seeds)} for name in part.only},
+        "held-out": [name for name in file.held_out if name in part.only],
+    }
 
 
 def _cell(file: MatrixFile, name: str, folder: Path) -> tuple[Cell | None, list[Mistake]]:

@@ -6,7 +6,9 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 
+import simulations
 from kdfed.errors import ConfigError
 from simulations.matrix import chosen_cells, load_matrix
 from tests.simulations.matrix.matrices import written
@@ -120,3 +122,51 @@ def test_the_example_of_the_page_is_a_matrix(tmp_path):
         ("digits-uniform", "", True),
     ]
     assert "solved" not in matrix.cells[1].experiment.arms
+
+
+# ----------------------------------------------------------------------------- a part of another matrix
+
+
+def part(folder, **changes):
+    written(folder).rename(folder / "whole.yaml")
+    values = {"name": "part", "of": "whole.yaml", "only": ["skewed"], "seeds": [2, 5], **changes}
+    path = folder / "part.yaml"
+    path.write_text(yaml.safe_dump(values), encoding="utf-8")
+    return path
+
+
+def test_a_part_has_fewer_cells_and_other_seeds_and_else_what_the_whole_has(tmp_path):
+    whole = load_matrix(written(tmp_path))
+    matrix = load_matrix(part(tmp_path))
+    (cell,) = matrix.cells
+    assert (matrix.name, matrix.headline) == ("part", whole.headline)
+    assert (cell.name, cell.experiment.seeds) == ("skewed", (2, 5))
+    before = cells_of(whole)["skewed"]
+    assert cell.held_out == before.held_out
+    assert cell.experiment.model_copy(update={"seeds": before.experiment.seeds}) == before.experiment
+
+
+@pytest.mark.parametrize(
+    ("changes", "key", "words"),
+    [
+        ({"only": ["skew"]}, "only.0", "did you mean 'skewed'"),
+        ({"only": []}, "only", "at least 1"),
+        ({"seeds": ["one"]}, "seeds.0", "whole number"),
+        ({"cells": {}}, "cells", "unknown key"),
+        ({"of": "part.yaml"}, "of", "itself a part"),
+        ({"of": "none.yaml"}, "", "readable YAML file"),
+    ],
+)
+def test_mistakes_of_a_part_are_told(tmp_path, changes, key, words):
+    with pytest.raises(ConfigError) as caught:
+        load_matrix(part(tmp_path, **changes))
+    found = {mistake.key: mistake.message for mistake in caught.value.mistakes}
+    assert words in found[key], found
+
+
+def test_the_shipped_part_is_one_of_the_shipped_matrix():
+    folder = Path(simulations.__file__).parent
+    whole, rounds = (load_matrix(folder / name) for name in ("matrix.yaml", "matrix-rounds.yaml"))
+    assert {cell.name for cell in rounds.cells} < {cell.name for cell in whole.cells}
+    assert all(len(cell.experiment.seeds) == 3 for cell in rounds.cells)
+    assert whole.headline.arm == "recipe"

@@ -1,0 +1,104 @@
+"""``start: recipe``: what it spells out, and why."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import yaml
+
+from kdfed.config.recipe import RATE
+from kdfed.errors import ConfigError
+from kdfed.records.schema import Summary
+from simulations.experiments import build_experiment
+from tests.small_backbones import TINY
+
+EXPERIMENT: dict[str, Any] = {
+    "name": "one",
+    "data": {"source": "digits"},
+    "partition": {"kind": "uniform", "participants": 4},
+    "model": {"name": "mlp"},
+    "local": {"lr": 0.1},
+    "rounds": {"horizon": 4},
+    "arms": {"cold": {"start": "random"}, "warm": {"start": "recipe"}},
+}
+
+
+def spelled(arm: dict[str, Any] | None = None, **more: Any) -> Any:
+    arms = {"cold": {"start": "random"}, "warm": {"start": "recipe", **(arm or {})}}
+    return build_experiment({**EXPERIMENT, "arms": arms, **more})
+
+
+def test_teachers_are_distilled_and_the_heads_solved_for() -> None:
+    experiment = spelled()
+    arm = experiment.arm("warm")
+    assert arm.start == "consolidated"
+    assert arm.closed_form is not None
+    assert (arm.closed_form.head.head, arm.closed_form.at) == ("ridge", ("with-teachers",))
+    assert arm.closed_form.head.calibrate == "sums"
+    assert arm.local.lr == pytest.approx(0.1 * RATE)
+    assert experiment.arm("cold").local.lr == 0.1
+    assert list(experiment.recipes) == ["warm"]
+
+
+def test_on_a_frozen_backbone_nothing_is_distilled() -> None:
+    experiment = spelled(model={"backbone": TINY}, data={"source": "mnist5k"})
+    arm = experiment.arm("warm")
+    assert arm.start == "random"
+    assert arm.closed_form is not None
+    assert arm.closed_form.at == (0,)
+    assert "nothing is distilled" in experiment.recipes["warm"]
+
+
+def test_teachers_of_their_own_leave_the_students_head() -> None:
+    experiment = spelled(teachers={"init": "own"})
+    closed_form = experiment.arm("warm").closed_form
+    assert closed_form is not None
+    assert closed_form.at == (0,)
+    assert "only the student's head" in experiment.recipes["warm"]
+
+
+def test_a_regression_is_not_calibrated() -> None:
+    data = {"source": "diabetes", "task": "regression"}
+    targets = {"targets": [0.3], "consolidation": {"temperature": 1.0, "ensemble": "mean-logits"}}
+    closed_form = spelled(data=data, **targets).arm("warm").closed_form
+    assert closed_form is not None
+    assert closed_form.head.calibrate == "no"
+
+
+def test_what_the_arm_says_itself_stays() -> None:
+    arm = spelled({"local.lr": 0.03, "closed-form": {"head": "lda"}, "teachers": {"epochs": 3}}).arm("warm")
+    assert (arm.local.lr, arm.teachers.epochs) == (0.03, 3)
+    assert arm.closed_form is not None
+    assert (arm.closed_form.head.head, arm.closed_form.at) == ("lda", ("with-teachers",))
+    assert spelled({"closed-form": None}).arm("warm").closed_form is None
+
+
+def test_the_resolved_experiment_is_the_same_and_still_says_why() -> None:
+    experiment = spelled(controls=["averaged", "longer"])
+    again = build_experiment(yaml.safe_load(experiment.to_yaml()))
+    assert again == experiment
+    assert again.recipes == experiment.recipes
+    assert experiment.arm("averaged").closed_form == experiment.arm("warm").closed_form
+    assert experiment.arm("averaged").local == experiment.arm("warm").local
+
+
+def test_experiments_without_a_recipe_are_written_as_before() -> None:
+    assert "recipes" not in build_experiment({**EXPERIMENT, "arms": {"cold": {}}}).to_yaml()
+    assert Summary.model_fields["recipes"].get_default(call_default_factory=True) == {}
+
+
+@pytest.mark.parametrize(
+    ("changes", "key", "words"),
+    [
+        ({"start": "recipe", "arms": {"one": {}}}, "start", "set arms.one.start"),
+        ({"arms": {"one": {"start": "recipe", "local": {"rate": 1}}}}, "arms.one.local.rate", "unknown key"),
+        ({"arms": {"one": {"start": "recipes"}}}, "arms.one.start", "recipe"),
+        ({"arms": {"one": {"start": "recipe"}}, "rounds": {"horizon": -1}}, "rounds.horizon", "expected"),
+    ],
+)
+def test_mistakes_are_told_as_ever(changes: Any, key: str, words: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        build_experiment({**EXPERIMENT, **changes})
+    found = [mistake for mistake in caught.value.mistakes if mistake.key == key]
+    assert any(words in mistake.message for mistake in found), caught.value.mistakes
