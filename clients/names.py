@@ -74,7 +74,12 @@ def _names(content: RecordDict) -> Iterator[tuple[str, str]]:
             ):
                 if key in record:
                     yield from outside_names(kind.model_validate_json(str(record[key])))
-            for key, family in (("local", LOCAL_MODES), ("partition", PARTITIONS), ("head", HEADS)):
+            for key, family in (
+                ("local", LOCAL_MODES),
+                ("partition", PARTITIONS),
+                ("head", HEADS),
+                ("statistics", HEADS),
+            ):
                 if key in record:
                     name = str(json.loads(str(record[key])).get(family.tag, family.default))
                     if name not in family:

@@ -130,6 +130,10 @@ class ConfigError(KdfedError):
             lines.append(f"  and {count - MOST_MISTAKES} more")
         super().__init__("\n".join(lines))
 
+    def __reduce__(self) -> tuple[type[ConfigError], tuple[str, Sequence[Mistake]]]:
+        """Return what another process makes the same error of."""
+        return type(self), (self.source, self.mistakes)
+
 
 class RunFolderError(KdfedError):
     """The output folder holds something that must not be lost."""

@@ -102,7 +102,8 @@ BACKBONE = "backbone-sha256"
 INPUTS = "inputs"
 LOGITS = "logits"
 CONSENSUS = "consensus"
-STATISTICS = "statistics."
+_TOGETHER = "statistics"
+STATISTICS = f"{_TOGETHER}."
 """Before the names of sums over features, where they travel beside a teacher."""
 
 Config: TypeAlias = dict[str, Any]
@@ -314,7 +315,7 @@ class TrainTeacher(Asked):
     def _statistics(self) -> Config:
         if self.head is None:
             return {}
-        return {"head": self.head.model_dump_json(), "projection-seed": self.projection_seed}
+        return {_TOGETHER: self.head.model_dump_json(), "projection-seed": self.projection_seed}
 
     def transfer(self) -> State:
         """Return the transfer set's inputs."""
@@ -324,10 +325,10 @@ class TrainTeacher(Asked):
     def _more(cls, config: ConfigRecord, transfer: State) -> dict[str, Any]:
         settings = _settings(config, "teachers", TeacherSettings)
         found = {"settings": settings, "inputs": transfer.get(INPUTS)}
-        if "head" not in config:
+        if _TOGETHER not in config:
             return found
         seed = _value(config, "projection-seed", int)
-        return {**found, "head": _thing(config, "head", HEADS), "projection_seed": seed}
+        return {**found, "head": _thing(config, _TOGETHER, HEADS), "projection_seed": seed}
 
 
 @dataclass(frozen=True, kw_only=True)

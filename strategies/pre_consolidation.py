@@ -35,7 +35,7 @@ from strategies.wrapped import layers, minima
 
 log = logging.getLogger("flwr")
 
-_TAKEN = {"seed", "model", "local", "teachers"}
+_TAKEN = {"seed", "model", "local", "teachers", "statistics", "projection-seed"}
 """Keys that kdfed puts into ``config``, beside Flower's ``server-round``."""
 
 

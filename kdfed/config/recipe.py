@@ -12,7 +12,6 @@ from typing import Any
 from kdfed.closed_form import WITH
 from kdfed.config.experiment import Arm, Experiment
 from kdfed.config.merging import merge, undotted
-from kdfed.config.overrides import sections_without_effect
 
 RECIPE = "recipe"
 
@@ -33,8 +32,6 @@ def with_recipes(experiment: Experiment) -> Experiment:
     for name in chosen:
         own = {key: value for key, value in undotted(arms[name]).items() if key != "start"}
         keys, recipes[name] = recipe_of(experiment.arm_of({**own, "start": "consolidated"}))
-        unused = sections_without_effect(keys["start"])
-        own = {key: value for key, value in own.items() if key not in unused}
         arms[name] = merge(keys, own, experiment.families)
     copy = experiment.model_copy(update={"arms": arms, "recipes": recipes})
     return copy if experiment.folder is None else copy.found_in(experiment.folder)

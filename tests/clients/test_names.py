@@ -191,3 +191,10 @@ def test_a_simulation_looks_up_what_its_experiment_names(tiny, run_arm, imported
     assert not imported.exists(), "the gate imports nothing itself"
     (*_, last) = run_arm(experiment).records
     assert (last.answered, last.absent) == (5, ())
+
+
+@pytest.mark.parametrize("key", ["head", "statistics"])
+def test_a_head_in_closed_form_is_looked_up_by_the_same_rule(key: str) -> None:
+    check_names(_content(key, '{"head": "ridge"}'), _context())
+    with pytest.raises(ParticipantError, match="that kdfed ships, or one that this device"):
+        check_names(_content(key, '{"head": "os:system"}'), _context())

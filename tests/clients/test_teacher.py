@@ -12,6 +12,7 @@ from flwr.app import ArrayRecord, Context, Error, Message, MetricRecord, RecordD
 from flwr.clientapp import ClientApp
 
 from clients.teacher import teacher
+from kdfed.closed_form import Ridge
 from kdfed.errors import ParticipantError
 from kdfed.messages import TrainTeacher
 from kdfed.private.flwr import identify, name_message
@@ -181,3 +182,19 @@ def test_a_train_handler_that_returns_something_else_is_told_so(reply: object, t
 def test_local_steps_that_are_no_whole_number_are_not_replaced_by_0(steps: Any) -> None:
     with pytest.raises(ParticipantError, match="local-steps as a whole number"):
         teacher(Stock(**{"local-steps": steps}))(message(), context())
+
+
+def test_a_train_handler_knows_no_features_to_send_sums_of() -> None:
+    asked = TrainTeacher(
+        seed=3, model=NOWHERE, settings=TeacherSettings(), arrays={"w": torch.zeros(2)}, head=Ridge()
+    )
+    sent = Message(asked.to_record(), 7, TrainTeacher.type, group_id="teachers")
+    with pytest.raises(ParticipantError, match=r"remove 'with-teachers' from closed-form\.at"):
+        teacher(Stock())(sent, context())
+
+
+def test_train_config_may_have_words_of_its_own() -> None:
+    """``head`` is one of many apps; what asks for statistics has another key."""
+    stock = Stock()
+    teacher(stock)(message({"head": "linear"}), context())
+    assert stock.given[0].content["config"]["head"] == "linear"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pickle
+
 import pytest
 
-from kdfed.errors import MOST_OF_A_LINE, one_line
+from kdfed.errors import MOST_OF_A_LINE, ConfigError, Mistake, one_line
 
 TRACEBACK = """Traceback (most recent call last):
   File "/home/me/mymodel.py", line 12, in forward
@@ -45,3 +47,9 @@ def test_a_long_line_is_cut_and_a_huge_text_too():
     assert one_line("x" * 500) == "x" * (MOST_OF_A_LINE - 1) + "…"
     assert one_line("abcdef", most=4) == "abc…"
     assert one_line("first line\n" + "x\n" * 10_000_000) == "first line"
+
+
+def test_mistakes_come_whole_from_another_process():
+    error = ConfigError("one.yaml", [Mistake("a.b", "expected 1, got 2")])
+    again = pickle.loads(pickle.dumps(error))
+    assert (str(again), again.source, again.mistakes) == (str(error), error.source, error.mistakes)

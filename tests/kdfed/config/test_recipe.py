@@ -93,6 +93,15 @@ def test_experiments_without_a_recipe_are_written_as_before() -> None:
     [
         ({"start": "recipe", "arms": {"one": {}}}, "start", "set arms.one.start"),
         ({"arms": {"one": {"start": "recipe", "local": {"rate": 1}}}}, "arms.one.local.rate", "unknown key"),
+        (
+            {
+                "data": {"source": "mnist5k"},
+                "model": {"backbone": TINY},
+                "arms": {"one": {"start": "recipe", "teachers": {"epochs": 3}}},
+            },
+            "arms.one.teachers",
+            "has no effect with start: random",
+        ),
         ({"arms": {"one": {"start": "recipes"}}}, "arms.one.start", "recipe"),
         ({"arms": {"one": {"start": "recipe"}}, "rounds": {"horizon": -1}}, "rounds.horizon", "expected"),
     ],
