@@ -30,6 +30,7 @@ from simulations.report.words import (
     Saving,
     number,
     plural,
+    recipe_words,
     signed,
     sunk_words,
     target_words,
@@ -90,8 +91,8 @@ def _head(summary: Mapping[str, Any]) -> str:
     told += f"Labels the server fits on: {labels_of(summary)}."
     if summary["evaluation_examples"] is not None:
         told += f" Read on {summary['evaluation_examples']:,} evaluation examples."
-    sunk = sunk_words(summary)
-    told += f" {escape(sunk)}" if sunk else ""
+    for words in (sunk_words(summary), recipe_words(summary)):
+        told += f" {escape(words)}" if words else ""
     return f"{escape(summary['note'])} {told}" if summary.get("note") else told
 
 

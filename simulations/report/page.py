@@ -42,6 +42,7 @@ from simulations.report.words import (
     number,
     percent,
     plural,
+    recipe_words,
     saving,
     signed,
     sunk_words,
@@ -145,6 +146,9 @@ def _notes(experiment: Experiment, summary: Mapping[str, Any], finished: bool) -
     sunk = sunk_words(summary)
     if sunk:
         yield sunk
+    recipes = recipe_words(summary)
+    if recipes:
+        yield recipes
     failures = summary.get("failures", ())
     for failure in failures:
         yield (

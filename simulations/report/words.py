@@ -54,6 +54,12 @@ def sunk_words(summary: Mapping[str, Any]) -> str:
     )
 
 
+def recipe_words(summary: Mapping[str, Any]) -> str:
+    """Say why arms with ``start: recipe`` are what they are; empty where there is none."""
+    told = [f"{arm} is the recipe of kdfed: {why}." for arm, why in summary.get("recipes", {}).items()]
+    return " ".join(told)
+
+
 def target_words(target: str) -> str:
     """Say a target as people do: ``90%``, ``90% of converged``, ``90% of the gain``."""
     if "%-of-" in target:

@@ -11,6 +11,7 @@ from simulations.report.words import (
     headline,
     number,
     percent,
+    recipe_words,
     saving,
     signed,
     target_words,
@@ -193,3 +194,10 @@ def test_targets_are_words():
 
 def test_numbers_are_short():
     assert [number(value) for value in (0, 3, 8.67, 1204, 186.7)] == ["0", "3", "8.7", "1,204", "187"]
+
+
+def test_why_a_recipe_is_what_it_is() -> None:
+    assert recipe_words({}) == ""
+    assert recipe_words({"recipes": {"ours": "teachers are distilled"}}) == (
+        "ours is the recipe of kdfed: teachers are distilled."
+    )
