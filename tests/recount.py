@@ -382,6 +382,7 @@ def recount(folder: Path, majority: float | None = None, horizon: int | None = N
             for outcome in _outcomes(folder).values()
             if outcome.get("consolidation") is not None
         ],
+        "recipes": dict(experiment.get("recipes") or {}),
         "refits": [
             {"arm": outcome["arm"], "seed": outcome["seed"], **refit}
             for outcome in _outcomes(folder).values()

@@ -94,7 +94,7 @@ def test_a_summary_has_the_keys_of_the_contract():
     assert list(summary) == [
         *("schema", "note", "experiment", "engine", "seeds", "targets", "metric", "horizon"),
         *("evaluation_examples", "majority", "server_labels", "versions", "failures", "runs", "comparisons"),
-        *("controls", "partitions", "consolidations", "refits", "sunk"),
+        *("controls", "partitions", "consolidations", "refits", "recipes", "sunk"),
     ]
     assert (summary["schema"], summary["note"]) == (2, "")
     assert list(summary["versions"]) == ["python", "kdfed", "torch", "numpy", "flwr"]

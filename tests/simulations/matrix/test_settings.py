@@ -114,7 +114,7 @@ def test_the_command_line_names_cells_and_seeds_that_there_are(tmp_path):
 
 def test_the_example_of_the_page_is_a_matrix(tmp_path):
     page = Path(__file__).parents[3] / "docs" / "matrix.md"
-    (example,) = re.findall(r"^```text\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
+    example, part = re.findall(r"^```text\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
     (tmp_path / "claim.yaml").write_text(example)
     matrix = load_matrix(tmp_path / "claim.yaml")
     assert [(cell.name, cell.frame, cell.held_out) for cell in matrix.cells] == [
@@ -122,6 +122,12 @@ def test_the_example_of_the_page_is_a_matrix(tmp_path):
         ("digits-uniform", "", True),
     ]
     assert "solved" not in matrix.cells[1].experiment.arms
+    (tmp_path / "rounds.yaml").write_text(part)
+    fewer = load_matrix(tmp_path / "rounds.yaml")
+    assert [(cell.name, cell.experiment.seeds) for cell in fewer.cells] == [
+        ("mnist5k-0.1", (10, 11, 12)),
+        ("digits-uniform", (10, 11, 12)),
+    ]
 
 
 # ----------------------------------------------------------------------------- a part of another matrix
