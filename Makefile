@@ -49,7 +49,7 @@ study: $(INSTALLED)  ## compare KD methods between pre-trained models
 	$(BIN)/kdfed study simulations/study-digits.yaml --out runs/study-digits
 	$(BIN)/kdfed study simulations/study-mnist5k.yaml --out runs/study-mnist5k
 
-rounds: $(INSTALLED)  ## the claim's Dirichlet 0.1 cells with three seeds, within 45 minutes
+rounds: $(INSTALLED)  ## the claim's Dirichlet 0.1 cells with three seeds (long)
 	$(BIN)/kdfed matrix simulations/matrix-rounds.yaml --out runs/rounds
 
 SAVINGS := quickstart uniform pathological hundreds diabetes

@@ -116,12 +116,7 @@ def teacher(message: Message, context: Context) -> Message:
             spec = {LOGITS: ((len(asked.inputs), participants.classes), "float16")}
         if asked.head is None:
             return spec
-        dims, classes, task = (
-            _head(asked.model, participants).dims,
-            participants.classes,
-            participants.setup.task,
-        )
-        more = asked.head.spec(dims, classes, task)
+        more = _spec(asked.head, asked.model, participants)
         return {**spec, **{STATISTICS + key: value for key, value in more.items()}}
 
     return answer(message, TrainTeacher, begin, expected)
@@ -218,9 +213,7 @@ def statistics(message: Message, context: Context) -> Message:
         return work
 
     def expected(asked: QueryStatistics) -> Spec:
-        return asked.head.spec(
-            _head(asked.model, participants).dims, participants.classes, participants.setup.task
-        )
+        return _spec(asked.head, asked.model, participants)
 
     return answer(message, QueryStatistics, begin, expected)
 
@@ -288,6 +281,11 @@ def _head(model: ModelSettings, participants: Participants) -> HeadOf:
     """Return where the model that a message names has its head."""
     shape = shape_read(model, participants.input_shape)
     return head_of(copy.deepcopy(_template(model, participants)), shape)
+
+
+def _spec(head: ClosedFormHead, model: ModelSettings, participants: Participants) -> Spec:
+    """Return what one participant's statistics look like."""
+    return head.spec(_head(model, participants).dims, participants.classes, participants.setup.task)
 
 
 def _statistics(

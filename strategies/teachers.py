@@ -166,9 +166,7 @@ class TeacherPhase:
             for p in self.grid.get_node_ids()
         ]
         replies = list(self.grid.send_and_receive(messages, timeout=deadline))
-        updates = [Update.from_record(reply.content) for reply in replies]
-        members = [reply.metadata.src_node_id for reply in replies]
-        found = list(zip(members, updates, strict=True))
+        found = [(reply.metadata.src_node_id, Update.from_record(reply.content)) for reply in replies]
         if self._statistics is not None:
             found = self._with_statistics(found, self._statistics)
         teachers = [_teacher(participant, update) for participant, update in found]
