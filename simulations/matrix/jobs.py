@@ -29,7 +29,8 @@ from kdfed.errors import KdfedError, RunFolderError
 from kdfed.events import ignore
 from kdfed.named import search_in
 from kdfed.records import Failure, Outcome, RoundRecord, RunFolder, write_atomically
-from kdfed.records.reading import RecordedRun
+from kdfed.records.lock import FolderLock
+from kdfed.records.reading import PRIVATE, RecordedRun
 from simulations import server_app
 from simulations.experiments import build_experiment
 from simulations.matrix.settings import Cell
@@ -239,6 +240,22 @@ def join(out: Path, state: CellState, engine: str) -> None:
             (outcome for job in jobs for outcome in job.outcomes),
         )
         conclude(cell.experiment, folder, engine, [failure for job in jobs for failure in job.failures])
+
+
+def wait_for_killed(out: Path, seeds: Mapping[str, Sequence[int]]) -> None:
+    """Wait for workers of a command that was killed a moment ago: they let go of their jobs a little later.
+
+    Raises
+    ------
+    RunFolderError
+        If another process goes on writing to one of these jobs (seeds by cell).
+    """
+    for name, own in seeds.items():
+        for seed in own:
+            lock = FolderLock(run_path(out, name, seed) / PRIVATE / "lock")
+            if lock.path.exists():
+                lock.take(patience=10.0)
+                lock.release()
 
 
 def check_begun(out: Path, states: Sequence[CellState]) -> None:

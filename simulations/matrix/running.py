@@ -111,6 +111,7 @@ def run_matrix(matrix: Matrix, out: Path, request: Request, console: Console | N
     lock = FolderLock(out / ".kdfed" / "lock")
     lock.take(0.0)
     try:
+        jobs.wait_for_killed(out, request.seeds)
         states = {cell.name: look_up(out, cell) for cell in matrix.cells}
         jobs.check_begun(out, [state for name, state in states.items() if request.seeds.get(name)])
         running = _Running(matrix, out, request, console, states, began)

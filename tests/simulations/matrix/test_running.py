@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from dataclasses import asdict
+from threading import Timer
 
 import pytest
 from rich.console import Console
@@ -231,6 +232,16 @@ def test_a_folder_that_another_command_uses_is_left_alone(tmp_path):
     with pytest.raises(RunFolderError, match="is being written to by process"):
         run(tmp_path)
     lock.release()
+
+
+@pytest.mark.usefixtures("in_this_process", "guessed")
+def test_a_worker_that_outlives_its_killed_command_for_a_moment_is_waited_for(tmp_path, ran):
+    written(tmp_path)
+    lock = FolderLock(run_path(tmp_path / "out", "even", 1) / ".kdfed" / "lock")
+    lock.take()
+    Timer(0.5, lock.release).start()
+    run(tmp_path, only=["even"])
+    assert ran == ["even, seed 1"]
 
 
 @pytest.mark.slow
