@@ -343,8 +343,11 @@ class ArmRunner:
         """Return weights with the head that sums of their features give, and what the record says."""
         solved, linear = phase.solve(state, sums)
         self._require_usable(solved, spec_of(state), where, "raise the head's penalty")
-        head, counted = phase.settings.head, (len(self.grid.report.answered), sums.examples)
-        refit = Refit.of(at, head.head, *counted, linear, head.calibrate)
+        head, counted, steps = phase.settings.head, (len(self.grid.report.answered), sums.examples), 0
+        if phase.settings.distillation is not None:
+            solved, steps = phase.distilled(state, solved, at if isinstance(at, int) else 0)
+            self._require_usable(solved, spec_of(state), where, "lower closed-form.distillation.lr")
+        refit = Refit.of(at, head.head, *counted, linear, head.calibrate, steps)
         self.result.refits.append(refit)
         return solved, refit
 

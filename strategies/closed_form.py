@@ -20,11 +20,12 @@ from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 from kdfed.arrays import Spec
 from kdfed.closed_form import ClosedFormHead, ClosedFormSettings, Linear, RunningSum, Sums
 from kdfed.closed_form.features import HeadOf, head_of
+from kdfed.consolidate import consolidate
 from kdfed.data import Examples
 from kdfed.errors import KdfedError
 from kdfed.messages import ARRAYS, METRICS, QueryStatistics, record_of
 from kdfed.metrics import NUM_EXAMPLES
-from kdfed.models import State, load_state
+from kdfed.models import State, load_state, state_of
 from kdfed.reading import shape_read
 from kdfed.seeding import derive
 from strategies.arm_config import ArmConfig
@@ -193,6 +194,34 @@ class HeadPhase:
                 f"closed-form: expected a finite head {head.head!r}, got none; raise its penalty"
             )
         return place.replaced(state, linear.weight_CD, linear.bias_C), linear
+
+    def distilled(self, state: State, solved: State, server_round: int) -> tuple[State, int]:
+        """Return what is left of a solved model, distilled into the weights before it, and the steps taken.
+
+        Parameters
+        ----------
+        state
+            Whose head was solved for; the student starts with these weights.
+        solved
+            The teacher.
+        server_round
+            After which round.
+        """
+        assert self.settings.distillation is not None
+        config, method = self.config, self.settings.distillation.method()
+        student, teacher = (
+            config.build(self.arm.model, "closed-form").to(config.setup.device) for _ in range(2)
+        )
+        load_state(student, state)
+        load_state(teacher, solved)
+        transfer, seed = config.data.transfer, derive(self._seed, "distillation", server_round)
+        if self.arm.model.backbone is not None and method.augmentation:
+            images, method = config.views_of(config.stored_transfer, method, seed)
+            transfer = config.read(images, self.arm.model)
+        result = consolidate(
+            student, [teacher], transfer, config.data.validation, method, seed, setup=config.setup
+        )
+        return state_of(student), result.steps
 
     def _features(self, state: State, inputs: torch.Tensor) -> torch.Tensor:
         """Return the features that a model makes of inputs as it reads them, [N, D] on the CPU."""

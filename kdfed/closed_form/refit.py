@@ -28,6 +28,9 @@ class Refit:
     scale, scale_by
         By what the logits were multiplied, and the setting that gave it, such as ``calibrate: sums``; None
         and empty where they were not.
+    distillation_steps
+        Optimiser steps by which the model with the head was distilled into the one before; 0 where it was
+        not.
     why
         Why the model kept the head that it had; empty where it was replaced.
     """
@@ -40,6 +43,7 @@ class Refit:
     chosen_by: str = ""
     scale: float | None = None
     scale_by: str = ""
+    distillation_steps: int = 0
     why: str = ""
 
     @classmethod
@@ -51,12 +55,13 @@ class Refit:
         examples: int,
         linear: Linear,
         calibrate: str,
+        distillation_steps: int = 0,
     ) -> Refit:
         """Return what a solved head, which was calibrated so, says of itself."""
         chosen, scale = _finite(linear.chosen), _finite(linear.scale)
         chosen_by = "" if chosen is None else linear.chosen_by
         scale_by = "" if scale is None else f"calibrate: {calibrate}"
-        return cls(at, head, participants, examples, chosen, chosen_by, scale, scale_by)
+        return cls(at, head, participants, examples, chosen, chosen_by, scale, scale_by, distillation_steps)
 
     def __str__(self) -> str:
         """Return it as one line for a log."""
@@ -66,6 +71,7 @@ class Refit:
         words = [f"head {self.head} {where}: {self.examples} examples of {self.participants} participants"]
         words += [f"{self.chosen_by} gives {self.chosen:.4g}"] if self.chosen is not None else []
         words += [f"{self.scale_by} multiplies logits by {self.scale:.4g}"] if self.scale is not None else []
+        words += [f"distilled in {self.distillation_steps} steps"] if self.distillation_steps else []
         return ", ".join(words)
 
 

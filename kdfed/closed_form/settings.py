@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 from pydantic import Field
 
 from kdfed.choosing import Choosing
+from kdfed.closed_form.distillation import HeadDistillation
 from kdfed.closed_form.head import ClosedFormHead
 from kdfed.closed_form.registry import HEADS
 from kdfed.closed_form.ridge import Ridge
@@ -43,6 +44,9 @@ class ClosedFormSettings(Choosing):
     with their head; in round 1 nobody trains, and the head of the student (or the average) is solved for."""
     participants: Literal["all", "sampled"] = "all"
     """Who sends statistics: everybody, which makes the solution exact, or as many as a round samples."""
+    distillation: HeadDistillation | None = None
+    """Each model with a solved head teaches the one that it replaced, on the transfer set; the rounds go on
+    from that. ``{}`` is its defaults. Default: none, they go on from the solved head itself."""
     teacher: bool = False
     """The model with the head of ``before-teachers`` is one more teacher of the ensemble."""
 

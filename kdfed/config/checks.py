@@ -10,6 +10,7 @@ from kdfed.closed_form import BEFORE, WITH, ClosedFormSettings
 from kdfed.config.experiment import Arm
 from kdfed.config.mistakes import related
 from kdfed.data.sources import task_problem
+from kdfed.distill.method import soft_refusals, view_refusals
 from kdfed.errors import Mistake, shown
 from kdfed.family import Families, Family
 from kdfed.models import check_model
@@ -323,6 +324,12 @@ def _check_closed_form(arm: Arm, settings: ClosedFormSettings) -> Iterator[Refus
         )
     if settings.with_teachers:
         yield from _check_with_teachers(arm, settings)
+    if settings.distillation is not None:
+        for refusal in (
+            *soft_refusals(settings.distillation, arm.data.task),
+            *view_refusals(settings.distillation, arm.model.backbone is not None),
+        ):
+            yield within(refusal, "closed-form.distillation")
     if settings.teacher and not (settings.before_teachers and arm.start == "consolidated"):
         yield Refusal(
             "closed-form.teacher",

@@ -9,15 +9,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from kdfed.closed_form import WITH
 from kdfed.config.experiment import Arm, Experiment
 from kdfed.config.merging import merge, undotted
 
 RECIPE = "recipe"
 
-RATE = 0.04
-"""Local rate of the rounds after a solved head, as a share of ``local.lr``: a cold arm's own rate destroys
-such a start in a round."""
+RATE = 0.5
+"""Local rate of the rounds after such a start, as a share of ``local.lr``: a cold arm's first rounds go
+further than those of a model that knows most already."""
+
+RATE_OF_HEAD = 0.04
+"""The same where the solved head itself is trained on: the rate of a cold arm destroys it in a round."""
 
 
 def with_recipes(experiment: Experiment) -> Experiment:
@@ -51,19 +53,24 @@ def recipe_of(arm: Arm) -> tuple[Mapping[str, Any], str]:
         Keys of an arm; and the reason, for the record.
     """
     calibrate = {} if arm.data.task == "regression" else {"calibrate": "sums"}
-    head: dict[str, Any] = {"head": "ridge", **calibrate}
-    rounds = {"lr": arm.local.lr * RATE}
+    head: dict[str, Any] = {"head": "ridge", **calibrate, "at": [0]}
     if arm.model.backbone is not None and arm.model.trainable == "head":
         why = (
             "nothing but a linear head is trained on a frozen backbone, and a head in closed form is exact: "
             "nothing is distilled"
         )
-        return {"start": "random", "closed-form": {**head, "at": [0]}, "local": rounds}, why
-    together = arm.teachers.start_common and arm.teachers.model is None and arm.rounds.horizon != 0
+        return {"start": "random", "closed-form": head, "local": {"lr": arm.local.lr * RATE_OF_HEAD}}, why
+    from_files = arm.teachers.from_ is not None
     why = (
-        "layers below the head are trained too: teachers are distilled into a student, whose head is solved"
-        if together
-        else "teachers do not start from the common initial weights, so only the student's head is solved for"
+        "teachers exist in files: they are distilled into a student, whose head is solved for, and the model "
+        "with that head into the student again"
+        if from_files
+        else "layers below the head are trained too: the head of the initial weights is solved for, and the "
+        "model with that head is distilled into these weights; no participant trains a teacher"
     )
-    at = WITH if together else 0
-    return {"start": "consolidated", "closed-form": {**head, "at": [at]}, "local": rounds}, why
+    keys = {
+        "start": "consolidated" if from_files else "random",
+        "closed-form": {**head, "distillation": {}},
+        "local": {"lr": arm.local.lr * RATE},
+    }
+    return keys, why

@@ -305,6 +305,9 @@ class RefitEntry(StrictModel):
     """By what the logits were multiplied; null where they were not."""
     scale_by: str
     """The setting that gave it, such as ``calibrate: sums``; empty where they were not."""
+    distillation_steps: Count = 0
+    """Optimiser steps by which the model with the head was distilled into the one before it; 0 where it was
+    not."""
     why: str
     """Why the model kept the head that it had; empty where it was replaced."""
 

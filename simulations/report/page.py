@@ -420,7 +420,7 @@ def _absent(records: Sequence[RoundRecord]) -> Table:
 
 def _refits(experiment: Experiment, summary: Mapping[str, Any]) -> Table:
     return Table(
-        ["arm", "seed", "at", "head", "participants", "examples", "chosen", "logits times", ""],
+        ["arm", "seed", "at", "head", "participants", "examples", "chosen", "logits times", "distilled", ""],
         [
             [
                 _arm(experiment, refit["arm"]),
@@ -433,6 +433,7 @@ def _refits(experiment: Experiment, summary: Mapping[str, Any]) -> Table:
                 number(refit["examples"]),
                 _chosen(refit["chosen"], refit["chosen_by"]),
                 _chosen(refit["scale"], refit["scale_by"]),
+                plural(refit["distillation_steps"], "step") if refit.get("distillation_steps") else "–",
                 f"kept the head it had: {short_name(refit['why'], _REASON_SHOWN)}" if refit["why"] else "",
             ]
             for refit in summary.get("refits", ())

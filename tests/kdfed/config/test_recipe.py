@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from kdfed.config.recipe import RATE
+from kdfed.closed_form.distillation import HeadDistillation
+from kdfed.config.recipe import RATE, RATE_OF_HEAD
 from kdfed.errors import ConfigError
 from kdfed.records.schema import Summary
 from simulations.experiments import build_experiment
+from tests.shelf_files import written
 from tests.small_backbones import TINY
 
 EXPERIMENT: dict[str, Any] = {
@@ -29,12 +32,13 @@ def spelled(arm: dict[str, Any] | None = None, **more: Any) -> Any:
     return build_experiment({**EXPERIMENT, "arms": arms, **more})
 
 
-def test_teachers_are_distilled_and_the_heads_solved_for() -> None:
+def test_the_solved_model_is_distilled_into_the_initial_weights() -> None:
     experiment = spelled()
     arm = experiment.arm("warm")
-    assert arm.start == "consolidated"
+    assert arm.start == "random"
     assert arm.closed_form is not None
-    assert (arm.closed_form.head.head, arm.closed_form.at) == ("ridge", ("with-teachers",))
+    assert (arm.closed_form.head.head, arm.closed_form.at) == ("ridge", (0,))
+    assert arm.closed_form.distillation == HeadDistillation()
     assert arm.closed_form.head.calibrate == "sums"
     assert arm.local.lr == pytest.approx(0.1 * RATE)
     assert experiment.arm("cold").local.lr == 0.1
@@ -46,16 +50,19 @@ def test_on_a_frozen_backbone_nothing_is_distilled() -> None:
     arm = experiment.arm("warm")
     assert arm.start == "random"
     assert arm.closed_form is not None
-    assert arm.closed_form.at == (0,)
+    assert (arm.closed_form.at, arm.closed_form.distillation) == ((0,), None)
+    assert arm.local.lr == pytest.approx(0.1 * RATE_OF_HEAD)
     assert "nothing is distilled" in experiment.recipes["warm"]
 
 
-def test_teachers_of_their_own_leave_the_students_head() -> None:
-    experiment = spelled(teachers={"init": "own"})
-    closed_form = experiment.arm("warm").closed_form
-    assert closed_form is not None
-    assert closed_form.at == (0,)
-    assert "only the student's head" in experiment.recipes["warm"]
+def test_teachers_from_files_are_distilled_first(tmp_path: Path) -> None:
+    files = written(tmp_path, spelled(), {"name": "mlp"})
+    experiment = spelled({"teachers": {"from": files}})
+    arm = experiment.arm("warm")
+    assert arm.start == "consolidated"
+    assert arm.closed_form is not None
+    assert (arm.closed_form.at, arm.closed_form.distillation) == ((0,), HeadDistillation())
+    assert "teachers exist in files" in experiment.recipes["warm"]
 
 
 def test_a_regression_is_not_calibrated() -> None:
@@ -67,20 +74,21 @@ def test_a_regression_is_not_calibrated() -> None:
 
 
 def test_what_the_arm_says_itself_stays() -> None:
-    arm = spelled({"local.lr": 0.03, "closed-form": {"head": "lda"}, "teachers": {"epochs": 3}}).arm("warm")
-    assert (arm.local.lr, arm.teachers.epochs) == (0.03, 3)
+    arm = spelled({"local.lr": 0.03, "closed-form": {"head": "lda", "distillation": {"epochs": 3}}}).arm(
+        "warm"
+    )
+    assert arm.local.lr == 0.03
     assert arm.closed_form is not None
-    assert (arm.closed_form.head.head, arm.closed_form.at) == ("lda", ("with-teachers",))
+    assert (arm.closed_form.head.head, arm.closed_form.at) == ("lda", (0,))
+    assert arm.closed_form.distillation == HeadDistillation(epochs=3)
     assert spelled({"closed-form": None}).arm("warm").closed_form is None
 
 
 def test_the_resolved_experiment_is_the_same_and_still_says_why() -> None:
-    experiment = spelled(controls=["averaged", "longer"])
+    experiment = spelled(controls=["server"])
     again = build_experiment(yaml.safe_load(experiment.to_yaml()))
     assert again == experiment
     assert again.recipes == experiment.recipes
-    assert experiment.arm("averaged").closed_form == experiment.arm("warm").closed_form
-    assert experiment.arm("averaged").local == experiment.arm("warm").local
 
 
 def test_experiments_without_a_recipe_are_written_as_before() -> None:
