@@ -36,3 +36,7 @@ class HeadDistillation(DistillationSettings):
     def method(self) -> VanillaConsolidation:
         """Return the KD method that the distillation is."""
         return VanillaConsolidation.model_construct(ensemble=MeanLogits(), **dict(self))  # checked already
+
+    def server_labels(self) -> frozenset[str]:
+        """Return of which of the server's splits it chooses with labels."""
+        return self.method().server_labels()

@@ -59,3 +59,8 @@ class ClosedFormSettings(Choosing):
     def with_teachers(self) -> bool:
         """Whether sums over the features of the common initial weights come with the teachers."""
         return WITH in self.at
+
+    def server_labels(self) -> frozenset[str]:
+        """Return of which of the server's splits it fits or chooses with labels."""
+        distilled = self.distillation
+        return self.head.server_labels() | (frozenset() if distilled is None else distilled.server_labels())

@@ -391,7 +391,7 @@ def server_labels(arm: Arm, validation: int, transfer: int) -> int:
     if arm.start == "consolidated":
         used |= arm.consolidation.server_labels()
     if arm.closed_form is not None:
-        used |= arm.closed_form.head.server_labels()
+        used |= arm.closed_form.server_labels()
     if arm.start == "server" and arm.server_fit.labels:
         used.add("transfer")
     if arm.start == "server" or arm.rounds.stop_at_target or arm.rounds.plateau.stop:

@@ -31,6 +31,8 @@ COUNTED = {"consolidation.ensemble": "label-counts", "teachers.label-counts.send
         ("consolidated", LABELLED, 40),
         ("consolidated", {**LABELLED, **VALIDATED}, 60),
         ("cold", {"server": {"strategy": "feddf"}}, 0),
+        ("cold", {"closed-form": {"distillation": {}}}, 0),
+        ("cold", {"closed-form": {"distillation": {"select": "best"}}}, 20),
         ("cold", {"server": {"strategy": "feddf", "distillation": {"ensemble": "validated"}}}, 20),
     ],
 )
