@@ -20,15 +20,15 @@ from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 from kdfed.arrays import Spec
 from kdfed.closed_form import ClosedFormHead, ClosedFormSettings, Linear, RunningSum, Sums
 from kdfed.closed_form.features import HeadOf, head_of
-from kdfed.consolidate import consolidate
 from kdfed.data import Examples
 from kdfed.errors import KdfedError
 from kdfed.messages import ARRAYS, METRICS, QueryStatistics, record_of
 from kdfed.metrics import NUM_EXAMPLES
-from kdfed.models import State, load_state, state_of
+from kdfed.models import State, load_state
 from kdfed.reading import shape_read
 from kdfed.seeding import derive
 from strategies.arm_config import ArmConfig
+from strategies.distilling import distilled
 from strategies.parcels import Cohort, Exchange, cut
 from strategies.participant_grid import ParticipantGrid
 
@@ -208,20 +208,10 @@ class HeadPhase:
             After which round.
         """
         assert self.settings.distillation is not None
-        config, method = self.config, self.settings.distillation.method()
-        student, teacher = (
-            config.build(self.arm.model, "closed-form").to(config.setup.device) for _ in range(2)
+        method = self.settings.distillation.method()
+        return distilled(
+            self.config, state, [solved], method, derive(self._seed, "distillation", server_round)
         )
-        load_state(student, state)
-        load_state(teacher, solved)
-        transfer, seed = config.data.transfer, derive(self._seed, "distillation", server_round)
-        if self.arm.model.backbone is not None and method.augmentation:
-            images, method = config.views_of(config.stored_transfer, method, seed)
-            transfer = config.read(images, self.arm.model)
-        result = consolidate(
-            student, [teacher], transfer, config.data.validation, method, seed, setup=config.setup
-        )
-        return state_of(student), result.steps
 
     def _features(self, state: State, inputs: torch.Tensor) -> torch.Tensor:
         """Return the features that a model makes of inputs as it reads them, [N, D] on the CPU."""

@@ -35,19 +35,19 @@ from pydantic import Field
 from kdfed.arrays import spec_of
 from kdfed.averaging import average_states
 from kdfed.choosing import Choosing
-from kdfed.consolidate import consolidate
 from kdfed.distill import VanillaConsolidation
 from kdfed.distill.method import soft_refusals, view_refusals
 from kdfed.ensembles import AnyEnsemble, MeanLogits
 from kdfed.errors import LogitsError, RunError
 from kdfed.messages import ARRAYS, state_of_record
 from kdfed.metrics import SERVER_STEPS
-from kdfed.models import State, buffer_keys, load_state, state_of
+from kdfed.models import State, buffer_keys
 from kdfed.seeding import derive
 from kdfed.server import ServerBase
 from kdfed.settings import DistillationSettings, Momentum, Passes, Rate, Settings, Share, Temperature
 from kdfed.thing import Refusal, within
 from strategies.arm_config import ArmConfig
+from strategies.distilling import distilled
 from strategies.wrapped import repaired
 
 LEAST_SHARE = 0.01
@@ -200,24 +200,5 @@ class FedDF(FedAvg):
         return ArrayRecord(dict(repaired(self._optimiser, arrays, replies, spec, buffers))), metrics
 
     def _distil(self, server_round: int, average: State, states: list[State]) -> tuple[State, int]:
-        config, data = self._config, self._config.data
-        student, *teachers = (
-            config.build(config.arm.model, "feddf").to(config.setup.device) for _ in range(1 + len(states))
-        )
-        for model, state in zip((student, *teachers), (average, *states), strict=True):
-            load_state(model, state)
-        seed, method = derive(config.seed, "feddf", server_round), self._settings.method()
-        transfer = data.transfer
-        if config.arm.model.backbone is not None and method.augmentation:
-            images, method = config.views_of(config.stored_transfer, method, seed)
-            transfer = config.read(images, config.arm.model)
-        result = consolidate(
-            student,
-            teachers,
-            transfer,
-            data.validation,
-            method,
-            seed,
-            setup=config.setup,
-        )
-        return state_of(student), result.steps
+        seed = derive(self._config.seed, "feddf", server_round)
+        return distilled(self._config, average, states, self._settings.method(), seed)
