@@ -120,6 +120,14 @@ class LeastSquares:
             return math.inf
         return (outside + float((explained_E * missed_E.square()).sum())) * self.examples / free**2
 
+    def explained(self, penalty: float) -> float:
+        """Return which share of the answers' variance is explained, of examples that were left out.
+
+        1 minus :meth:`left_out` over the mean square around the answers' mean: at most 1, and below 0 where
+        the mean alone would be the better guess; minus infinity where nothing is left.
+        """
+        return 1.0 - self.left_out(penalty) * self.examples / self.squares if self.squares > 0 else 0.0
+
     def penalties(self, noise: float = 0.0) -> list[float]:
         """Return powers 10^(k/4) to choose from, rising, at least one: from far below the eigenvalues on.
 

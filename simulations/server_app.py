@@ -36,6 +36,7 @@ from simulations.server_data import held_out_data, server_data
 from strategies.arm import initial_state
 from strategies.arm_config import ArmConfig, HeldOut, ServerData
 from strategies.catalogue import make_strategy
+from strategies.closed_form import advice_before
 from strategies.pre_consolidation import PreConsolidation
 
 log = logging.getLogger("flwr")
@@ -253,6 +254,10 @@ def _run_arm(grid: Grid, config: ArmConfig, folder: RunFolder, on_event: OnEvent
 
     config = replace(config, on_event=follow)
     try:
+        advice = advice_before(config)
+        if advice is not None:
+            words = f"a start that is {'' if advice.pays else 'not '}expected to pay: {advice.why}"
+            follow(Event(arm=name, seed=seed, phase="start", message=words))
         made_of = versions(code_of(arm), models_of(arm))
         start = ArrayRecord(dict(initial_state(arm, config.data, seed)))
         result = PreConsolidation(make_strategy(config), config).start(

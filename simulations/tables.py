@@ -29,6 +29,7 @@ from simulations.report.rows import control_heads, control_rows, labels_of, not_
 from simulations.report.words import (
     Saving,
     number,
+    paying_words,
     plural,
     recipe_words,
     signed,
@@ -91,7 +92,7 @@ def _head(summary: Mapping[str, Any]) -> str:
     told += f"Labels the server fits on: {labels_of(summary)}."
     if summary["evaluation_examples"] is not None:
         told += f" Read on {summary['evaluation_examples']:,} evaluation examples."
-    for words in (sunk_words(summary), recipe_words(summary)):
+    for words in (sunk_words(summary), recipe_words(summary), paying_words(summary)):
         told += f" {escape(words)}" if words else ""
     return f"{escape(summary['note'])} {told}" if summary.get("note") else told
 

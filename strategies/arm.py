@@ -347,7 +347,8 @@ class ArmRunner:
         if phase.settings.distillation is not None:
             solved, steps = phase.distilled(state, solved, at if isinstance(at, int) else 0)
             self._require_usable(solved, spec_of(state), where, "lower closed-form.distillation.lr")
-        refit = Refit.of(at, head.head, *counted, linear, head.calibrate, steps)
+        pretrained = self.arm.model.backbone is not None
+        refit = Refit.of(at, head.head, *counted, linear, head.calibrate, steps, pretrained)
         self.result.refits.append(refit)
         return solved, refit
 

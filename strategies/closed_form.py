@@ -25,6 +25,7 @@ from kdfed.errors import KdfedError
 from kdfed.messages import ARRAYS, METRICS, QueryStatistics, record_of
 from kdfed.metrics import NUM_EXAMPLES
 from kdfed.models import State, load_state
+from kdfed.paying import Advice, before_exchange
 from kdfed.reading import shape_read
 from kdfed.seeding import derive
 from strategies.arm_config import ArmConfig
@@ -53,6 +54,15 @@ class Asked:
 
     sums: Sums | None
     sent: int
+
+
+def advice_before(config: ArmConfig) -> Advice | None:
+    """Say whether an arm's start with a solved head is expected to pay; None where it has no such start."""
+    settings, model = config.arm.closed_form, config.arm.model
+    if settings is None or 0 not in settings.at:
+        return None
+    place = head_of(config.build(model, "closed-form"), shape_read(model, config.data.input_shape))
+    return before_exchange(place.dims, pretrained=model.backbone is not None)
 
 
 class HeadPhase:

@@ -29,6 +29,9 @@ class Linear:
         The setting that gave ``chosen``, and its value, such as ``penalty: gcv``; empty where nothing did.
     scale
         By what the logits were multiplied; None where they were not.
+    explained
+        Which share of the variance of the labels (one-hot, or numbers) it explains, estimated for examples
+        that were left out; None where a head cannot tell.
     """
 
     weight_CD: torch.Tensor
@@ -37,6 +40,7 @@ class Linear:
     fitted: float = 0.0
     chosen_by: str = ""
     scale: float | None = None
+    explained: float | None = None
 
     def __call__(self, features_ND: torch.Tensor) -> torch.Tensor:
         """Return the outputs, computed in float64 on the CPU, [N, C]."""

@@ -28,6 +28,13 @@ class Refit:
     scale, scale_by
         By what the logits were multiplied, and the setting that gave it, such as ``calibrate: sums``; None
         and empty where they were not.
+    features
+        That the head reads; 0 where the model kept its head.
+    pretrained
+        Whether a backbone makes them that was trained before.
+    explained
+        Which share of the labels' variance the head explains, estimated from the sums for examples that were
+        left out; None where the head cannot tell.
     distillation_steps
         Optimiser steps by which the model with the head was distilled into the one before; 0 where it was
         not.
@@ -43,6 +50,9 @@ class Refit:
     chosen_by: str = ""
     scale: float | None = None
     scale_by: str = ""
+    features: int = 0
+    pretrained: bool = False
+    explained: float | None = None
     distillation_steps: int = 0
     why: str = ""
 
@@ -56,12 +66,27 @@ class Refit:
         linear: Linear,
         calibrate: str,
         distillation_steps: int = 0,
+        pretrained: bool = False,
     ) -> Refit:
         """Return what a solved head, which was calibrated so, says of itself."""
         chosen, scale = _finite(linear.chosen), _finite(linear.scale)
         chosen_by = "" if chosen is None else linear.chosen_by
         scale_by = "" if scale is None else f"calibrate: {calibrate}"
-        return cls(at, head, participants, examples, chosen, chosen_by, scale, scale_by, distillation_steps)
+        explained = _finite(linear.explained)
+        return cls(
+            at,
+            head,
+            participants,
+            examples,
+            chosen,
+            chosen_by,
+            scale,
+            scale_by,
+            linear.weight_CD.shape[1],
+            pretrained,
+            explained,
+            distillation_steps,
+        )
 
     def __str__(self) -> str:
         """Return it as one line for a log."""
@@ -71,6 +96,9 @@ class Refit:
         words = [f"head {self.head} {where}: {self.examples} examples of {self.participants} participants"]
         words += [f"{self.chosen_by} gives {self.chosen:.4g}"] if self.chosen is not None else []
         words += [f"{self.scale_by} multiplies logits by {self.scale:.4g}"] if self.scale is not None else []
+        words += (
+            [f"explains {self.explained:.0%} of the labels' variance"] if self.explained is not None else []
+        )
         words += [f"distilled in {self.distillation_steps} steps"] if self.distillation_steps else []
         return ", ".join(words)
 

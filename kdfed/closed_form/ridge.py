@@ -80,7 +80,8 @@ class Ridge(ClosedFormHead):
                 key=lambda one: (*_judged(Linear(*squares.solution(one)), validation, sums), one),
             )
         chosen_by = f"penalty: {self.penalty}"
-        return Linear(*squares.solution(penalty), penalty, squares.fitted(penalty), chosen_by)
+        solution, fitted = squares.solution(penalty), squares.fitted(penalty)
+        return Linear(*solution, penalty, fitted, chosen_by, explained=squares.explained(penalty))
 
 
 def equations(sums: Sums) -> LeastSquares:

@@ -305,6 +305,13 @@ class RefitEntry(StrictModel):
     """By what the logits were multiplied; null where they were not."""
     scale_by: str
     """The setting that gave it, such as ``calibrate: sums``; empty where they were not."""
+    features: Count = 0
+    """That the head reads; 0 where the model kept its head, and in records of earlier versions."""
+    pretrained: bool = False
+    """Whether a backbone makes them that was trained before."""
+    explained: float | None = None
+    """Which share of the labels' variance the head explains, estimated from the sums for examples left
+    out; null where the head cannot tell, and in records of earlier versions."""
     distillation_steps: Count = 0
     """Optimiser steps by which the model with the head was distilled into the one before it; 0 where it was
     not."""

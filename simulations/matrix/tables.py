@@ -11,6 +11,7 @@ from rich.table import Table
 from simulations.matrix.counted import Entry, entries, every_pooled, rivals, targets_of, verdict_counts
 from simulations.matrix.estimate import Estimate, remaining
 from simulations.matrix.jobs import CellState
+from simulations.matrix.paying import regrets
 from simulations.matrix.records import RecordedCell, RecordedMatrix
 from simulations.report.counted import ceiling_of
 from simulations.report.words import VERDICTS, signed, target_words, verdict, whole
@@ -99,6 +100,26 @@ def matrix_tables(matrix: RecordedMatrix) -> Iterator[Table]:
                 *(escape(one.interval or "–"), one.middle, one.verdict or "–"),
             )
         yield table
+    regret = regret_table(matrix)
+    if regret is not None:
+        yield regret
+
+
+def regret_table(matrix: RecordedMatrix) -> Table | None:
+    """Return what it costs to do as kdfed says, beside always and never starting with the headline's arm."""
+    arm, baseline = escape(matrix.headline.arm), escape(matrix.headline.baseline)
+    table = _table(f"does it pay: regret, in exchanges beyond the better of {arm} and {baseline}")
+    for words in ("target", "cells"):
+        table.add_column(words, overflow="fold")
+    for words in (f"always {arm}", f"always {baseline}", "said before its exchange", "said after it"):
+        table.add_column(words, justify="right")
+    for target in targets_of(matrix):
+        for one in regrets(matrix, target):
+            after = "–" if one.after is None else f"{one.after:.1f}"
+            figures = (f"{value:.1f}" for value in (one.always, one.never, one.before))
+            table.add_row(target_words(target), one.cells, *figures, after)
+    table.caption = "Means over seeds, then over cells; a miss counts as the horizon."
+    return table if table.row_count else None
 
 
 def cell_words(cell: RecordedCell) -> str:

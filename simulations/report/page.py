@@ -40,6 +40,7 @@ from simulations.report.rows import control_heads, control_rows, labels_of, not_
 from simulations.report.words import (
     headline,
     number,
+    paying_words,
     percent,
     plural,
     recipe_words,
@@ -146,9 +147,7 @@ def _notes(experiment: Experiment, summary: Mapping[str, Any], finished: bool) -
     sunk = sunk_words(summary)
     if sunk:
         yield sunk
-    recipes = recipe_words(summary)
-    if recipes:
-        yield recipes
+    yield from filter(None, (recipe_words(summary), paying_words(summary)))
     failures = summary.get("failures", ())
     for failure in failures:
         yield (
@@ -420,7 +419,19 @@ def _absent(records: Sequence[RoundRecord]) -> Table:
 
 def _refits(experiment: Experiment, summary: Mapping[str, Any]) -> Table:
     return Table(
-        ["arm", "seed", "at", "head", "participants", "examples", "chosen", "logits times", "distilled", ""],
+        [
+            "arm",
+            "seed",
+            "at",
+            "head",
+            "participants",
+            "examples",
+            "chosen",
+            "logits times",
+            "explains",
+            "distilled",
+            "",
+        ],
         [
             [
                 _arm(experiment, refit["arm"]),
@@ -433,6 +444,7 @@ def _refits(experiment: Experiment, summary: Mapping[str, Any]) -> Table:
                 number(refit["examples"]),
                 _chosen(refit["chosen"], refit["chosen_by"]),
                 _chosen(refit["scale"], refit["scale_by"]),
+                "–" if refit.get("explained") is None else f"{refit['explained']:.0%}",
                 plural(refit["distillation_steps"], "step") if refit.get("distillation_steps") else "–",
                 f"kept the head it had: {short_name(refit['why'], _REASON_SHOWN)}" if refit["why"] else "",
             ]

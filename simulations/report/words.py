@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from kdfed.paying import after_exchange, before_exchange
 from kdfed.savings import FEWEST
 from simulations.report.counted import (
     Summary,
@@ -57,6 +58,22 @@ def sunk_words(summary: Mapping[str, Any]) -> str:
 def recipe_words(summary: Mapping[str, Any]) -> str:
     """Say why arms with ``start: recipe`` are what they are; empty where there is none."""
     told = [f"{arm} is the recipe of kdfed: {why}." for arm, why in summary.get("recipes", {}).items()]
+    return " ".join(told)
+
+
+def paying_words(summary: Mapping[str, Any]) -> str:
+    """Say of arms that start with a head in closed form whether that was to be expected to pay."""
+    told = []
+    starts = [refit for refit in summary.get("refits", ()) if refit["at"] == 0 and refit.get("features")]
+    for arm in dict.fromkeys(refit["arm"] for refit in starts):
+        own = [refit for refit in starts if refit["arm"] == arm]
+        before = before_exchange(own[0]["features"], pretrained=own[0]["pretrained"])
+        words = f"{arm} is {'' if before.pays else 'not '}expected to pay: {before.why}"
+        shares = [refit["explained"] for refit in own if refit.get("explained") is not None]
+        if shares:
+            after = after_exchange(min(shares))
+            words += f"; after its exchange: {'go on from it' if after.pays else 'start cold'}, {after.why}"
+        told.append(f"{words}.")
     return " ".join(told)
 
 

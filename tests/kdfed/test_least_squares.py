@@ -65,3 +65,26 @@ def test_the_chosen_penalty_has_the_least_error_left_out() -> None:
     chosen = squares.least_left_out()
     assert squares.left_out(chosen) == min(squares.left_out(one) for one in squares.penalties())
     assert squares.penalties()[0] < chosen < squares.penalties()[-1]
+
+
+def test_what_is_explained_is_near_what_examples_that_were_left_out_say() -> None:
+    """The slow twin leaves each example out in turn; generalised means that leverages are averaged."""
+    features, wanted = some_system(60, 4)
+    squares = by_sums(features, wanted)
+    missed = 0.0
+    for one in range(60):
+        rest = [number for number in range(60) if number != one]
+        weight, bias = by_sums(features[rest], wanted[rest]).solution(2.0)
+        missed += float((features[one] @ weight.T + bias - wanted[one]).square().sum())
+    away = float((wanted - wanted.mean(0)).square().sum())
+    assert squares.explained(2.0) == pytest.approx(1 - missed / away, abs=0.02)
+    assert 0.4 < squares.explained(2.0) < 1
+
+
+def test_features_that_say_nothing_explain_nothing() -> None:
+    features, wanted = some_system(200, 30)
+    generator = torch.Generator().manual_seed(1)
+    other = torch.randn(200, 2, generator=generator, dtype=torch.float64)
+    squares = by_sums(features, other)
+    assert squares.explained(squares.least_left_out()) < 0.05
+    assert by_sums(features, torch.zeros_like(wanted)).explained(1.0) == 0.0

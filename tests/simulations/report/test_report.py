@@ -408,7 +408,7 @@ def test_every_head_in_closed_form_says_what_it_was_solved_from(tmp_path):
         "ridge",
         20,
         1234,
-        Linear(torch.ones(2, 3), torch.ones(2), 0.125, chosen_by="penalty: gcv"),
+        Linear(torch.ones(2, 3), torch.ones(2), 0.125, chosen_by="penalty: gcv", explained=0.5),
         "no",
         180,
     )
@@ -417,8 +417,8 @@ def test_every_head_in_closed_form_says_what_it_was_solved_from(tmp_path):
     folder.write_summary(summarise(folder.read_experiment(), "inprocess", folder.read_rounds(), outcomes, ()))
     build_report(tmp_path)
     source, words = read_page(folder)
-    assert "cold0before teachersridge201,2340.125 (penalty: gcv)–180 steps" in words
-    assert "cold0round 3lda00–––kept the head it had: <b>too few</b>" in words
+    assert "cold0before teachersridge201,2340.125 (penalty: gcv)–50%180 steps" in words
+    assert "cold0round 3lda00––––kept the head it had: <b>too few</b>" in words
     assert "<b>too" not in source
 
 

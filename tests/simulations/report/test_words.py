@@ -10,6 +10,7 @@ from simulations.report.words import (
     costs,
     headline,
     number,
+    paying_words,
     percent,
     recipe_words,
     saving,
@@ -201,3 +202,23 @@ def test_why_a_recipe_is_what_it_is() -> None:
     assert recipe_words({"recipes": {"ours": "teachers are distilled"}}) == (
         "ours is the recipe of kdfed: teachers are distilled."
     )
+
+
+def test_what_to_expect_of_a_start_is_said_before_and_after_its_exchange():
+    def refit(seed, explained, features=16, at=0):
+        return {
+            "arm": "ours",
+            "seed": seed,
+            "at": at,
+            "features": features,
+            "pretrained": False,
+            "explained": explained,
+        }
+
+    few = paying_words({"refits": [refit(0, 0.43), refit(1, 0.02)]})
+    assert few == (
+        "ours is not expected to pay: 16 features of an untrained network, fewer than 64; "
+        "after its exchange: start cold, the head explains 2% of the labels' variance, less than 10%."
+    )
+    assert paying_words({"refits": [refit(0, None, 144)]}).startswith("ours is expected to pay: 144 features")
+    assert paying_words({"refits": [refit(0, 0.4, 144, at=10)]}) == paying_words({}) == ""
