@@ -79,9 +79,7 @@ class Optimiser:
         else:
             self._adam(numbers, parameters, gradients)
 
-    def _sgd(
-        self, numbers: list[int], parameters: list[torch.Tensor], gradients: list[torch.Tensor]
-    ) -> None:
+    def _sgd(self, numbers: list[int], parameters: list[torch.Tensor], gradients: list[torch.Tensor]) -> None:
         buffers = [self._buffers.get(number) for number in numbers]
         sgd(
             parameters,
