@@ -1,12 +1,13 @@
 """A device: Flower's SuperNode, and a warm client that answers its messages.
 
-``kdfed node DIR`` checks the folder and becomes ``python -m clients.node DIR``, a process with the variables that
-libraries read when they are imported. It starts the SuperNode as a child, imports what a client needs, and forks
-a process for each message (:mod:`clients.warm`). It sleeps until the SuperNode tells of a message, a child ends
-or a signal comes, so an idle device costs nothing but the SuperNode's own question every three seconds.
+``kdfed node DIR`` checks the folder and becomes ``python -m clients.node DIR``, a process with the variables
+that libraries read when they are imported. It starts the SuperNode as a child, imports what a client needs,
+and forks a process for each message (:mod:`clients.warm`). It sleeps until the SuperNode tells of a message,
+a child ends or a signal comes, so an idle device costs little more than the SuperNode's own question every
+three seconds.
 
-It ends with 0 when it was asked to (SIGTERM, SIGINT, SIGHUP), and then the SuperNode leaves in order; with 1, and
-a line that says why, when the SuperNode has ended by itself.
+It ends with 0 when it was asked to (SIGTERM, SIGINT, SIGHUP), and then the SuperNode leaves in order; with 1,
+and a line that says why, when the SuperNode has ended by itself.
 """
 
 from __future__ import annotations
@@ -21,11 +22,14 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import NoReturn
 
 from clients.device_folder import FILE, DeviceFolder, read_device_folder
 from clients.supernode import HOST, arguments
+from clients.warm import SIGNALS, Children, preload, unsafe
 from kdfed.errors import ConfigError, KdfedError, Mistake, RunError, one_line
 from kdfed.private.flwr import (
     WARM_RELEASES,
@@ -45,9 +49,6 @@ PATIENCE = 10.0
 LOOK_SECONDS = 5.0
 """After so long without news, whoever runs clients asks the SuperNode all the same."""
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-"""What asks a device to leave."""
-
 
 # ----------------------------------------------------------------------------- becoming a node
 
@@ -59,7 +60,11 @@ def become_node(folder: Path) -> NoReturn:
     ------
     ConfigError
         If something is wrong with the folder, or its port is taken.
+    RunError
+        If this system has no processes that take signals: Windows.
     """
+    if os.name != "posix":
+        raise RunError(f"expected Linux or macOS, got {sys.platform}; run a device there, or in WSL")
     folder = folder.absolute()
     settings = read_device_folder(folder)
     _check_port(settings, folder)
@@ -100,8 +105,8 @@ def _check_port(settings: DeviceFolder, folder: Path) -> None:
         except OSError as error:
             mistake = Mistake(
                 "port",
-                f"expected a port of {HOST} that is free, got {settings.port}: {error.strerror}; stop what has "
-                "it (another node of this folder?), or take another",
+                f"expected a port of {HOST} that is free, got {settings.port}: {error.strerror}; stop what "
+                "has it (another node of this folder?), or take another",
             )
             raise ConfigError(str(folder / FILE), [mistake]) from error
 
@@ -111,9 +116,8 @@ def why_not_warm() -> str:
     if not sys.platform.startswith("linux"):
         return f"forking a process that has imported torch is safe on Linux alone, and this is {sys.platform}"
     if warm_release() is None:
-        from importlib.metadata import version
-
-        return f"the warm client was tried with flwr {' and '.join(WARM_RELEASES)}, and this is {version('flwr')}"
+        known = " and ".join(WARM_RELEASES)
+        return f"the warm client was tried with flwr {known} alone, and this is {version('flwr')}"
     return ""
 
 
@@ -173,17 +177,14 @@ class Node:
             os.close(news.writing)
             try:
                 if reason:
-                    self._wait(supernode, [woken])
+                    self._wait(supernode, woken)
                 else:
                     self._serve(supernode, news, woken)
             finally:
-                left = self._stop(supernode)
+                in_time = self._stop(supernode)
             news.read()
-        if self._asked is not None and left:
-            _say("it has left the SuperLink" if supernode.returncode == 0 else _LATE)
-            return 0
         if self._asked is not None:
-            _say(_LATE)
+            _say("it has left the SuperLink" if in_time and supernode.returncode == 0 else _LATE)
             return 0
         why = news.last or f"exit code {supernode.returncode}; what it said stands above"
         raise RunError(f"the SuperNode has ended: {why}")
@@ -202,46 +203,45 @@ class Node:
 
     def _serve(self, supernode: subprocess.Popen[bytes], news: _News, woken: int) -> None:
         """Fork a client for each message until it is time to end."""
-        from clients.warm import Children, preload, unsafe
-
         began = time.monotonic()
         preload(self.settings.node_config.data)
         _say(f"warm after {time.monotonic() - began:.1f} s: a message forks a process, and imports nothing")
         tasks, children = NodeTasks(self.address), Children()
         try:
             while self._asked is None and supernode.poll() is None:
-                for about, code in children.ended():
-                    self._see_off(tasks, about, code)
-                while self._asked is None and (task := tasks.next()) is not None:
-                    danger = unsafe(self.settings.node_config.threads)
-                    if danger:
-                        raise RunError(f"this process cannot be forked any more: {danger}")
-                    address, parent = self.address, os.getpid()
-                    children.fork(lambda task=task: answer_task(address, task, parent), task)  # type: ignore[misc]
-                self._wait_for(news, woken)
+                for task, code in children.ended():
+                    self._see_off(tasks, task, code)
+                self._take(tasks, children)
+                select.select([news.reading, woken], [], [], LOOK_SECONDS)
+                _drain(woken)
+                news.read()
         finally:
-            _end(children)
+            children.end(PATIENCE / 2)
             tasks.close()
 
-    def _see_off(self, tasks: NodeTasks, about: object, code: int) -> None:
-        assert isinstance(about, NodeTask)
+    def _take(self, tasks: NodeTasks, children: Children) -> None:
+        while self._asked is None and (task := tasks.next()) is not None:
+            danger = unsafe(self.settings.node_config.threads)
+            if danger:
+                tasks.fail(task, f"the device cannot fork a client: {danger}")
+                raise RunError(f"this process cannot be forked any more: {danger}")
+            children.fork(partial(answer_task, self.address, task, os.getpid()), task)
+
+    def _see_off(self, tasks: NodeTasks, task: NodeTask, code: int) -> None:
+        """Answer for a client that could not."""
         if code == 0:
             return
         how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
         more = ", as the kernel does where memory runs out" if code == -signal.SIGKILL else ""
         if code < 0:
             _say(f"the process that answered a message {how}{more}; the next message gets a new one")
-        tasks.fail(about, f"the device's client process {how}{more}")
+        tasks.fail(task, f"the device's client process {how}{more}")
 
-    def _wait_for(self, news: _News, woken: int) -> None:
-        select.select([news.reading, woken], [], [], LOOK_SECONDS)
-        _drain(woken)
-        news.read()
-
-    def _wait(self, supernode: subprocess.Popen[bytes], files: list[int]) -> None:
+    def _wait(self, supernode: subprocess.Popen[bytes], woken: int) -> None:
+        """Leave everything to Flower until it is time to end."""
         while self._asked is None and supernode.poll() is None:
-            select.select(files, [], [], LOOK_SECONDS)
-            _drain(files[0])
+            select.select([woken], [], [], LOOK_SECONDS)
+            _drain(woken)
 
     def _stop(self, supernode: subprocess.Popen[bytes]) -> bool:
         """Let the SuperNode leave, and end what is left of its processes; return whether it left in time."""
@@ -286,23 +286,9 @@ class Node:
 
 
 _LATE = (
-    f"the SuperNode did not leave within {PATIENCE:.0f} s and was killed: the SuperLink takes it for present, and "
-    "refuses a restart, for up to 60 s"
+    f"the SuperNode did not leave within {PATIENCE:.0f} s and was killed: the SuperLink takes it for "
+    "present, and refuses a restart, for up to 60 s"
 )
-
-
-def _end(children: object) -> None:
-    from clients.warm import Children
-
-    assert isinstance(children, Children)
-    children.signal(signal.SIGTERM)
-    deadline = time.monotonic() + PATIENCE / 2
-    while len(children):
-        if time.monotonic() > deadline:
-            children.signal(signal.SIGKILL)
-        for _ in children.ended():
-            pass
-        time.sleep(0.02)
 
 
 def _is_there(group: int) -> bool:

@@ -1,8 +1,8 @@
 """A device's SuperNode: its command line, and the process that runs it for ``kdfed node``.
 
 ``python -m clients.supernode NEWS PARENT ARGUMENTS...`` runs Flower's SuperNode with these arguments. To the
-file descriptor NEWS it writes an empty line for each message, and in the end, where nobody asked for it, a line
-that says why.
+file descriptor NEWS it writes an empty line for each message, and in the end, where nobody asked for it, a
+line that says why.
 """
 
 from __future__ import annotations
@@ -87,7 +87,9 @@ _MEANINGS = {
     "All SuperNodes must be registered": (
         "the SuperLink lets in registered devices alone, and this folder has no key"
     ),
-    "Unable to parse the private key": "the folder's key is no private key of the curve P-384 in SSH or PEM form",
+    "Unable to parse the private key": (
+        "the folder's key is no private key of the curve P-384 in the form that ssh-keygen writes"
+    ),
     "certificate verify failed": (
         "the SuperLink's certificate does not fit this folder's root certificate, or names another host"
     ),

@@ -1,8 +1,8 @@
 """A warm client: a process in which everything is imported, which forks one that answers a message.
 
-Flower starts a fresh Python for each message; importing torch and kdfed there takes seconds, the training often
-less than one. A fork takes some milliseconds, shares the memory of what was imported, and still gives every
-message a process of its own: whatever it leaves behind, or breaks, ends with it.
+Flower starts a fresh Python for each message; importing torch and kdfed there takes seconds, the training
+often less than one. A fork takes some milliseconds, shares the memory of what was imported, and still gives
+every message a process of its own: whatever it leaves behind, or breaks, ends with it.
 
 Three things make a fork safe, and :func:`unsafe` looks at those that can be seen: no other thread runs (it
 would be gone in the child, with the locks it held), so nothing is computed here, by which torch and OpenMP
@@ -19,16 +19,19 @@ import random
 import signal
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
-PRELOADED = (
-    "clients.client_app",
-    "flwr.clientapp.mod",
-)
+from kdfed.private.flwr import NodeTask
+
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name))
+"""What asks a device to leave; Windows has no SIGHUP."""
+
+PRELOADED = ("clients.client_app", "flwr.clientapp.mod")
 """What every message needs."""
 
 READERS = {"folder": ("PIL.Image",), "parquet": ("pyarrow.parquet",)}
@@ -76,58 +79,60 @@ class Children:
     """The processes that were forked, and have not ended."""
 
     def __init__(self) -> None:
-        self._running: dict[int, object] = {}
+        self._running: dict[int, NodeTask] = {}
 
-    def __len__(self) -> int:
-        return len(self._running)
-
-    def fork(self, work: Callable[[], None], about: object) -> int:
+    def fork(self, work: Callable[[], None], task: NodeTask) -> int:
         """Do some work in a child, which ends with it; return its process id.
 
         Parameters
         ----------
         work
             Its ``SystemExit`` is the child's exit code; another exception is 1.
-        about
-            What :meth:`ended` gives back.
+        task
+            What it is about.
         """
         sys.stdout.flush()
         sys.stderr.flush()
-        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, _ALL)
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # none is for the parent's handler in the child
         pid = os.fork()
         if pid == 0:
-            _be_a_child(work, blocked)
-        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
-        self._running[pid] = about
+            _be_a_child(work)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+        self._running[pid] = task
         return pid
 
-    def ended(self) -> Iterator[tuple[object, int]]:
+    def ended(self) -> Iterator[tuple[NodeTask, int]]:
         """Yield what each child that has ended since was about, and its exit code, or minus its signal."""
-        for pid, about in list(self._running.items()):
+        for pid, task in list(self._running.items()):
             found, status = os.waitpid(pid, os.WNOHANG)
             if found:
                 del self._running[pid]
-                yield about, os.waitstatus_to_exitcode(status)
+                yield task, os.waitstatus_to_exitcode(status)
 
-    def signal(self, number: int) -> None:
-        """Send a signal to all of them."""
+    def end(self, patience: float) -> None:
+        """Ask all of them to end, and kill those that have not after so many seconds."""
+        self._signal(signal.SIGTERM)
+        deadline = time.monotonic() + patience
+        while self._running:
+            if time.monotonic() > deadline:
+                self._signal(signal.SIGKILL)
+            list(self.ended())
+            time.sleep(0.02)
+
+    def _signal(self, number: int) -> None:
         for pid in self._running:
             with suppress(ProcessLookupError):
                 os.kill(pid, number)
 
 
-_ALL = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD}
-
-
-def _be_a_child(work: Callable[[], None], mask: set[signal.Signals]) -> None:
+def _be_a_child(work: Callable[[], None]) -> None:
     """Do the work, and end; never return into what the parent was doing."""
     code = 1
     try:
         signal.set_wakeup_fd(-1)
-        for number in _ALL:
+        for number in (*SIGNALS, signal.SIGCHLD):
             signal.signal(number, signal.SIG_DFL)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         _become_the_first_to_go()
         _draw_anew()
         work()

@@ -1,6 +1,6 @@
 """SGD, Adam and AdamW with the bits of ``torch.optim``, without what its classes import.
 
-The first object of a class of ``torch.optim`` imports PyTorch's compiler (``torch._dynamo``, sympy, inductor),
+The first object of a class of ``torch.optim`` imports PyTorch's compiler (``torch._dynamo``, sympy and more),
 which nothing here uses: 1.6 s and some 90 MB in every process, far more than a device's training takes. The
 functions behind those classes, such as ``torch.optim.sgd.sgd``, do the arithmetic, and import nothing.
 """

@@ -36,6 +36,7 @@ __all__ = [
     "HEALTH",
     "SAMPLING_SLEEP",
     "SIMULATION_ACTORS",
+    "WARM_RELEASES",
     "Control",
     "Identity",
     "NodeInfo",
@@ -44,9 +45,8 @@ __all__ = [
     "Run",
     "RunState",
     "SuperNode",
-    "WARM_RELEASES",
-    "answer_task",
     "aggregate_metrics",
+    "answer_task",
     "app_bundle",
     "app_complaints",
     "empty_run",
@@ -338,13 +338,14 @@ class SuperNode:
     """Flower's SuperNode, run in this process; what it waits for, it waits for less long.
 
     Flower's looks for a message every 3 s, and for the reply to it every 0.5 s, by ``time.sleep`` with those
-    numbers in ``flwr.supernode.start_client_internal``, whose ``time`` is replaced here: right after a message
-    the next one is looked for sooner, and an idle node asks every 3 s as before. Nothing tells whoever runs
-    ClientApps that there is a message, so they must keep asking; here ``received`` does. And of a ClientApp that has
-    died the server hears after 60 s without a heartbeat; here as soon as :meth:`NodeTasks.fail` says so.
+    numbers in ``flwr.supernode.start_client_internal``, whose ``time`` is replaced here: right after a
+    message the next one is looked for sooner, and an idle node asks every 3 s as before. Nothing tells
+    whoever runs ClientApps that there is a message, so they must keep asking; here ``received`` does. And of
+    a ClientApp that has died the server hears after 60 s without a heartbeat; here as soon as
+    :meth:`NodeTasks.fail` says so.
 
-    When ``start_client_internal`` or ``NodeState`` move: leave out what does not fit any more. Everything works
-    without it, and ``tests/bench/devices.py`` tells how much slower.
+    When ``start_client_internal`` or ``NodeState`` move: leave out what does not fit any more. Everything
+    works without it, and ``tests/bench/devices.py`` tells how much slower.
 
     Parameters
     ----------
@@ -378,8 +379,8 @@ class SuperNode:
         from flwr.supernode.nodestate import nodestate_factory
 
         start_parent_process_monitor(parent)
-        start_client_internal.time = self  # type: ignore[assignment]
-        nodestate_factory.InMemoryNodeState = _node_state(self._stored)  # type: ignore[misc, assignment]
+        vars(start_client_internal)["time"] = self
+        vars(nodestate_factory)["InMemoryNodeState"] = _node_state(self._stored)
         handler = logging.Handler(logging.ERROR)
         handler.emit = self._hear  # type: ignore[method-assign]
         logging.getLogger("flwr").addHandler(handler)
@@ -393,7 +394,7 @@ class SuperNode:
         return self._said or "its loop ended without a word"
 
     def sleep(self, seconds: float) -> None:
-        """Stand in for ``time.sleep``: a tenth of what was waited already, and from a twelfth to all of it."""
+        """Stand in for ``time.sleep``: a tenth of what was waited so far, from a twelfth to all of it."""
         waited = time.monotonic() - self._last
         time.sleep(min(seconds, max(seconds / 12, waited / 10)))
 
@@ -441,9 +442,9 @@ class NodeTask(NamedTuple):
 class NodeTasks:
     """Asks a SuperNode what waits for a ClientApp, as ``flower-superexec`` does.
 
-    That command starts a fresh Python for each message, in which a client imports torch for seconds; no option
-    of it replaces how. When it moves: see what ``flwr.supercore.superexec.run_superexec`` asks, or leave the
-    SuperNode to its own ``--isolation subprocess``.
+    That command starts a fresh Python for each message, in which a client imports torch for seconds; it has
+    no option for another way. When it moves: see what ``flwr.supercore.superexec.run_superexec`` asks, or
+    leave the SuperNode to its own ``--isolation subprocess``.
 
     Parameters
     ----------
@@ -456,7 +457,7 @@ class NodeTasks:
         self._client = _runtime(address)
 
     def next(self) -> NodeTask | None:
-        """Take the oldest task that nobody has; None where there is none, or the SuperNode does not answer."""
+        """Take the oldest task that nobody has; None where there is none, or nobody answers."""
         import httpx
         from flwr.proto.runtime_pb2 import AcquireTaskRequest
         from flwr.supercore.constant import TaskType

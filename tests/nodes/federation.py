@@ -1,7 +1,6 @@
-"""A SuperLink, devices run by ``kdfed node``, and the tiny Flower app beside this file, on the loopback interface.
+"""A SuperLink, devices run by ``kdfed node``, and the tiny Flower app beside this file, on one machine.
 
-Whoever imports this puts the folder on ``sys.path`` first. Everything that is started has a folder of its own,
-and is ended by its process id.
+Everything that is started has a folder of its own, and is ended by its process id.
 """
 
 from __future__ import annotations
@@ -158,14 +157,20 @@ def federation(home: Path, port: int) -> Iterator[Federation]:
         "PYTHONUNBUFFERED": "1",
     }
     (flower / "config.toml").write_text(
-        f'[superlink]\ndefault = "local"\n\n[superlink.local]\naddress = "127.0.0.1:{port}"\ninsecure = true\n'
+        '[superlink]\ndefault = "local"\n\n'
+        f'[superlink.local]\naddress = "127.0.0.1:{port}"\ninsecure = true\n'
     )
     command = [str(BIN / "flower-superlink"), "--insecure", "--host", "127.0.0.1", "--port", str(port)]
     with (home / "superlink.log").open("wb") as log:
         superlink = subprocess.Popen(
-            command, env=environment, cwd=home, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
+            command,
+            env=environment,
+            cwd=home,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
             start_new_session=True,
-        )  # fmt: skip
+        )
     whole = Federation(home, port, environment, superlink)
     try:
         until(lambda: answers(port), 60, "a SuperLink that answers")

@@ -36,7 +36,7 @@ def main(grid: Grid, context: Context) -> None:
             for reply in grid.pull_messages(list(waiting)):
                 waiting.discard(reply.metadata.reply_to_message_id)
                 replies.append(reply)
-            time.sleep(0.05)
+            time.sleep(0.1)
         line = {"exchange": number, "seconds": time.monotonic() - began, "lost": len(waiting), "replies": []}
         for reply in replies:
             if reply.has_error():
