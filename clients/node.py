@@ -186,8 +186,7 @@ class Node:
         if self._asked is not None:
             _say("it has left the SuperLink" if in_time and supernode.returncode == 0 else _LATE)
             return 0
-        why = news.last or f"exit code {supernode.returncode}; what it said stands above"
-        raise RunError(f"the SuperNode has ended: {why}")
+        raise RunError(f"the SuperNode has ended: {news.last or _how(supernode.returncode)}")
 
     def _start(self, news: _News, *, warm: bool) -> subprocess.Popen[bytes]:
         if warm:
@@ -205,6 +204,8 @@ class Node:
         """Fork a client for each message until it is time to end."""
         began = time.monotonic()
         preload(self.settings.node_config.data)
+        if supernode.poll() is not None:
+            return
         _say(f"warm after {time.monotonic() - began:.1f} s: a message forks a process, and imports nothing")
         tasks, children = NodeTasks(self.address), Children()
         try:
@@ -283,6 +284,18 @@ class Node:
 
     def _ask(self, number: int, frame: object) -> None:
         self._asked = number
+
+
+def _how(code: int) -> str:
+    """Say how a SuperNode ended that did not say why."""
+    if code < 0:
+        return (
+            f"it was killed by {signal.Signals(-code).name}; the SuperLink takes it for present for up to 60 s, "
+            "and refuses a restart before that"
+        )
+    if code == 0:
+        return "it left by itself, as it does where the SuperLink no longer knows the device's key"
+    return f"exit code {code}; what it said stands above"
 
 
 _LATE = (
