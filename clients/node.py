@@ -290,8 +290,8 @@ def _how(code: int) -> str:
     """Say how a SuperNode ended that did not say why."""
     if code < 0:
         return (
-            f"it was killed by {signal.Signals(-code).name}; the SuperLink takes it for present for up to 60 s, "
-            "and refuses a restart before that"
+            f"it was killed by {signal.Signals(-code).name}; the SuperLink takes it for present for up to "
+            "60 s, and refuses a restart before that"
         )
     if code == 0:
         return "it left by itself, as it does where the SuperLink no longer knows the device's key"

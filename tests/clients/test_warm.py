@@ -80,6 +80,7 @@ print(heard, time.monotonic() - began < 20, children._running)
     assert said.splitlines() == ["[] True {}"]
 
 
+@pytest.mark.slow
 def test_brothers_draw_other_numbers_and_memory_runs_out_for_them_first() -> None:
     said = alone("""
 import random, numpy, torch
@@ -95,12 +96,16 @@ all_ended()
     assert {line[3] for line in drawn} == {"500"}
 
 
-def test_one_thread_may_be_forked() -> None:
+@pytest.mark.slow
+def test_a_client_that_is_imported_may_be_forked_unless_cuda_is_initialised() -> None:
     said = alone("""
-import clients.client_app
+import torch, clients.client_app
 print(repr(unsafe(1)))
+torch.cuda.is_initialized = lambda: True
+print(unsafe(1))
 """)
-    assert said == "''\n"
+    assert said.splitlines()[0] == "''"
+    assert said.splitlines()[1].startswith("expected CUDA to be left to the child")
 
 
 def test_a_thread_forbids_it() -> None:
@@ -114,6 +119,7 @@ def test_a_thread_forbids_it() -> None:
         thread.join()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux lists them")
 def test_a_librarys_own_threads_forbid_it_but_for_as_many_as_are_allowed() -> None:
     said = alone("""
@@ -123,12 +129,3 @@ a = torch.rand(400, 400); a @ a
 print("expected at most 1 threads" in unsafe(1), repr(unsafe(16)))
 """)
     assert said == "True ''\n"
-
-
-def test_cuda_that_is_initialised_forbids_it() -> None:
-    said = alone("""
-import torch
-torch.cuda.is_initialized = lambda: True
-print(unsafe(1))
-""")
-    assert said.startswith("expected CUDA to be left to the child")
