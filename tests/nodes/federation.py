@@ -58,19 +58,28 @@ class Device:
     def said(self) -> str:
         return self.log.read_text(errors="replace")
 
-    def ready(self, seconds: float = 120) -> None:
+    def ready(self, seconds: float = 240) -> None:
         """Wait until it is known to the SuperLink and warm."""
 
         def there() -> bool:
             if self.process.poll() is not None:
                 raise AssertionError(f"kdfed node ended with {self.process.returncode}:\n{self.said()}")
-            return "SuperNode ID" in self.said() and "warm after" in self.said()
+            warm = "warm after" in self.said() or "a process of its own" in self.said()
+            return "SuperNode ID" in self.said() and warm
 
-        until(there, seconds, f"a device that is ready; it said:\n{self.said()}")
+        until(there, seconds, "a device that is ready")
 
     def stop(self, number: int = signal.SIGTERM) -> int:
         self.process.send_signal(number)
         return self.process.wait(30)
+
+
+PLAIN = """
+import sys
+from clients import node
+node.warm_release = lambda: None
+sys.exit(node.main(sys.argv[1:]))
+"""
 
 
 @dataclass
@@ -83,22 +92,44 @@ class Federation:
     superlink: subprocess.Popen[bytes]
     devices: list[Device] = field(default_factory=list)
 
-    def device(self, name: str, port: int, **node_config: Any) -> Device:
-        """Start ``kdfed node`` with a folder of its own."""
+    def log(self) -> str:
+        """Return what the SuperLink said."""
+        return (self.home / "superlink.log").read_text(errors="replace")
+
+    def prepare(self, name: str, port: int) -> Path:
+        """Write the folder of a device."""
         folder = self.home / name
         (folder / "images").mkdir(parents=True, exist_ok=True)
         values = {
             "superlink": f"127.0.0.1:{self.port}",
             "insecure": True,
             "port": port,
-            "node-config": {"participant": name, "data": "folder:images", **node_config},
+            "node-config": {"participant": name, "data": "folder:images"},
         }
         (folder / "node.yaml").write_text(yaml.safe_dump(values))
+        return folder
+
+    def device(self, name: str, port: int, *, plain: bool = False) -> Device:
+        """Start a device.
+
+        Parameters
+        ----------
+        name
+            Its participant, and its folder.
+        port
+            Where its SuperNode serves its client.
+        plain
+            As in a release of Flower that is not known.
+        """
+        folder = self.prepare(name, port)
+        command = [sys.executable, "-m", "simulations.cli", "node", str(folder)]
+        if plain:
+            command = [sys.executable, "-c", PLAIN, str(folder)]
         log = folder / "log"
         with log.open("wb") as file:
             process = subprocess.Popen(
-                [sys.executable, "-m", "simulations.cli", "node", str(folder)],
-                env={k: v for k, v in self.environment.items() if k != "FLWR_HOME"},
+                command,
+                env=self.environment | {"FLWR_HOME": str(folder / ".flwr")},
                 cwd=self.home,
                 stdin=subprocess.DEVNULL,
                 stdout=file,

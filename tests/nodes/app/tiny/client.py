@@ -17,6 +17,7 @@ def train(message: Message, context: Context) -> Message:
     config = message.content["config"]
     began = time.monotonic()
     if config["work"] == "wait" and config["number"] == 0:
+        print("waits", file=sys.stderr, flush=True)
         time.sleep(60)
     imported = len(sys.modules)
     if config["work"] == "train":
