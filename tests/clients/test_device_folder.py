@@ -123,3 +123,10 @@ def test_a_folder_without_a_readable_file_is_told(tmp_path: Path, text: str | No
         (tmp_path / "node.yaml").write_text(text)
     (found,) = mistakes(tmp_path)
     assert found.startswith(said)
+
+
+def test_the_folder_of_the_docs_is_in_order(folder: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs/deploy/node.md").read_text(encoding="utf-8")
+    text = page.partition('```yaml title="node.yaml"\n')[2].partition("```")[0]
+    (folder / "node.yaml").write_text(text)
+    assert read_device_folder(folder).node_config.participant == "north"

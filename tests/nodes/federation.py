@@ -13,7 +13,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -220,3 +220,5 @@ def federation(home: Path, port: int) -> Iterator[Federation]:
             superlink.wait(15)
         except subprocess.TimeoutExpired:
             superlink.kill()
+        with suppress(ProcessLookupError):
+            os.killpg(superlink.pid, signal.SIGKILL)  # ServerApps whose run has not ended
