@@ -19,12 +19,13 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
 from statistics import median
 
 import psutil
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
@@ -80,30 +81,23 @@ TORCH = "torch"
 
 
 def closure(name: str, extras: tuple[str, ...] = ()) -> set[str]:
-    """Return the packages that a package needs here, itself included."""
-    from packaging.requirements import Requirement
-
+    """Return the installed packages that a package needs, itself included."""
+    waiting = [(canonical(name), extra) for extra in ("", *extras)]
+    seen: set[tuple[str, str]] = set()
     found: set[str] = set()
-
-    def walk(name: str, extras: tuple[str, ...]) -> None:
+    while waiting:
+        one, extra = waiting.pop()
+        if (one, extra) in seen:
+            continue
+        seen.add((one, extra))
         try:
-            needed = distribution(name).requires or []
+            needed = [Requirement(text) for text in distribution(one).requires or []]
         except PackageNotFoundError:
-            return
-        first = canonical(name) not in found
-        found.add(canonical(name))
-        for text in needed:
-            one = Requirement(text)
-            if one.marker is not None:
-                wanted = any(one.marker.evaluate({"extra": extra}) for extra in ("", *extras))
-                if not wanted or (not first and "extra" not in str(one.marker)):
-                    continue
-            elif not first:
-                continue
-            if canonical(one.name) not in found or one.extras:
-                walk(one.name, tuple(one.extras))
-
-    walk(name, extras)
+            continue
+        found.add(one)
+        for wanted in needed:
+            if wanted.marker is None or wanted.marker.evaluate({"extra": extra}):
+                waiting += [(canonical(wanted.name), more) for more in ("", *wanted.extras)]
     return found
 
 
@@ -111,7 +105,7 @@ def canonical(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-def megabytes(names: Iterator[str] | set[str]) -> float:
+def megabytes(names: Iterable[str]) -> float:
     """Return what the files of some packages take on the disk."""
     total = 0
     for name in names:
@@ -122,24 +116,13 @@ def megabytes(names: Iterator[str] | set[str]) -> float:
 
 
 def tell_installed() -> None:
-    """Print what a device installs: torch and what only torch needs apart."""
-    torch_alone = closure(TORCH)
-    base, edge = closure("kdfed"), closure("kdfed", ("edge",))
-    for what, names in (("base", base), ("with [edge]", edge)):
-        rest = names - torch_alone | (names & needed_without_torch(names))
+    """Print what a device installs; torch, and what nothing but torch needs, apart."""
+    for what, names in (("base", closure("kdfed")), ("with [edge]", closure("kdfed", ("edge",)))):
+        direct = {canonical(Requirement(text).name) for text in distribution("kdfed").requires or []}
+        rest = {"kdfed"}.union(*(closure(one) for one in (direct & names) - {TORCH})) - {TORCH}
         print(f"installed, {what}: {megabytes(rest):.0f} MB in {len(rest)} packages")
-    print(f"torch {version(TORCH)} and what it needs: {megabytes(torch_alone):.0f} MB")
-
-
-def needed_without_torch(names: set[str]) -> set[str]:
-    """Return those of some packages that something else than torch needs."""
-    from packaging.requirements import Requirement
-
-    direct = {canonical(Requirement(text).name) for text in distribution("kdfed").requires or []} - {TORCH}
-    found: set[str] = set()
-    for one in direct & names:
-        found |= closure(one)
-    return found - {TORCH}
+    alone = closure("kdfed") - rest
+    print(f"torch {version(TORCH)} and what only it needs: {megabytes(alone):.0f} MB")
 
 
 # ----------------------------------------------------------------------------- exchanges
