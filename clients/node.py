@@ -206,6 +206,7 @@ class Node:
         preload(self.settings.node_config.data)
         if supernode.poll() is not None:
             return
+        self._check_safe()
         _say(f"warm after {time.monotonic() - began:.1f} s: a message forks a process, and imports nothing")
         tasks, children = NodeTasks(self.address), Children()
         try:
@@ -222,11 +223,15 @@ class Node:
 
     def _take(self, tasks: NodeTasks, children: Children) -> None:
         while self._asked is None and (task := tasks.next()) is not None:
-            danger = unsafe(self.settings.node_config.threads)
-            if danger:
-                tasks.fail(task, f"the device cannot fork a client: {danger}")
-                raise RunError(f"this process cannot be forked any more: {danger}")
+            self._check_safe()
             children.fork(partial(answer_task, self.address, task, os.getpid()), task)
+
+    def _check_safe(self) -> None:
+        danger = unsafe(self.settings.node_config.threads)
+        if danger:
+            raise RunError(
+                f"this process cannot be forked: {danger}; what starts threads when it is imported?"
+            )
 
     def _see_off(self, tasks: NodeTasks, task: NodeTask, code: int) -> None:
         """Answer for a client that could not."""

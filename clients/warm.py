@@ -34,8 +34,10 @@ SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP"
 PRELOADED = ("clients.client_app", "flwr.clientapp.mod")
 """What every message needs."""
 
-READERS = {"folder": ("PIL.Image",), "parquet": ("pyarrow.parquet",)}
-"""What reads a device's data, by how ``data`` begins; where it is not installed, the client says so."""
+READERS = {"folder": ("PIL.Image",)}
+"""What reads a device's data, by how ``data`` begins; where it is not installed, the client says so.
+
+Not pyarrow, which starts a thread when it is imported: a client that reads Parquet files imports it for itself."""
 
 TASKS = Path("/proc/self/task")
 """Linux lists a process's threads here, those of libraries too."""

@@ -99,12 +99,15 @@ all_ended()
 @pytest.mark.slow
 def test_a_client_that_is_imported_may_be_forked_unless_cuda_is_initialised() -> None:
     said = alone("""
-import torch, clients.client_app
-print(repr(unsafe(1)))
+import torch
+from clients.warm import preload
+for kind in ("folder", "parquet", "csv", "npz", "package.module"):
+    preload(f"{kind}:x")
+print(repr(unsafe(1)), "clients.client_app" in sys.modules)
 torch.cuda.is_initialized = lambda: True
 print(unsafe(1))
 """)
-    assert said.splitlines()[0] == "''"
+    assert said.splitlines()[0] == "'' True"
     assert said.splitlines()[1].startswith("expected CUDA to be left to the child")
 
 
