@@ -37,7 +37,8 @@ PRELOADED = ("clients.client_app", "flwr.clientapp.mod")
 READERS = {"folder": ("PIL.Image",)}
 """What reads a device's data, by how ``data`` begins; where it is not installed, the client says so.
 
-Not pyarrow, which starts a thread when it is imported: a client that reads Parquet files imports it for itself."""
+Not pyarrow, which starts a thread when it is imported: a client that reads Parquet files imports it for
+itself."""
 
 TASKS = Path("/proc/self/task")
 """Linux lists a process's threads here, those of libraries too."""
