@@ -5,7 +5,7 @@ BIN := .venv/bin
 INSTALLED := .venv/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo check format test test-flower bench bench-quick study savings rounds docs
+.PHONY: help install demo check format test test-deploy test-flower bench bench-quick study savings rounds docs
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -27,14 +27,17 @@ check: $(INSTALLED)  ## format, lint, types, fast tests, README examples
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -q -m "not sim and not slow" -n auto --maxprocesses 4 --dist loadgroup
+	$(BIN)/python -m pytest -q -m "not sim and not slow and not deploy" -n auto --maxprocesses 4 --dist loadgroup
 
 format: $(INSTALLED)  ## format the code, and mend what the linter can mend
 	$(BIN)/ruff check --fix-only -q .
 	$(BIN)/ruff format .
 
-test: $(INSTALLED)  ## every test, on the cores that are there
-	$(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadgroup
+test: $(INSTALLED)  ## every test but those of real devices, on the cores that are there
+	$(BIN)/python -m pytest -q -m "not deploy" -n auto --maxprocesses 4 --dist loadgroup
+
+test-deploy: $(INSTALLED)  ## the tests that start a real SuperLink and real SuperNodes, one after the other
+	$(BIN)/python -m pytest -q -m deploy -n 0
 
 test-flower: $(INSTALLED)  ## what touches Flower, on the oldest and newest releases that are allowed
 	$(BIN)/python tests/releases.py

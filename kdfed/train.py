@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from kdfed.errors import KdfedError, unknown
+from kdfed.errors import KdfedError
 from kdfed.local.loss import LocalLoss
 from kdfed.models import batch_norms, device_of, spare_inputs
+from kdfed.optimisers import Optimiser
 from kdfed.seeding import shuffled, torch_seed
 from kdfed.settings import OptimiserSettings
 from kdfed.task import Task
@@ -156,9 +157,8 @@ def epochs(
             if schedule is not None:
                 done = (epoch + step / len(sizes)) / settings.epochs
                 factor = schedule(done, 1 / (len(sizes) * settings.epochs))
-                for group in optimizer.param_groups:
-                    group["lr"] = settings.lr * factor
-            optimizer.zero_grad(set_to_none=True)
+                optimizer.lr = settings.lr * factor
+            optimizer.zero_grad()
             loss = batch_loss(index)
             loss.backward()  # type: ignore[no-untyped-call]
             clip_gradient(model, clip)
@@ -182,19 +182,9 @@ def batch_sizes(count: int, batch_size: int, *, merge_single: bool) -> list[int]
     return sizes
 
 
-def make_optimizer(model: nn.Module, settings: OptimiserSettings) -> torch.optim.Optimizer:
+def make_optimizer(model: nn.Module, settings: OptimiserSettings) -> Optimiser:
     """Return a fresh optimiser of the parameters that are trained."""
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    lr, decay = settings.lr, settings.weight_decay
-    if settings.optimizer == "sgd":
-        return torch.optim.SGD(parameters, lr=lr, momentum=settings.momentum, weight_decay=decay)
-    kinds: dict[str, Callable[..., torch.optim.Optimizer]] = {
-        "adam": torch.optim.Adam,
-        "adamw": torch.optim.AdamW,
-    }
-    if settings.optimizer not in kinds:
-        raise unknown("optimizer", settings.optimizer, ("sgd", *kinds), "kdfed.train.make_optimizer")
-    return kinds[settings.optimizer](parameters, lr=lr, weight_decay=decay)
+    return Optimiser((one for one in model.parameters() if one.requires_grad), settings)
 
 
 # ----------------------------------------------------------------------------- evaluation

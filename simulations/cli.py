@@ -381,6 +381,18 @@ def tune(
 
 
 @app.command()
+def node(folder: Annotated[Path, typer.Argument(metavar="DIR")]) -> None:
+    """Run a device: Flower's SuperNode, and a client that answers its messages.
+
+    DIR is the device's folder, with node.yaml, certificate and key. It runs until it is told to leave
+    (SIGTERM, Ctrl-C).
+    """
+    from clients.node import become_node
+
+    become_node(folder)
+
+
+@app.command()
 def partition(
     experiment: ExperimentArgument,
     assignments: SetOption = None,

@@ -83,7 +83,10 @@ def run_on(release: str) -> None:
     if version_in(folder) != release:
         install(f"flwr=={release}", folder)
     path = os.pathsep.join([str(folder), str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
-    for arguments in ([*FAST, "-m", "not sim and not slow", "-n", "auto", "--maxprocesses", "4"], REAL):
+    for arguments in (
+        [*FAST, "-m", "not sim and not slow and not deploy", "-n", "auto", "--maxprocesses", "4"],
+        REAL,
+    ):
         began = time.monotonic()
         command = [sys.executable, str(Path(__file__)), "--inside", release, "-q", *arguments]
         done = subprocess.run(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": path})

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import ast
+import json
+import subprocess
+import sys
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
@@ -188,3 +191,47 @@ def test_the_check_sees_a_circle_of_lazy_imports_and_of_those_for_type_checkers(
     assert graph["p.one"] == {"p.two"}
     assert circles(graph) == [["p.one", "p.three", "p.two"]]
     assert circles({**graph, "p.three": set()}) == []
+
+
+DEVICE = HEAVY | {"optuna", "sympy", "torch._dynamo", "torch._inductor"}
+"""What a device's client never imports: it would cost each device memory, and time before it is ready."""
+
+STEP = """
+import json, sys
+import clients.client_app
+imported = sorted(sys.modules)
+import torch
+from kdfed.cohort import train_cohort
+from kdfed.data import Examples
+from kdfed.local import plain_loss
+from kdfed.models import build_model, state_of
+from kdfed.settings import ModelSettings, OptimiserSettings
+from kdfed.setup import Setup
+from kdfed.task import CLASSIFICATION
+from kdfed.train import predict
+
+setup = Setup(CLASSIFICATION, torch.device("cpu"), threads=1, precision="float32")
+examples = Examples(torch.rand(24, 1, 8, 8), torch.arange(24) % 3)
+for optimizer in ("sgd", "adam", "adamw"):
+    model = build_model(ModelSettings(name="cnn"), (1, 8, 8), 3, seed=0)
+    settings = OptimiserSettings(optimizer=optimizer, epochs=1, batch_size=8, lr=0.05)
+    parts = train_cohort(
+        model, state_of(model), examples, [24], settings, plain_loss(CLASSIFICATION), [0], setup=setup
+    )
+    assert [result.steps for part in parts for result in part.results] == [3]
+    predict(model, examples.inputs)
+print(json.dumps([imported, sorted(sys.modules)]))
+"""
+
+
+@pytest.mark.slow
+def test_a_devices_client_imports_nothing_heavy_and_training_imports_nothing_more() -> None:
+    """What training would import is imported before a client is forked, see ``clients.warm``."""
+    done = subprocess.run([sys.executable, "-c", STEP], cwd=ROOT, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr
+    imported, trained = (set(names) for names in json.loads(done.stdout))
+    assert {"torch", "flwr", "kdfed.cohort", "clients.client_app"} <= imported
+    assert imported & DEVICE == set()
+    assert trained & DEVICE == set()
+    ours = {name for name in trained - imported if name.partition(".")[0] in (*PACKAGES, "torch", "numpy")}
+    assert ours == set()

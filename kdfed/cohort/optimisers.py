@@ -10,9 +10,8 @@ from collections.abc import Sequence
 import torch
 
 from kdfed.errors import unknown
+from kdfed.optimisers import BETA_1, BETA_2, EPSILON
 from kdfed.settings import OptimiserSettings
-
-_BETA_1, _BETA_2, _EPSILON = 0.9, 0.999, 1e-8  # torch.optim's defaults, which kdfed.train uses too
 
 
 class StackedOptimiser:
@@ -133,7 +132,7 @@ class StackedOptimiser:
         if not self._first:
             self._first = [torch.zeros_like(parameter) for parameter in self.parameters]
             self._second = [torch.zeros_like(parameter) for parameter in self.parameters]
-        correction_1, correction_2 = 1 - _BETA_1 ** (step + 1), 1 - _BETA_2 ** (step + 1)
+        correction_1, correction_2 = 1 - BETA_1 ** (step + 1), 1 - BETA_2 ** (step + 1)
         for parameter, grad, first, second in zip(
             parameters,
             grads,
@@ -141,7 +140,7 @@ class StackedOptimiser:
             (two[rows] for two in self._second),
             strict=True,
         ):
-            first.lerp_(grad, 1 - _BETA_1)
-            second.mul_(_BETA_2).addcmul_(grad, grad, value=1 - _BETA_2)
-            denominator = (second.sqrt() / correction_2**0.5).add_(_EPSILON)
+            first.lerp_(grad, 1 - BETA_1)
+            second.mul_(BETA_2).addcmul_(grad, grad, value=1 - BETA_2)
+            denominator = (second.sqrt() / correction_2**0.5).add_(EPSILON)
             parameter.addcdiv_(first, denominator, value=-self.settings.lr / correction_1)

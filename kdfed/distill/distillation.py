@@ -26,6 +26,7 @@ from kdfed.distill.stacks import TeacherStacks, uploaded_logits
 from kdfed.ensembles.ensemble import Ensemble
 from kdfed.errors import KdfedError
 from kdfed.models import load_state, state_of
+from kdfed.optimisers import Optimiser
 from kdfed.seeding import torch_generator, torch_seed
 from kdfed.settings import DistillationSettings
 from kdfed.setup import Setup
@@ -275,7 +276,7 @@ class Distillation:
         self,
         batch_loss: Callable[[torch.Tensor], torch.Tensor],
         peers: Sequence[nn.Module] = (),
-        optimisers: Sequence[torch.optim.Optimizer] = (),
+        optimisers: Sequence[Optimiser] = (),
         ensemble_accuracy: float | None = None,
     ) -> ConsolidationResult:
         """Minimise a loss over the transfer set.
@@ -297,8 +298,7 @@ class Distillation:
             factor = warm_up(done, step, settings.warm_up)
             factor *= cosine(done) if settings.schedule == "cosine" else 1.0
             for optimiser in optimisers:
-                for group in optimiser.param_groups:
-                    group["lr"] = settings.lr * factor
+                optimiser.lr = settings.lr * factor
             return factor
 
         steps, best_epoch, best_accuracy, best_state = 0, settings.epochs, -math.inf, None

@@ -58,7 +58,7 @@ class MutualConsolidation(KDMethod):
             outputs = [model(inputs) for model in (work.student, *peers)]
             own, *others = work.task.peer_losses(outputs, labels_N)
             for peer, optimiser, loss in zip(peers, optimisers, others, strict=True):
-                optimiser.zero_grad(set_to_none=True)
+                optimiser.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
                 clip_gradient(peer, self.clip)
                 optimiser.step()

@@ -7,9 +7,13 @@ Every entry was seen in flwr 1.41.0 and 1.42.0, alike in both. ``make test-flowe
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
 from copy import copy
 from functools import lru_cache
+from importlib.metadata import version
 from io import BytesIO
 from math import prod
 from pathlib import Path
@@ -32,12 +36,17 @@ __all__ = [
     "HEALTH",
     "SAMPLING_SLEEP",
     "SIMULATION_ACTORS",
+    "WARM_RELEASES",
     "Control",
     "Identity",
     "NodeInfo",
+    "NodeTask",
+    "NodeTasks",
     "Run",
     "RunState",
+    "SuperNode",
     "aggregate_metrics",
+    "answer_task",
     "app_bundle",
     "app_complaints",
     "empty_run",
@@ -47,11 +56,13 @@ __all__ = [
     "identity",
     "log_start",
     "name_message",
+    "node_environment",
     "readdressed",
     "restore",
     "sample_nodes",
     "submitted",
     "superlink_environment",
+    "warm_release",
 ]
 
 # ----------------------------------------------------------------------------- a grid of one's own
@@ -297,6 +308,215 @@ class Control:
     def close(self) -> None:
         """Close the connection."""
         self._client.close()
+
+
+# ----------------------------------------------------------------------------- a SuperNode of one's own
+
+WARM_RELEASES = ("1.41", "1.42")
+"""Releases of which the entries of this section were read and tried.
+
+Those entries reach deeper into Flower than any other, and what they are for works without them, only slower:
+in another release they are not used, and ``kdfed node`` says so. Read ``flwr.supernode`` of a new release,
+run ``make test-flower`` and ``make test-deploy``, and add it."""
+
+
+def warm_release() -> str | None:
+    """Return the release that is installed, if it is one of :data:`WARM_RELEASES`; else None."""
+    release = ".".join(version("flwr").split(".")[:2])
+    return release if release in WARM_RELEASES else None
+
+
+def node_environment(home: Path) -> dict[str, str]:
+    """Return the variables of a device's processes, which talk to their SuperLink and to nobody else.
+
+    See :func:`superlink_environment`: the same names, of which FLWR_HOME is where apps are unpacked.
+    """
+    return {"FLWR_HOME": str(home), "FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1"}
+
+
+class SuperNode:
+    """Flower's SuperNode, run in this process; what it waits for, it waits for less long.
+
+    Flower's looks for a message every 3 s, and for the reply to it every 0.5 s, by ``time.sleep`` with those
+    numbers in ``flwr.supernode.start_client_internal``, whose ``time`` is replaced here: right after a
+    message the next one is looked for sooner, and an idle node asks every 3 s as before. Nothing tells
+    whoever runs ClientApps that there is a message, so they must keep asking; here ``received`` does. And of
+    a ClientApp that has died the server hears after 60 s without a heartbeat; here as soon as
+    :meth:`NodeTasks.fail` says so.
+
+    When ``start_client_internal`` or ``NodeState`` move: leave out what does not fit any more. Everything
+    works without it, and ``tests/bench/devices.py`` tells how much slower.
+
+    Parameters
+    ----------
+    received
+        Called for each message, from the SuperNode's own thread.
+    """
+
+    def __init__(self, received: Callable[[], None]) -> None:
+        self._received = received
+        self._last = time.monotonic()  # when there was a message or a reply
+        self._said = ""
+
+    def run(self, arguments: Sequence[str], parent: int) -> str:
+        """Run until somebody ends it.
+
+        Parameters
+        ----------
+        arguments
+            Of ``flower-supernode``.
+        parent
+            The process with which it ends, also where that was killed.
+
+        Returns
+        -------
+        str
+            Why it has ended by itself, in Flower's words; "" where a signal asked for it.
+        """
+        from flwr.supercore.app_utils import start_parent_process_monitor
+        from flwr.supernode import start_client_internal
+        from flwr.supernode.cli.flower_supernode import flower_supernode
+        from flwr.supernode.nodestate import nodestate_factory
+
+        start_parent_process_monitor(parent)
+        vars(start_client_internal)["time"] = self
+        vars(nodestate_factory)["InMemoryNodeState"] = _node_state(self._stored)
+        handler = logging.Handler(logging.ERROR)
+        handler.emit = self._hear  # type: ignore[method-assign]
+        logging.getLogger("flwr").addHandler(handler)
+        before, sys.argv = sys.argv, ["flower-supernode", *arguments]
+        try:
+            flower_supernode()
+        except SystemExit as end:
+            return (self._said or f"exit code {end.code}") if end.code else ""
+        finally:
+            sys.argv = before
+        return self._said or "its loop ended without a word"
+
+    def sleep(self, seconds: float) -> None:
+        """Stand in for ``time.sleep``: a tenth of what was waited so far, from a twelfth to all of it."""
+        waited = time.monotonic() - self._last
+        time.sleep(min(seconds, max(seconds / 12, waited / 10)))
+
+    def _stored(self, message: Message) -> None:
+        self._last = time.monotonic()
+        if not message.metadata.reply_to_message_id:
+            self._received()
+
+    def _hear(self, record: logging.LogRecord) -> None:
+        self._said = record.getMessage()
+
+
+def _node_state(on_message: Callable[[Message], None]) -> type:
+    """Return Flower's state of a SuperNode that tells of messages, and answers for ClientApps that died."""
+    from flwr.supernode.nodestate.in_memory_nodestate import InMemoryNodeState
+
+    class TellingNodeState(InMemoryNodeState):
+        def store_message(self, message: Message) -> str | None:
+            stored: str | None = super().store_message(message)
+            on_message(message)
+            return stored
+
+        def finish_task(self, task_id: int, sub_status: str, details: str) -> bool:
+            finished: bool = super().finish_task(task_id, sub_status, details)
+            if finished and details.startswith(_DIED):
+                runs = {task.run_id for task in self.get_tasks(task_ids=[task_id])}
+                self.get_messages_legacy(run_ids=[*runs], is_reply=False)  # also what it had not fetched yet
+                reason = details.removeprefix(_DIED)
+                self._store_error_replies(runs, Error(ErrorCode.CLIENT_APP_CRASHED, reason))
+            return finished
+
+    return TellingNodeState
+
+
+_DIED = "kdfed: "
+
+
+class NodeTask(NamedTuple):
+    """A message that waits for a ClientApp: the SuperNode's number for it, and the token that opens it."""
+
+    number: int
+    token: str
+
+
+class NodeTasks:
+    """Asks a SuperNode what waits for a ClientApp, as ``flower-superexec`` does.
+
+    That command starts a fresh Python for each message, in which a client imports torch for seconds; it has
+    no option for another way. When it moves: see what ``flwr.supercore.superexec.run_superexec`` asks, or
+    leave the SuperNode to its own ``--isolation subprocess``.
+
+    Parameters
+    ----------
+    address
+        ``host:port`` where the SuperNode serves its client, without TLS: the loopback interface.
+    """
+
+    def __init__(self, address: str) -> None:
+        self._address = address
+        self._client = _runtime(address)
+
+    def next(self) -> NodeTask | None:
+        """Take the oldest task that nobody has; None where there is none, or nobody answers."""
+        import httpx
+        from flwr.proto.runtime_pb2 import AcquireTaskRequest
+        from flwr.supercore.constant import TaskType
+
+        try:
+            answer = self._client.AcquireTask(AcquireTaskRequest(supported_task_types=[TaskType.CLIENT_APP]))
+        except httpx.HTTPError:
+            return None
+        if not (answer.HasField("task") and answer.token):
+            return None
+        return NodeTask(answer.task.task_id, answer.token)
+
+    def fail(self, task: NodeTask, reason: str) -> None:
+        """Say that the client of a task has died; nothing happens where it had finished, or nobody hears."""
+        import httpx
+        from flwr.common.constant import SubStatus
+        from flwr.proto.runtime_pb2 import PushTaskOutputRequest
+
+        client = _runtime(self._address, task.token)
+        try:
+            client.PushTaskOutput(
+                PushTaskOutputRequest(sub_status=SubStatus.FAILED, details=f"{_DIED}{reason}")
+            )
+        except httpx.HTTPError:
+            pass
+        finally:
+            client.close()
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._client.close()
+
+
+def _runtime(address: str, token: str | None = None) -> Any:
+    from flwr.supercore.interceptors import RuntimeTokenHttpInterceptor, RuntimeVersionHttpInterceptor
+    from flwr.supercore.runtime import RuntimeHttpClient
+
+    interceptors: list[Any] = [RuntimeVersionHttpInterceptor(component_name="SuperExec")]
+    if token is not None:
+        interceptors.append(RuntimeTokenHttpInterceptor(token))
+    return RuntimeHttpClient.from_server_address(address, True, None, interceptors)
+
+
+def answer_task(address: str, task: NodeTask, parent: int) -> None:
+    """Do in this process what ``flwr-clientapp`` does: fetch the message, run the ClientApp, send its reply.
+
+    It ends with ``SystemExit``, and on its way there may leave threads behind, so the process must end with
+    it. When it moves: see what ``flwr.supernode.cli.flwr_clientapp`` calls.
+
+    Parameters
+    ----------
+    address
+        Where the SuperNode serves its client.
+    parent
+        The process with which this one ends.
+    """
+    from flwr.supernode.runtime.run_clientapp import run_clientapp
+
+    run_clientapp(runtime_api_address=address, token=task.token, insecure=True, parent_pid=parent)
 
 
 # ----------------------------------------------------------------------------- for tests alone

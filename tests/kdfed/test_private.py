@@ -7,6 +7,7 @@ import inspect
 import logging
 import re
 import sys
+import tomllib
 from collections.abc import Callable, Iterator
 from importlib import import_module
 from importlib.metadata import version
@@ -271,6 +272,118 @@ def a_superlink_is_asked(control: Any, given: SimpleNamespace) -> None:
     assert "".join(asking.log(7)) == "one\ntwo\n"
     assert [question.run_id for question in questions] == [7, 7]
     asking.close()
+
+
+@check("flwr.WARM_RELEASES")
+def they_are_what_pyproject_allows(releases: Any, given: SimpleNamespace) -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    (allowed,) = [one for one in project["dependencies"] if one.startswith("flwr")]
+    after = f"1.{int(releases[-1].partition('.')[2]) + 1}"
+    assert allowed == f"flwr>={releases[0]},<{after}"
+
+
+@check("flwr.warm_release")
+def an_installed_release_is_known_or_not(warm_release: Any, given: SimpleNamespace) -> None:
+    assert version("flwr").startswith(f"{warm_release()}.")
+    given.monkeypatch.setattr("kdfed.private.flwr.version", lambda name: "1.99.0")
+    assert warm_release() is None
+
+
+@check("flwr.node_environment")
+def flower_reads_them_on_a_device_too(environment: Any, given: SimpleNamespace) -> None:
+    whole = import_module("kdfed.private.flwr").superlink_environment(Path("home"))
+    assert environment(Path("home")).items() <= whole.items()
+    assert "FLWR_TELEMETRY_ENABLED" in environment(Path("home"))
+
+
+def held_by_a_supernode(on_message: Any) -> Any:
+    """Return the state of a SuperNode that holds one message with its task, and nothing else."""
+    flower = import_module("kdfed.private.flwr")
+    store = import_module("flwr.supercore.object_store").ObjectStoreFactory().store()
+    state = flower._node_state(on_message)(store)
+    message = asked()
+    flower.name_message(message, message.object_id)
+    task_id = state.create_task("flwr-clientapp", message.metadata.run_id, None)
+    state.store_message(message)
+    return state, message, task_id
+
+
+@check("flwr.SuperNode")
+def a_supernode_tells_of_messages_and_answers_for_the_dead(kind: Any, given: SimpleNamespace) -> None:
+    loop = inspect.getsource(import_module("flwr.supernode.start_client_internal"))
+    assert set(re.findall(r"\btime\.\w+\(.*", loop)) == {"time.sleep(3)", "time.sleep(0.5)"}
+    factory = import_module("flwr.supernode.nodestate.nodestate_factory")
+    assert "InMemoryNodeState(" in inspect.getsource(factory.NodeStateFactory)
+    assert callable(import_module("flwr.supercore.app_utils").start_parent_process_monitor)
+    assert callable(import_module("flwr.supernode.cli.flower_supernode").flower_supernode)
+
+    told: list[str] = []
+    supernode = kind(lambda: told.append("a message"))
+    waits: list[float] = []
+    now = iter([100.0, 100.0, 110.0, 200.0])
+    clock = SimpleNamespace(sleep=waits.append, monotonic=lambda: next(now))
+    given.monkeypatch.setattr("kdfed.private.flwr.time", clock)
+    state, message, task_id = held_by_a_supernode(supernode._stored)
+    assert told == ["a message"]
+    for seconds in (3.0, 3.0, 3.0):
+        supernode.sleep(seconds)
+    assert waits == [0.25, 1.0, 3.0]
+    given.monkeypatch.undo()
+
+    assert state.finish_task(task_id, "failed", "kdfed: the process was killed")
+    (reply,) = state.get_messages_legacy(is_reply=True)
+    assert reply.metadata.reply_to_message_id == message.metadata.message_id
+    assert reply.error.reason == "the process was killed"
+    assert told == ["a message"]
+
+
+@check("flwr.NodeTask")
+def a_task_has_a_number_and_a_token(kind: Any, given: SimpleNamespace) -> None:
+    assert {"task", "token"} <= set(
+        import_module("flwr.proto.runtime_pb2").AcquireTaskResponse.DESCRIPTOR.fields_by_name
+    )
+    assert kind(7, "t") == (7, "t")
+
+
+@check("flwr.NodeTasks")
+def a_supernode_is_asked_for_tasks(kind: Any, given: SimpleNamespace) -> None:
+    replies = import_module("flwr.proto.runtime_pb2")
+    task = import_module("flwr.proto.task_pb2").Task(task_id=7, type="flwr-clientapp")
+    client = import_module("flwr.supercore.runtime").RuntimeHttpClient
+    httpx = import_module("httpx")
+    questions: list[Any] = []
+    answers = iter([replies.AcquireTaskResponse(task=task, token="t"), replies.AcquireTaskResponse()])
+    assert callable(client.AcquireTask)
+    assert callable(client.PushTaskOutput)
+
+    def acquire(self: Any, request: Any) -> Any:
+        questions.append(request)
+        answer = next(answers, None)
+        if answer is None:
+            raise httpx.ConnectError("nobody is there")
+        return answer
+
+    given.monkeypatch.setattr(client, "AcquireTask", acquire)
+    given.monkeypatch.setattr(client, "PushTaskOutput", lambda self, request: questions.append(request))
+    tasks = kind("127.0.0.1:1")
+    found = [tasks.next() for _ in range(3)]
+    assert found == [(7, "t"), None, None]
+    assert list(questions[0].supported_task_types) == ["flwr-clientapp"]
+    tasks.fail(found[0], "it was killed")
+    assert (questions[-1].sub_status, questions[-1].details) == ("failed", "kdfed: it was killed")
+    tasks.close()
+
+
+@check("flwr.answer_task")
+def a_task_is_answered_by_flowers_own_client(answer: Any, given: SimpleNamespace) -> None:
+    module = import_module("flwr.supernode.runtime.run_clientapp")
+    called: list[dict[str, Any]] = []
+    names = set(inspect.signature(module.run_clientapp).parameters)
+    given.monkeypatch.setattr(module, "run_clientapp", lambda **words: called.append(words))
+    answer("127.0.0.1:1", import_module("kdfed.private.flwr").NodeTask(7, "t"), 5)
+    (words,) = called
+    assert set(words) <= names
+    assert (words["runtime_api_address"], words["token"], words["parent_pid"]) == ("127.0.0.1:1", "t", 5)
 
 
 @check("flwr.sample_nodes")

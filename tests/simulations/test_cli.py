@@ -125,6 +125,11 @@ def test_a_file_that_is_not_there_is_an_error(tmp_path, capsys):
     assert "none.yaml" in capsys.readouterr().err
 
 
+def test_a_device_without_its_file_is_refused(tmp_path, capsys):
+    assert main(["node", str(tmp_path)]) == 2
+    assert "expected a device's folder with node.yaml: No such file" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_a_folder_that_holds_another_experiment_is_an_error(experiment, capsys):
     run = ["run", str(experiment), "--engine", "inprocess", "--out", "mine"]

@@ -1,0 +1,224 @@
+"""A SuperLink, devices run by ``kdfed node``, and the tiny Flower app beside this file, on one machine.
+
+Everything that is started has a folder of its own, and is ended by its process id.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from kdfed.private.flwr import HEALTH, superlink_environment
+
+ROOT = Path(__file__).resolve().parents[2]
+APP = Path(__file__).resolve().parent / "app"
+BIN = Path(sys.executable).parent
+
+
+def answers(port: int) -> bool:
+    """Return whether a server of Flower's answers on a port of the loopback interface."""
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{HEALTH}", timeout=2) as reply:
+            return bool(reply.status == 200)
+    except OSError:
+        return False
+
+
+def until(condition: Any, seconds: float, what: str) -> Any:
+    """Return a condition's value once it is true."""
+    end = time.monotonic() + seconds
+    while not (found := condition()):
+        if time.monotonic() > end:
+            raise AssertionError(f"expected {what} within {seconds:g} s")
+        time.sleep(0.05)
+    return found
+
+
+@dataclass
+class Device:
+    """A running ``kdfed node``."""
+
+    folder: Path
+    port: int
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    def said(self) -> str:
+        return self.log.read_text(errors="replace")
+
+    def ready(self, seconds: float = 240) -> None:
+        """Wait until it is known to the SuperLink and warm."""
+
+        def there() -> bool:
+            if self.process.poll() is not None:
+                raise AssertionError(f"kdfed node ended with {self.process.returncode}:\n{self.said()}")
+            warm = "warm after" in self.said() or "a process of its own" in self.said()
+            return "SuperNode ID" in self.said() and warm
+
+        until(there, seconds, "a device that is ready")
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        self.process.send_signal(number)
+        return self.process.wait(30)
+
+
+PLAIN = """
+import sys
+from clients import node
+node.warm_release = lambda: None
+sys.exit(node.main(sys.argv[1:]))
+"""
+
+
+@dataclass
+class Federation:
+    """A SuperLink without TLS, and what was started for it."""
+
+    home: Path
+    port: int
+    environment: dict[str, str]
+    superlink: subprocess.Popen[bytes]
+    devices: list[Device] = field(default_factory=list)
+
+    def log(self) -> str:
+        """Return what the SuperLink said."""
+        return (self.home / "superlink.log").read_text(errors="replace")
+
+    def prepare(self, name: str, port: int) -> Path:
+        """Write the folder of a device."""
+        folder = self.home / name
+        (folder / "images").mkdir(parents=True, exist_ok=True)
+        values = {
+            "superlink": f"127.0.0.1:{self.port}",
+            "insecure": True,
+            "port": port,
+            "node-config": {"participant": name, "data": "folder:images"},
+        }
+        (folder / "node.yaml").write_text(yaml.safe_dump(values))
+        return folder
+
+    def device(self, name: str, port: int, *, plain: bool = False) -> Device:
+        """Start a device.
+
+        Parameters
+        ----------
+        name
+            Its participant, and its folder.
+        port
+            Where its SuperNode serves its client.
+        plain
+            As in a release of Flower that is not known.
+        """
+        folder = self.prepare(name, port)
+        command = [sys.executable, "-m", "simulations.cli", "node", str(folder)]
+        if plain:
+            command = [sys.executable, "-c", PLAIN, str(folder)]
+        log = folder / "log"
+        with log.open("wb") as file:
+            process = subprocess.Popen(
+                command,
+                env=self.environment | {"FLWR_HOME": str(folder / ".flwr")},
+                cwd=self.home,
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+            )
+        device = Device(folder, port, process, log)
+        self.devices.append(device)
+        return device
+
+    def begin(self, **config: Any) -> tuple[str, Path]:
+        """Hand in a run of the app; return its id, and the file to which it writes a line an exchange."""
+        out = self.home / f"out-{time.monotonic_ns()}.jsonl"
+        words = [f'out="{out}"']
+        words += [f'{k}="{v}"' if isinstance(v, str) else f"{k}={v}" for k, v in config.items()]
+        command = [
+            str(BIN / "flwr"),
+            "run",
+            str(APP),
+            "local",
+            "--format",
+            "json",
+            "--run-config",
+            " ".join(words),
+        ]
+        done = subprocess.run(command, env=self.environment, cwd=self.home, capture_output=True, text=True)
+        answer = json.loads(done.stdout)
+        assert answer.get("success"), done.stdout + done.stderr
+        return str(answer["run-id"]), out
+
+    def run(self, seconds: float = 180, **config: Any) -> list[dict[str, Any]]:
+        """Run the app, and return what each exchange wrote."""
+        _, out = self.begin(**config)
+        wanted = int(config.get("exchanges", 2))
+        return until(
+            lambda: lines if len(lines := read(out)) == wanted else None, seconds, f"{wanted} exchanges"
+        )
+
+
+def read(out: Path) -> list[dict[str, Any]]:
+    """Return the exchanges that a run has written down so far."""
+    text = out.read_text() if out.exists() else ""
+    return [json.loads(line) for line in text.splitlines()]
+
+
+@contextmanager
+def federation(home: Path, port: int) -> Iterator[Federation]:
+    """Start a SuperLink, and end it and its devices on leaving."""
+    flower = home / "flower"
+    flower.mkdir(parents=True)
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
+    environment = {
+        **os.environ,
+        "PATH": os.pathsep.join([str(BIN), os.environ.get("PATH", "")]),
+        **superlink_environment(flower),
+        "PYTHONPATH": path,
+        "PYTHONUNBUFFERED": "1",
+    }
+    (flower / "config.toml").write_text(
+        '[superlink]\ndefault = "local"\n\n'
+        f'[superlink.local]\naddress = "127.0.0.1:{port}"\ninsecure = true\n'
+    )
+    command = [str(BIN / "flower-superlink"), "--insecure", "--host", "127.0.0.1", "--port", str(port)]
+    with (home / "superlink.log").open("wb") as log:
+        superlink = subprocess.Popen(
+            command,
+            env=environment,
+            cwd=home,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    whole = Federation(home, port, environment, superlink)
+    try:
+        until(lambda: answers(port), 60, "a SuperLink that answers")
+        yield whole
+    finally:
+        for device in whole.devices:
+            if device.process.poll() is None:
+                device.process.terminate()
+        for device in whole.devices:
+            try:
+                device.process.wait(30)
+            except subprocess.TimeoutExpired:
+                device.process.kill()
+        superlink.terminate()
+        try:
+            superlink.wait(15)
+        except subprocess.TimeoutExpired:
+            superlink.kill()
+        with suppress(ProcessLookupError):
+            os.killpg(superlink.pid, signal.SIGKILL)  # ServerApps whose run has not ended
