@@ -115,10 +115,11 @@ def status(
     from simulations.deploy.roster import read_roster
     from simulations.deploy.status import rows, status_line, status_table
 
-    folder, names, ids = Path(where), [], {}
+    folder, names, ids = Path(where), [], None
     if is_deployment(folder):
-        names = [one.name for one in read_deployment(folder).plan.participants]
-        ids, flower = registered(folder), flower_of(folder)
+        deployment = read_deployment(folder)
+        names = [one.name for one in deployment.plan.participants]
+        ids, flower = None if deployment.insecure else registered(folder), flower_of(folder)
     elif folder.exists() or "/" in where:
         raise ConfigError("the command line", [Mistake("DIR", f"expected a deployment, got {where}")])
     else:

@@ -87,6 +87,40 @@ Whoever can reach port {superlink.port} of the SuperLink can start runs and regi
 devices and yourself reach it.
 """
     )
+    host, first = superlink.hosts[0], plan.participants[0].name
+    link_here = f"""\
+This deployment is for this machine alone. Start the SuperLink in a terminal of its own, from an environment
+with kdfed:
+
+```bash
+sh {_word(folder / SUPERLINK / START)}
+```
+"""
+    link_there = f"""\
+Copy its folder and the wheel to its machine, `{host}`, and install there. `scp -p` keeps the modes:
+
+```bash
+scp -pr {SUPERLINK} {WHEELS} {host}:
+```
+
+On that machine:
+
+```bash
+sudo sh {SUPERLINK}/{INSTALL}
+sudo systemctl enable --now {unit_of(SUPERLINK)}
+```
+
+Without systemd: `sh {SUPERLINK}/{START}`.
+"""
+    devices_here = f"Start each in a terminal of its own: `kdfed node {_word(folder / DEVICES / first)}`\n"
+    devices_there = f"""\
+Copy each folder and the wheel to its device; its own README says the rest:
+
+```bash
+scp -pr {DEVICES}/{first} {WHEELS} DEVICE:
+```
+"""
+    here = superlink.is_local
     return f"""\
 # A kdfed deployment
 
@@ -111,31 +145,11 @@ pip wheel --no-deps --wheel-dir {_word(folder / WHEELS)} .
 
 ## 2. The SuperLink
 
-Copy its folder and the wheel to its machine, `{superlink.hosts[0]}`, and install there. `scp -p` keeps the
-modes:
-
-```bash
-scp -pr {SUPERLINK} {WHEELS} {superlink.hosts[0]}:
-```
-
-On that machine:
-
-```bash
-sudo sh {SUPERLINK}/{INSTALL}
-sudo systemctl enable --now {unit_of(SUPERLINK)}
-```
-
-Without systemd, or to try it here: `sh {SUPERLINK}/{START}`.
-
+{link_here if here else link_there}
 {open_ if insecure else register}
 ## 4. The devices
 
-Copy each folder and the wheel to its device; its own README says the rest:
-
-```bash
-scp -pr {DEVICES}/{plan.participants[0].name} {WHEELS} DEVICE:
-```
-
+{devices_here if here else devices_there}
 ## 5. Look
 
 ```bash

@@ -181,7 +181,7 @@ def _at(model: type[Settings], location: tuple[int | str, ...]) -> type[Settings
 
 # ----------------------------------------------------------------------------- writing YAML
 
-_PLAIN = re.compile(r"[a-z][a-z-]*")
+_PLAIN = re.compile(r"[A-Za-z][A-Za-z_./-]*|\.?/[A-Za-z0-9_./-]+")
 _DOUBTFUL = frozenset({"yes", "no", "on", "off", "true", "false", "null", "y", "n"})
 
 
@@ -195,7 +195,7 @@ class _Dumper(yaml.SafeDumper):
 
 
 def _represent_word(dumper: _Dumper, text: str) -> yaml.ScalarNode:
-    plain = _PLAIN.fullmatch(text) is not None and text not in _DOUBTFUL
+    plain = _PLAIN.fullmatch(text) is not None and text.lower() not in _DOUBTFUL
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=None if plain else '"')
 
 

@@ -18,12 +18,15 @@ class Row(NamedTuple):
     entry: Entry
     node_id: str
     status: str
-    """As Flower says it; ``not registered`` for a participant without a node."""
+    """As Flower says it; for a participant without a node ``not registered``, or ``unknown``."""
     seen: str
 
 
 def rows(
-    nodes: Iterable[Node], names: Sequence[str], registered: Mapping[str, str], roster: Iterable[Entry]
+    nodes: Iterable[Node],
+    names: Sequence[str],
+    registered: Mapping[str, str] | None,
+    roster: Iterable[Entry],
 ) -> list[Row]:
     """Return a row for every participant and node.
 
@@ -34,19 +37,20 @@ def rows(
     names
         The deployment's participants.
     registered
-        Their node ids, as far as they are known.
+        Their node ids, as far as they are known; None where nobody registers.
     roster
         What a run knows. A node id in it is newer than one in ``registered``.
     """
     entries = {entry.name: entry for entry in roster}
-    ids = {**registered, **{name: entry.node_id for name, entry in entries.items() if entry.node_id}}
+    absent = "unknown" if registered is None else "not registered"
+    ids = {**(registered or {}), **{name: entry.node_id for name, entry in entries.items() if entry.node_id}}
     listed = {node.node_id: node for node in nodes}
     found = []
     for name in dict.fromkeys((*names, *entries)):
         node = listed.pop(ids.get(name, ""), None)
         entry = entries.get(name, Entry(name))
         if node is None:
-            found.append(Row(entry, ids.get(name, ""), "not registered", ""))
+            found.append(Row(entry, ids.get(name, ""), absent, ""))
         else:
             found.append(Row(entry, node.node_id, node.status, node.seen))
     rest = [node for node in listed.values() if node.status != "unregistered"]

@@ -69,7 +69,7 @@ def check(folder: Path, now: datetime | None = None) -> list[Finding]:
     if is_deployment(folder):
         return list(_check_deployment(folder, now))
     if is_device(folder):
-        return [*_check_machine(_made(folder).versions), *_check_device(folder, now, here=True)]
+        return [*_check_machine(_made(folder).versions), *_check_own(folder, now)]
     if is_superlink(folder):
         return [*_check_machine(_made(folder).versions), *_check_superlink_machine(folder, now)]
     made = (folder / SUPERLINK).exists() or (folder / DEVICES).exists()
@@ -196,6 +196,20 @@ def _names_in(certificate: x509.Certificate) -> tuple[str, ...]:
 # ----------------------------------------------------------------------------- a device
 
 
+def _check_own(folder: Path, now: datetime) -> Iterator[Finding]:
+    """Yield what is so of a device's folder on its own machine, from which the SuperLink must be reached."""
+    yield from _check_device(folder, now, here=True)
+    try:
+        device = read_device_folder(folder)
+    except ConfigError:  # said already
+        return
+    authority = None
+    if not device.insecure and device.root_certificates is not None:
+        authority = folder / device.root_certificates
+    if device.insecure or device.root_certificates is not None:
+        yield from _check_reachable(device.superlink, authority, must_run=True)
+
+
 def _check_device(folder: Path, now: datetime, *, here: bool, name: str | None = None) -> Iterator[Finding]:
     """Yield what is so of a device's folder.
 
@@ -270,10 +284,6 @@ def _check_device_machine(folder: Path, device: DeviceFolder) -> Iterator[Findin
     if config.teacher is not None:
         yield _check_teacher(folder / Path(config.teacher).expanduser())
     yield from check_disk(kept)
-    authority = None
-    if not device.insecure and device.root_certificates is not None:
-        authority = folder / device.root_certificates
-    yield from _check_reachable(device.superlink, authority, must_run=True)
 
 
 def _check_reachable(address: str, authority: Path | None, *, must_run: bool) -> Iterator[Finding]:

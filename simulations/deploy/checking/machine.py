@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
@@ -110,9 +111,8 @@ def check_torch(device: str | None) -> Iterator[Finding]:
     device
         The node-config's; None: any will do.
     """
-    command = [sys.executable, "-c", _PROBE]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_PATIENCE)  # noqa: S603
+        done = _probe()
     except subprocess.TimeoutExpired:
         yield wrong("torch imports", f"expected PyTorch to be imported, it took more than {_PATIENCE} s")
         return
@@ -136,6 +136,13 @@ def check_torch(device: str | None) -> Iterator[Finding]:
         yield wrong(
             "device", f"expected one of {', '.join(has)} or auto, got {device!r}; correct node-config.device"
         )
+
+
+@cache
+def _probe() -> subprocess.CompletedProcess[str]:
+    """Import PyTorch in a process of its own; once, for all devices of a machine."""
+    command = [sys.executable, "-c", _PROBE]
+    return subprocess.run(command, capture_output=True, text=True, timeout=_PATIENCE)  # noqa: S603
 
 
 def check_clock(earliest: datetime, now: datetime) -> Finding:
