@@ -58,8 +58,14 @@ def register(folder: FolderArgument) -> None:
     def tell(name: str, node_id: str) -> None:
         console.print(f"registered: {escape(name)} as node {node_id}", highlight=False)
 
-    new, before = register_all(folder, tell)
-    console.print(f"{new} registered now, {before} before")
+    done = register_all(folder, tell)
+    for name in done.elsewhere:
+        console.print(
+            f"{escape(name)}: its key was registered by another command, so its node id is not known here",
+            highlight=False,
+            soft_wrap=True,
+        )
+    console.print(f"{len(done.now)} registered now, {len(done.before) + len(done.elsewhere)} before")
 
 
 @app.command()

@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 from kdfed.errors import RunError, one_line
 from simulations.deploy.programs import SILENT
 
+_IN_USE = "already in use"  # of flwr 1.42's answer; another wording is an error like any other
+
 
 class Node(NamedTuple):
     """A SuperNode, as ``flwr supernode list --format json`` tells of it."""
@@ -21,6 +23,10 @@ class Node(NamedTuple):
     """``registered``, ``online``, ``offline`` or ``unregistered``."""
     seen: str
     """When it was seen last: ``now``, or a time; empty: never."""
+
+
+class KeyInUseError(RunError):
+    """A key is registered already, and Flower does not say as which node."""
 
 
 class Flower:
@@ -54,6 +60,8 @@ class Flower:
 
         Raises
         ------
+        KeyInUseError
+            If the key is registered already.
         RunError
             If the SuperLink does not answer, or refuses.
         """
@@ -74,11 +82,19 @@ class Flower:
         answer = last_json(done.stdout)
         if not answer.get("success"):
             reason = answer.get("error-message") or done.stderr.strip() or done.stdout.strip()
+            reason = one_line(_without_greeting(reason), 500) or "it gave no reason"
+            if _IN_USE in reason.lower():
+                raise KeyInUseError(reason)
             raise RunError(
-                f"flwr supernode {words[0]} failed: {one_line(reason, 500) or 'it gave no reason'}; is the "
-                "SuperLink started? kdfed deploy check says more"
+                f"flwr supernode {words[0]} failed: {reason}; kdfed deploy check says whether the SuperLink "
+                "can be reached"
             )
         return answer
+
+
+def _without_greeting(text: str) -> str:
+    lines = text.splitlines()
+    return "\n".join(line for line in lines if not line.startswith("Using SuperLink"))
 
 
 def last_json(text: str) -> dict[str, Any]:

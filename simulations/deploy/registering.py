@@ -5,12 +5,22 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 from kdfed.errors import ConfigError, Mistake
-from simulations.deploy.flower import Flower
+from simulations.deploy.flower import Flower, KeyInUseError
 from simulations.deploy.layout import CONNECTION, DEVICES, NODES, OPERATOR, PUBLIC_KEY
 from simulations.deploy.reading import read_deployment
 from simulations.deploy.secret import write_open
+
+
+class Registered(NamedTuple):
+    """Names of participants."""
+
+    now: tuple[str, ...]
+    before: tuple[str, ...]
+    elsewhere: tuple[str, ...]
+    """Whose keys were registered without this command, so that nobody here knows their node ids."""
 
 
 def flower_of(folder: Path) -> Flower:
@@ -18,7 +28,7 @@ def flower_of(folder: Path) -> Flower:
     return Flower(CONNECTION, folder.absolute() / OPERATOR)
 
 
-def register(folder: Path, on_registered: Callable[[str, str], None]) -> tuple[int, int]:
+def register(folder: Path, on_registered: Callable[[str, str], None]) -> Registered:
     """Register every device of a deployment that is not registered yet.
 
     Parameters
@@ -30,8 +40,8 @@ def register(folder: Path, on_registered: Callable[[str, str], None]) -> tuple[i
 
     Returns
     -------
-    tuple
-        How many were registered, and how many had been.
+    Registered
+        Who was registered, and who had been.
 
     Raises
     ------
@@ -47,11 +57,18 @@ def register(folder: Path, on_registered: Callable[[str, str], None]) -> tuple[i
     there = {node.node_id for node in flower.nodes() if node.status != "unregistered"}
     known = {name: node for name, node in registered(folder).items() if node in there}
     new = [one.name for one in deployment.plan.participants if one.name not in known]
+    elsewhere = []
     for name in new:
-        known[name] = flower.register(folder / DEVICES / name / PUBLIC_KEY)
+        try:
+            known[name] = flower.register(folder / DEVICES / name / PUBLIC_KEY)
+        except KeyInUseError:
+            elsewhere.append(name)
+            continue
         _write(folder, known)
         on_registered(name, known[name])
-    return len(new), len(deployment.plan.participants) - len(new)
+    now = [name for name in new if name not in elsewhere]
+    before = [one.name for one in deployment.plan.participants if one.name not in new]
+    return Registered(tuple(now), tuple(before), tuple(elsewhere))
 
 
 def registered(folder: Path) -> dict[str, str]:
