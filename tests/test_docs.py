@@ -72,7 +72,8 @@ def options_of(words: list[str]) -> set[str]:
 
 
 OTHERS = {
-    "cd", "export", "flwr", "journalctl", "mkdir", "pip", "python3", "scp", "sh", "source", "ssh", "systemctl", "timedatectl",
+    "cd", "export", "flwr", "journalctl", "mkdir", "pip", "python3", "scp", "sh", "source", "ssh",
+    "systemctl", "timedatectl",
 }  # fmt: skip
 """Commands of the shell and of other packages that pages name."""
 
