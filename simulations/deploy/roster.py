@@ -53,19 +53,31 @@ def read_roster(run: Path) -> list[Entry]:
     listed = values.get("participants", []) if isinstance(values, dict) else values
     if isinstance(listed, dict):
         listed = [{"name": name, **row} for name, row in listed.items() if isinstance(row, dict)]
+    refused = values.get("refused", []) if isinstance(values, dict) else []
+    found = [_entry(row) for row in _rows(listed)]
+    there = {entry.name for entry in found}
+    return found + [entry for entry in map(_refused, _rows(refused)) if entry.name not in there]
+
+
+def _rows(listed: object) -> list[dict[str, Any]]:
+    """Return the entries of a list that name somebody."""
     rows = listed if isinstance(listed, list) else []
-    return [_entry(row) for row in rows if isinstance(row, dict) and "name" in row]
+    return [row for row in rows if isinstance(row, dict) and row.get("name")]
+
+
+def _refused(row: dict[str, Any]) -> Entry:
+    return _entry({**row, "status": f"refused: {row.get('reason', 'no reason was given')}"})
 
 
 def _entry(row: dict[str, Any]) -> Entry:
     told = row.get("versions")
     versions = told if isinstance(told, dict) else {}
     names = [str(versions.get(name, "?")) for name in ("kdfed", "flwr", "torch")]
-    memory = row.get("memory_bytes")
+    memory = row.get("memory", row.get("memory_bytes"))
     known = isinstance(memory, int | float) and not isinstance(memory, bool)
     return Entry(
         _text(row["name"]),
-        _text(row.get("node_id")),
+        _text(row.get("node", row.get("node_id"))),
         _text(row.get("examples")),
         _text(" / ".join(names)) if versions else "",
         _text(row.get("device")),

@@ -34,6 +34,20 @@ def test_what_a_participant_told_is_read(tmp_path):
     assert written(tmp_path, {"participants": {"north": {**NORTH, "name": "north"}}}) == expected
 
 
+def test_the_servers_file_is_read_with_whom_it_refused(tmp_path):
+    """Its keys are ``node`` and ``memory``; a node without a name is nobody's row."""
+    told = {"name": "south", "number": 1, "node": "22", "memory": 2**31, "examples": 5}
+    refused = [
+        {"name": "west", "node": "33", "reason": "another shape"},
+        {"name": None, "node": "44", "reason": "no name"},
+        {"name": "south", "node": "55", "reason": "is there already"},
+    ]
+    assert written(tmp_path, {"schema": 1, "participants": [told], "refused": refused}) == [
+        Entry("south", "22", "5", memory="2.0 GiB"),
+        Entry("west", "33", status="refused: another shape"),
+    ]
+
+
 @pytest.mark.parametrize(
     "values",
     [None, 3, "x", [], {}, {"participants": None}, {"participants": [None, 3, [], {}, {"number": 1}]}],

@@ -43,6 +43,7 @@ def test_a_system_of_32_bits_is_told_what_to_install(monkeypatch):
         ({}, "fine"),
         ({"torch": "2.9.0+cu130"}, "fine"),
         ({"torch": "2.8.0"}, "note"),
+        ({"torch": "3.0.0"}, "wrong"),
         ({"flwr": "1.42.7"}, "fine"),
         ({"flwr": "1.41.0"}, "wrong"),
         ({"flwr": "1.30.0"}, "wrong"),
