@@ -52,7 +52,7 @@ def check_processor() -> Finding:
 def check_versions(expected: Mapping[str, str]) -> Iterator[Finding]:
     """Yield whether packages are those of the deployment.
 
-    kdfed must be the same, Flower the same up to its patch, PyTorch of the same major version: one that differs
+    kdfed must be the same, Flower the same up to its patch, PyTorch of the same major version: another one
     gives other bits.
     """
     allowed = _allowed("flwr")
