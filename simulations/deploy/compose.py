@@ -11,7 +11,7 @@ import platform
 from collections.abc import Mapping
 from typing import Any
 
-from simulations.deploy.layout import DEVICES, ENVIRONMENT, START, SUPERLINK, WHEELS
+from simulations.deploy.layout import DEVICES, ENVIRONMENT, START, STATE, SUPERLINK, WHEELS
 from simulations.deploy.programs import install_commands
 from simulations.deploy.reading import to_yaml
 from simulations.deploy.settings import DATA_KINDS, ParticipantSettings, Plan
@@ -38,6 +38,7 @@ def compose(plan: Plan) -> dict[str, Any]:
             **_service("sim"),
             "command": ["sh", f"{folder}/{START}"],
             "working_dir": folder,
+            "environment": {"HOME": f"{folder}/{STATE}"},
             "volumes": [_bind(f"./{SUPERLINK}", folder)],
         }
     }

@@ -75,6 +75,7 @@ It calls Flower's own command for every device that is not registered yet; by ha
     open_ = (
         "This deployment has no TLS and no keys, so nothing is registered. It is for this machine alone.\n"
     )
+    open_here = f"## 3. Keys\n\n{open_}"
     secrets = (
         open_
         if insecure
@@ -121,6 +122,7 @@ scp -pr {DEVICES}/{first} {WHEELS} DEVICE:
 ```
 """
     here = superlink.is_local
+    top = str(folder / SUPERLINK) if here else f"{plan.install}/{SUPERLINK}"
     return f"""\
 # A kdfed deployment
 
@@ -146,7 +148,7 @@ pip wheel --no-deps --wheel-dir {_word(folder / WHEELS)} .
 ## 2. The SuperLink
 
 {link_here if here else link_there}
-{open_ if insecure else register}
+{open_here if insecure else register}
 ## 4. The devices
 
 {devices_here if here else devices_there}
@@ -164,8 +166,10 @@ In a checkout of kdfed:
 ```bash
 export FLWR_HOME={_word(home)}
 flwr run simulations {CONNECTION} --stream \\
-  --run-config "experiment='FILE.yaml' out='/absolute/path/on/the/superlink'"
+  --run-config "experiment='{top}/FILE.yaml' out='{top}/runs/NAME'"
 ```
+
+Both paths are on the SuperLink's machine, which writes in its own folder alone.
 
 ## Everything on one host
 

@@ -83,6 +83,8 @@ StartLimitIntervalSec=0
 Type=exec
 User={plan.user}
 WorkingDirectory={folder}
+# Caches go there; nothing else can be written.
+Environment=HOME={folder}/{STATE}
 ExecStart={folder}/{START}
 Restart=on-failure
 RestartSec=10
@@ -139,6 +141,7 @@ def device_environment(plan: Plan, participant: ParticipantSettings) -> str:
     values = {
         "PATH": f"{plan.install}/venv/bin:/usr/local/bin:/usr/bin:/bin",
         "FLWR_HOME": f"{plan.install}/{participant.name}/{STATE}",
+        "HOME": f"{plan.install}/{participant.name}/{STATE}",  # caches; nothing else can be written
         "OMP_NUM_THREADS": str(participant.threads),
         **SILENT,
     }

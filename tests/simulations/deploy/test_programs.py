@@ -11,7 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from simulations.deploy.programs import RESTART_SECONDS, device_unit, install_commands, superlink_command
+from simulations.deploy.programs import (
+    RESTART_SECONDS,
+    device_environment,
+    device_unit,
+    install_commands,
+    superlink_command,
+    superlink_unit,
+)
 from simulations.deploy.settings import Plan
 from simulations.deploy.writing import initialise
 from tests.simulations.deploy.conftest import LOCAL, PLAN
@@ -71,6 +78,19 @@ def test_a_crash_waits_for_flower_and_a_wrong_file_is_not_tried_again():
     assert service["RestartPreventExitStatus"] == "2"
     assert service["SuccessExitStatus"].split() == ["130", "143"]
     assert unit["Unit"]["StartLimitIntervalSec"] == "0"
+
+
+def test_what_is_kept_stays_in_the_one_folder_that_can_be_written():
+    plan = Plan.model_validate(PLAN)
+    lines = device_environment(plan, plan.participants[1]).splitlines()
+    values = dict(line.split("=", 1) for line in lines)
+    assert values["HOME"] == values["FLWR_HOME"] == "/opt/kdfed/south/state"
+    assert values["OMP_NUM_THREADS"] == "2"
+    assert values["PATH"].startswith("/opt/kdfed/venv/bin:")
+    assert 'ReadWritePaths="/opt/kdfed/south"' in device_unit(plan, plan.participants[1])
+    unit = superlink_unit(plan)
+    assert "Environment=HOME=/opt/kdfed/superlink/state" in unit
+    assert 'ReadWritePaths="/opt/kdfed/superlink"' in unit
 
 
 def test_tls_and_authentication_are_on_unless_it_is_insecure():
