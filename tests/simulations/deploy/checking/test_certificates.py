@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ssl
 from datetime import UTC, datetime, timedelta
 
 import pytest
 from cryptography import x509
 
+from simulations.deploy.checking import certificates
 from simulations.deploy.checking.certificates import check_authority, check_dates, check_server, load
 from simulations.deploy.checking.findings import Finding
 from simulations.deploy.credentials import certificate_for, new_authority, new_key
@@ -108,3 +110,16 @@ def test_a_file_without_a_certificate_is_a_finding(tmp_path):
     (tmp_path / "x").write_text("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n")
     for name in ("x", "absent"):
         assert isinstance(load(tmp_path / name, "it"), Finding)
+
+
+def test_certificates_keep_to_the_standard_that_newer_pythons_insist_on(tmp_path, monkeypatch):
+    """Python 3.13 sets this flag by itself: extensions must be there, and critical where they have to be."""
+    made = ssl.create_default_context
+
+    def strict(**keywords):
+        context = made(**keywords)
+        context.verify_flags |= ssl.VERIFY_X509_STRICT
+        return context
+
+    monkeypatch.setattr(certificates.ssl, "create_default_context", strict)
+    assert [level for level, _ in Files(tmp_path).check("fl.example.org", "192.0.2.7")] == ["fine"]
