@@ -27,6 +27,7 @@ from rich.table import Table
 
 from kdfed import __version__
 from kdfed.errors import ConfigError, KdfedError, Mistake, RunError, RunFolderError, plain
+from simulations.deploy.commands import app as deploy
 from simulations.engines import ENGINES
 from simulations.signals import exit_code, recording_in
 from simulations.streams import patient_streams
@@ -50,6 +51,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(deploy, name="deploy", no_args_is_help=True)
 
 # Arguments are described in the commands' docstrings: typer 0.20 loses an argument's help on click 8.5.
 ExperimentArgument = Annotated[Path, typer.Argument(metavar="EXPERIMENT")]

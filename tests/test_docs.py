@@ -56,17 +56,40 @@ def targets_of_makefile() -> set[str]:
     return set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
 
 
-def options_of(command: str) -> set[str]:
-    import click
+def options_of(words: list[str]) -> set[str]:
+    """Return the options of a command of kdfed, given its words: ``deploy check DIR``."""
     import typer
 
     from simulations.cli import app
 
-    group = typer.main.get_command(app)
-    assert isinstance(group, click.Group) or hasattr(group, "commands")
-    subcommands: dict[str, Any] = group.commands
-    assert command in subcommands, f"there is no `kdfed {command}`"
-    return {option for parameter in subcommands[command].params for option in parameter.opts}
+    command: Any = typer.main.get_command(app)
+    for word in words:
+        if not hasattr(command, "commands"):
+            break
+        assert word in command.commands, f"there is no `kdfed {' '.join(words)}`"
+        command = command.commands[word]
+    return {option for parameter in command.params for option in parameter.opts}
+
+
+OTHERS = {
+    "cd", "export", "flwr", "journalctl", "mkdir", "pip", "python3", "scp", "sh", "source", "ssh",
+    "systemctl", "timedatectl",
+}  # fmt: skip
+"""Commands of the shell and of other packages that pages name."""
+
+
+def check_command(words: list[str]) -> None:
+    """Check that a command exists, and that kdfed's have the options that stand there."""
+    if words[0] == "sudo":
+        words = words[3:] if words[1] == "-u" else words[1:]
+    words = [words[0].rpartition("/")[2], *words[1:]]
+    if words[0] == "make":
+        assert set(words[1:]) <= targets_of_makefile()
+    elif words[0] == "kdfed":
+        options = {word.partition("=")[0] for word in words[2:] if word.startswith("--")}
+        assert options <= options_of(words[1:])
+    else:
+        assert words[0] in OTHERS, f"add {words[0]!r} to OTHERS"
 
 
 # ----------------------------------------------------------------------------- the reference
@@ -102,13 +125,7 @@ def test_every_key_of_the_reference_has_a_meaning() -> None:
 @pytest.mark.parametrize("block", blocks("bash", run=True))
 def test_commands_exist(block: str) -> None:
     for words in commands(block):
-        if words[0] == "make":
-            assert set(words[1:]) <= targets_of_makefile()
-        elif words[0] == "kdfed":
-            options = {word.partition("=")[0] for word in words[2:] if word.startswith("--")}
-            assert options <= options_of(words[1])
-        else:
-            assert words[0] in {"source", "pip", "flwr", "export"}, f"add {words[0]!r} to this test"
+        check_command(words)
 
 
 @pytest.mark.parametrize("block", blocks("bash"))
@@ -126,7 +143,13 @@ def test_keys_that_commands_set_exist(block: str) -> None:
 
 @pytest.mark.parametrize("block", blocks("yaml"))
 def test_experiments_are_valid(block: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file with a SuperLink is that of ``kdfed deploy init``."""
     from kdfed.config import reading
+    from simulations.deploy.settings import Plan
+
+    if "superlink" in (values := yaml.safe_load(block)):
+        Plan.model_validate(values)
+        return
 
     # The tables of the pages are not here: whoever counts participants in them finds 20.
     counted = {"participants": 20}
