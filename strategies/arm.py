@@ -50,7 +50,16 @@ from strategies.parcels import Exchange
 from strategies.participant_grid import ParticipantGrid
 from strategies.result import ArmResult
 from strategies.teachers import Teacher, TeacherPhase, average
-from strategies.wrapped import OwnReplies, minima, repaired, takes_means, teacher_config, weight_key
+from strategies.wrapped import (
+    PRIVATE,
+    OwnReplies,
+    layers,
+    minima,
+    repaired,
+    takes_means,
+    teacher_config,
+    weight_key,
+)
 
 log = logging.getLogger("kdfed.strategies")
 
@@ -258,6 +267,12 @@ class ArmRunner:
         if self.arm.teachers.from_ is not None:
             return phase.read()
         self.listeners.phase("teachers", self.ledger.totals())
+        if any(isinstance(layer, PRIVATE) for layer in layers(self.strategy)):
+            self._once.warn(
+                f"{self.config.name}, seed {self.config.seed}",
+                "differential privacy covers the rounds, not the teachers: they are sent neither clipped nor "
+                "with noise; train without them (start='random') where the start must be private too",
+            )
         teachers, report = phase.train(), self.grid.report
         least = min(self.arm.server.minimum, phase.count)
         answered = len(report.answered)
