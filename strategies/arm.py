@@ -260,6 +260,7 @@ class ArmRunner:
             self.ledger.totals(),
             consolidation=self.result.consolidation,
             refits=refits,
+            who=tuple(report.answered),
         )
 
     def _teachers(self, phase: TeacherPhase) -> list[Teacher]:
@@ -315,6 +316,7 @@ class ArmRunner:
             ended,
             state=state,
             answered=len(report.answered) if none else ended.answered,
+            who=tuple(report.answered) if none else ended.who,
             absent=tuple(absent[participant] for participant in sorted(absent)),
             costs=self.ledger.totals(),
             refits=(*ended.refits, refit),
@@ -384,6 +386,7 @@ class ArmRunner:
             tuple(report.absent),
             self.ledger.totals(),
             refits=(refit,),
+            who=tuple(report.answered),
         )
 
     def _require_statistics(self, sent: int, least: int, where: str) -> None:
@@ -443,6 +446,7 @@ class ArmRunner:
             tuple(report.absent),
             self.ledger.totals(),
             metrics={} if metrics is None else dict(metrics),
+            who=tuple(report.answered),
         )
 
     def _trained(self, state: State) -> tuple[State, State]:
