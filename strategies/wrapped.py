@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Literal, Protocol, runtime_checkable
 
 import torch
@@ -77,14 +77,19 @@ def takes_means(strategy: Strategy) -> bool:
 
 
 def layers(strategy: Strategy) -> list[Strategy]:
-    """Return a strategy, those that it holds (as differential privacy does), and so on inwards."""
+    """Return a strategy, the one that it wraps (as differential privacy does), and so on inwards."""
+    return _inwards(strategy, lambda layer: [getattr(layer, "strategy", None)])
+
+
+def _inwards(strategy: Strategy, held_by: Callable[[Strategy], Iterable[object]]) -> list[Strategy]:
+    """Return a strategy, the strategies that it holds, and so on; each once."""
     found: list[Strategy] = []
     waiting: list[object] = [strategy]
     while waiting:
         inner = waiting.pop(0)
         if isinstance(inner, Strategy) and not any(inner is one for one in found):
             found.append(inner)
-            waiting += getattr(inner, "__dict__", {}).values()
+            waiting += held_by(inner)
     return found
 
 
@@ -97,10 +102,10 @@ def weight_key(strategy: Strategy) -> str:
 def minima(strategy: Strategy, trip: Literal["train", "evaluate"]) -> dict[str, int]:
     """Return below how many nodes a Flower strategy would wait for ever, by the option that says so.
 
-    Empty where it makes no such trip.
+    Empty where it makes no such trip. Whatever strategy it holds may be one that it asks, under any name.
     """
     least: dict[str, int] = {}
-    for layer in layers(strategy):
+    for layer in _inwards(strategy, lambda layer: list(vars(layer).values())):
         if _number(layer, f"fraction_{trip}", 1.0) > 0:
             for option in ("min_available_nodes", f"min_{trip}_nodes"):
                 if (count := int(_number(layer, option, 0))) > 0:
