@@ -1,8 +1,9 @@
 """The Grid whose node ids are participants.
 
 A strategy sees this round's participants as nodes, in a stable order, and ordinary Flower messages. The
-network sees a few nodes, each with one message that carries whole cohorts (:mod:`.parcels`); what comes back
-goes through an inbox (:mod:`.inbox`). This decorator sends, waits and keeps the time.
+network sees a few nodes, each with one message that carries whole cohorts (:mod:`.parcels`), or devices, each
+with the message that the strategy made; what comes back goes through an inbox (:mod:`.inbox`). This decorator
+sends, waits and keeps the time.
 """
 
 from __future__ import annotations
