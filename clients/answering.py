@@ -22,7 +22,18 @@ from kdfed.cohort import state_at
 from kdfed.cohort.folded import Stack
 from kdfed.errors import ParticipantError, one_line
 from kdfed.limits import Limits, Reach, numpy_of
-from kdfed.messages import ARRAYS, COHORTS, METRICS, Answers, Asked, Cohorts, item, numbered, record_of
+from kdfed.messages import (
+    ARRAYS,
+    COHORTS,
+    METRICS,
+    Answers,
+    Asked,
+    Cohorts,
+    item,
+    numbered,
+    participant_of,
+    record_of,
+)
 from kdfed.metrics import LOCAL_STEPS, NUM_EXAMPLES, Metrics, problem_with_metrics
 from kdfed.models import State
 from kdfed.named import ends_program
@@ -88,12 +99,17 @@ def answer(
     Returns
     -------
     Message
-        One result per cohort or participant, and who was left out and why; a plain reply where the message
-        does not say who it is for.
+        One result per cohort or participant, and who was left out and why. An ordinary Flower reply where
+        the message has no cohorts: it is for one participant, a device, whose failure is raised.
+
+    Notes
+    -----
+    A cohort of one sends its participant's work as it is, not as a mean: a device's, bit for bit.
     """
     record = record_of(message.content, COHORTS, ConfigRecord)
     if not record:
-        (alone,) = begin(kind.from_record(message.content))([0], False)
+        member = participant_of(message.metadata.group_id)
+        (alone,) = begin(kind.from_record(message.content))([member], False)
         return Message(_records([(alone.of(0), alone.metrics[0])]), reply_to=message)
 
     cohorts = Cohorts.from_record(record)
@@ -109,15 +125,16 @@ def answer(
         members: dict[int, list[int]] = {}
         for participant in cohort:
             members.setdefault(next(variant_of), []).append(participant)
-        parts = [part for index, own in members.items() for part in variants[index].do(own)]
+        sums = cohorts.reply == "mean" and len(cohort) > 1  # one alone is its own mean
+        parts = [part for index, own in members.items() for part in variants[index].do(own, sums)]
         for part in parts:
             rows |= {participant: (-1, 0, reason) for participant, reason in part.problems.items()}
         finished = {participant: part for part in parts for participant in part.metrics}
         for participant, part in sorted(finished.items(), key=itemgetter(0)):
             rows[participant] = (len(results), int(_number(part.metrics[participant], LOCAL_STEPS)), "")
-            if cohorts.reply == "each":
+            if not sums:
                 results.append((part.each[participant], part.metrics[participant]))
-        if cohorts.reply == "mean" and finished:
+        if sums and finished:
             results.append(_mean([part for part in parts if part.metrics]))
     answers = [(participant, *rows[participant]) for participant in cohorts.participants]
     content = _records(results)
@@ -207,16 +224,19 @@ class _Variant(Generic[M]):
         cohorts: Cohorts,
     ) -> None:
         self._content, self._kind, self._begin, self._spec_of = content, kind, begin, expected
-        self._limits, self._sums = cohorts.limits, cohorts.reply == "mean"
+        self._limits = cohorts.limits
         self._work: CohortWork | None = None
         self._expected = _Expected({}, None)
 
-    def do(self, members: Sequence[int]) -> list[_Checked]:
-        """Have participants work together; if that fails, each alone, so that it costs only who failed."""
+    def do(self, members: Sequence[int], sums: bool) -> list[_Checked]:
+        """Have participants work together; if that fails, each alone, so that it costs only who failed.
+
+        ``sums`` tells whether the sum of their arrays is enough.
+        """
         try:
             work = self._work or self._read()
-            check = _summed if self._sums else _each
-            return [check(part, self._expected) for part in work(members, self._sums)]
+            check = _summed if sums else _each
+            return [check(part, self._expected) for part in work(members, sums)]
         except (Exception, SystemExit) as error:  # whatever a foreign model raises
             if ends_program(error):
                 raise
@@ -225,7 +245,7 @@ class _Variant(Generic[M]):
             return [_Checked({}, {members[0]: reason})]
         # After the exception is gone: with what it held, and as nobody's cause.
         log.warning("a cohort of %d failed together (%s): one by one", len(members), one_line(reason, 100))
-        return [part for member in members for part in self.do([member])]
+        return [part for member in members for part in self.do([member], sums)]
 
     def _read(self) -> CohortWork:
         asked = self._kind.from_record(self._content)

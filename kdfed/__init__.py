@@ -5,4 +5,8 @@ Reading order: :mod:`kdfed.settings`, :mod:`kdfed.thing`, :mod:`kdfed.family`, :
 :mod:`kdfed.convergence`, :mod:`kdfed.ledger`, :mod:`kdfed.records`.
 """
 
+from kdfed.neighbours import find_neighbours
+
 __version__ = "0.1.0"
+
+find_neighbours()

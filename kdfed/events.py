@@ -35,6 +35,8 @@ class Event:
         Participant uploads so far in this arm.
     message
         A sentence for people, e.g. why a run failed.
+    who
+        Whose work is in a round, and who was left out and why, for people; empty where nobody was asked.
     """
 
     arm: str
@@ -46,6 +48,7 @@ class Event:
     bytes: int = 0
     participant_uploads: int = 0
     message: str = ""
+    who: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Return the event as a JSON object; ``Event(**object)`` reads it back."""

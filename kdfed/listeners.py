@@ -43,7 +43,7 @@ class Round:
         The global model's weights after it, or the mean of several with ``server.average``; not to be
         changed.
     answered, absent
-        Whose work is in them, and who was left out, with the reason.
+        How many participants' work is in them, and who was left out, with the reason.
     costs
         Of the arm so far.
     metrics
@@ -56,6 +56,8 @@ class Round:
         Its evaluation: None until the first listener, which evaluates, has seen it.
     evaluation
         What the ServerApp's own evaluation found, if it has one; empty until then.
+    who
+        The participants that ``answered`` counts, in order.
     """
 
     number: int
@@ -69,6 +71,7 @@ class Round:
     refits: tuple[Refit, ...] = ()
     record: RoundRecord | None = None
     evaluation: Mapping[str, Any] = field(default_factory=dict)
+    who: tuple[int, ...] = ()
 
     @property
     def evaluated(self) -> RoundRecord:

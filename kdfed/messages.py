@@ -41,8 +41,9 @@ Around the logical message stand records that no ledger counts:
 ``cohorts``
     Down (:class:`Cohorts`): which participants a network message is for, in cohorts, and which of its
     contents is for whom. In a simulation one network message carries many participants; each distinct content
-    is in it once. Up (:class:`Answers`): who answered, and in which result. A reply without it is an ordinary
-    Flower reply of one participant, from a ClientApp that knows no cohorts.
+    is in it once. Up (:class:`Answers`): who answered, and in which result. A device is one participant: its
+    message has no such record, and holds what the strategy put in alone. Its number stands in the message's
+    ``group_id`` (:func:`group_of`), where the strategy left that empty. Its reply is an ordinary one.
 ``simulation``
     Down (:class:`Simulation`): whose data a node of a simulation uses. A device ignores it.
 ``warnings``
@@ -863,6 +864,27 @@ class Simulation:
         )
 
 
+# ----------------------------------------------------------------------------- one participant alone
+
+
+_GROUP = "participant-"
+
+
+def group_of(participant: int) -> str:
+    """Return the ``group_id`` of a message to a device: which participant it is, for what it draws."""
+    return f"{_GROUP}{participant}"
+
+
+def participant_of(group_id: str) -> int:
+    """Return the participant that a ``group_id`` names; 0 where it is a strategy's own, or empty."""
+    number = group_id.removeprefix(_GROUP)
+    named = group_id.startswith(_GROUP) and number.isascii() and number.isdigit()
+    return int(number) if named and len(number) < _DIGITS else 0
+
+
+_DIGITS = 19  # of a number that fits into 64 bits
+
+
 # ----------------------------------------------------------------------------- several in one
 
 
@@ -902,6 +924,25 @@ def state_of_record(content: RecordDict, key: str) -> State:
         return dict(record_of(content, key, ArrayRecord).to_torch_state_dict())
     except (ValueError, TypeError, EOFError, OSError) as error:
         raise MessageError(f"expected arrays that can be read as {key!r}: {one_line(error)}") from error
+
+
+def count_bytes(record: ArrayRecord | ConfigRecord | MetricRecord) -> int:
+    """Return the bytes of a record, as its ``count_bytes`` counts them.
+
+    A number is 8 bytes, a truth value 1, a text as many as it has characters; keys count too. Flower's own
+    raises on an empty text, and on an empty list, in a ConfigRecord: here they are 0 bytes, beside their key.
+    """
+    if isinstance(record, ConfigRecord):
+        return sum(len(key) + _bytes_of_value(value) for key, value in record.items())
+    return record.count_bytes()
+
+
+def _bytes_of_value(value: object) -> int:
+    if isinstance(value, list):
+        return sum(map(_bytes_of_value, value))
+    if isinstance(value, str | bytes):
+        return len(value)
+    return 1 if isinstance(value, bool) else 8
 
 
 def _value(config: Mapping[str, Any], key: str, kind: type[V]) -> V:

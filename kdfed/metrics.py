@@ -76,7 +76,7 @@ def problem_with_metrics(
         values = value if isinstance(value, list) else (value,)
         if len(key) > MOST_OF_A_KEY:
             return f"expected metrics whose names have at most {MOST_OF_A_KEY} characters, got {len(key)}"
-        if (key in _SINGLE and isinstance(value, list)) or not values:
+        if key in _SINGLE and isinstance(value, list):
             return f"expected a number as {key}, got {value!r:.40}"
         numbers += len(values)
         if numbers > MOST_NUMBERS:

@@ -21,18 +21,20 @@ from flwr.serverapp import Grid, ServerApp
 from kdfed.config import Experiment, server_labels, split_set, with_horizon
 from kdfed.data import PreparedData, prepare
 from kdfed.device import exact_convolutions, resolve_device
-from kdfed.errors import ConfigError, KdfedError, Mistake, RecordError, RunError, one_line
+from kdfed.errors import ConfigError, KdfedError, Mistake, RecordError, RunError, one_line, shown
 from kdfed.events import FOLDER, OVERWRITE, PROGRESS, Event, OnEvent, ignore
 from kdfed.messages import Simulation
 from kdfed.named import ends_program, search_in
 from kdfed.outside import code_of, models_of
 from kdfed.partition import Partition, class_counts, partition_of
 from kdfed.preflight import check_data
+from kdfed.private.flwr import is_network
 from kdfed.reasons import reason_of
 from kdfed.records import DataFacts, Failure, Outcome, RunFolder, Stopped, summarise, versions, weights_sha256
 from kdfed.saved import Card
-from simulations.experiments import load_experiment
+from simulations.experiments import found_experiment, load_experiment
 from simulations.server_data import held_out_data, server_data
+from simulations.stream import Stream
 from strategies.arm import initial_state
 from strategies.arm_config import ArmConfig, HeldOut, ServerData
 from strategies.catalogue import make_strategy
@@ -47,22 +49,25 @@ app = ServerApp()
 def main(grid: Grid, context: Context) -> None:
     """Run the experiment that the run-config names."""
     progress = _progress_file(os.environ.get(PROGRESS))
-
-    def on_event(event: Event) -> None:
-        progress(event)
-        _log(event)
-
     try:
         experiment, out = _from_run_config(context.run_config)
+        _check_network(grid, experiment, str(context.run_config["experiment"]))
         mistakes = check_data(experiment)
         if mistakes:
             raise ConfigError(str(context.run_config["experiment"]), mistakes)
         folder = RunFolder.open_for(out, experiment, overwrite=OVERWRITE in os.environ)
+        stream = Stream(experiment)
+
+        def on_event(event: Event) -> None:
+            progress(event)
+            stream(event)
+
         with _streamed():
             run_experiment(grid, experiment, folder, "flower", on_event)
         log.info("records and report: %s", out)
     except Exception as error:
-        on_event(Event(arm="", seed=0, phase="failed", message=_reason_text(error)))
+        log.error("%s", _reason_text(error))
+        progress(Event(arm="", seed=0, phase="failed", message=_reason_text(error)))
         raise
 
 
@@ -365,11 +370,31 @@ def partition_entry(data: PreparedData, seed: int, partition: Partition) -> dict
     }
 
 
+def _check_network(grid: Grid, experiment: Experiment, name: str) -> None:
+    """Refuse a simulation where the nodes are real ones, before anything is sent or loaded.
+
+    Raises
+    ------
+    ConfigError
+        If the data of the experiment's participants are no devices' own.
+    """
+    source = experiment.data.source
+    if is_network(grid) and source != DEVICES:
+        problem = (
+            f"expected {DEVICES!r}, because this SuperLink has real nodes, which train on data of their own, "
+            f"got {shown(source)}: give such an experiment, or start this one with a connection to Flower's "
+            'simulation runtime (address = ":local:")'
+        )
+        raise ConfigError(name, [Mistake("data.source", problem)])
+
+
+DEVICES = "devices"
+"""The data source of participants that are devices."""
+
+
 def _from_run_config(run_config: Any) -> tuple[Experiment, Path]:
     """Read the run-config keys ``experiment``, ``set``, ``seeds`` and ``out``."""
-    named = Path(str(run_config["experiment"]))
-    shipped = Path(__file__).parent / named
-    path = shipped if not named.is_absolute() and not named.exists() and shipped.exists() else named
+    path = found_experiment(str(run_config["experiment"]))
     seeds = str(run_config["seeds"]).split()
     folder = Path(os.environ.get(FOLDER, path.absolute().parent))
     search_in(folder)
@@ -379,25 +404,6 @@ def _from_run_config(run_config: Any) -> tuple[Experiment, Path]:
         wanted = "expected an absolute path, because Flower's working directory is not yours"
         raise ConfigError("run-config", [Mistake("out", f"{wanted}, got {out!r}")])
     return experiment, Path(out)
-
-
-def _log(event: Event) -> None:
-    """Log what `flwr run --stream` and `flwr log` should show: phases, and one line an evaluation."""
-    if event.phase == "failed":
-        log.error("%s", event.message)
-    elif event.phase == "rounds":
-        log.info(
-            "%s, seed %d: round %d of %d, accuracy %.3f",
-            event.arm,
-            event.seed,
-            event.step,
-            event.steps,
-            event.accuracy,
-        )
-    elif event.message and event.arm:
-        log.info("%s, seed %d: %s", event.arm, event.seed, event.message)
-    elif event.step == 0 and event.arm:
-        log.info("%s, seed %d: %s", event.arm, event.seed, event.phase)
 
 
 def _progress_file(path: str | None) -> OnEvent:

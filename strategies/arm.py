@@ -50,7 +50,16 @@ from strategies.parcels import Exchange
 from strategies.participant_grid import ParticipantGrid
 from strategies.result import ArmResult
 from strategies.teachers import Teacher, TeacherPhase, average
-from strategies.wrapped import OwnReplies, minima, repaired, takes_means, teacher_config, weight_key
+from strategies.wrapped import (
+    PRIVATE,
+    OwnReplies,
+    layers,
+    minima,
+    repaired,
+    takes_means,
+    teacher_config,
+    weight_key,
+)
 
 log = logging.getLogger("kdfed.strategies")
 
@@ -251,6 +260,7 @@ class ArmRunner:
             self.ledger.totals(),
             consolidation=self.result.consolidation,
             refits=refits,
+            who=tuple(report.answered),
         )
 
     def _teachers(self, phase: TeacherPhase) -> list[Teacher]:
@@ -258,6 +268,12 @@ class ArmRunner:
         if self.arm.teachers.from_ is not None:
             return phase.read()
         self.listeners.phase("teachers", self.ledger.totals())
+        if any(isinstance(layer, PRIVATE) for layer in layers(self.strategy)):
+            self._once.warn(
+                f"{self.config.name}, seed {self.config.seed}",
+                "differential privacy covers the rounds, not the teachers: they are sent neither clipped nor "
+                "with noise; train without them (start='random') where the start must be private too",
+            )
         teachers, report = phase.train(), self.grid.report
         least = min(self.arm.server.minimum, phase.count)
         answered = len(report.answered)
@@ -300,6 +316,7 @@ class ArmRunner:
             ended,
             state=state,
             answered=len(report.answered) if none else ended.answered,
+            who=tuple(report.answered) if none else ended.who,
             absent=tuple(absent[participant] for participant in sorted(absent)),
             costs=self.ledger.totals(),
             refits=(*ended.refits, refit),
@@ -370,6 +387,7 @@ class ArmRunner:
             tuple(report.absent),
             self.ledger.totals(),
             refits=(refit,),
+            who=tuple(report.answered),
         )
 
     def _require_statistics(self, sent: int, least: int, where: str) -> None:
@@ -429,6 +447,7 @@ class ArmRunner:
             tuple(report.absent),
             self.ledger.totals(),
             metrics={} if metrics is None else dict(metrics),
+            who=tuple(report.answered),
         )
 
     def _trained(self, state: State) -> tuple[State, State]:

@@ -122,9 +122,7 @@ class HeadPhase:
         ).to_record()
         deadline = self.arm.server.deadlines.teachers
         for some in self._turns(spec):
-            messages = [
-                Message(content, p, QueryStatistics.type, ttl=deadline, group_id="statistics") for p in some
-            ]
+            messages = [Message(content, p, QueryStatistics.type, ttl=deadline) for p in some]
             self.grid.send_and_receive(messages, timeout=deadline)
         report = self.grid.report
         return Asked(total.result(), len(report.answered) + report.refused)

@@ -12,7 +12,7 @@ from functools import lru_cache
 
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 
-from kdfed.messages import BACKBONE, CONFIG, FIXED, record_of
+from kdfed.messages import BACKBONE, CONFIG, FIXED, count_bytes, record_of
 from kdfed.reading import cut_of
 from kdfed.settings import ModelSettings
 
@@ -62,7 +62,7 @@ class FixedWeights:
             known.update(key.encode() + array.data)
         lacking = [one for one in participants if self._held.get(one) != known.hexdigest()]
         self._held |= dict.fromkeys(lacking, known.hexdigest())
-        return len(lacking) * record.count_bytes()
+        return len(lacking) * count_bytes(record)
 
 
 @lru_cache(maxsize=16)

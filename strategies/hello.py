@@ -16,7 +16,7 @@ from flwr.serverapp import Grid
 
 from kdfed.errors import MessageError, RunError
 from kdfed.ledger import Ledger
-from kdfed.messages import SIMULATION, Hello, HelloReply, Simulation, versions
+from kdfed.messages import SIMULATION, Hello, HelloReply, Simulation, count_bytes, versions
 from kdfed.metrics import NUM_EXAMPLES
 from kdfed.reasons import Once
 from strategies.inbox import bytes_of, pass_warnings_on
@@ -127,10 +127,8 @@ def ask_nodes(
             f"expected every node to hold the same partition, got {sorted(known_to_all)}; give all nodes the "
             "same data"
         )
-    up = (
-        MetricRecord({NUM_EXAMPLES: 1}).count_bytes()
-        + ConfigRecord({"versions": json.dumps(versions())}).count_bytes()
-    )
+    up = count_bytes(MetricRecord({NUM_EXAMPLES: 1}))
+    up += count_bytes(ConfigRecord({"versions": json.dumps(versions())}))
     ledger.down("hello", down, messages=len(first))
     ledger.up("hello", up, 0, replies=len(first))
     return Present(held=first)

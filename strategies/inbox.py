@@ -27,6 +27,7 @@ from kdfed.messages import (
     WARNINGS,
     Answers,
     Cohorts,
+    count_bytes,
     numbered,
     record_of,
 )
@@ -338,7 +339,7 @@ def read_reply(asked: Cohorts, content: RecordDict) -> tuple[Answers, list[Resul
     record = record_of(content, COHORTS, ConfigRecord)
     if record:
         answers = Answers.from_record(record)
-    elif len(asked.participants) == 1:  # a ClientApp that knows no cohorts
+    elif len(asked.participants) == 1:  # a device's, or of a ClientApp that knows no cohorts
         steps = record_of(content, METRICS, MetricRecord).get(LOCAL_STEPS, 0)
         answers = Answers(asked.participants, (0,), (steps if isinstance(steps, int) else 0,), ("",))
     else:
@@ -371,4 +372,4 @@ def pass_warnings_on(content: RecordDict, log: Once) -> None:
 
 def bytes_of(content: RecordDict) -> int:
     """Return the bytes of a logical message: its arrays, metrics and config, without fixed weights."""
-    return sum(record.count_bytes() for key, record in content.items() if key != FIXED)
+    return sum(count_bytes(record) for key, record in content.items() if key != FIXED)

@@ -15,6 +15,7 @@ from torch import nn
 
 from kdfed import convergence
 from kdfed.config import Arm
+from kdfed.errors import one_line
 from kdfed.events import Event, Phase
 from kdfed.ledger import Costs
 from kdfed.listeners import Listener, Round
@@ -194,6 +195,10 @@ MOST_LOST = 2.0
 is measured on."""
 
 
+NAMED = 10
+"""So many participants are named in a line for people; more are counted."""
+
+
 class Announcing(Listener):
     """Tells the arm's steps as events, for progress displays.
 
@@ -201,10 +206,12 @@ class Announcing(Listener):
     ----------
     config
         Its ``on_event`` is told.
+    name_of
+        What people call a participant. Default: its number.
     """
 
-    def __init__(self, config: ArmConfig) -> None:
-        self._config = config
+    def __init__(self, config: ArmConfig, name_of: Callable[[int], str] = str) -> None:
+        self._config, self._name_of = config, name_of
 
     def on_phase(self, phase: Phase, step: int, steps: int, accuracy: float | None, costs: Costs) -> None:
         """Tell a phase, or a step of one."""
@@ -216,8 +223,24 @@ class Announcing(Listener):
             self._tell("statistics", 1, 1, None, ended.costs, str(refit))
 
     def on_round(self, ended: Round) -> None:
-        """Tell a round and its accuracy."""
-        self._tell("rounds", ended.number, ended.rounds, ended.evaluated.accuracy, ended.costs)
+        """Tell a round, its accuracy, and whose work is in it."""
+        costs, accuracy, who = ended.costs, ended.evaluated.accuracy, self._who(ended)
+        self._tell("rounds", ended.number, ended.rounds, accuracy, costs, who=who)
+
+    def _who(self, ended: Round) -> str:
+        """Say who answered, and who did not and why; nothing where nobody was asked."""
+        if not ended.answered and not ended.absent:
+            return ""
+        count = f"{ended.answered} answered"
+        names = ", ".join(map(self._name_of, ended.who)) if len(ended.who) <= NAMED else ""
+        words = f"{count} ({names})" if names else count
+        left_out = [
+            f"{self._name_of(one.participant)} ({one_line(one.reason, 100)})" for one in ended.absent[:NAMED]
+        ]
+        more = len(ended.absent) - len(left_out)
+        if not left_out:
+            return words
+        return f"{words}, without {', '.join(left_out)}{f' and {more} more' if more else ''}"
 
     def _tell(
         self,
@@ -227,6 +250,7 @@ class Announcing(Listener):
         accuracy: float | None,
         costs: Costs,
         message: str = "",
+        who: str = "",
     ) -> None:
         self._config.on_event(
             Event(
@@ -239,5 +263,6 @@ class Announcing(Listener):
                 bytes=costs.bytes_up + costs.bytes_down,
                 participant_uploads=costs.participant_uploads,
                 message=message,
+                who=who,
             )
         )

@@ -134,7 +134,7 @@ class LogitsStrategy(FedAvg):
             if key not in contents:
                 model = self._models[key[0]]
                 contents[key] = self._content(server_round, model, key[1], self._start, config)
-            messages.append(Message(contents[key], participant, QueryLogits.type, group_id="rounds"))
+            messages.append(Message(contents[key], participant, QueryLogits.type))
         return messages
 
     def aggregate_train(

@@ -1,8 +1,9 @@
 """The Grid whose node ids are participants.
 
 A strategy sees this round's participants as nodes, in a stable order, and ordinary Flower messages. The
-network sees a few nodes, each with one message that carries whole cohorts (:mod:`.parcels`); what comes back
-goes through an inbox (:mod:`.inbox`). This decorator sends, waits and keeps the time.
+network sees a few nodes, each with one message that carries whole cohorts (:mod:`.parcels`), or devices, each
+with the message that the strategy made; what comes back goes through an inbox (:mod:`.inbox`). This decorator
+sends, waits and keeps the time.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from flwr.serverapp import Grid
 from kdfed.errors import MessageError, RunError
 from kdfed.ledger import Ledger
 from kdfed.limits import Limits
-from kdfed.messages import ReplyKind, Simulation
+from kdfed.messages import ReplyKind, Simulation, group_of
 from kdfed.private.flwr import Run, name_message
 from kdfed.reasons import Once
 from kdfed.records import Absent
@@ -29,7 +30,7 @@ from strategies.parcels import Cohort, Exchange, Parcel, content_of, cut, deal, 
 POLL_SECONDS = 0.0005, 0.02
 """Least and most seconds between two looks for replies; in between a fiftieth of the time waited so far."""
 
-_ASKS = 60, 600.0  # a strategy that asks more often, for more seconds than this, waits for ever
+_ASKS = 20, 20.0  # a strategy that asks more often, for more seconds than this, waits for ever
 
 
 class ParticipantGrid(Grid):
@@ -136,7 +137,8 @@ class ParticipantGrid(Grid):
         Raises
         ------
         RunError
-            If a strategy asks again and again, sends nothing, and so waits for somebody who will not come.
+            If a strategy asks again and again, sends nothing, and so waits for somebody who will not come:
+            who is in a round is settled before it is asked.
         """
         now = time.monotonic()
         self._asks.append(now)
@@ -215,9 +217,14 @@ class ParticipantGrid(Grid):
         parcels = [pack(exchange, node, mine, by_participant, reply) for node, mine in dealt]
         self._inbox.expect(parcels)
         for parcel in parcels:
-            first = next(iter(parcel.messages.values())).metadata
-            content = content_of(parcel, self._simulation)
-            sent = Message(content, parcel.node, first.message_type, ttl=ttl, group_id=first.group_id)
+            participant, first = next(iter(parcel.messages.items()))
+            group = first.metadata.group_id
+            if self._roster is None:
+                content = content_of(parcel, self._simulation)
+            else:  # a device is one participant, and gets what the strategy put in
+                content, group = RecordDict(dict(first.content)), group or group_of(participant)
+            kind = first.metadata.message_type
+            sent = Message(content, parcel.node, kind, ttl=ttl, group_id=group)
             (message_id,) = list(self.network.push_messages([sent])) or [""]
             if message_id:
                 self._open[message_id] = parcel

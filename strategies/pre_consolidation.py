@@ -62,6 +62,7 @@ class PreConsolidation(Strategy):
             raise ConfigError(type(strategy).__name__, mistakes)
         self.strategy = strategy
         self.config = config
+        self._started = False
 
     @classmethod
     def around(
@@ -169,6 +170,7 @@ class PreConsolidation(Strategy):
         -----
         In a ServerApp of your own, progress is logged as Flower's strategies log theirs.
         """
+        self._started = True
         given = {"train_config": train_config, "evaluate_config": evaluate_config}
         taken = [
             Mistake(name, f"expected other keys than kdfed's own, got {key!r}; rename it")
@@ -194,7 +196,20 @@ class PreConsolidation(Strategy):
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Delegate to the wrapped strategy."""
+        """Delegate to the wrapped strategy.
+
+        Raises
+        ------
+        ConfigError
+            If :meth:`start` was never called: a strategy around this one brings its own, which knows no warm
+            start.
+        """
+        if not self._started:
+            problem = (
+                "expected PreConsolidation outermost, because only its own start() makes the warm start; got "
+                "a strategy around it: put that one inside, as PreConsolidation(Outer(FedAvg(...)), ...)"
+            )
+            raise ConfigError(type(self).__name__, [Mistake("strategy", problem)])
         return self.strategy.configure_train(server_round, arrays, config, grid)
 
     def aggregate_train(

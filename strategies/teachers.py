@@ -162,7 +162,7 @@ class TeacherPhase:
         self.grid.begin(exchange, chosen)
         deadline = self.arm.server.deadlines.teachers
         messages = [
-            Message(contents[p % len(contents)].sent, p, TrainTeacher.type, ttl=deadline, group_id="teachers")
+            Message(contents[p % len(contents)].sent, p, TrainTeacher.type, ttl=deadline)
             for p in self.grid.get_node_ids()
         ]
         replies = list(self.grid.send_and_receive(messages, timeout=deadline))

@@ -2,25 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+import math
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
-from flwr.serverapp.strategy import FedAdagrad, FedAdam, FedAvg, FedAvgM, FedProx, FedYogi, Strategy
+from flwr.serverapp.strategy import (
+    DifferentialPrivacyClientSideAdaptiveClipping,
+    DifferentialPrivacyClientSideFixedClipping,
+    DifferentialPrivacyServerSideAdaptiveClipping,
+    DifferentialPrivacyServerSideFixedClipping,
+    FedAdagrad,
+    FedAdam,
+    FedAvg,
+    FedAvgM,
+    FedProx,
+    FedYogi,
+    Strategy,
+)
 
 from kdfed.arrays import Spec
 from kdfed.averaging import average_states
 from kdfed.messages import ARRAYS, METRICS, record_of, state_of_record
 from kdfed.metrics import NUM_EXAMPLES, number
 from kdfed.models import State
-from kdfed.private.flwr import aggregate_metrics
+from kdfed.private.flwr import CLIPPING_NORM, aggregate_metrics
 
 WEIGHTED_MEANS: frozenset[type[Strategy]] = frozenset(
     {FedAvg, FedProx, FedAvgM, FedAdagrad, FedAdam, FedYogi}
 )
 """Strategies to which a cohort's weighted mean is as good as its members. A subclass is not one of them:
 it may look at single models."""
+
+CLIPS_ON_CLIENTS: tuple[type[Strategy], ...] = (
+    DifferentialPrivacyClientSideFixedClipping,
+    DifferentialPrivacyClientSideAdaptiveClipping,
+)
+"""Strategies that tell participants how far to clip, for a mod of their ClientApp."""
+
+PRIVATE: tuple[type[Strategy], ...] = (
+    *CLIPS_ON_CLIENTS,
+    DifferentialPrivacyServerSideFixedClipping,
+    DifferentialPrivacyServerSideAdaptiveClipping,
+)
+"""Flower's strategies of differential privacy. They cover rounds, and no teacher."""
 
 SERVER_OPTIMISERS: tuple[type[Strategy], ...] = (FedAvgM, FedAdagrad, FedAdam, FedYogi)
 """Strategies that take a step from the mean. Buffers (BatchNorm's statistics) must not take it: a running
@@ -52,11 +78,18 @@ def takes_means(strategy: Strategy) -> bool:
 
 def layers(strategy: Strategy) -> list[Strategy]:
     """Return a strategy, the one that it wraps (as differential privacy does), and so on inwards."""
+    return _inwards(strategy, lambda layer: [getattr(layer, "strategy", None)])
+
+
+def _inwards(strategy: Strategy, held_by: Callable[[Strategy], Iterable[object]]) -> list[Strategy]:
+    """Return a strategy, the strategies that it holds, and so on; each once."""
     found: list[Strategy] = []
-    inner: object = strategy
-    while isinstance(inner, Strategy) and not any(inner is one for one in found):
-        found.append(inner)
-        inner = getattr(inner, "strategy", None)
+    waiting: list[object] = [strategy]
+    while waiting:
+        inner = waiting.pop(0)
+        if isinstance(inner, Strategy) and not any(inner is one for one in found):
+            found.append(inner)
+            waiting += held_by(inner)
     return found
 
 
@@ -69,23 +102,36 @@ def weight_key(strategy: Strategy) -> str:
 def minima(strategy: Strategy, trip: Literal["train", "evaluate"]) -> dict[str, int]:
     """Return below how many nodes a Flower strategy would wait for ever, by the option that says so.
 
-    Empty where it makes no such trip.
+    Empty where it makes no such trip. Whatever strategy it holds may be one that it asks, under any name.
     """
     least: dict[str, int] = {}
-    for layer in layers(strategy):
-        if isinstance(layer, FedAvg) and getattr(layer, f"fraction_{trip}") > 0:
+    for layer in _inwards(strategy, lambda layer: list(vars(layer).values())):
+        if _number(layer, f"fraction_{trip}", 1.0) > 0:
             for option in ("min_available_nodes", f"min_{trip}_nodes"):
-                least[option] = max(least.get(option, 0), getattr(layer, option))
+                if (count := int(_number(layer, option, 0))) > 0:
+                    least[option] = max(least.get(option, 0), count)
     return least
+
+
+def _number(strategy: Strategy, option: str, default: float) -> float:
+    """Return an option that is called as FedAvg calls it, whoever has it."""
+    value = getattr(strategy, option, default)
+    return value if isinstance(value, int | float) else default
 
 
 def teacher_config(strategy: Strategy, train_config: ConfigRecord | None) -> ConfigRecord:
     """Return what a train handler finds in ``config`` beside kdfed's settings, for a teacher.
 
-    FedProx adds the weight of its proximal term to every round; teachers train freely, so theirs is 0.
+    What a strategy adds to bind a round does not bind a teacher: the weight of FedProx's proximal term is 0,
+    and the norm to which a mod clips is infinite. The mods answer an error where there is none.
     """
-    free = {"proximal-mu": 0.0} if any(isinstance(layer, FedProx) for layer in layers(strategy)) else {}
-    return ConfigRecord({**(train_config or {}), **free})
+    config = ConfigRecord(dict(train_config or {}))
+    for layer in layers(strategy):
+        if isinstance(layer, FedProx):
+            config["proximal-mu"] = 0.0
+        if isinstance(layer, CLIPS_ON_CLIENTS):
+            config[CLIPPING_NORM] = math.inf
+    return config
 
 
 def repaired(

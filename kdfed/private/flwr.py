@@ -28,10 +28,12 @@ from flwr.serverapp.strategy.strategy_utils import (
     log_strategy_start_info,
     sample_nodes,
 )
+from flwr.supercore.differential_privacy import KEY_CLIPPING_NORM
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
 __all__ = [
+    "CLIPPING_NORM",
     "COMPLETED",
     "HEALTH",
     "SAMPLING_SLEEP",
@@ -54,6 +56,7 @@ __all__ = [
     "flat_view",
     "identify",
     "identity",
+    "is_network",
     "log_start",
     "name_message",
     "node_environment",
@@ -194,7 +197,27 @@ A strategy that brings its own ``start`` has no other way to begin its log like 
 those four lines."""
 
 
+CLIPPING_NORM = KEY_CLIPPING_NORM
+"""Under which key of ``config`` a strategy of differential privacy tells how far participants clip.
+
+``fixedclipping_mod`` and ``adaptiveclipping_mod`` answer an error to a message without it. When it moves:
+write the key, ``clipping_norm``."""
+
+
 # ----------------------------------------------------------------------------- Flower's simulation
+
+
+def is_network(grid: object) -> bool:
+    """Tell whether a grid is that of a SuperLink with real nodes.
+
+    Flower gives a ServerApp of its simulation runtime another class of grid, and engines have their own.
+    When it moves: a simulation's experiment on real nodes is refused by the nodes, after a hello; put the new
+    name beside the old.
+    """
+    return type(grid).__name__ in _NETWORKS
+
+
+_NETWORKS = frozenset({"HttpGrid"})
 
 SIMULATION_ACTORS = frozenset({"flwr.simulation.ray_transport.ray_actor.ClientAppActor"})
 """Full names of the classes of Ray actors in which Flower's simulation runs ClientApps.

@@ -16,7 +16,18 @@ from kdfed.arrays import Spec, spec_of
 from kdfed.averaging import WeightedMean
 from kdfed.limits import Limits
 from kdfed.local import PlainLocal
-from kdfed.messages import ARRAYS, COHORTS, CONFIG, METRICS, Answers, Cohorts, Evaluate, ReplyKind, Train
+from kdfed.messages import (
+    ARRAYS,
+    COHORTS,
+    CONFIG,
+    METRICS,
+    Answers,
+    Cohorts,
+    Evaluate,
+    ReplyKind,
+    Train,
+    group_of,
+)
 from kdfed.metrics import EVAL_LOSS, LOCAL_STEPS, NUM_EXAMPLES, TRAIN_LOSS, Metrics
 from kdfed.private.flwr import identify, name_message
 from kdfed.settings import ModelSettings
@@ -185,6 +196,26 @@ def test_a_message_without_cohorts_gets_an_ordinary_reply() -> None:
     assert set(reply.content) == {ARRAYS, METRICS}
     assert dict(reply.content[METRICS]) == metrics_of(0)
     assert work.called == [([0], False)]
+
+
+def test_a_device_draws_as_the_participant_that_its_message_names() -> None:
+    work, message = Work(), message_of(train_message().to_record())
+    message.metadata.group_id = group_of(7)
+    reply = answer(message, Train, work, lambda asked: SPEC)
+    assert dict(reply.content[METRICS]) == metrics_of(7)
+    assert work.called == [([7], False)]
+
+
+def test_a_cohort_of_one_sends_its_work_as_a_device_does() -> None:
+    """(n w) / n is not w where weights are float64, nor is one step's weight sum n w; so it is not a mean."""
+    work, cohorts = Work(), Cohorts(((7,),), (0,), "mean", Limits(100, 1e9))
+    reply = answer(message_of(train_message().to_record(), cohorts), Train, work, lambda asked: SPEC)
+    alone = message_of(train_message().to_record())
+    alone.metadata.group_id = group_of(7)
+    device = answer(alone, Train, Work(), lambda asked: SPEC)
+    assert work.called == [([7], False)]
+    for key in (ARRAYS, METRICS):
+        assert reply.content[key] == device.content[key]
 
 
 def test_work_without_arrays_has_metrics_alone() -> None:

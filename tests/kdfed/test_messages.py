@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -31,8 +31,11 @@ from kdfed.messages import (
     Train,
     TrainTeacher,
     Update,
+    count_bytes,
+    group_of,
     item,
     numbered,
+    participant_of,
 )
 from kdfed.settings import LabelCountSettings, ModelSettings, OptimiserSettings, TeacherSettings
 from tests.small_backbones import TINY
@@ -308,3 +311,50 @@ def test_of_a_model_with_a_backbone_a_message_says_which_weights_it_has() -> Non
     without = Train(seed=1, server_round=2, model=MODEL, local=PlainLocal()).to_record()
     assert BACKBONE not in without[CONFIG]
     assert Train.from_record(without).backbone_sha256 == ""
+
+
+# ----------------------------------------------------------------------------- one participant alone
+
+
+@given(st.integers(0, 10**18 - 1))
+def test_a_group_names_its_participant(participant: int) -> None:
+    assert participant_of(group_of(participant)) == participant
+
+
+@pytest.mark.parametrize(
+    "group",
+    ["", "3", "round 3", "participant-", "participant--3", "participant-x", "participant-" + "9" * 99],
+)
+def test_a_group_of_a_strategys_own_names_nobody(group: str) -> None:
+    assert participant_of(group) == 0
+
+
+# ----------------------------------------------------------------------------- bytes
+
+TEXTS, NUMBERS = st.text(max_size=5), st.integers(-(2**62), 2**62)
+VALUES = st.one_of(TEXTS, NUMBERS, st.floats(), st.booleans(), st.binary(max_size=5))
+
+
+def lists_of(*kinds: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    return st.one_of([st.lists(kind, min_size=1, max_size=4) for kind in kinds])
+
+
+@given(st.dictionaries(TEXTS, VALUES | lists_of(TEXTS, NUMBERS, st.floats(), st.booleans())))
+def test_bytes_are_those_that_flower_counts_where_it_counts(values: dict[str, Any]) -> None:
+    record = ConfigRecord(values)
+    empty = [key for key, value in values.items() if value in ("", b"")]
+    for key in empty:
+        with pytest.raises(ValueError, match="Config values"):
+            record.count_bytes()
+        values[key] = "x"
+    assert count_bytes(record) == ConfigRecord(values).count_bytes() - len(empty)
+
+
+def test_empty_texts_and_lists_are_their_keys_alone() -> None:
+    assert count_bytes(ConfigRecord({"a": "", "bb": [], "ccc": b"", "d": "xy"})) == 1 + 2 + 3 + 1 + 2
+    with pytest.raises(IndexError):  # as soon as this does not, Flower's own will do
+        ConfigRecord({"bb": []}).count_bytes()
+    metrics = MetricRecord({"a": [], "b": 1.0, "c": [1, 2]})
+    assert count_bytes(metrics) == metrics.count_bytes() == 1 + 9 + 17
+    arrays = ArrayRecord({"w": torch.zeros(3)})
+    assert count_bytes(arrays) == arrays.count_bytes()

@@ -36,3 +36,10 @@ def test_a_metric_that_is_absurd_is_named(value):
 )
 def test_a_score_is_at_most_one(score, good):
     assert (problem_with_metrics({"num-examples": 5, "eval-acc": score}) is None) == good
+
+
+def test_an_empty_list_is_a_metric_like_any_other_but_no_loss():
+    assert problem_with_metrics({"num-examples": 5, "more": []}) is None
+    assert problem_with_metrics({"num-examples": 5, "train-loss": []}) == (
+        "expected a number as train-loss, got []"
+    )

@@ -18,8 +18,9 @@ from typing import Any, get_args, get_type_hints
 import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.clientapp.mod import fixedclipping_mod
 from flwr.serverapp import Grid
-from flwr.serverapp.strategy import FedAdam, FedAvg
+from flwr.serverapp.strategy import DifferentialPrivacyClientSideFixedClipping, FedAdam, FedAvg, Strategy
 
 ROOT = Path(__file__).parents[2]
 LIBRARIES = {"flwr": "flwr", "ray": "ray", "flwr_datasets": "flwr-datasets"}
@@ -56,7 +57,17 @@ def look_at(entry: str, given: SimpleNamespace) -> None:
 def given(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> SimpleNamespace:
-    return SimpleNamespace(monkeypatch=monkeypatch, capsys=capsys, folder=tmp_path)
+    return SimpleNamespace(monkeypatch=monkeypatch, capsys=capsys, folder=tmp_path, grid=None, context=None)
+
+
+class Empty(Strategy):
+    """Sends nothing."""
+
+    def configure_train(self, *args: Any) -> Any:
+        return []
+
+    aggregate_train = configure_evaluate = aggregate_evaluate = configure_train
+    summary = configure_train
 
 
 @pytest.mark.parametrize("library", LIBRARIES)
@@ -194,6 +205,29 @@ def a_reply_still_answers_the_message(readdressed: Any, given: SimpleNamespace) 
     assert (changed.metadata.message_type, changed.content) == ("train", content)
     assert (asked.metadata.message_type, len(asked.content)) == ("train.teacher", 0)
     assert Message(RecordDict(), reply_to=changed).metadata.reply_to_message_id == "the-id"
+
+
+@check("flwr.CLIPPING_NORM")
+def a_strategy_tells_it_and_a_mod_wants_it(key: Any, given: SimpleNamespace) -> None:
+    strategy = DifferentialPrivacyClientSideFixedClipping(Empty(), 1.0, 0.5, 3)
+    config = ConfigRecord()
+    strategy.configure_train(1, ArrayRecord(), config, given.grid)
+    assert dict(config) == {key: 0.5}
+    message = asked()
+    message.content["arrays"], message.content["config"] = ArrayRecord(), ConfigRecord({"lr": 0.1})
+    reply = fixedclipping_mod(message, given.context, lambda message, context: message)
+    assert repr(key) in reply.error.reason
+
+
+@check("flwr.is_network")
+def a_superlinks_grid_is_one_and_a_simulations_is_not(is_network: Any, given: SimpleNamespace) -> None:
+    grids = import_module("flwr.superlink.grid")
+    assert is_network(object.__new__(grids.HttpGrid))
+    assert not is_network(object.__new__(grids.InMemoryGrid))
+    runner = inspect.getsource(import_module("flwr.superlink.runtime.run_serverapp"))
+    assert "HttpGrid(" in runner, "a ServerApp on a SuperLink gets another grid"
+    simulation = inspect.getsource(import_module("flwr.simulation.run_simulation"))
+    assert "InMemoryGrid(" in simulation, "a ServerApp of a simulation gets another grid"
 
 
 @check("flwr.SIMULATION_ACTORS")

@@ -22,7 +22,16 @@ from kdfed.closed_form import Ridge
 from kdfed.closed_form.features import head_of
 from kdfed.data import prepare
 from kdfed.errors import ConfigError, RunError
-from kdfed.messages import ARRAYS, COHORTS, METRICS, Cohorts, QueryStatistics, Simulation, Update
+from kdfed.messages import (
+    ARRAYS,
+    COHORTS,
+    METRICS,
+    Cohorts,
+    QueryStatistics,
+    Simulation,
+    Update,
+    participant_of,
+)
 from kdfed.metrics import NUM_EXAMPLES
 from kdfed.models import build_model, load_state
 from kdfed.preflight import check_data
@@ -589,7 +598,7 @@ def test_a_client_app_of_ones_own_may_have_the_handler(tiny, run_arm):
 
     @own.query("statistics")
     def statistics(message: Message, context: Context) -> Message:
-        (participant,) = Cohorts.from_record(message.content[COHORTS]).participants
+        participant = participant_of(message.metadata.group_id)
         held = partition.examples[partition.bounds[participant] : partition.bounds[participant + 1]]
         examples, asked = examples_for(arm.model, data, held), QueryStatistics.from_record(message.content)
         load_state(model, asked.arrays | {key: model.state_dict()[key] for key in place.keys})

@@ -10,12 +10,13 @@ import torch
 
 from kdfed.config import Experiment
 from kdfed.data import Examples
+from kdfed.events import Event
 from kdfed.ledger import Costs
 from kdfed.listeners import Round
-from kdfed.records import RoundRecord
+from kdfed.records import Absent, RoundRecord
 from kdfed.task import CLASSIFICATION, REGRESSION
 from strategies.arm_config import ArmConfig, ServerData
-from strategies.listeners import Falling
+from strategies.listeners import Announcing, Falling
 
 SOLVED = {"closed-form": {"head": "ridge"}}
 
@@ -77,3 +78,38 @@ def test_the_noise_of_a_regression_is_that_of_its_r2(tiny, scores, examples, war
 
 def test_a_head_that_is_solved_later_is_no_start(tiny):
     assert told(tiny, (0.9, 0.1), 300, **{"closed-form": {"at": [2]}}) == []
+
+
+# ----------------------------------------------------------------------------- who answered
+
+
+@pytest.mark.parametrize(
+    ("who", "absent", "said"),
+    [
+        ((), (), ""),
+        ((0, 2), (), "2 answered (p0, p2)"),
+        ((), (Absent(1, "late"),), "0 answered, without p1 (late)"),
+        (
+            (0,),
+            (Absent(1, "error\nreply"), Absent(2, "late")),
+            "1 answered (p0), without p1 (error reply), p2 (late)",
+        ),
+        (tuple(range(11)), (), "11 answered"),
+        (
+            (0,),
+            tuple(Absent(number, "late") for number in range(1, 13)),
+            f"1 answered (p0), without {', '.join(f'p{n} (late)' for n in range(1, 11))} and 2 more",
+        ),
+    ],
+)
+def test_a_round_says_who_answered_and_who_did_not_and_why(tiny, who, absent, said):
+    held = Examples(torch.zeros(5, 2), torch.zeros(5, dtype=torch.int64))
+    data = ServerData(held, held, held.inputs.numpy(), 2, CLASSIFICATION)
+    events: list[Event] = []
+    config = ArmConfig(arm=tiny().arm("cold"), data=data, on_event=events.append)
+    record = RoundRecord("arm", 0, 1, 1, "rounds", 0.5, None, 1.0, 0, 0, 0, 0, len(who), absent, 0.0, 0.5)
+    ended = Round(1, 3, {}, len(who), absent, Costs(bytes_up=3, bytes_down=4), record=record, who=who)
+    Announcing(config, lambda participant: f"p{participant}").on_round(ended)
+    (event,) = events
+    assert (event.who, event.bytes, event.step, event.steps) == (said, 7, 1, 3)
+    assert Event(**event.to_json()) == event
