@@ -11,6 +11,7 @@ import copy
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache, partial
 
+import numpy as np
 import torch
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
@@ -26,7 +27,7 @@ from clients.telling import tell
 from kdfed.arrays import Spec, spec_of
 from kdfed.closed_form import ClosedFormHead
 from kdfed.closed_form.features import HeadOf, head_of
-from kdfed.cohort import predict_stack, train_cohort
+from kdfed.cohort import Trained, predict_stack, train_cohort
 from kdfed.data import Examples
 from kdfed.errors import ParticipantError, shown
 from kdfed.local import LocalLoss, plain_loss
@@ -37,19 +38,18 @@ from kdfed.messages import (
     Asked,
     Evaluate,
     Evaluation,
-    HelloReply,
     QueryLogits,
     QueryStatistics,
     Train,
     TrainTeacher,
     Update,
-    versions,
 )
 from kdfed.models import State, build_model, load_state, state_of
 from kdfed.privacy import add_laplace_noise
 from kdfed.reading import cut_of, shape_read
-from kdfed.seeding import derive, derive_many, numpy_generator
+from kdfed.seeding import derive, derive_many
 from kdfed.settings import ModelSettings, TeacherSettings
+from kdfed.setup import Setup
 from kdfed.train import TrainResult, predict
 
 app = ClientApp(mods=[tell, gate])
@@ -58,8 +58,7 @@ app = ClientApp(mods=[tell, gate])
 @app.query("hello")
 def hello(message: Message, context: Context) -> Message:
     """Say how many participants are here, who holds what, and which versions run."""
-    participants = _participants(message, context)
-    reply = HelloReply(versions(), participants.sizes, participants.sha256)
+    reply = _participants(message, context).hello()
     return Message(reply.to_record(), reply_to=message)
 
 
@@ -71,6 +70,7 @@ def teacher(message: Message, context: Context) -> Message:
     def begin(asked: TrainTeacher) -> CohortWork:
         _check_backbone(asked)
         settings, seed, setup = asked.settings, asked.seed, participants.setup
+        own = participants.teacher(asked.model, _template(asked.model, participants))
         inputs = None if asked.inputs is None else participants.inputs(asked.inputs.numpy(), asked.model)
         model, loss = _template(asked.model, participants), plain_loss(setup.task)
         statistics_of = None
@@ -86,26 +86,33 @@ def teacher(message: Message, context: Context) -> Message:
             seeds = derive_many(seed, "teacher", 0, members)
             found = [] if statistics_of is None else [own for _, own in statistics_of(examples, sizes)]
             labels = torch.split(examples.labels.cpu(), sizes) if settings.label_counts.send else ()
-            for trained in train_cohort(model, start, examples, sizes, settings, loss, seeds, setup=setup):
+            cohort = (
+                train_cohort(model, start, examples, sizes, settings, loss, seeds, setup=setup)
+                if own is None
+                else [_untrained(model, own, examples, setup)]
+            )
+            for trained in cohort:
                 arrays = trained.states
                 if inputs is not None:
                     arrays = {LOGITS: predict_stack(model, arrays, inputs).to(torch.float16)}
                 updates = [
                     _update(
                         result,
-                        _label_counts(labels[index], participants.classes, settings, seed, members[index])
+                        _label_counts(
+                            labels[index], participants, settings, participants.noise(seed, members[index])
+                        )
                         if settings.label_counts.send
                         else None,
                     )
                     for index, result in zip(trained.indices, trained.results, strict=True)
                 ]
-                own = [members[index] for index in trained.indices]
+                some = [members[index] for index in trained.indices]
                 if found:
                     sent = [found[index] for index in trained.indices]
                     arrays = arrays | {
                         STATISTICS + key: torch.stack([one[key] for one in sent]) for key in sent[0]
                     }
-                yield Contribution(own, arrays, [update.metrics() for update in updates])
+                yield Contribution(some, arrays, [update.metrics() for update in updates])
 
         return work
 
@@ -257,13 +264,19 @@ def _update(result: TrainResult, label_counts: list[float] | None = None) -> Upd
     )
 
 
+def _untrained(model: nn.Module, state: State, examples: Examples, setup: Setup) -> Trained:
+    """Return a teacher that there was already as a training leaves one, in no step."""
+    load_state(model, state)
+    loss = setup.task.loss(predict(model, examples.inputs), examples.labels.cpu())
+    stack = {key: value.unsqueeze(0).to(setup.device) for key, value in state.items()}
+    return Trained(stack, [0], [TrainResult(loss, 0, len(examples))])
+
+
 def _label_counts(
-    labels: torch.Tensor, classes: int, settings: TeacherSettings, seed: int, participant: int
+    labels: torch.Tensor, participants: Participants, settings: TeacherSettings, noise: np.random.Generator
 ) -> list[float]:
-    counts = torch.bincount(labels, minlength=classes).numpy()
+    counts = torch.bincount(labels, minlength=participants.classes).numpy()
     if settings.label_counts.epsilon is not None:
-        # Seeded, so that a simulation repeats; a device must draw noise that nobody can.
-        noise = numpy_generator(seed, "label-counts", 0, participant)
         counts = add_laplace_noise(counts, settings.label_counts.epsilon, noise)
     return [float(count) for count in counts]
 

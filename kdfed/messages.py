@@ -54,6 +54,8 @@ This module and :mod:`kdfed.private` are all of kdfed that imports Flower.
 from __future__ import annotations
 
 import json
+import platform
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -68,6 +70,7 @@ from pydantic import ValidationError
 
 from kdfed.closed_form import HEADS, ClosedFormHead
 from kdfed.config import Arm
+from kdfed.device_data import DeviceData
 from kdfed.errors import MessageError, one_line
 from kdfed.family import Family
 from kdfed.limits import Limits
@@ -98,6 +101,8 @@ COHORTS = "cohorts"
 SIMULATION = "simulation"
 WARNINGS = "warnings"
 BACKBONE = "backbone-sha256"
+DEVICE_DATA = "device-data"
+NUMBER = "participant-number"
 
 INPUTS = "inputs"
 LOGITS = "logits"
@@ -126,10 +131,15 @@ class Hello:
     type: ClassVar[str] = "query.hello"
 
     versions: Mapping[str, str]
+    device_data: DeviceData | None = None
+    """What a device must make of its examples; None in a simulation."""
 
     def to_record(self) -> RecordDict:
         """Return the message's content."""
-        return RecordDict({CONFIG: ConfigRecord({"versions": json.dumps(dict(self.versions))})})
+        wanted = self.device_data
+        told = {} if wanted is None else {DEVICE_DATA: wanted.model_dump_json()}
+        config: Config = {"versions": json.dumps(dict(self.versions)), **told}
+        return RecordDict({CONFIG: ConfigRecord(config)})
 
 
 @dataclass(frozen=True)
@@ -202,6 +212,132 @@ class HelloReply:
         except (ValueError, RecursionError):
             versions = {"versions": text}
         return cls(versions, np.array(held, dtype=np.int64), one_line(sha256))
+
+
+@dataclass(frozen=True)
+class DeviceHelloReply:
+    """What a device tells of itself.
+
+    Parameters
+    ----------
+    participant
+        Its name.
+    examples
+        How many it trains on.
+    shape
+        Of one input.
+    versions
+        What runs there: kdfed, flwr, torch, numpy and python.
+    device
+        Where it trains.
+    memory
+        Of its machine, in bytes; 0 where nobody knows.
+    """
+
+    participant: str
+    examples: int
+    shape: tuple[int, ...]
+    versions: Mapping[str, str]
+    device: str
+    memory: int
+
+    def to_record(self) -> RecordDict:
+        """Return the reply's content."""
+        config: Config = {
+            "participant": self.participant,
+            "shape": list(self.shape),
+            "versions": json.dumps(dict(self.versions)),
+            "device": self.device,
+        }
+        metrics = {NUM_EXAMPLES: self.examples, "memory": self.memory}
+        return RecordDict({METRICS: MetricRecord(dict(metrics)), CONFIG: ConfigRecord(config)})
+
+    @classmethod
+    def from_record(cls, content: RecordDict) -> DeviceHelloReply:
+        """Read a reply; nothing in it is longer than a line.
+
+        Raises
+        ------
+        MessageError
+            If it lacks something, or has something of another kind.
+        """
+        config, metrics = record_of(content, CONFIG, ConfigRecord), record_of(content, METRICS, MetricRecord)
+        name = _value(config, "participant", str)
+        if NAME_OF_PARTICIPANT.fullmatch(name) is None:
+            raise MessageError(f"expected the name of a participant, got {one_line(repr(name), 80)}")
+        examples, memory = (_value(metrics, key, int) for key in (NUM_EXAMPLES, "memory"))
+        shape: Any = config.get("shape")
+        if not isinstance(shape, list) or len(shape) > 3 or not all(type(size) is int for size in shape):
+            raise MessageError(f"expected the shape of one input, got {shape!r:.80}")
+        try:
+            told = json.loads(_value(config, "versions", str))
+            versions = {str(key)[:40]: one_line(str(value), 40) for key, value in list(told.items())[:20]}
+        except (ValueError, AttributeError, RecursionError) as error:
+            raise MessageError(f"expected versions by name, got {one_line(error, 80)}") from error
+        return cls(
+            name, examples, tuple(shape), versions, one_line(_value(config, "device", str), 100), memory
+        )
+
+
+NAME_OF_PARTICIPANT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+"""Of a device, which survives a new node id."""
+
+
+def versions_of_device() -> dict[str, str]:
+    """Return the versions that a device tells."""
+    return {**versions(), "flwr": version("flwr"), "python": platform.python_version()}
+
+
+def told_to_device(content: RecordDict, wanted: DeviceData, participant: int) -> RecordDict:
+    """Return a message's content with what a device must know in its ``config``.
+
+    Parameters
+    ----------
+    content
+        What a strategy sends; it is not changed.
+    wanted
+        What the device must make of its examples.
+    participant
+        Its number in this run.
+    """
+    config = {
+        **record_of(content, CONFIG, ConfigRecord),
+        DEVICE_DATA: wanted.model_dump_json(),
+        NUMBER: participant,
+    }
+    return RecordDict({**content, CONFIG: ConfigRecord(config)})
+
+
+def device_data_of(config: Mapping[str, Any]) -> DeviceData | None:
+    """Return what a message says that a device must make of its examples; None where it says nothing.
+
+    Raises
+    ------
+    MessageError
+        If it cannot be read.
+    """
+    if DEVICE_DATA not in config:
+        return None
+    try:
+        return DeviceData.model_validate_json(_value(config, DEVICE_DATA, str))
+    except ValidationError as error:
+        raise MessageError(
+            f"expected what must be made of a device's examples as {DEVICE_DATA!r}: {one_line(error)}"
+        ) from error
+
+
+def number_of(config: Mapping[str, Any]) -> int:
+    """Return which participant a message says that a device is; 0 where it says nothing.
+
+    Raises
+    ------
+    MessageError
+        If that is no number of a participant.
+    """
+    number = _value(config, NUMBER, int) if NUMBER in config else 0
+    if not 0 <= number < 2**31:
+        raise MessageError(f"expected the number of a participant as {NUMBER!r}, got {number}")
+    return number
 
 
 # ----------------------------------------------------------------------------- down
