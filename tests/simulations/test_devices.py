@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from flwr.app import ConfigRecord, MetricRecord, RecordDict
 
-from kdfed.messages import DEVICE_DATA, NUMBER
+from kdfed.messages import COHORTS, CONFIG, DEVICE_DATA, NUMBER, versions
 from kdfed.records import RunFolder
 from simulations.engines.inprocess import InProcessGrid
 from simulations.server_app import run_experiment
@@ -25,7 +26,7 @@ def records(grid: Any, experiment: Any, out: Path) -> tuple[list[dict[str, Any]]
     folder = RunFolder.open_for(out, experiment)
     run_experiment(grid, experiment, folder, "flower")
     rows = [json.loads(line) for line in (out / "rounds.jsonl").read_text().splitlines()]
-    hashes = {outcome.arm: outcome.weights_sha256 for outcome in folder.read_outcomes().values()}
+    hashes = {outcome.arm: outcome.weights_sha256 for outcome in folder.read_outcomes()}
     return rows, hashes
 
 
@@ -44,7 +45,32 @@ def test_devices_with_classes_of_their_own_give_the_bits_of_the_simulation(tmp_p
     for mine, theirs in zip(found, wanted, strict=True):
         for row in (mine, theirs):
             del row["seconds"]
-        sizes = [{key: row.pop(key) for key in ("bytes_up", "bytes_down")} for row in (mine, theirs)]
-        assert mine == theirs
-        assert sizes[0]["bytes_up"] > sizes[1]["bytes_up"]
-        assert sizes[0]["bytes_down"] > sizes[1]["bytes_down"]
+        assert _without_bytes(mine) == _without_bytes(theirs)
+    ends = (2, 5)
+    down, up = (sum(found[end][key] for end in ends) for key in ("bytes_down", "bytes_up"))
+    assert down == sum(_counted(seen.down) for seen in grid.seen)
+    assert up == sum(_counted(seen.up) for seen in grid.seen if seen.up is not None)
+    told = [seen for seen in grid.seen if seen.type != "query.hello"]
+    assert len(told) == 3 * (2 + 1 + 2)
+    hello = 2 * 3 * ConfigRecord({"versions": json.dumps(versions())}).count_bytes()
+    plain = hello + sum(_counted(seen.down) - _told(seen.down) for seen in told)
+    assert plain == sum(wanted[end]["bytes_down"] for end in ends)
+    hello += 2 * 3 * MetricRecord({"num-examples": 1}).count_bytes()
+    answers = sum(_counted(seen.up) for seen in told if seen.up is not None)
+    assert hello + answers == sum(wanted[end]["bytes_up"] for end in ends)
+
+
+def _without_bytes(row: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in row.items() if not key.startswith("bytes_")}
+
+
+def _counted(content: RecordDict) -> int:
+    """Return the bytes of a message's records; who it is for and who answered count nothing."""
+    return sum(record.count_bytes() for key, record in content.items() if key != COHORTS)
+
+
+def _told(content: RecordDict) -> int:
+    """Return the bytes of what a device is told beside what a strategy sends."""
+    config = content[CONFIG]
+    assert config[NUMBER] in range(3)
+    return ConfigRecord({key: config[key] for key in (DEVICE_DATA, NUMBER)}).count_bytes()
