@@ -22,19 +22,7 @@ from kdfed.cohort import state_at
 from kdfed.cohort.folded import Stack
 from kdfed.errors import ParticipantError, one_line
 from kdfed.limits import Limits, Reach, numpy_of
-from kdfed.messages import (
-    ARRAYS,
-    COHORTS,
-    CONFIG,
-    METRICS,
-    Answers,
-    Asked,
-    Cohorts,
-    item,
-    number_of,
-    numbered,
-    record_of,
-)
+from kdfed.messages import ARRAYS, COHORTS, METRICS, Answers, Asked, Cohorts, item, numbered, record_of
 from kdfed.metrics import LOCAL_STEPS, NUM_EXAMPLES, Metrics, problem_with_metrics
 from kdfed.models import State
 from kdfed.named import ends_program
@@ -105,8 +93,7 @@ def answer(
     """
     record = record_of(message.content, COHORTS, ConfigRecord)
     if not record:
-        number = number_of(record_of(message.content, CONFIG, ConfigRecord))
-        (alone,) = begin(kind.from_record(message.content))([number], False)
+        (alone,) = begin(kind.from_record(message.content))([0], False)
         return Message(_records([(alone.of(0), alone.metrics[0])]), reply_to=message)
 
     cohorts = Cohorts.from_record(record)

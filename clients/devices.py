@@ -29,7 +29,7 @@ from kdfed.device import resolve_device
 from kdfed.device_data import SOURCES as OF_DEVICES
 from kdfed.device_data import DeviceData, own_data
 from kdfed.errors import DataError, KdfedError, ParticipantError, one_line, shown
-from kdfed.messages import CONFIG, DeviceHelloReply, device_data_of, number_of, record_of, versions_of_device
+from kdfed.messages import CONFIG, DeviceHelloReply, device_data_of, record_of, versions_of_device
 from kdfed.models import State, state_of
 from kdfed.named import is_named
 from kdfed.paths import user_path
@@ -50,13 +50,10 @@ class DeviceParticipant:
         The device's node-config.
     wanted
         What it must make of its examples.
-    number
-        Which participant it is in this run.
     """
 
     config: NodeConfig
     wanted: DeviceData
-    number: int = 0
 
     @cached_property
     def data(self) -> PreparedData:
@@ -111,10 +108,9 @@ class DeviceParticipant:
 
     def gather(self, members: Sequence[int], model: ModelSettings) -> tuple[Examples, list[int]]:
         """Return its examples as a model reads them."""
-        if list(members) != [self.number]:
+        if len(members) != 1:
             raise self._error(
-                f"expected a message to participant {self.number}, which this device is, got one to "
-                f"{list(members)[:5]}"
+                f"expected a message to one participant, which this device is, got one to {len(members)}"
             )
         examples = examples_for(model, self.data, self.data.splits.train, self.setup.device)
         return examples.to(self.setup.device), [len(examples)]
@@ -219,7 +215,7 @@ def device_of(content: RecordDict, node_config: Mapping[str, Any]) -> DevicePart
             f"participant {config.participant!r}: expected a message to a device, which says what must be "
             "made of its examples, got one to a simulation: run an experiment with data: {source: devices}"
         )
-    return DeviceParticipant(config, wanted, number_of(record))
+    return DeviceParticipant(config, wanted)
 
 
 def _check_source(config: NodeConfig) -> None:

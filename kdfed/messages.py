@@ -102,7 +102,6 @@ SIMULATION = "simulation"
 WARNINGS = "warnings"
 BACKBONE = "backbone-sha256"
 DEVICE_DATA = "device-data"
-NUMBER = "participant-number"
 
 INPUTS = "inputs"
 LOGITS = "logits"
@@ -288,7 +287,7 @@ def versions_of_device() -> dict[str, str]:
     return {**versions(), "flwr": version("flwr"), "python": platform.python_version()}
 
 
-def told_to_device(content: RecordDict, wanted: DeviceData, participant: int) -> RecordDict:
+def told_to_device(content: RecordDict, wanted: DeviceData) -> RecordDict:
     """Return a message's content with what a device must know in its ``config``.
 
     Parameters
@@ -297,14 +296,8 @@ def told_to_device(content: RecordDict, wanted: DeviceData, participant: int) ->
         What a strategy sends; it is not changed.
     wanted
         What the device must make of its examples.
-    participant
-        Its number in this run.
     """
-    config = {
-        **record_of(content, CONFIG, ConfigRecord),
-        DEVICE_DATA: wanted.model_dump_json(),
-        NUMBER: participant,
-    }
+    config = {**record_of(content, CONFIG, ConfigRecord), DEVICE_DATA: wanted.model_dump_json()}
     return RecordDict({**content, CONFIG: ConfigRecord(config)})
 
 
@@ -324,20 +317,6 @@ def device_data_of(config: Mapping[str, Any]) -> DeviceData | None:
         raise MessageError(
             f"expected what must be made of a device's examples as {DEVICE_DATA!r}: {one_line(error)}"
         ) from error
-
-
-def number_of(config: Mapping[str, Any]) -> int:
-    """Return which participant a message says that a device is; 0 where it says nothing.
-
-    Raises
-    ------
-    MessageError
-        If that is no number of a participant.
-    """
-    number = _value(config, NUMBER, int) if NUMBER in config else 0
-    if not 0 <= number < 2**31:
-        raise MessageError(f"expected the number of a participant as {NUMBER!r}, got {number}")
-    return number
 
 
 # ----------------------------------------------------------------------------- down

@@ -8,7 +8,7 @@ goes through an inbox (:mod:`.inbox`). This decorator sends, waits and keeps the
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from uuid import uuid4
 
 from flwr.app import Message, RecordDict
@@ -209,7 +209,7 @@ class ParticipantGrid(Grid):
     # ------------------------------------------------------------------ sending and waiting
 
     def _push(self, messages: Iterable[Message], ttl: float | None) -> list[str]:
-        by_participant = self._named(map(self._told, messages))
+        by_participant = self._named(self._told(messages))
         exchange = self._exchange
         if exchange is None or not by_participant:
             return []
@@ -241,13 +241,23 @@ class ParticipantGrid(Grid):
                 self._inbox.give_up(parcel, "the network did not take the message")
         return [message.metadata.message_id for message in by_participant.values()]
 
-    def _told(self, message: Message) -> Message:
-        """Return a message with what a device must know to answer it."""
-        if self._device_data is None:
-            return message
-        sent, participant = message.metadata, message.metadata.dst_node_id
-        content = told_to_device(message.content, self._device_data, participant)
-        return Message(content, participant, sent.message_type, ttl=sent.ttl, group_id=sent.group_id)
+    def _told(self, messages: Iterable[Message]) -> Iterator[Message]:
+        """Yield messages with what a device must know to answer them; who gets the same still does."""
+        told: dict[int, tuple[RecordDict, RecordDict]] = {}
+        for message in messages:
+            if self._device_data is None:
+                yield message
+                continue
+            sent, content = message.metadata, message.content
+            if id(content) not in told:
+                told[id(content)] = content, told_to_device(content, self._device_data)
+            yield Message(
+                told[id(content)][1],
+                sent.dst_node_id,
+                sent.message_type,
+                ttl=sent.ttl,
+                group_id=sent.group_id,
+            )
 
     def _named(self, messages: Iterable[Message]) -> dict[int, Message]:
         """Give each participant's message an id, by which its reply will be known."""

@@ -26,7 +26,7 @@ from kdfed.distill import KDMethod
 from kdfed.errors import ConfigError, Mistake
 from kdfed.listeners import FlowerLog, Listener
 from kdfed.local import ProximalLocal
-from kdfed.messages import DEVICE_DATA, NUMBER
+from kdfed.messages import DEVICE_DATA
 from kdfed.private.flwr import log_start
 from strategies.arm import ArmRunner
 from strategies.arm_config import ArmConfig
@@ -36,7 +36,7 @@ from strategies.wrapped import layers, minima
 
 log = logging.getLogger("flwr")
 
-_TAKEN = {"seed", "model", "local", "teachers", "statistics", "projection-seed", DEVICE_DATA, NUMBER}
+_TAKEN = {"seed", "model", "local", "teachers", "statistics", "projection-seed", DEVICE_DATA}
 """Keys that kdfed puts into ``config``, beside Flower's ``server-round``."""
 
 

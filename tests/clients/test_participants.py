@@ -57,11 +57,6 @@ class Device:
     setup: Setup = CPU
     input_shape: tuple[int, ...] = (4,)
     classes: int = 3
-    sha256: str = "mine"
-
-    @property
-    def sizes(self) -> np.ndarray:
-        return np.array([10])
 
     @property
     def store(self) -> Store:
@@ -75,6 +70,15 @@ class Device:
 
     def inputs(self, stored: np.ndarray, model: ModelSettings) -> torch.Tensor:
         return torch.from_numpy(stored).float() / 24
+
+    def noise(self, seed: int, member: int) -> np.random.Generator:
+        return np.random.default_rng()
+
+    def teacher(self, model: ModelSettings, template: torch.nn.Module) -> State | None:
+        return None
+
+    def hello(self) -> HelloReply:
+        return HelloReply(versions(), np.array([10]), "mine")
 
 
 def of_type(device: Device) -> Participants:
