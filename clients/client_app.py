@@ -68,7 +68,7 @@ def teacher(message: Message, context: Context) -> Message:
     participants = _participants(message, context)
 
     def begin(asked: TrainTeacher) -> CohortWork:
-        _check_backbone(asked)
+        _check(asked, participants)
         settings, seed, setup = asked.settings, asked.seed, participants.setup
         own = participants.teacher(asked.model, _template(asked.model, participants))
         inputs = None if asked.inputs is None else participants.inputs(asked.inputs.numpy(), asked.model)
@@ -135,7 +135,7 @@ def train(message: Message, context: Context) -> Message:
     participants = _participants(message, context)
 
     def begin(asked: Train) -> CohortWork:
-        _check_backbone(asked)
+        _check(asked, participants)
         local, setup = asked.local, participants.setup
         loss = local.loss(lambda: _received(asked, participants), setup.task)
         if not isinstance(loss, LocalLoss):
@@ -184,7 +184,7 @@ def logits(message: Message, context: Context) -> Message:
     participants = _participants(message, context)
 
     def begin(asked: QueryLogits) -> CohortWork:
-        _check_backbone(asked)
+        _check(asked, participants)
         fresh = partial(_personal, asked.model, participants, asked.seed)
         logits_round = LogitsRound.of(asked, _template(asked.model, participants), fresh, participants)
 
@@ -208,7 +208,7 @@ def statistics(message: Message, context: Context) -> Message:
     participants = _participants(message, context)
 
     def begin(asked: QueryStatistics) -> CohortWork:
-        _check_backbone(asked)
+        _check(asked, participants)
         statistics_of = _statistics(asked, asked.head, asked.projection_seed, participants)
 
         def work(members: Sequence[int], sums: bool) -> Iterator[Contribution]:
@@ -232,7 +232,7 @@ def evaluate_received(message: Message, context: Context) -> Message:
     task = participants.setup.task
 
     def begin(asked: Evaluate) -> CohortWork:
-        _check_backbone(asked)
+        _check(asked, participants)
         received = _received(asked, participants)
 
         def work(members: Sequence[int], sums: bool) -> Iterator[Contribution]:
@@ -309,6 +309,7 @@ def _statistics(
     The features are those of the received weights, whose own head does not matter.
     """
     place = _head(asked.model, participants)
+    participants.check_statistics(_spec(head, asked.model, participants))
     model = copy.deepcopy(_template(asked.model, participants))
     load_state(model, asked.arrays | {key: model.state_dict()[key] for key in place.keys})
     classes, task = participants.classes, participants.setup.task
@@ -355,8 +356,11 @@ def _personal(model: ModelSettings, participants: Participants, seed: int, membe
     return _drawn(model, participants, derive(seed, "init-personal", 0, member))
 
 
-def _check_backbone(asked: Asked) -> None:
-    """Refuse a message whose backbone has other weights here: the same tail would compute something else."""
+def _check(asked: Asked, participants: Participants) -> None:
+    """Refuse a message whose weights are another model's, or whose backbone has other weights here.
+
+    With another backbone the same tail would compute something else.
+    """
     cut = cut_of(asked.model)
     if cut is not None and asked.backbone_sha256 not in ("", cut.weights_sha256):
         raise ParticipantError(
@@ -364,6 +368,7 @@ def _check_backbone(asked: Asked) -> None:
             f"{asked.backbone_sha256[:12]}, got others here, {cut.weights_sha256[:12]}: install the same "
             "version, or give everybody the same file (model.weights)"
         )
+    participants.check(asked, _template(asked.model, participants))
 
 
 def _template(model: ModelSettings, participants: Participants) -> nn.Module:

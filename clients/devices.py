@@ -18,18 +18,20 @@ from typing import Any
 import numpy as np
 import torch
 from flwr.app import ConfigRecord, RecordDict
+from torch import nn
 
+from clients.bounds import check_arrays, check_models, check_statistics
 from clients.node_config import NodeConfig, node_config_of
 from clients.store import Store
-from kdfed.arrays import problem_with_arrays, spec_of
-from kdfed.data import Examples, PreparedData
+from kdfed.arrays import Spec, problem_with_arrays, spec_of
+from kdfed.data import Examples, Normalisation, PreparedData
 from kdfed.data.checks import machine_memory
 from kdfed.data.sources import SOURCES, kind_of
 from kdfed.device import resolve_device
 from kdfed.device_data import SOURCES as OF_DEVICES
 from kdfed.device_data import DeviceData, own_data
 from kdfed.errors import DataError, KdfedError, ParticipantError, one_line, shown
-from kdfed.messages import CONFIG, DeviceHelloReply, device_data_of, record_of, versions_of_device
+from kdfed.messages import CONFIG, Asked, DeviceHelloReply, device_data_of, record_of, versions_of_device
 from kdfed.models import State, state_of
 from kdfed.named import is_named
 from kdfed.paths import user_path
@@ -117,13 +119,25 @@ class DeviceParticipant:
 
     def inputs(self, stored: np.ndarray, model: ModelSettings) -> torch.Tensor:
         """Return inputs as a model reads them."""
-        return inputs_for(model, stored, self.data.normalisation, self.setup.device)
+        if stored.shape[1:] != self.wanted.shape:
+            raise self._error(
+                f"expected inputs [N, {', '.join(map(str, self.wanted.shape))}], got {list(stored.shape)}"
+            )
+        return inputs_for(model, stored, Normalisation(self.wanted.mean, self.wanted.std), self.setup.device)
+
+    def check(self, asked: Asked, template: nn.Module) -> None:
+        """Refuse weights that are not those of the model that a message names."""
+        check_arrays(asked, template)
+
+    def check_statistics(self, spec: Spec) -> None:
+        """Refuse statistics of more numbers than a device has room for."""
+        check_statistics(spec)
 
     def noise(self, seed: int, member: int) -> np.random.Generator:
         """Return what draws noise that nobody can repeat: the server knows the seed."""
         return np.random.default_rng(int.from_bytes(os.urandom(32)))
 
-    def teacher(self, model: ModelSettings, template: torch.nn.Module) -> State | None:
+    def teacher(self, model: ModelSettings, template: nn.Module) -> State | None:
         """Return the weights of the teacher that the node-config names; None where it names none.
 
         Raises
@@ -215,7 +229,9 @@ def device_of(content: RecordDict, node_config: Mapping[str, Any]) -> DevicePart
             f"participant {config.participant!r}: expected a message to a device, which says what must be "
             "made of its examples, got one to a simulation: run an experiment with data: {source: devices}"
         )
-    return DeviceParticipant(config, wanted)
+    participant = DeviceParticipant(config, wanted)
+    check_models(content, record, participant.input_shape, participant.classes)
+    return participant
 
 
 def _check_source(config: NodeConfig) -> None:

@@ -23,11 +23,12 @@ from torch import nn
 from clients.actors import is_simulated
 from clients.devices import device_of
 from clients.store import Store
+from kdfed.arrays import Spec
 from kdfed.backbones import Cut, default_cache
 from kdfed.data import Examples, PreparedData, prepare
 from kdfed.device import resolve_device
 from kdfed.errors import ParticipantError, one_line
-from kdfed.messages import DeviceHelloReply, HelloReply, Simulation, versions
+from kdfed.messages import Asked, DeviceHelloReply, HelloReply, Simulation, versions
 from kdfed.models import State
 from kdfed.partition import Partition, partition_of
 from kdfed.partitions import PARTITIONS
@@ -86,6 +87,24 @@ class Participants(Protocol):
         ------
         ParticipantError
             If it is another model.
+        """
+
+    def check(self, asked: Asked, template: nn.Module) -> None:
+        """Refuse what a message sends for the model that it names, where nobody else looked at it.
+
+        Raises
+        ------
+        ParticipantError
+            If it is not that model's.
+        """
+
+    def check_statistics(self, spec: Spec) -> None:
+        """Refuse statistics for which there is no room.
+
+        Raises
+        ------
+        ParticipantError
+            If there is not.
         """
 
     def hello(self) -> HelloReply | DeviceHelloReply:
@@ -182,6 +201,12 @@ class SimulatedParticipants:
     def teacher(self, model: ModelSettings, template: nn.Module) -> State | None:
         """Return None: a simulation names its teachers in the experiment."""
         return None
+
+    def check(self, asked: Asked, template: nn.Module) -> None:
+        """Trust the server, which is the same user's."""
+
+    def check_statistics(self, spec: Spec) -> None:
+        """Trust the server, which is the same user's."""
 
     def hello(self) -> HelloReply:
         """Return how many there are, and who holds what."""

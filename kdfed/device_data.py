@@ -14,7 +14,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from kdfed.data import Normalisation, PreparedData, Splits, load_source
-from kdfed.data.checks import check_finite
+from kdfed.data.checks import check_finite, check_memory
 from kdfed.errors import DataError
 from kdfed.settings import (
     ColumnSettings,
@@ -140,6 +140,12 @@ def own_data(wanted: DeviceData, source: str) -> PreparedData:
             f"expected inputs of the shape {list(wanted.shape)}, which the experiment decides, got "
             f"{list(shape)} in {source}: set data.shape of the experiment, or correct the data"
         )
+    check_memory(
+        4 * len(dataset) * math.prod(shape),
+        f"the {len(dataset)} examples of {source}, float32 {shape},",
+        "use fewer of them, or a smaller data.shape",
+        "data.shape",
+    )
     normalisation = Normalisation(wanted.mean, wanted.std)
     check_finite(dataset.inputs, normalisation.apply, source, "data.normalise")
     held, none = np.arange(len(dataset), dtype=np.int64), np.empty(0, dtype=np.int64)

@@ -65,7 +65,7 @@ from typing import Any, ClassVar, Literal, Self, TypeAlias, TypeVar, cast
 
 import numpy as np
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from pydantic import ValidationError
 
 from kdfed.closed_form import HEADS, ClosedFormHead
@@ -85,8 +85,10 @@ from kdfed.metrics import (
     Metrics,
 )
 from kdfed.models import State
+from kdfed.npy import read_array
 from kdfed.outside import code_of
 from kdfed.reading import cut_of
+from kdfed.records.parsing import problems_of
 from kdfed.settings import ModelSettings, OptimiserSettings, TeacherSettings
 from kdfed.setup import Precision
 from kdfed.thing import Thing
@@ -315,7 +317,8 @@ def device_data_of(config: Mapping[str, Any]) -> DeviceData | None:
         return DeviceData.model_validate_json(_value(config, DEVICE_DATA, str))
     except ValidationError as error:
         raise MessageError(
-            f"expected what must be made of a device's examples as {DEVICE_DATA!r}: {one_line(error)}"
+            f"expected what must be made of a device's examples as {DEVICE_DATA!r}: "
+            f"{one_line(problems_of(error))}"
         ) from error
 
 
@@ -1013,10 +1016,26 @@ def state_of_record(content: RecordDict, key: str) -> State:
     MessageError
         If their bytes cannot be read.
     """
+    record = record_of(content, key, ArrayRecord)
     try:
-        return dict(record_of(content, key, ArrayRecord).to_torch_state_dict())
+        return {name: torch.from_numpy(numbers_of(array)) for name, array in record.items()}
     except (ValueError, TypeError, EOFError, OSError) as error:
         raise MessageError(f"expected arrays that can be read as {key!r}: {one_line(error)}") from error
+
+
+def numbers_of(array: Array) -> np.ndarray:
+    """Return an array of a message; nothing is allocated but for the numbers that came.
+
+    ``Array.numpy()`` believes whatever a header says.
+
+    Raises
+    ------
+    ValueError
+        If it is packed in another way than NumPy's, or its header says anything else than what follows it.
+    """
+    if array.stype != "numpy.ndarray":
+        raise ValueError(f"expected an array of NumPy's, got {array.stype!r:.40}")
+    return read_array(array.data)
 
 
 def _value(config: Mapping[str, Any], key: str, kind: type[V]) -> V:

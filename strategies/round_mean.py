@@ -14,7 +14,7 @@ from flwr.app import Array, ArrayRecord, MetricRecord, RecordDict
 from kdfed.arrays import Spec, problem_with_arrays
 from kdfed.averaging import WeightedMean
 from kdfed.limits import Reach
-from kdfed.messages import ARRAYS, METRICS, record_of
+from kdfed.messages import ARRAYS, METRICS, numbers_of, record_of
 from kdfed.metrics import NUM_EXAMPLES, problem_with_metrics
 from kdfed.private.flwr import flat_view
 
@@ -82,7 +82,7 @@ class RoundMean:
         problem = problem_with_result(result, self._spec)
         if problem is None:
             for key, array in record_of(result, ARRAYS, ArrayRecord).items():
-                self._mean.part(key)[:] = array.numpy().reshape(-1)
+                self._mean.part(key)[:] = numbers_of(array).reshape(-1)
         return problem
 
 
@@ -105,4 +105,4 @@ _MOST_HEADER = 4096  # bytes that NumPy may put before the numbers
 
 def _decoded(array: Array, expected: tuple[tuple[int, ...], str] | None) -> np.ndarray:
     values = None if expected is None else flat_view(array, *expected)
-    return array.numpy() if expected is None or values is None else values.reshape(expected[0])
+    return numbers_of(array) if expected is None or values is None else values.reshape(expected[0])

@@ -15,6 +15,7 @@ from flwr.app import Context, Message, RecordDict
 from clients import client_app
 from clients.participants import Participants
 from clients.store import Store
+from kdfed.arrays import Spec
 from kdfed.data import Examples
 from kdfed.errors import ParticipantError
 from kdfed.local import PlainLocal
@@ -23,6 +24,7 @@ from kdfed.messages import (
     COHORTS,
     LOGITS,
     METRICS,
+    Asked,
     Cohorts,
     Evaluate,
     Evaluation,
@@ -76,6 +78,12 @@ class Device:
 
     def teacher(self, model: ModelSettings, template: torch.nn.Module) -> State | None:
         return None
+
+    def check(self, asked: Asked, template: torch.nn.Module) -> None:
+        pass
+
+    def check_statistics(self, spec: Spec) -> None:
+        pass
 
     def hello(self) -> HelloReply:
         return HelloReply(versions(), np.array([10]), "mine")
