@@ -354,7 +354,7 @@ class Greeting:
     def _offer(self, node: int, told: DeviceHelloReply) -> None:
         """Admit a device, unless its name is somebody else's who is there, or all slots are taken."""
         name, roster = told.participant, self._devices.roster
-        holder = self._told[name][0] if name in self._told else self._node_of(name)
+        holder = self._node_of(name)
         if holder is not None and holder != node and holder in self._online:
             self._doubles.setdefault(name, {})[node] = told
             self._refuse(
@@ -387,6 +387,8 @@ class Greeting:
                     break
 
     def _node_of(self, name: str) -> int | None:
+        if name in self._told:
+            return self._told[name][0]
         device = self._devices.roster.devices.get(name)
         if device is None or self.present.roster is None:
             return None
