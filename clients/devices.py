@@ -69,7 +69,7 @@ class DeviceParticipant:
         try:
             return own_data(self.wanted, self.config.data)
         except DataError as error:
-            raise self._error(f"data {shown(self.config.data)}: {error}") from error
+            raise self._error(f"its data: {error}") from error
 
     @cached_property
     def setup(self) -> Setup:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ from flwr.serverapp import Grid
 from kdfed.device_data import DeviceData
 from kdfed.errors import MessageError, RecordError, RunError, one_line
 from kdfed.ledger import Ledger
-from kdfed.messages import DeviceHelloReply, Hello, versions, versions_of_device
+from kdfed.messages import NAME_OF_PARTICIPANT, DeviceHelloReply, Hello, versions, versions_of_device
 from kdfed.reasons import Once
 from kdfed.records import write_atomically
 from strategies.inbox import bytes_of, pass_warnings_on
@@ -38,6 +39,9 @@ SCHEMA = 1
 
 _ALIKE = {"kdfed": 3, "flwr": 2, "torch": 1}
 """How many parts of a version must be the server's: messages are kdfed's own, arrays are NumPy's."""
+
+_NAMED = re.compile(rf"participant '({NAME_OF_PARTICIPANT.pattern})'")
+"""Where an error of a device's says whose it is."""
 
 _LOOK = 0.2  # seconds between two looks while nobody can start yet
 
@@ -284,12 +288,14 @@ class Greeting:
         """Say why a participant has no node."""
         names = {device.number: device.name for device in self._devices.roster.devices.values()}
         if participant not in names:
-            return "no device of this number has come yet"
-        name = names[participant]
-        for refused, reason in self._devices.roster.refused.values():
-            if refused == name:
-                return f"{name} is refused: {reason}"
-        return f"{name} has not come yet"
+            others = [name or "one without a name" for name, _ in self._devices.roster.refused.values()]
+            more = f"; refused: {', '.join(others[:5])} ({FILE} says why)" if others else ""
+            return f"no device of this number has come yet{more}"
+        own = names[participant]
+        for name, reason in self._devices.roster.refused.values():
+            if name == own:
+                return f"{own} is refused: {reason}"
+        return f"{own} has not come yet"
 
     def _join(self) -> None:
         """Give those that were admitted their numbers, and participants their nodes."""
@@ -330,7 +336,9 @@ class Greeting:
     def _take(self, node: int, reply: Message) -> None:
         """Take an answer: who can take part is told of, who cannot is refused."""
         if reply.has_error():
-            self._refuse(node, "", f"error reply: {reply.error.reason}")
+            reason = str(reply.error.reason)
+            named = _NAMED.search(reason)
+            self._refuse(node, "" if named is None else named[1], f"error reply: {reason}")
             return
         pass_warnings_on(reply.content, self._log)
         try:

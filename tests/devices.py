@@ -94,6 +94,7 @@ def on_devices(**changes: Any) -> Any:
         "partition": {"kind": "devices", "participants": len(OWNERS)},
         "server-data": {"source": EVERYTHING, "splits": SPLITS},
     }
+    values["arms"] = changes.pop("arms", values["arms"])
     return build_experiment(merge(values, changes))
 
 
@@ -166,6 +167,7 @@ class DeviceGrid(InProcessGrid):
         super().__init__(app, 1)
         self.change = change
         self.seen: list[Seen] = []
+        self._done: dict[str, Message] = {}
         self._contexts = {}
         for node, config in configs.items():
             self.connect(node, config)
@@ -183,9 +185,11 @@ class DeviceGrid(InProcessGrid):
         wanted = [message_id for message_id in message_ids if message_id in self._pending]
         replies = []
         for message_id in wanted:
-            message = self._pending.pop(message_id)
+            message = self._pending[message_id]
             metadata = message.metadata
-            reply = self._handle(message)
+            if message_id not in self._done:
+                self._done[message_id] = self._handle(message)
+            reply = self._done[message_id]
             seen = Seen(metadata.dst_node_id, metadata.message_type, deepcopy(message.content))
             if reply.has_error():
                 seen.error = reply.error.reason
@@ -193,8 +197,8 @@ class DeviceGrid(InProcessGrid):
                 seen.up = deepcopy(reply.content)
             changed = self.change(metadata.dst_node_id, metadata.message_type, reply)
             if changed is None:
-                self._pending[message_id] = message
                 continue
+            del self._pending[message_id]
             self.seen.append(seen)
             replies.append(changed)
         return replies
