@@ -6,7 +6,7 @@ Nothing is dealt. Who is there shows at hello, and stands in ``roster.json``.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import numpy as np
 
@@ -14,6 +14,9 @@ from kdfed.errors import DataError
 from kdfed.partitions.scheme import PartitionBase
 from kdfed.settings import DEVICES, PositiveInt
 from kdfed.thing import Refusal
+
+if TYPE_CHECKING:
+    from kdfed.data import PreparedData
 
 
 class DevicesPartition(PartitionBase):
@@ -36,6 +39,16 @@ class DevicesPartition(PartitionBase):
                 f"'devices' needs data.source '{DEVICES}', got {arm.data.source!r}; set it, or another kind",
                 ("data.source",),
             )
+
+    def in_data(self, data: PreparedData) -> Self:
+        """Refuse data that hold everybody's examples, or nobody's: there is nothing to deal.
+
+        Raises
+        ------
+        DataError
+            Always.
+        """
+        raise DataError(NOTHING_TO_DEAL, "partition.kind")
 
     def deal(self, labels: np.ndarray, classes: int, generator: np.random.Generator) -> Sequence[np.ndarray]:
         """Refuse to deal: devices have their examples already.
