@@ -9,6 +9,9 @@ message          direction record                   content
 \\               up        :class:`HelloReply`      ``config``: ``versions`` of the node,
 \\                                                  ``partition-sha256``; ``metrics``:
 \\                                                  ``participants``, ``num-examples``, ``held`` [P]
+\\               up        of a device              ``config``: ``participant``, ``shape``, ``versions``,
+\\                                                  ``device``; ``metrics``: ``num-examples``,
+\\                                                  ``memory`` (:class:`DeviceHelloReply`)
 ``train.teacher`` down     :class:`TrainTeacher`    ``arrays``: initial weights (``init: common``);
 \\                                                  ``config``; ``transfer``: ``inputs``
 \\                                                  [N, ...] as stored (``upload: logits``)
@@ -35,6 +38,9 @@ The metrics are those of :mod:`kdfed.metrics`. Of a model with a backbone ``conf
 ``backbone-sha256`` too, and weights are those of the part that is trained. They have the keys, shapes and
 dtypes of the model's ``state_dict``; settings travel as JSON in ``config`` and are read once, into the
 classes of an experiment.
+
+To a device every ``config`` holds ``device-data`` too, what it must make of its examples
+(:class:`kdfed.device_data.DeviceData`): each message may start a client anew, which knows nothing else.
 
 Around the logical message stand records that no ledger counts:
 
