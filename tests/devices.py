@@ -19,7 +19,7 @@ from kdfed.data import Dataset, PreparedData, load_source, prepare
 from kdfed.partition import Partition, partition_of
 from kdfed.settings import DataSettings
 from simulations.engines.in_process_grid import InProcessGrid
-from simulations.experiments import build_experiment
+from simulations.experiments import build_experiment, merge
 
 CLASSES = [str(digit) for digit in range(10)]
 OWNERS = {"east": (0, 3, 7), "north": (1, 5, 8, 9), "south": (2, 4, 6)}
@@ -68,21 +68,20 @@ def easts(settings: DataSettings) -> tuple[np.ndarray, np.ndarray, Sequence[str]
     return inputs, labels, CLASSES
 
 
-def simulated() -> Any:
-    """Return the simulation that is alike: each owner's digits are one participant."""
+def simulated(**changes: Any) -> Any:
+    """Return the simulation that is alike, with some keys replaced: each owner's digits are a participant."""
     data = {
         "source": EVERYTHING,
         "splits": SPLITS,
         "normalise": {"mean": [MEAN], "std": [STD]},
         "classes": CLASSES,
     }
-    return build_experiment({**EXPERIMENT, "data": data, "partition": {"kind": "column", "column": "owner"}})
+    values = {**EXPERIMENT, "data": data, "partition": {"kind": "column", "column": "owner"}}
+    return _built(values, changes)
 
 
 def on_devices(**changes: Any) -> Any:
     """Return the experiment on devices, with some keys replaced."""
-    from simulations.experiments import merge
-
     values = {
         **EXPERIMENT,
         "data": {
@@ -94,6 +93,10 @@ def on_devices(**changes: Any) -> Any:
         "partition": {"kind": "devices", "participants": len(OWNERS)},
         "server-data": {"source": EVERYTHING, "splits": SPLITS},
     }
+    return _built(values, changes)
+
+
+def _built(values: dict[str, Any], changes: dict[str, Any]) -> Any:
     values["arms"] = changes.pop("arms", values["arms"])
     return build_experiment(merge(values, changes))
 
@@ -129,10 +132,11 @@ def write_npz(name: str, file: Path) -> str:
 
 def node_configs(folder: Path) -> dict[int, dict[str, Any]]:
     """Return the node-configs of three devices whose data are of three kinds, by node id."""
+    store = str(folder / "store")
     return {
-        31: {"participant": "south", "data": write_folder("south", folder / "south")},
-        12: {"participant": "east", "data": EASTS},
-        20: {"participant": "north", "data": write_npz("north", folder / "north.npz")},
+        31: {"participant": "south", "data": write_folder("south", folder / "south"), "store": store},
+        12: {"participant": "east", "data": EASTS, "store": store},
+        20: {"participant": "north", "data": write_npz("north", folder / "north.npz"), "store": store},
     }
 
 

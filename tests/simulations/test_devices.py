@@ -76,6 +76,38 @@ def test_devices_with_classes_of_their_own_give_the_bits_of_the_simulation(tmp_p
     assert hello + answers == sum(wanted[end]["bytes_up"] for end in ends)
 
 
+TRAINING = {"epochs": 1, "batch-size": 8, "lr": 0.1}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "arm",
+    [
+        {"local": {"mode": "mutual", **TRAINING}},
+        {"server": {"strategy": "scaffold", "cohort-size": 1}},
+        {"server": {"strategy": "ds_fl", "digest": TRAINING, "distillation": TRAINING, "cohort-size": 1}},
+        {"start": "consolidated", "teachers": {"upload": "logits"}},
+        {"closed-form": {"head": "ridge", "at": [0]}},
+    ],
+    ids=["mutual", "scaffold", "ds_fl", "logits", "ridge"],
+)
+def test_whatever_devices_keep_and_send_gives_the_bits_of_the_simulation(
+    arm: dict[str, Any], tmp_path: Path
+) -> None:
+    """Personal models, control variates, logits on public examples, teachers' logits, statistics."""
+    changes = {"arms": {"one": {"start": "random", **arm}}}
+    grid = DeviceGrid(node_configs(tmp_path / "data"))
+    found, hashes = records(grid, on_devices(**changes), tmp_path / "devices")
+    wanted, wanted_hashes = records(
+        InProcessGrid(client_app, 2), simulated(**changes), tmp_path / "simulated"
+    )
+    assert hashes == wanted_hashes
+    for mine, theirs in zip(found, wanted, strict=True):
+        del mine["seconds"], theirs["seconds"]
+        assert _without_bytes(mine) == _without_bytes(theirs)
+        assert mine["absent"] == []
+
+
 # ----------------------------------------------------------------------------- what messages hold
 
 WEIGHTS = {"1.weight", "1.bias", "3.weight", "3.bias"}
