@@ -36,10 +36,12 @@ from kdfed.models import State, state_of
 from kdfed.named import is_named
 from kdfed.paths import user_path
 from kdfed.reading import examples_for, inputs_for
-from kdfed.saved import Card
 from kdfed.settings import ModelSettings, TeacherFile
 from kdfed.setup import Setup
 from kdfed.task import TASKS
+
+if TYPE_CHECKING:
+    from kdfed.saved import Card
 
 
 @dataclass(frozen=True)
@@ -179,6 +181,8 @@ class DeviceParticipant:
 
     def _card(self, model: ModelSettings) -> Card:
         """Describe the model that a teacher must be like."""
+        from kdfed.saved import Card
+
         wanted = self.wanted
         return Card(
             kdfed="",

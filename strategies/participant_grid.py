@@ -11,14 +11,14 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from uuid import uuid4
 
-from flwr.app import Message, RecordDict
+from flwr.app import ArrayRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
 from kdfed.device_data import DeviceData
 from kdfed.errors import MessageError, RunError
 from kdfed.ledger import Ledger
 from kdfed.limits import Limits
-from kdfed.messages import ReplyKind, Simulation, told_to_device
+from kdfed.messages import FIXED, ReplyKind, Simulation, record_of, told_to_device
 from kdfed.private.flwr import Run, name_message
 from kdfed.reasons import Once
 from kdfed.records import Absent
@@ -216,7 +216,11 @@ class ParticipantGrid(Grid):
         self._asks = []
         for content, receivers in _distinct(by_participant):
             self._ledger.down(exchange.phase, bytes_of(content), messages=len(receivers))
-            self._ledger.down(exchange.phase, self._fixed.due(receivers, content))
+            if self._device_data is None:
+                self._ledger.down(exchange.phase, self._fixed.due(receivers, content))
+            else:  # which keep nothing that a restart would lose
+                fixed = record_of(content, FIXED, ArrayRecord).count_bytes()
+                self._ledger.down(exchange.phase, fixed, messages=len(receivers))
         self._ledger.down(
             exchange.phase, sum(self._frozen.due(p, m.content) for p, m in by_participant.items())
         )

@@ -108,6 +108,14 @@ def test_whatever_devices_keep_and_send_gives_the_bits_of_the_simulation(
         assert mine["absent"] == []
 
 
+def test_weights_that_are_not_trained_are_counted_as_often_as_a_device_is_sent_them(tmp_path: Path) -> None:
+    arm = {"cold": {"start": "random", "local.trainable": "head"}}
+    grid = DeviceGrid(node_configs(tmp_path / "data"))
+    found, _ = records(grid, on_devices(arms=arm), tmp_path / "devices")
+    assert all("fixed" in seen.down for seen in grid.seen if seen.type == "train")
+    assert found[-1]["bytes_down"] == sum(_counted(seen.down) for seen in grid.seen)
+
+
 # ----------------------------------------------------------------------------- what messages hold
 
 WEIGHTS = {"1.weight", "1.bias", "3.weight", "3.bias"}
