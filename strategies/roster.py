@@ -309,6 +309,9 @@ class Greeting:
             number = roster.devices[name].number
             present.roster[number] = node
             present.held[number] = reply.examples
+            for gone in [other for other in roster.refused if other not in self._online]:
+                if roster.refused[gone][0] == name:  # it was this one, before
+                    del roster.refused[gone]
         self._told = {}
         roster.write()
 

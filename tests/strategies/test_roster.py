@@ -280,6 +280,18 @@ def test_a_device_that_was_refused_is_asked_again_once_it_reconnects():
     assert one._devices.roster.refused == {}
 
 
+def test_a_device_that_was_refused_and_comes_back_with_another_node_is_refused_no_more():
+    network = Network({1: says("a"), 2: says("b", examples=1)})
+    one = greeting(network, participants=2, quorum=1)
+    present = one.wait()
+    assert [name for name, _ in one._devices.roster.refused.values()] == ["b"]
+    del network.says[2]
+    network.says[30] = says("b")
+    one.update()
+    assert present.roster == {0: 1, 1: 30}
+    assert one._devices.roster.refused == {}
+
+
 def test_why_a_known_name_is_absent_is_told(tmp_path):
     path = tmp_path / "roster.json"
     greeting(Network({1: says("a"), 2: says("b")}), path, participants=2).wait()
