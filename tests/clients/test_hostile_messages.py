@@ -39,6 +39,7 @@ from kdfed.messages import (
 from kdfed.models import State, build_model, state_of
 from kdfed.private.flwr import identify, name_message
 from kdfed.settings import ModelSettings, TeacherSettings
+from tests.npy_files import npy
 
 MODEL = ModelSettings(name="mlp", options={"hidden": [4]})
 WANTED = DeviceData(
@@ -112,12 +113,6 @@ def test_an_honest_message_is_answered(config):
 # ----------------------------------------------------------------------------- arrays
 
 
-def _npy(shape: tuple[int, ...], dtype: str, numbers: bytes) -> bytes:
-    file = BytesIO()
-    np.lib.format.write_array_header_1_0(file, {"shape": shape, "fortran_order": False, "descr": dtype})
-    return file.getvalue() + numbers
-
-
 class Payload:
     """Leaves a file behind when it is unpickled."""
 
@@ -140,13 +135,13 @@ def with_array(data: bytes, stype: str = "numpy.ndarray") -> RecordDict:
 @pytest.mark.parametrize(
     ("data", "why"),
     [
-        (_npy((10**12,), "<f4", b"\0" * 16), "expected 4000000000000 bytes of float32"),
-        (_npy((2**40, 2**40), "<f8", b""), "bytes of float64"),
-        (_npy((4, 4), "<f4", b"\0" * 63), "expected 64 bytes of float32"),
-        (_npy((4, 4), "<f4", b"\0" * 65), "expected 64 bytes of float32"),
-        (_npy((-4, 4), "<f4", b"\0" * 64), "expected sizes of at least 0"),
-        (_npy((1,), "|O", b""), "expected numbers, got object"),
-        (_npy((1,), "<U1000", b"\0" * 4000), "expected numbers, got <U1000"),
+        (npy((10**12,), "<f4", b"\0" * 16), "expected 4000000000000 bytes of float32"),
+        (npy((2**40, 2**40), "<f8", b""), "bytes of float64"),
+        (npy((4, 4), "<f4", b"\0" * 63), "expected 64 bytes of float32"),
+        (npy((4, 4), "<f4", b"\0" * 65), "expected 64 bytes of float32"),
+        (npy((-4, 4), "<f4", b"\0" * 64), "expected sizes of at least 0"),
+        (npy((1,), "|O", b""), "expected numbers, got object"),
+        (npy((1,), "<U1000", b"\0" * 4000), "expected numbers, got <U1000"),
         (b"", "expected arrays that can be read"),
         (b"PK\x03\x04" + b"\0" * 100, "expected arrays that can be read"),
         (b"\x93NUMPY\x01\x00\xff\xff" + b"(" * 65535, "expected arrays that can be read"),
@@ -158,7 +153,7 @@ def test_a_header_that_asks_for_other_bytes_than_follow_is_refused(data, why, co
 
 def test_nothing_is_unpickled(config, tmp_path):
     mark = tmp_path / "unpickled"
-    for data in (pickle.dumps(Payload(mark)), _npy((1,), "|O", pickle.dumps([Payload(mark)]))):
+    for data in (pickle.dumps(Payload(mark)), npy((1,), "|O", pickle.dumps([Payload(mark)]))):
         refused("train", with_array(data), config)
         refused("train", with_array(data, stype="torch.Tensor"), config)
     buffer = BytesIO()

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import zipfile
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import pytest
 from kdfed.data import Dataset, load_source
 from kdfed.errors import DataError
 from kdfed.settings import DataSettings
+from tests.npy_files import npy
 
 
 def load(path: Path, **settings: Any) -> Dataset:
@@ -79,11 +79,8 @@ def test_what_is_no_such_file_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_header_that_asks_for_more_than_there_is_is_refused_before_it_is_allocated(tmp_path: Path) -> None:
-    file = BytesIO()
-    header = {"shape": (10**12, 4), "fortran_order": False, "descr": "<f4"}
-    np.lib.format.write_array_header_1_0(file, header)
     with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
-        archive.writestr("inputs.npy", file.getvalue())
-        archive.writestr("labels.npy", file.getvalue())
+        archive.writestr("inputs.npy", npy((10**12, 4), "<f4"))
+        archive.writestr("labels.npy", npy((10**12, 4), "<f4"))
     with pytest.raises(DataError, match="its header asks for"):
         load(tmp_path / "a.npz", classes=2)
