@@ -11,6 +11,7 @@ import copy
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache, partial
 
+import numpy as np
 import torch
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
@@ -26,7 +27,7 @@ from clients.telling import tell
 from kdfed.arrays import Spec, spec_of
 from kdfed.closed_form import ClosedFormHead
 from kdfed.closed_form.features import HeadOf, head_of
-from kdfed.cohort import predict_stack, train_cohort
+from kdfed.cohort import Trained, predict_stack, train_cohort
 from kdfed.data import Examples
 from kdfed.errors import ParticipantError, shown
 from kdfed.local import LocalLoss, plain_loss
@@ -37,19 +38,18 @@ from kdfed.messages import (
     Asked,
     Evaluate,
     Evaluation,
-    HelloReply,
     QueryLogits,
     QueryStatistics,
     Train,
     TrainTeacher,
     Update,
-    versions,
 )
 from kdfed.models import State, build_model, load_state, state_of
 from kdfed.privacy import add_laplace_noise
 from kdfed.reading import cut_of, shape_read
-from kdfed.seeding import derive, derive_many, numpy_generator
+from kdfed.seeding import derive, derive_many
 from kdfed.settings import ModelSettings, TeacherSettings
+from kdfed.setup import Setup
 from kdfed.train import TrainResult, predict
 
 app = ClientApp(mods=[tell, gate])
@@ -58,8 +58,7 @@ app = ClientApp(mods=[tell, gate])
 @app.query("hello")
 def hello(message: Message, context: Context) -> Message:
     """Say how many participants are here, who holds what, and which versions run."""
-    participants = _participants(message, context)
-    reply = HelloReply(versions(), participants.sizes, participants.sha256)
+    reply = _participants(message, context).hello()
     return Message(reply.to_record(), reply_to=message)
 
 
@@ -69,8 +68,9 @@ def teacher(message: Message, context: Context) -> Message:
     participants = _participants(message, context)
 
     def begin(asked: TrainTeacher) -> CohortWork:
-        _check_backbone(asked)
+        _check(asked, participants)
         settings, seed, setup = asked.settings, asked.seed, participants.setup
+        own = participants.teacher(asked.model, _template(asked.model, participants))
         inputs = None if asked.inputs is None else participants.inputs(asked.inputs.numpy(), asked.model)
         model, loss = _template(asked.model, participants), plain_loss(setup.task)
         statistics_of = None
@@ -86,26 +86,33 @@ def teacher(message: Message, context: Context) -> Message:
             seeds = derive_many(seed, "teacher", 0, members)
             found = [] if statistics_of is None else [own for _, own in statistics_of(examples, sizes)]
             labels = torch.split(examples.labels.cpu(), sizes) if settings.label_counts.send else ()
-            for trained in train_cohort(model, start, examples, sizes, settings, loss, seeds, setup=setup):
+            cohort = (
+                train_cohort(model, start, examples, sizes, settings, loss, seeds, setup=setup)
+                if own is None
+                else [_untrained(model, own, examples, setup)]
+            )
+            for trained in cohort:
                 arrays = trained.states
                 if inputs is not None:
                     arrays = {LOGITS: predict_stack(model, arrays, inputs).to(torch.float16)}
                 updates = [
                     _update(
                         result,
-                        _label_counts(labels[index], participants.classes, settings, seed, members[index])
+                        _label_counts(
+                            labels[index], participants, settings, participants.noise(seed, members[index])
+                        )
                         if settings.label_counts.send
                         else None,
                     )
                     for index, result in zip(trained.indices, trained.results, strict=True)
                 ]
-                own = [members[index] for index in trained.indices]
+                some = [members[index] for index in trained.indices]
                 if found:
                     sent = [found[index] for index in trained.indices]
                     arrays = arrays | {
                         STATISTICS + key: torch.stack([one[key] for one in sent]) for key in sent[0]
                     }
-                yield Contribution(own, arrays, [update.metrics() for update in updates])
+                yield Contribution(some, arrays, [update.metrics() for update in updates])
 
         return work
 
@@ -128,7 +135,7 @@ def train(message: Message, context: Context) -> Message:
     participants = _participants(message, context)
 
     def begin(asked: Train) -> CohortWork:
-        _check_backbone(asked)
+        _check(asked, participants)
         local, setup = asked.local, participants.setup
         loss = local.loss(lambda: _received(asked, participants), setup.task)
         if not isinstance(loss, LocalLoss):
@@ -177,7 +184,7 @@ def logits(message: Message, context: Context) -> Message:
     participants = _participants(message, context)
 
     def begin(asked: QueryLogits) -> CohortWork:
-        _check_backbone(asked)
+        _check(asked, participants)
         fresh = partial(_personal, asked.model, participants, asked.seed)
         logits_round = LogitsRound.of(asked, _template(asked.model, participants), fresh, participants)
 
@@ -201,7 +208,7 @@ def statistics(message: Message, context: Context) -> Message:
     participants = _participants(message, context)
 
     def begin(asked: QueryStatistics) -> CohortWork:
-        _check_backbone(asked)
+        _check(asked, participants)
         statistics_of = _statistics(asked, asked.head, asked.projection_seed, participants)
 
         def work(members: Sequence[int], sums: bool) -> Iterator[Contribution]:
@@ -225,7 +232,7 @@ def evaluate_received(message: Message, context: Context) -> Message:
     task = participants.setup.task
 
     def begin(asked: Evaluate) -> CohortWork:
-        _check_backbone(asked)
+        _check(asked, participants)
         received = _received(asked, participants)
 
         def work(members: Sequence[int], sums: bool) -> Iterator[Contribution]:
@@ -257,13 +264,19 @@ def _update(result: TrainResult, label_counts: list[float] | None = None) -> Upd
     )
 
 
+def _untrained(model: nn.Module, state: State, examples: Examples, setup: Setup) -> Trained:
+    """Return a teacher that there was already as a training leaves one, in no step."""
+    load_state(model, state)
+    loss = setup.task.loss(predict(model, examples.inputs), examples.labels.cpu())
+    stack = {key: value.unsqueeze(0).to(setup.device) for key, value in state.items()}
+    return Trained(stack, [0], [TrainResult(loss, 0, len(examples))])
+
+
 def _label_counts(
-    labels: torch.Tensor, classes: int, settings: TeacherSettings, seed: int, participant: int
+    labels: torch.Tensor, participants: Participants, settings: TeacherSettings, noise: np.random.Generator
 ) -> list[float]:
-    counts = torch.bincount(labels, minlength=classes).numpy()
+    counts = torch.bincount(labels, minlength=participants.classes).numpy()
     if settings.label_counts.epsilon is not None:
-        # Seeded, so that a simulation repeats; a device must draw noise that nobody can.
-        noise = numpy_generator(seed, "label-counts", 0, participant)
         counts = add_laplace_noise(counts, settings.label_counts.epsilon, noise)
     return [float(count) for count in counts]
 
@@ -296,6 +309,7 @@ def _statistics(
     The features are those of the received weights, whose own head does not matter.
     """
     place = _head(asked.model, participants)
+    participants.check_statistics(_spec(head, asked.model, participants))
     model = copy.deepcopy(_template(asked.model, participants))
     load_state(model, asked.arrays | {key: model.state_dict()[key] for key in place.keys})
     classes, task = participants.classes, participants.setup.task
@@ -342,8 +356,11 @@ def _personal(model: ModelSettings, participants: Participants, seed: int, membe
     return _drawn(model, participants, derive(seed, "init-personal", 0, member))
 
 
-def _check_backbone(asked: Asked) -> None:
-    """Refuse a message whose backbone has other weights here: the same tail would compute something else."""
+def _check(asked: Asked, participants: Participants) -> None:
+    """Refuse a message whose weights are another model's, or whose backbone has other weights here.
+
+    With another backbone the same tail would compute something else.
+    """
     cut = cut_of(asked.model)
     if cut is not None and asked.backbone_sha256 not in ("", cut.weights_sha256):
         raise ParticipantError(
@@ -351,6 +368,7 @@ def _check_backbone(asked: Asked) -> None:
             f"{asked.backbone_sha256[:12]}, got others here, {cut.weights_sha256[:12]}: install the same "
             "version, or give everybody the same file (model.weights)"
         )
+    participants.check(asked, _template(asked.model, participants))
 
 
 def _template(model: ModelSettings, participants: Participants) -> nn.Module:

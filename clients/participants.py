@@ -18,17 +18,22 @@ from weakref import WeakValueDictionary
 import numpy as np
 import torch
 from flwr.app import Context, RecordDict
+from torch import nn
 
 from clients.actors import is_simulated
+from clients.devices import device_of
 from clients.store import Store
+from kdfed.arrays import Spec
 from kdfed.backbones import Cut, default_cache
 from kdfed.data import Examples, PreparedData, prepare
 from kdfed.device import resolve_device
 from kdfed.errors import ParticipantError, one_line
-from kdfed.messages import Simulation
+from kdfed.messages import Asked, DeviceHelloReply, HelloReply, Simulation, versions
+from kdfed.models import State
 from kdfed.partition import Partition, partition_of
 from kdfed.partitions import PARTITIONS
 from kdfed.reading import cut_of, inputs_for
+from kdfed.seeding import numpy_generator
 from kdfed.settings import DataSettings, ModelSettings
 from kdfed.setup import Setup
 
@@ -47,14 +52,6 @@ class Participants(Protocol):
     @property
     def classes(self) -> int:
         """Number of classes; 1, the number of outputs, in a regression."""
-
-    @property
-    def sizes(self) -> np.ndarray:
-        """How many examples each of them holds, int64 [P]."""
-
-    @property
-    def sha256(self) -> str:
-        """A hash of who holds which examples: equal where the data are."""
 
     @property
     def store(self) -> Store:
@@ -79,6 +76,39 @@ class Participants(Protocol):
 
     def inputs(self, stored: np.ndarray, model: ModelSettings) -> torch.Tensor:
         """Return inputs as a model reads them, float32 [N, ...], given as a data set stores them."""
+
+    def noise(self, seed: int, member: int) -> np.random.Generator:
+        """Return what draws the noise of a participant's label counts."""
+
+    def teacher(self, model: ModelSettings, template: nn.Module) -> State | None:
+        """Return the weights of a teacher that there is already, those of the template; None for none.
+
+        Raises
+        ------
+        ParticipantError
+            If it is another model.
+        """
+
+    def check(self, asked: Asked, template: nn.Module) -> None:
+        """Refuse what a message sends for the model that it names, where nobody else looked at it.
+
+        Raises
+        ------
+        ParticipantError
+            If it is not that model's.
+        """
+
+    def check_statistics(self, spec: Spec) -> None:
+        """Refuse statistics for which there is no room.
+
+        Raises
+        ------
+        ParticipantError
+            If there is not.
+        """
+
+    def hello(self) -> HelloReply | DeviceHelloReply:
+        """Return what is told of them."""
 
 
 @dataclass(frozen=True)
@@ -164,6 +194,24 @@ class SimulatedParticipants:
         """Return inputs as a model reads them."""
         return inputs_for(model, stored, self.data.normalisation, self.setup.device)
 
+    def noise(self, seed: int, member: int) -> np.random.Generator:
+        """Return seeded noise, so that a simulation repeats."""
+        return numpy_generator(seed, "label-counts", 0, member)
+
+    def teacher(self, model: ModelSettings, template: nn.Module) -> State | None:
+        """Return None: a simulation names its teachers in the experiment."""
+        return None
+
+    def check(self, asked: Asked, template: nn.Module) -> None:
+        """Trust the server, which is the same user's."""
+
+    def check_statistics(self, spec: Spec) -> None:
+        """Trust the server, which is the same user's."""
+
+    def hello(self) -> HelloReply:
+        """Return how many there are, and who holds what."""
+        return HelloReply(versions(), self.sizes, self.sha256)
+
 
 class _Activations:
     """What a backbone makes of participants' images, computed for runs of neighbours at once.
@@ -202,18 +250,21 @@ _RUN = 1024
 
 
 def participants_of(content: RecordDict, context: Context) -> Participants:
-    """Return the participants that a message is about.
+    """Return the participants that a message is about: a device's own, or those of a simulation.
 
     Raises
     ------
     ParticipantError
-        If the message describes no simulation, or this process is not part of one.
+        If the message describes no simulation where this process is part of one, or its node-config does not
+        say whose device this is.
     """
-    simulation = Simulation.from_record(content) if is_simulated(context) else None
+    if not is_simulated(context):
+        return device_of(content, context.node_config)
+    simulation = Simulation.from_record(content)
     if simulation is None:
         raise ParticipantError(
-            "expected a message of a simulation, handled inside one; a device's own data is named in its "
-            "node-config, which this release does not read yet"
+            "expected a message of a simulation, handled inside one: an experiment with data: {source: "
+            "devices} needs SuperNodes whose node-config names a participant and its data"
         )
     return simulated(simulation)
 

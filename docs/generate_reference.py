@@ -22,6 +22,7 @@ from kdfed.settings import (
     ListenerSettings,
     ModelSettings,
     RoundSettings,
+    ServerDataSettings,
     ServerFitSettings,
     Settings,
     TeacherSettings,
@@ -37,6 +38,7 @@ INNER = {family.tag: family for family in FAMILIES if family.inner}
 
 SECTIONS: dict[str, type[Settings] | None] = {
     "data": DataSettings,
+    "server-data": ServerDataSettings,
     "partition": None,
     "model": ModelSettings,
     "local": None,

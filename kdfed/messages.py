@@ -9,6 +9,9 @@ message          direction record                   content
 \\               up        :class:`HelloReply`      ``config``: ``versions`` of the node,
 \\                                                  ``partition-sha256``; ``metrics``:
 \\                                                  ``participants``, ``num-examples``, ``held`` [P]
+\\               up        of a device              ``config``: ``participant``, ``shape``, ``versions``,
+\\                                                  ``device``; ``metrics``: ``num-examples``,
+\\                                                  ``memory`` (:class:`DeviceHelloReply`)
 ``train.teacher`` down     :class:`TrainTeacher`    ``arrays``: initial weights (``init: common``);
 \\                                                  ``config``; ``transfer``: ``inputs``
 \\                                                  [N, ...] as stored (``upload: logits``)
@@ -36,6 +39,9 @@ The metrics are those of :mod:`kdfed.metrics`. Of a model with a backbone ``conf
 dtypes of the model's ``state_dict``; settings travel as JSON in ``config`` and are read once, into the
 classes of an experiment.
 
+To a device every ``config`` holds ``device-data`` too, what it must make of its examples
+(:class:`kdfed.device_data.DeviceData`): each message may start a client anew, which knows nothing else.
+
 Around the logical message stand records that no ledger counts:
 
 ``cohorts``
@@ -55,6 +61,8 @@ This module and :mod:`kdfed.private` are all of kdfed that imports Flower.
 from __future__ import annotations
 
 import json
+import platform
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -64,11 +72,12 @@ from typing import Any, ClassVar, Literal, Self, TypeAlias, TypeVar, cast
 
 import numpy as np
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from pydantic import ValidationError
 
 from kdfed.closed_form import HEADS, ClosedFormHead
 from kdfed.config import Arm
+from kdfed.device_data import DeviceData
 from kdfed.errors import MessageError, one_line
 from kdfed.family import Family
 from kdfed.limits import Limits
@@ -83,8 +92,10 @@ from kdfed.metrics import (
     Metrics,
 )
 from kdfed.models import State
+from kdfed.npy import read_array
 from kdfed.outside import code_of
 from kdfed.reading import cut_of
+from kdfed.records.parsing import problems_of
 from kdfed.settings import ModelSettings, OptimiserSettings, TeacherSettings
 from kdfed.setup import Precision
 from kdfed.thing import Thing
@@ -99,6 +110,7 @@ COHORTS = "cohorts"
 SIMULATION = "simulation"
 WARNINGS = "warnings"
 BACKBONE = "backbone-sha256"
+DEVICE_DATA = "device-data"
 
 INPUTS = "inputs"
 LOGITS = "logits"
@@ -127,10 +139,15 @@ class Hello:
     type: ClassVar[str] = "query.hello"
 
     versions: Mapping[str, str]
+    device_data: DeviceData | None = None
+    """What a device must make of its examples; None in a simulation."""
 
     def to_record(self) -> RecordDict:
         """Return the message's content."""
-        return RecordDict({CONFIG: ConfigRecord({"versions": json.dumps(dict(self.versions))})})
+        wanted = self.device_data
+        told = {} if wanted is None else {DEVICE_DATA: wanted.model_dump_json()}
+        config: Config = {"versions": json.dumps(dict(self.versions)), **told}
+        return RecordDict({CONFIG: ConfigRecord(config)})
 
 
 @dataclass(frozen=True)
@@ -203,6 +220,113 @@ class HelloReply:
         except (ValueError, RecursionError):
             versions = {"versions": text}
         return cls(versions, np.array(held, dtype=np.int64), one_line(sha256))
+
+
+@dataclass(frozen=True)
+class DeviceHelloReply:
+    """What a device tells of itself.
+
+    Parameters
+    ----------
+    participant
+        Its name.
+    examples
+        How many it trains on.
+    shape
+        Of one input.
+    versions
+        What runs there: kdfed, flwr, torch, numpy and python.
+    device
+        Where it trains.
+    memory
+        Of its machine, in bytes; 0 where nobody knows.
+    """
+
+    participant: str
+    examples: int
+    shape: tuple[int, ...]
+    versions: Mapping[str, str]
+    device: str
+    memory: int
+
+    def to_record(self) -> RecordDict:
+        """Return the reply's content."""
+        config: Config = {
+            "participant": self.participant,
+            "shape": list(self.shape),
+            "versions": json.dumps(dict(self.versions)),
+            "device": self.device,
+        }
+        metrics = {NUM_EXAMPLES: self.examples, "memory": self.memory}
+        return RecordDict({METRICS: MetricRecord(dict(metrics)), CONFIG: ConfigRecord(config)})
+
+    @classmethod
+    def from_record(cls, content: RecordDict) -> DeviceHelloReply:
+        """Read a reply; nothing in it is longer than a line.
+
+        Raises
+        ------
+        MessageError
+            If it lacks something, or has something of another kind.
+        """
+        config, metrics = record_of(content, CONFIG, ConfigRecord), record_of(content, METRICS, MetricRecord)
+        name = _value(config, "participant", str)
+        if NAME_OF_PARTICIPANT.fullmatch(name) is None:
+            raise MessageError(f"expected the name of a participant, got {one_line(repr(name), 80)}")
+        examples, memory = (_value(metrics, key, int) for key in (NUM_EXAMPLES, "memory"))
+        shape: Any = config.get("shape")
+        if not isinstance(shape, list) or len(shape) > 3 or not all(type(size) is int for size in shape):
+            raise MessageError(f"expected the shape of one input, got {shape!r:.80}")
+        try:
+            told = json.loads(_value(config, "versions", str))
+            versions = {str(key)[:40]: one_line(str(value), 40) for key, value in list(told.items())[:20]}
+        except (ValueError, AttributeError, RecursionError) as error:
+            raise MessageError(f"expected versions by name, got {one_line(error, 80)}") from error
+        return cls(
+            name, examples, tuple(shape), versions, one_line(_value(config, "device", str), 100), memory
+        )
+
+
+NAME_OF_PARTICIPANT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+"""Of a device, which survives a new node id."""
+
+
+def versions_of_device() -> dict[str, str]:
+    """Return the versions that a device tells."""
+    return {**versions(), "flwr": version("flwr"), "python": platform.python_version()}
+
+
+def told_to_device(content: RecordDict, wanted: DeviceData) -> RecordDict:
+    """Return a message's content with what a device must know in its ``config``.
+
+    Parameters
+    ----------
+    content
+        What a strategy sends; it is not changed.
+    wanted
+        What the device must make of its examples.
+    """
+    config = {**record_of(content, CONFIG, ConfigRecord), DEVICE_DATA: wanted.model_dump_json()}
+    return RecordDict({**content, CONFIG: ConfigRecord(config)})
+
+
+def device_data_of(config: Mapping[str, Any]) -> DeviceData | None:
+    """Return what a message says that a device must make of its examples; None where it says nothing.
+
+    Raises
+    ------
+    MessageError
+        If it cannot be read.
+    """
+    if DEVICE_DATA not in config:
+        return None
+    try:
+        return DeviceData.model_validate_json(_value(config, DEVICE_DATA, str))
+    except ValidationError as error:
+        raise MessageError(
+            f"expected what must be made of a device's examples as {DEVICE_DATA!r}: "
+            f"{one_line(problems_of(error))}"
+        ) from error
 
 
 # ----------------------------------------------------------------------------- down
@@ -920,8 +1044,9 @@ def state_of_record(content: RecordDict, key: str) -> State:
     MessageError
         If their bytes cannot be read.
     """
+    record = record_of(content, key, ArrayRecord)
     try:
-        return dict(record_of(content, key, ArrayRecord).to_torch_state_dict())
+        return {name: torch.from_numpy(numbers_of(array)) for name, array in record.items()}
     except (ValueError, TypeError, EOFError, OSError) as error:
         raise MessageError(f"expected arrays that can be read as {key!r}: {one_line(error)}") from error
 
@@ -943,6 +1068,21 @@ def _bytes_of_value(value: object) -> int:
     if isinstance(value, str | bytes):
         return len(value)
     return 1 if isinstance(value, bool) else 8
+
+
+def numbers_of(array: Array) -> np.ndarray:
+    """Return an array of a message; nothing is allocated but for the numbers that came.
+
+    ``Array.numpy()`` believes whatever a header says.
+
+    Raises
+    ------
+    ValueError
+        If it is packed in another way than NumPy's, or its header says anything else than what follows it.
+    """
+    if array.stype != "numpy.ndarray":
+        raise ValueError(f"expected an array of NumPy's, got {array.stype!r:.40}")
+    return read_array(array.data)
 
 
 def _value(config: Mapping[str, Any], key: str, kind: type[V]) -> V:

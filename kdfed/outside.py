@@ -12,7 +12,7 @@ from kdfed.data.sources import SOURCES, kind_of
 from kdfed.families import ALL_FAMILIES
 from kdfed.models import is_shipped
 from kdfed.named import is_named
-from kdfed.settings import DataSettings, ModelSettings, Settings, TeacherSettings
+from kdfed.settings import DataSettings, ModelSettings, ServerDataSettings, Settings, TeacherSettings
 
 
 def is_shipped_source(name: str) -> bool:
@@ -31,7 +31,7 @@ def outside_names(*settings: Settings) -> Iterator[tuple[str, str]]:
                 yield "backbone", part.backbone
         elif isinstance(part, ModelSettings) and not is_shipped(part.name):
             yield "model", part.name
-        if isinstance(part, DataSettings) and not is_shipped_source(part.source):
+        if isinstance(part, DataSettings | ServerDataSettings) and not is_shipped_source(part.source):
             yield "data source", part.source
         for family in ALL_FAMILIES:
             if isinstance(part, family.base) and is_named(name := getattr(part, family.tag)):
@@ -49,8 +49,7 @@ def code_of(arm: Arm) -> list[str]:
         arm.consolidation,
         arm.server,
     )
-    if arm.closed_form is not None:
-        sections = (*sections, arm.closed_form)
+    sections += tuple(one for one in (arm.closed_form, arm.server_data) if one is not None)
     names = {name for _, name in outside_names(*sections)} | {getattr(arm.server, "digest_loss", "")}
     names |= {listener.name for listener in arm.listeners}
     return sorted(name for name in names if is_named(name))

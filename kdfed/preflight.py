@@ -47,14 +47,24 @@ def check_data(experiment: Experiment) -> list[Mistake]:
     except DataError as error:
         mistakes.append(Mistake(error.key, str(error)))
     try:
-        data = prepare(experiment.data)
-        for seed in experiment.seeds:
+        data = prepare(experiment.loaded_data)
+        for seed in () if experiment.data.of_devices else experiment.seeds:
             partition_of(data, experiment.partition, seed)
     except DataError as error:
-        mistakes.append(Mistake(error.key, str(error)))
+        mistakes.append(Mistake(_key_of_data(error.key, experiment), str(error)))
     for name in experiment.arm_order:
         mistakes += _check_arm(experiment.arm(name), data, _Keys(experiment, name))
     return list(dict.fromkeys(mistakes))
+
+
+def _key_of_data(key: str, experiment: Experiment) -> str:
+    """Return where a key of the data stands, of which a part is the server's own beside devices."""
+    section, _, name = key.partition(".")
+    theirs = experiment.server_data is not None and section == "data"
+    return f"server-data.{name}" if theirs and name.partition(".")[0] in _OF_THE_SERVER else key
+
+
+_OF_THE_SERVER = ("source", "splits", "limit", "columns")
 
 
 class _Keys:

@@ -45,6 +45,13 @@ class ServerBase(Thing):
     features that are this many times as large as those of the server's own examples, or as 1."""
     deadlines: DeadlineSettings = DeadlineSettings()
     """When a missing reply counts as late."""
+    quorum: PositiveInt | None = None
+    """Devices with which a run starts; the others are greeted before each round. Default: all."""
+    enough: PositiveInt | None = None
+    """Replies of devices with which a round can end: the others have ``grace`` seconds more. Default: a
+    round waits for everybody until its deadline."""
+    grace: Seconds | None = None
+    """Seconds that the others still have once there is a quorum, or enough have answered. Default: 30."""
     average: ModelAverage | None = None
     """Evaluate and deliver the mean of several rounds' models, see [Late rounds](methods/late.md). Default:
     each round's own."""
@@ -83,6 +90,7 @@ class ServerBase(Thing):
                 f"expected at most the {drawn} participants sampled, got {self.minimum}",
                 (".sampled", "partition.participants"),
             )
+        yield from self._refusals_of_devices(participants, drawn)
         first, horizon = 1 if self.average is None else self.average.from_, arm.rounds.horizon
         if isinstance(horizon, int) and 1 <= horizon < first:
             yield Refusal(
@@ -90,6 +98,34 @@ class ServerBase(Thing):
                 f"expected a round up to the last, {horizon} (rounds.horizon), got {first}; lower it",
                 ("rounds.horizon",),
             )
+
+    def _refusals_of_devices(self, participants: int, drawn: int) -> Iterator[Refusal]:
+        """Refuse numbers of devices that can never be there, or never matter."""
+        if self.quorum is not None and not self.minimum <= self.quorum <= participants:
+            yield Refusal(
+                ".quorum",
+                f"expected from {self.minimum} (server.minimum) to the {participants} participants, got "
+                f"{self.quorum}",
+                (".minimum", "partition.participants"),
+            )
+        if self.enough is not None and not self.minimum <= self.enough <= drawn:
+            yield Refusal(
+                ".enough",
+                f"expected from {self.minimum} (server.minimum) to the {drawn} participants sampled, got "
+                f"{self.enough}",
+                (".minimum", ".sampled", "partition.participants"),
+            )
+        if self.grace is not None and self.quorum is None and self.enough is None:
+            yield Refusal(
+                ".grace",
+                "has no effect without quorum and enough; set one or remove it",
+                (".quorum", ".enough"),
+            )
+
+    @property
+    def grace_seconds(self) -> float:
+        """What ``grace`` stands for."""
+        return 30.0 if self.grace is None else self.grace
 
     @abstractmethod
     def build(self, config: Any) -> Any:

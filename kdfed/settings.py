@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -90,7 +90,7 @@ class SplitSettings(Settings):
 
 
 class ColumnSettings(Settings):
-    """Which columns of a table (``parquet:``, ``hf:``) hold what."""
+    """Which columns of a table (``parquet:``, ``csv:``, ``hf:``) hold what."""
 
     inputs: Text | tuple[Text, ...] | None = None
     """The image column, or the feature columns. Default: the only image column, else every numeric
@@ -108,6 +108,16 @@ class NormaliseSettings(Settings):
     """One number above 0 per channel or feature."""
 
 
+DEVICES = "devices"
+"""The source of an experiment whose participants are devices with data of their own."""
+
+
+def _images_or_features(shape: tuple[int, ...]) -> tuple[int, ...]:
+    if len(shape) not in (1, 3):
+        raise ValueError("expected [channels, height, width] or [features]")
+    return shape
+
+
 class DataSettings(Settings):
     """Where the examples come from.
 
@@ -119,22 +129,100 @@ class DataSettings(Settings):
     """What is learnt: one of several classes, or a number. Numbers are standardised by mean and std of the
     transfer split's labels, and their score is R^2 wherever an accuracy is named: in targets and records."""
     source: Text = "mnist5k"
-    """``mnist5k``, ``digits``, ``diabetes`` (regression), ``parquet:PATH``, ``hf:NAME``,
-    ``torchvision:NAME``, ``folder:PATH``, ``synthetic:KEY=VALUE,...`` or ``package.module:name``."""
+    """``mnist5k``, ``digits``, ``diabetes`` (regression), ``parquet:PATH``, ``csv:PATH``, ``npz:PATH``,
+    ``hf:NAME``, ``torchvision:NAME``, ``folder:PATH``, ``synthetic:KEY=VALUE,...`` or
+    ``package.module:name``. ``devices``: each device's own, which its node-config names; the server's are
+    those of ``server-data``."""
     splits: SplitSettings = SplitSettings()
     """The held-out shares."""
     limit: PositiveInt | None = None
     """Use only this many examples, drawn with the split's seed. Default: all."""
     columns: ColumnSettings | None = None
-    """For ``parquet:`` and ``hf:`` only. Default: found by the rules of each key."""
+    """For ``parquet:``, ``csv:`` and ``hf:`` only, and for devices that have such tables. Default: found by
+    the rules of each key."""
     classes: PositiveInt | tuple[Text, ...] | None = None
     """Number or names of the classes, in label order. Required where the source does not declare them; a
     regression has none."""
-    shape: Annotated[tuple[PositiveInt, ...], Field(min_length=3, max_length=3)] | None = None
-    """``[channels, height, width]``: images are converted and resized to it. Default: as stored."""
+    shape: Annotated[tuple[PositiveInt, ...], AfterValidator(_images_or_features)] | None = None
+    """``[channels, height, width]``: images are converted and resized to it. ``[features]``: rows must have
+    so many. Default: as stored."""
     normalise: NormaliseSettings | Literal["auto"] = "auto"
     """``auto``: known constants for known sources, mean 0.5 and std 0.5 for other images, statistics of
     the transfer split for feature tables."""
+
+    deals: ClassVar[bool] = True
+    """Whether what is not held out goes to participants."""
+
+    @property
+    def of_devices(self) -> bool:
+        """Whether each participant is a device with data of its own."""
+        return self.source == DEVICES
+
+    @model_serializer(mode="wrap")
+    def _without_what_devices_lack(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = handler(self)
+        nothing = ("splits", "limit") if self.of_devices else ()
+        return {key: value for key, value in values.items() if key not in nothing}
+
+
+class ServerSplits(SplitSettings):
+    """Which share of the server's own examples is what; a rest is nobody's."""
+
+    test: Fraction | Literal["official"] = 0.20
+    """Share of all examples, or ``official`` for the source's own test part. Reported only."""
+    evaluation: Share = 0.40
+    """Share of all examples (of those outside an official test part) on which rounds are counted; no model,
+    ensemble, temperature, search or stop ever sees it."""
+    validation: Fraction = 0.10
+    """Share, counted like ``evaluation``. The server's labelled examples: fitting, choosing and stopping may
+    use them."""
+    transfer: Fraction = 0.30
+    """Share, counted like ``evaluation``, on which teachers and student are compared."""
+
+
+class ServerDataSettings(Settings):
+    """The server's own examples, where participants are devices (``data.source: devices``).
+
+    Task, classes, shape and normalisation are those of ``data``.
+    """
+
+    source: Text
+    """As ``data.source``."""
+    splits: ServerSplits = ServerSplits()
+    """What they are for."""
+    limit: PositiveInt | None = None
+    """Use only this many examples, drawn with the split's seed. Default: all."""
+    columns: ColumnSettings | None = None
+    """For ``parquet:``, ``csv:`` and ``hf:`` only. Default: those of ``data``, for such sources."""
+
+
+class HeldData(DataSettings):
+    """What is loaded of the server's own examples: see :func:`held_data`."""
+
+    splits: SplitSettings = ServerSplits()
+    """What they are for."""
+
+    deals: ClassVar[bool] = False
+
+
+def held_data(data: DataSettings, server: ServerDataSettings) -> HeldData:
+    """Return how the server's own examples are loaded, beside devices with data of their own."""
+    columns = server.columns or (data.columns if is_table(server.source) else None)
+    return HeldData(
+        task=data.task,
+        source=server.source,
+        splits=server.splits,
+        limit=server.limit,
+        columns=columns,
+        classes=data.classes,
+        shape=data.shape,
+        normalise=data.normalise,
+    )
+
+
+def is_table(source: str) -> bool:
+    """Tell whether a source has columns that ``columns`` can name."""
+    return source.startswith(("parquet:", "csv:", "hf:"))
 
 
 # ----------------------------------------------------------------------------- models and training

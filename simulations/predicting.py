@@ -21,7 +21,7 @@ from kdfed.config.mistakes import describe_all
 from kdfed.data import Dataset, load_source
 from kdfed.errors import ConfigError, DataError, Mistake, near, shown
 from kdfed.saved import Card, Predictor
-from kdfed.settings import DataSettings
+from kdfed.settings import DataSettings, is_table
 from kdfed.task import CLASSIFICATION
 
 KEYS = ("columns", "limit", "shape")
@@ -140,7 +140,7 @@ def settings_of(card: Card, source: str, assignments: Sequence[str] = ()) -> tup
         "classes": list(card.classes) or None,
         "shape": list(card.input_shape) if card.resized else None,
     }
-    if card.columns is not None and source.startswith(("parquet:", "hf:")):
+    if card.columns is not None and is_table(source):
         values["columns"] = card.columns.model_dump(mode="json")
     chosen: Mapping[str, Any] = given.get("data", {}) if isinstance(given.get("data", {}), Mapping) else {}
     columns = chosen.get("columns")

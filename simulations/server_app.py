@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import torch
 from flwr.app import ArrayRecord, Context
@@ -21,6 +22,7 @@ from flwr.serverapp import Grid, ServerApp
 from kdfed.config import Experiment, server_labels, split_set, with_horizon
 from kdfed.data import PreparedData, prepare
 from kdfed.device import exact_convolutions, resolve_device
+from kdfed.device_data import DeviceData
 from kdfed.errors import ConfigError, KdfedError, Mistake, RecordError, RunError, one_line, shown
 from kdfed.events import FOLDER, OVERWRITE, PROGRESS, Event, OnEvent, ignore
 from kdfed.messages import Simulation
@@ -40,6 +42,8 @@ from strategies.arm_config import ArmConfig, HeldOut, ServerData
 from strategies.catalogue import make_strategy
 from strategies.closed_form import advice_before
 from strategies.pre_consolidation import PreConsolidation
+from strategies.roster import FILE as ROSTER
+from strategies.roster import Devices, Roster
 
 log = logging.getLogger("flwr")
 app = ServerApp()
@@ -117,14 +121,15 @@ def run_experiment(
     torch.set_num_threads(experiment.threads)
     exact_convolutions()
     with folder:
-        data = prepare(experiment.data)
+        data = prepare(experiment.loaded_data)
         experiment = _with_horizon(folder.experiment)
         folder.begin(experiment)
         failures: list[Failure] = []
+        roster = _roster(experiment, folder)
         with _logging_to(folder.log_path):
             try:
                 for seed in experiment.seeds:
-                    _run_seed(grid, experiment, data, seed, folder, failures, on_event)
+                    _run_seed(grid, experiment, data, seed, folder, failures, on_event, roster)
             except BaseException as error:
                 unfinished: Stopped = "failed" if isinstance(error, Exception) else "interrupted"
                 try:
@@ -138,6 +143,16 @@ def run_experiment(
         raise RunError("\n".join(problems))
     on_event(Event(arm="", seed=experiment.seeds[-1], phase="done"))
     return summary
+
+
+def _roster(experiment: Experiment, folder: RunFolder) -> Roster | None:
+    """Return who is known of the devices, from an earlier start; None of a simulation."""
+    if not experiment.data.of_devices:
+        return None
+    path = folder.path / ROSTER
+    if folder.overwrites:
+        path.unlink(missing_ok=True)
+    return Roster(path)
 
 
 def _with_horizon(experiment: Experiment) -> Experiment:
@@ -181,7 +196,7 @@ def conclude(
         If the summary cannot be written.
     """
     records = folder.read_rounds()
-    data = prepare(experiment.data)
+    data = prepare(experiment.loaded_data)
     summary = summarise(
         experiment,
         engine,
@@ -216,6 +231,7 @@ def _run_seed(
     folder: RunFolder,
     failures: list[Failure],
     on_event: OnEvent,
+    roster: Roster | None = None,
 ) -> None:
     """Run every arm that is not finished; arms that are compared run equally long."""
     read: dict[str, tuple[ServerData, HeldOut]] = {}  # by what models read
@@ -234,7 +250,10 @@ def _run_seed(
                 name=name,
                 targets=tuple(target for target in experiment.targets if isinstance(target, float)),
                 never_stop=len(experiment.arms) > 1,
-                simulation=Simulation.of(arm, seed, folder.store_path(name, seed), experiment.folder),
+                simulation=Simulation.of(arm, seed, folder.store_path(name, seed), experiment.folder)
+                if roster is None
+                else None,
+                devices=None if roster is None else _devices(experiment, name, seed, data, roster),
                 card=Card.of(arm.model, arm.data, data),
                 on_record=folder.append,
             )
@@ -244,6 +263,12 @@ def _run_seed(
                 on_event(Event(arm=name, seed=seed, phase="failed", message=failure.reason))
         else:
             on_event(Event(arm=name, seed=seed, phase="done"))
+
+
+def _devices(experiment: Experiment, arm: str, seed: int, data: PreparedData, roster: Roster) -> Devices:
+    """Return what the devices of one arm and seed are told; what an earlier start kept is not read again."""
+    run = f"{experiment.name}/{arm}-{seed}/{uuid4().hex[:16]}"
+    return Devices(DeviceData.of(experiment.data, data, experiment.precision, run), roster)
 
 
 def _run_arm(grid: Grid, config: ArmConfig, folder: RunFolder, on_event: OnEvent) -> Failure | None:
@@ -347,7 +372,9 @@ def data_facts(experiment: Experiment, data: PreparedData) -> DataFacts:
 
 
 def _partitions(experiment: Experiment, data: PreparedData) -> list[dict[str, Any]]:
-    """Describe who holds which classes, for the summary."""
+    """Describe who holds which classes, for the summary; of devices nobody knows."""
+    if experiment.data.of_devices:
+        return []
     return [
         partition_entry(data, seed, partition_of(data, experiment.partition, seed))
         for seed in experiment.seeds
@@ -379,17 +406,13 @@ def _check_network(grid: Grid, experiment: Experiment, name: str) -> None:
         If the data of the experiment's participants are no devices' own.
     """
     source = experiment.data.source
-    if is_network(grid) and source != DEVICES:
+    if is_network(grid) and not experiment.data.of_devices:
         problem = (
-            f"expected {DEVICES!r}, because this SuperLink has real nodes, which train on data of their own, "
+            f"expected 'devices', because this SuperLink has real nodes, which train on data of their own, "
             f"got {shown(source)}: give such an experiment, or start this one with a connection to Flower's "
             'simulation runtime (address = ":local:")'
         )
         raise ConfigError(name, [Mistake("data.source", problem)])
-
-
-DEVICES = "devices"
-"""The data source of participants that are devices."""
 
 
 def _from_run_config(run_config: Any) -> tuple[Experiment, Path]:

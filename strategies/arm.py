@@ -44,11 +44,13 @@ from kdfed.seeding import derive, python_seed, sample_participants
 from kdfed.server_model import fit_server_model, labelled_examples
 from strategies.arm_config import ArmConfig, ServerData
 from strategies.closed_form import HeadPhase
-from strategies.hello import Present, ask_nodes, number_devices
+from strategies.hello import ask_nodes, number_devices
 from strategies.listeners import Announcing, EvaluateFn, Evaluating, Falling, Recording, Stopping
 from strategies.parcels import Exchange
 from strategies.participant_grid import ParticipantGrid
+from strategies.present import Present
 from strategies.result import ArmResult
+from strategies.roster import Greeting, Rules
 from strategies.teachers import Teacher, TeacherPhase, average
 from strategies.wrapped import (
     PRIVATE,
@@ -151,7 +153,7 @@ class ArmRunner:
         return [
             Evaluating(config, model, result, evaluate_fn),
             Recording(config, result),
-            Announcing(config),
+            Announcing(config, str if config.devices is None else config.devices.roster.name_of),
             Stopping(config),
             Falling(config, self._once.warn),
             *map(build_listener, self.arm.listeners),
@@ -178,8 +180,8 @@ class ArmRunner:
     # ------------------------------------------------------------------ hello
 
     def _connected(self) -> Present | None:
-        """Wait until every device is connected; nodes of a simulation are asked in :meth:`_hello`."""
-        if self.config.simulation is not None:
+        """Wait for the nodes of somebody's own ClientApp; others are asked in :meth:`_hello`."""
+        if self.config.simulation is not None or self.config.devices is not None:
             return None
         participants, timeout = self.arm.partition.participants, self.arm.server.deadlines.hello
         return number_devices(self.network, participants, timeout)
@@ -198,12 +200,21 @@ class ArmRunner:
                 self.ledger,
                 self._once,
             )
+        devices = config.devices
+        if devices is not None:
+            self.listeners.phase("hello", self.ledger.totals())
+            rules = Rules.of(self.arm)
+            deadline = server.deadlines.hello
+            present = Greeting(devices, rules, self.network, deadline, self.ledger, self._once).wait()
         return ParticipantGrid(
             self.network,
             cohort_size=server.cohort_size,
             ledger=self.ledger,
             reply=self._reply,
             simulation=config.simulation,
+            device_data=None if devices is None else devices.data,
+            enough=server.enough,
+            grace=server.grace_seconds,
             present=present,
             limits=Limits(server.max_examples, server.update_bound, buffers),
             log=self._once,

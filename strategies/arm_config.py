@@ -25,6 +25,7 @@ from kdfed.seeding import derive, torch_generator
 from kdfed.settings import DistillationSettings, ModelSettings
 from kdfed.setup import Setup
 from kdfed.task import Task
+from strategies.roster import Devices
 
 D = TypeVar("D", bound=DistillationSettings)
 
@@ -110,6 +111,9 @@ class ArmConfig:
         Run all rounds, whatever a listener says: for arms that are compared.
     simulation
         Whose data the nodes of a simulation use. Default: every node of the grid is one participant.
+    devices
+        What devices that run kdfed's ClientApp are told, and who they are. Default: the nodes run somebody
+        else's.
     card
         What a model file of the arm says beside the weights; asked for only where ``arm.teachers.from`` names
         teachers that exist already, which must fit it.
@@ -127,6 +131,7 @@ class ArmConfig:
     targets: tuple[float, ...] = ()
     never_stop: bool = False
     simulation: Simulation | None = None
+    devices: Devices | None = None
     card: Card | None = None
     on_record: Callable[[RoundRecord], None] = lambda record: None
     on_event: OnEvent = ignore
@@ -184,6 +189,11 @@ class ArmConfig:
         inputs = stored_views(images.inputs, settings.augmentation, settings.views, draw)
         unchanged = settings.model_copy(update={"augmentation": (), "views": None})
         return Examples(inputs, images.labels.repeat(settings.views)), unchanged
+
+    @property
+    def is_given(self) -> bool:
+        """Whether the arm is one of a ServerApp of somebody's own, whose nodes run their own ClientApp."""
+        return self.simulation is None and self.devices is None
 
     @property
     def flower(self) -> dict[str, Any]:

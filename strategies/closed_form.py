@@ -22,7 +22,7 @@ from kdfed.closed_form import ClosedFormHead, ClosedFormSettings, Linear, Runnin
 from kdfed.closed_form.features import HeadOf, head_of
 from kdfed.data import Examples
 from kdfed.errors import KdfedError
-from kdfed.messages import ARRAYS, METRICS, QueryStatistics, record_of
+from kdfed.messages import ARRAYS, METRICS, QueryStatistics, numbers_of, record_of
 from kdfed.metrics import NUM_EXAMPLES
 from kdfed.models import State, load_state
 from kdfed.paying import Advice, before_exchange
@@ -148,7 +148,7 @@ class HeadPhase:
         self, total: RunningSum, places: dict[int, int], most: float, participant: int, content: RecordDict
     ) -> str | None:
         """Add what a reply holds of a participant's statistics; see :meth:`add`."""
-        arrays = {key: array.numpy() for key, array in record_of(content, ARRAYS, ArrayRecord).items()}
+        arrays = {key: numbers_of(array) for key, array in record_of(content, ARRAYS, ArrayRecord).items()}
         examples = cast("int", record_of(content, METRICS, MetricRecord)[NUM_EXAMPLES])
         return self.add(total, places[participant], most, arrays, examples)
 

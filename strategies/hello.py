@@ -1,4 +1,7 @@
-"""Who is there, before anything else: nodes of a simulation say what they hold, devices are numbered.
+"""Who is there, before anything else: nodes of a simulation say what they hold.
+
+Devices of kdfed's own ClientApp are greeted by :mod:`strategies.roster`; those of somebody else's app are
+only numbered.
 
 In a simulation nobody's hello is sent alone: a node tells how many participants there are, the examples of
 each, and a hash of who holds what. Their bytes are counted as if each had been asked for itself.
@@ -8,7 +11,6 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import dataclass
 
 import numpy as np
 from flwr.app import ConfigRecord, Message, MetricRecord
@@ -20,24 +22,9 @@ from kdfed.messages import SIMULATION, Hello, HelloReply, Simulation, count_byte
 from kdfed.metrics import NUM_EXAMPLES
 from kdfed.reasons import Once
 from strategies.inbox import bytes_of, pass_warnings_on
+from strategies.present import Present
 
 _FIRST_NODE_SECONDS = 60.0
-
-
-@dataclass(frozen=True)
-class Present:
-    """Who is there.
-
-    Parameters
-    ----------
-    held
-        The examples of each participant, int64 [P]; None where nobody told.
-    roster
-        The node of each participant; None where nodes own nobody.
-    """
-
-    held: np.ndarray | None = None
-    roster: dict[int, int] | None = None
 
 
 def nodes_of(network: Grid) -> list[int]:

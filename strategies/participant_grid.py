@@ -9,23 +9,25 @@ sends, waits and keeps the time.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from uuid import uuid4
 
-from flwr.app import Message, RecordDict
+from flwr.app import ArrayRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
+from kdfed.device_data import DeviceData
 from kdfed.errors import MessageError, RunError
 from kdfed.ledger import Ledger
 from kdfed.limits import Limits
-from kdfed.messages import ReplyKind, Simulation, group_of
+from kdfed.messages import FIXED, ReplyKind, Simulation, group_of, record_of, told_to_device
 from kdfed.private.flwr import Run, name_message
 from kdfed.reasons import Once
 from kdfed.records import Absent
 from strategies.frozen_parts import FixedWeights, FrozenParts
-from strategies.hello import Present, nodes_of
+from strategies.hello import nodes_of
 from strategies.inbox import Inbox, Report, bytes_of
 from strategies.parcels import Cohort, Exchange, Parcel, content_of, cut, deal, deal_to_owners, kept, pack
+from strategies.present import Present
 
 POLL_SECONDS = 0.0005, 0.02
 """Least and most seconds between two looks for replies; in between a fiftieth of the time waited so far."""
@@ -49,6 +51,10 @@ class ParticipantGrid(Grid):
         round, the mean of all (see :class:`~strategies.round_mean.RoundMean`).
     simulation
         Tells simulated nodes whose data to use; never counted. Default: real nodes.
+    device_data
+        Tells devices what to make of their examples, in every message; counted. Default: they know.
+    enough, grace
+        A round ends ``grace`` seconds after so many participants have answered. Default: at its deadline.
     present
         Who is there. Default: nodes own nobody, and cohorts are dealt to any of them.
     limits
@@ -69,6 +75,9 @@ class ParticipantGrid(Grid):
         ledger: Ledger,
         reply: ReplyKind,
         simulation: Simulation | None = None,
+        device_data: DeviceData | None = None,
+        enough: int | None = None,
+        grace: float = 0.0,
         present: Present | None = None,
         limits: Limits | None = None,
         log: Once | None = None,
@@ -77,6 +86,8 @@ class ParticipantGrid(Grid):
         self.network = grid
         self.limits = limits or Limits()
         self._ledger, self._reply, self._roster = ledger, reply, present.roster
+        self._present, self._device_data = present, device_data
+        self._enough, self._grace = enough, grace
         self._cohort_size = cohort_size if present.roster is None else 1
         self._simulation = None if simulation is None else simulation.to_record()
         self._inbox = Inbox(ledger, self.limits, present.held, log)
@@ -90,17 +101,22 @@ class ParticipantGrid(Grid):
     # ------------------------------------------------------------------ what the arm says
 
     def begin(self, exchange: Exchange, participants: Sequence[int]) -> None:
-        """Begin an exchange with some participants; those whose earlier message is open are left out."""
+        """Begin an exchange with some participants.
+
+        Those whose earlier message is open are left out, and those that have not come.
+        """
         self._exchange, self._asks = exchange, []
         self._inbox.begin(exchange)
         self._pull()
+        self._present.update()
         busy = {p: parcel.exchange.round for parcel in self._open.values() for p in parcel.participants}
         drawn = sorted(participants)
         self._cohorts = cut(drawn, self._cohort_size)
-        self._sampled = dict.fromkeys(p for p in drawn if p not in busy)
-        self.report.absent += [
-            Absent(p, f"busy: has not answered round {busy[p]} yet") for p in drawn if p in busy
-        ]
+        why = {p: f"busy: has not answered round {busy[p]} yet" for p in drawn if p in busy}
+        if self._roster is not None:
+            why |= {p: self._present.why_absent(p) for p in drawn if p not in self._roster}
+        self._sampled = dict.fromkeys(p for p in drawn if p not in why)
+        self.report.absent += [Absent(p, why[p]) for p in drawn if p in why]
         if exchange.phase != "evaluate":
             self._ledger.open_exchange(exchange.phase)
 
@@ -186,23 +202,27 @@ class ParticipantGrid(Grid):
         ids = set(self._push(messages, timeout))
         if meanwhile is not None:
             meanwhile()
-        self._wait(end)
+        ended = self._wait(end)
         for parcel in self._awaited():
-            self._inbox.give_up(parcel, f"no reply within {timeout:g} seconds")
+            self._inbox.give_up(parcel, ended or f"no reply within {timeout:g} seconds")
             parcel.late = True
         return self._inbox.conclude(ids)
 
     # ------------------------------------------------------------------ sending and waiting
 
     def _push(self, messages: Iterable[Message], ttl: float | None) -> list[str]:
-        by_participant = self._named(messages)
+        by_participant = self._named(self._told(messages))
         exchange = self._exchange
         if exchange is None or not by_participant:
             return []
         self._asks = []
         for content, receivers in _distinct(by_participant):
             self._ledger.down(exchange.phase, bytes_of(content), messages=len(receivers))
-            self._ledger.down(exchange.phase, self._fixed.due(receivers, content))
+            if self._device_data is None:
+                self._ledger.down(exchange.phase, self._fixed.due(receivers, content))
+            else:  # which keep nothing that a restart would lose
+                fixed = record_of(content, FIXED, ArrayRecord).count_bytes()
+                self._ledger.down(exchange.phase, fixed, messages=len(receivers))
         self._ledger.down(
             exchange.phase, sum(self._frozen.due(p, m.content) for p, m in by_participant.items())
         )
@@ -232,6 +252,24 @@ class ParticipantGrid(Grid):
                 self._inbox.give_up(parcel, "the network did not take the message")
         return [message.metadata.message_id for message in by_participant.values()]
 
+    def _told(self, messages: Iterable[Message]) -> Iterator[Message]:
+        """Yield messages with what a device must know to answer them; who gets the same still does."""
+        told: dict[int, tuple[RecordDict, RecordDict]] = {}
+        for message in messages:
+            if self._device_data is None:
+                yield message
+                continue
+            sent, content = message.metadata, message.content
+            if id(content) not in told:
+                told[id(content)] = content, told_to_device(content, self._device_data)
+            yield Message(
+                told[id(content)][1],
+                sent.dst_node_id,
+                sent.message_type,
+                ttl=sent.ttl,
+                group_id=sent.group_id,
+            )
+
     def _named(self, messages: Iterable[Message]) -> dict[int, Message]:
         """Give each participant's message an id, by which its reply will be known."""
         by_participant: dict[int, Message] = {}
@@ -257,16 +295,29 @@ class ParticipantGrid(Grid):
             if parcel is not None:
                 self._inbox.take(parcel, reply)
 
-    def _wait(self, end: float) -> None:
+    def _wait(self, end: float) -> str:
+        """Wait for replies; return why it ended early, nothing where it did not."""
         began, (least, most) = time.monotonic(), POLL_SECONDS
+        enough, ended, asked = self._enough_of_this(), "", len(self._awaited())
         waits = bool(getattr(self.network, "waits", False))  # it waits itself when it is asked
         while True:
             self._pull()
             now = time.monotonic()
             if now >= end or not self._awaited():
-                return
+                return ended
+            if enough is not None and not ended and self._good(asked) >= enough and now + self._grace < end:
+                end = now + self._grace
+                ended = f"no reply within {self._grace:g} seconds of the first {enough} (server.enough)"
             if not waits:
                 time.sleep(min(most, max(least, (now - began) / 50)))
+
+    def _enough_of_this(self) -> int | None:
+        return self._enough if self._exchange is not None and self._exchange.phase == "rounds" else None
+
+    def _good(self, asked: int) -> int:
+        """Return how many of so many parcels, each of one device, have been answered with a result."""
+        failed = sum(absent.participant in self._sampled for absent in self.report.absent)
+        return asked - len(self._awaited()) - failed
 
 
 def _distinct(messages: Mapping[int, Message]) -> list[tuple[RecordDict, list[int]]]:

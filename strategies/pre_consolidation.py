@@ -26,6 +26,7 @@ from kdfed.distill import KDMethod
 from kdfed.errors import ConfigError, Mistake
 from kdfed.listeners import FlowerLog, Listener
 from kdfed.local import ProximalLocal
+from kdfed.messages import DEVICE_DATA
 from kdfed.private.flwr import log_start
 from strategies.arm import ArmRunner
 from strategies.arm_config import ArmConfig
@@ -35,7 +36,7 @@ from strategies.wrapped import layers, minima
 
 log = logging.getLogger("flwr")
 
-_TAKEN = {"seed", "model", "local", "teachers", "statistics", "projection-seed"}
+_TAKEN = {"seed", "model", "local", "teachers", "statistics", "projection-seed", DEVICE_DATA}
 """Keys that kdfed puts into ``config``, beside Flower's ``server-round``."""
 
 
@@ -180,14 +181,14 @@ class PreConsolidation(Strategy):
         if taken:
             raise ConfigError(type(self).__name__, taken)
         config = self.config
-        if config.simulation is None:
+        if config.is_given:
             log.info("Starting %s strategy:", type(self).__name__)
             log_start(num_rounds, initial_arrays, train_config, evaluate_config)
             self.summary()
             config = replace(config, listeners=(FlowerLog(), *config.listeners))
         runner = ArmRunner(self.strategy, config, grid)
         result = runner.run(initial_arrays, num_rounds, timeout, train_config, evaluate_config, evaluate_fn)
-        if config.simulation is None:
+        if config.is_given:
             log.info("Final results:")
             for line in ("", *Result.__repr__(result).splitlines(), ""):
                 log.info("\t%s", line)

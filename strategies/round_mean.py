@@ -14,7 +14,7 @@ from flwr.app import Array, ArrayRecord, MetricRecord, RecordDict
 from kdfed.arrays import Spec, problem_with_arrays
 from kdfed.averaging import WeightedMean
 from kdfed.limits import Reach
-from kdfed.messages import ARRAYS, METRICS, record_of
+from kdfed.messages import ARRAYS, METRICS, numbers_of, record_of
 from kdfed.metrics import NUM_EXAMPLES, problem_with_metrics
 from kdfed.private.flwr import flat_view
 
@@ -82,7 +82,7 @@ class RoundMean:
         problem = problem_with_result(result, self._spec)
         if problem is None:
             for key, array in record_of(result, ARRAYS, ArrayRecord).items():
-                self._mean.part(key)[:] = array.numpy().reshape(-1)
+                self._mean.part(key)[:] = numbers_of(array).reshape(-1)
         return problem
 
 
@@ -94,15 +94,9 @@ def problem_with_result(result: RecordDict, spec: Spec, reach: Reach | None = No
         problem = problem_with_arrays(arrays, spec)
     except Exception as error:
         return f"arrays that cannot be read: {error}"
-    for key, array in arrays.items() if problem is None else ():
-        if len(record[key].data) > array.nbytes + _MOST_HEADER:
-            return f"{len(record[key].data)} bytes for {key}, whose numbers take {array.nbytes}"
     return problem if problem is not None or reach is None else reach.problem_with(arrays)
-
-
-_MOST_HEADER = 4096  # bytes that NumPy may put before the numbers
 
 
 def _decoded(array: Array, expected: tuple[tuple[int, ...], str] | None) -> np.ndarray:
     values = None if expected is None else flat_view(array, *expected)
-    return array.numpy() if expected is None or values is None else values.reshape(expected[0])
+    return numbers_of(array) if expected is None or values is None else values.reshape(expected[0])

@@ -16,13 +16,17 @@ from kdfed.family import Families, Family
 from kdfed.models import check_model
 from kdfed.named import NamedError, blamed, load_named, problem_with_options
 from kdfed.settings import (
+    DEVICES,
     DataSettings,
     ListenerSettings,
     ModelSettings,
     NormaliseSettings,
     OptimiserSettings,
+    ServerDataSettings,
     Settings,
     TeacherSettings,
+    held_data,
+    is_table,
     kebab,
 )
 from kdfed.thing import Refusal, Thing, origin_of, within
@@ -53,6 +57,7 @@ def used_sections(arm: Arm) -> dict[str, Settings]:
     """Return the sections that an arm uses."""
     sections: dict[str, Settings] = {
         "data": arm.data,
+        **({} if arm.server_data is None else {"server-data": arm.server_data}),
         "partition": arm.partition,
         "model": arm.model,
         "local": arm.local,
@@ -89,10 +94,10 @@ def data_problems(data: DataSettings) -> Iterator[tuple[str, ...]]:
     splits = data.splits
     shares = (splits.test, splits.evaluation, splits.validation, splits.transfer)
     total = sum(share for share in shares if not isinstance(share, str))
-    if total >= 1:
+    if total >= 1 and not data.of_devices:
         yield "splits", f"expected shares that leave examples for participants, got {total:g} of them"
-    if data.columns is not None and not data.source.startswith(("parquet:", "hf:")):
-        yield "columns", f"goes with parquet: and hf: sources, got {shown(data.source)}; remove it", "source"
+    if data.columns is not None and not (is_table(data.source) or data.of_devices):
+        yield "columns", _NO_COLUMNS.format(shown(data.source)), "source"
     problem = task_problem(data)
     if problem is not None:
         yield "task", problem, "source"
@@ -104,6 +109,75 @@ def data_problems(data: DataSettings) -> Iterator[tuple[str, ...]]:
     if isinstance(normalise, NormaliseSettings) and len(normalise.mean) != len(normalise.std):
         found = f"{len(normalise.mean)} mean and {len(normalise.std)} std"
         yield "normalise", f"expected as many std as mean, got {found}"
+
+
+_NO_COLUMNS = "goes with parquet:, csv: and hf: sources, got {}; remove it"
+
+
+def devices_problems(arm: Arm) -> Iterator[Refusal]:
+    """Yield what an arm lacks whose participants are devices with data of their own, or has beside it."""
+    data, server = arm.data, arm.server_data
+    if not data.of_devices:
+        if server is not None:
+            yield Refusal(
+                "server-data",
+                f"has no effect with data.source {shown(data.source)}: the server's examples are those of "
+                f"data.splits; remove it, or set data.source: {DEVICES}",
+                ("data.source",),
+            )
+        for key in ("quorum", "enough", "grace"):
+            if getattr(arm.server, key) is not None:
+                yield Refusal(
+                    f"server.{key}",
+                    f"has no effect with data.source {shown(data.source)}: nobody is missing in a "
+                    "simulation; remove it",
+                    ("data.source",),
+                )
+        return
+    if arm.partition.kind != "devices":
+        yield Refusal(
+            "partition.kind",
+            f"expected 'devices' with data.source '{DEVICES}', got {arm.partition.kind!r}: devices have "
+            "their examples already; set it",
+            ("data.source",),
+        )
+    if data.task == "classification" and data.classes is None:
+        yield Refusal(
+            "data.classes",
+            "expected the names of the classes in label order (or their number), which no device decides; "
+            "set it",
+            ("data.source", "data.task"),
+        )
+    if server is None:
+        yield Refusal(
+            "server-data",
+            "expected the server's own examples, {source: ..., splits: ...}, on which rounds are counted and "
+            f"teachers are distilled, beside data.source '{DEVICES}', got none; set it",
+            ("data.source",),
+        )
+    if arm.rounds.horizon == "auto":
+        yield Refusal(
+            "rounds.horizon",
+            f"expected a number with data.source '{DEVICES}': 'auto' runs the baseline in a simulation first",
+            ("data.source",),
+        )
+
+
+def server_data_problems(server: ServerDataSettings, data: DataSettings) -> Iterator[tuple[str, ...]]:
+    """Yield what does not go together in ``server-data``: as :func:`data_problems`."""
+    if server.source == DEVICES:
+        yield "source", f"expected a source that the server can read, got '{DEVICES}'; name another"
+        return
+    splits = server.splits
+    shares = (splits.test, splits.evaluation, splits.validation, splits.transfer)
+    total = sum(share for share in shares if not isinstance(share, str))
+    if total > 1 + 1e-9:
+        yield "splits", f"expected shares of at most 1 in all, got {total:g}"
+    if server.columns is not None and not is_table(server.source):
+        yield "columns", _NO_COLUMNS.format(shown(server.source)), "source"
+    problem = task_problem(held_data(data, server))
+    if problem is not None:
+        yield "source", problem, "source"
 
 
 def regression_problem(family: Family[Thing], thing: type[Thing], name: str) -> str | None:
@@ -145,6 +219,10 @@ def _refusals(arm: Arm) -> Iterator[Refusal]:
         if isinstance(part, DataSettings):
             for name, message, *others in data_problems(part):
                 yield Refusal(f"{key}.{name}", message, tuple(f"{key}.{other}" for other in others))
+    if arm.server_data is not None:
+        for name, message, *_ in server_data_problems(arm.server_data, arm.data):
+            yield Refusal(f"server-data.{name}", message, ("data.task",))
+    yield from devices_problems(arm)
     for index, listener in enumerate(arm.listeners):
         problem = _listener_problem(listener)
         if problem is not None:

@@ -35,10 +35,12 @@ from kdfed.settings import (
     ListenerSettings,
     ModelSettings,
     RoundSettings,
+    ServerDataSettings,
     ServerFitSettings,
     Settings,
     TeacherSettings,
     Text,
+    held_data,
     kebab,
 )
 
@@ -47,6 +49,8 @@ ModelT = TypeVar("ModelT", bound=BaseModel)
 
 CLOSED_FORM = "closed-form"
 """The section that an arm need not have."""
+
+_OPTIONAL = ("closed_form", "server_data")
 
 
 def validate(model: type[ModelT], values: Mapping[str, Any], families: Families) -> ModelT:
@@ -101,7 +105,8 @@ class ArmSettings(Settings):
     @model_serializer(mode="wrap")
     def _without_what_is_not_there(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         values: dict[str, Any] = handler(self)
-        absent = () if self.closed_form is not None else (CLOSED_FORM, "closed_form")
+        absent = [key for key in _OPTIONAL if getattr(self, key, None) is None]
+        absent += [kebab(key) for key in absent]
         return {key: value for key, value in values.items() if key not in absent}
 
 
@@ -121,10 +126,18 @@ class Arm(ArmSettings):
     on GPUs), while weights, losses and everything on the server stay float32."""
     data: DataSettings = DataSettings()
     """Where the examples come from."""
+    server_data: ServerDataSettings | None = None
+    """The server's own examples, where participants are devices with data of their own. Default: splits of
+    ``data``."""
     partition: PartitionBase = DirichletPartition(alpha=0.1)
     """Who holds what."""
     rounds: RoundSettings = RoundSettings()
     """How long an arm runs and how its curve is read."""
+
+    @property
+    def loaded_data(self) -> DataSettings:
+        """What the server's process loads: the data, or its own part where devices hold the rest."""
+        return self.data if self.server_data is None else held_data(self.data, self.server_data)
 
 
 _SHARE = r"^(100(\.0+)?|[1-9][0-9]?(\.[0-9]+)?|0\.[0-9]*[1-9][0-9]*)%-of-(converged|gain)$"

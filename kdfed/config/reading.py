@@ -296,10 +296,18 @@ def _in_data(experiment: Experiment) -> tuple[Experiment, list[Mistake]]:
 def _check_whole(experiment: Experiment) -> Iterator[Mistake]:
     """Yield what is wrong with an experiment as a whole, whose arms are right."""
     rounds, several = experiment.rounds, len(experiment.arms) + len(experiment.controls) > 1
-    if experiment.data.splits.evaluation == 0:
+    if experiment.loaded_data.splits.evaluation == 0:
+        section = "data" if experiment.server_data is None else "server-data"
         yield Mistake(
-            "data.splits.evaluation", "expected a share above 0, on which rounds are counted, got 0"
+            f"{section}.splits.evaluation", "expected a share above 0, on which rounds are counted, got 0"
         )
+    for name in ("splits", "limit"):
+        if experiment.data.of_devices and name in experiment.data.model_fields_set:
+            yield Mistake(
+                f"data.{name}",
+                "has no effect with data.source 'devices': each device trains on all that it has, and the "
+                f"server's examples are cut by server-data.{name}; remove it",
+            )
     stops = {"rounds.stop-at-target": rounds.stop_at_target, "rounds.plateau.stop": rounds.plateau.stop}
     for key, stop in stops.items():
         if stop and several:
@@ -402,10 +410,11 @@ def _check_arms(experiment: Experiment, known: Collection[str]) -> tuple[Experim
     return faultless, mistakes
 
 
-_SOURCE_PATH = r"(parquet:|folder:|hf:(?=[.~])|torchvision:\w+@)(.+)"
+_SOURCE_PATH = r"(parquet:|csv:|npz:|folder:|hf:(?=[.~])|torchvision:\w+@)(.+)"
 _FILE = r"(file:)(.+)"
 _PATHS = {
     "data.source": _SOURCE_PATH,
+    "server-data.source": _SOURCE_PATH,
     "consolidation.proxy.source": _SOURCE_PATH,
     "start": _FILE,
     "model.weights": _FILE,

@@ -134,6 +134,27 @@ def check_normalised(
     DataError
         If an input overflows float32, or all N are equal: nothing can be learnt from them.
     """
+    check_finite(inputs, apply, source, key)
+    first = apply(inputs[:1])
+    few = iter([(0, inputs[:_FEW])])  # seldom more are needed, and rows may be drawn as they are asked for
+    for _, chunk in itertools.chain(few, _chunks(inputs)):
+        if not torch.equal(apply(chunk), first.expand(chunk.shape)):
+            return
+    raise DataError(
+        f"expected inputs that differ, all {len(inputs)} of {source} are equal after normalisation, so "
+        "nothing can be learnt from them: correct the data or data.normalise",
+        key,
+    )
+
+
+def check_finite(inputs: Inputs, apply: Callable[[np.ndarray], torch.Tensor], source: str, key: str) -> None:
+    """Refuse inputs that normalisation makes infinite: as :func:`check_normalised`.
+
+    Raises
+    ------
+    DataError
+        If there is one.
+    """
     shape = inputs.shape[1:]
     if len(shape) == 3:  # pixels are checked by their range
         ends = np.array([0, 255], dtype=np.uint8).reshape(2, 1, 1, 1).repeat(shape[0], axis=1)
@@ -152,16 +173,6 @@ def check_normalised(
             "it or set data.normalise",
             key,
         )
-    first = apply(inputs[:1])
-    few = iter([(0, inputs[:_FEW])])  # seldom more are needed, and rows may be drawn as they are asked for
-    for _, chunk in itertools.chain(few, _chunks(inputs)):
-        if not torch.equal(apply(chunk), first.expand(chunk.shape)):
-            return
-    raise DataError(
-        f"expected inputs that differ, all {len(inputs)} of {source} are equal after normalisation, so "
-        "nothing can be learnt from them: correct the data or data.normalise",
-        key,
-    )
 
 
 def _chunks(inputs: Inputs) -> Iterator[tuple[int, np.ndarray]]:

@@ -98,6 +98,7 @@ def read_images(
         memory.
     """
     check_shape(shape)
+    _refuse_features(shape, source)
 
     def decode(row: int) -> np.ndarray:
         try:
@@ -177,6 +178,7 @@ def convert_images(inputs: Inputs, shape: tuple[int, ...] | None, source: str) -
     """Convert and resize uint8 [N, C, H, W]; the same object when it has the shape already."""
     if shape is None or inputs.shape[1:] == tuple(shape):
         return inputs
+    _refuse_features(shape, source)
     image = require("PIL.Image", "edge")
     if inputs.shape[1] not in (1, 3):
         raise DataError(
@@ -191,7 +193,17 @@ def convert_images(inputs: Inputs, shape: tuple[int, ...] | None, source: str) -
     return read_images(np.arange(len(inputs)), load, shape, source)
 
 
+def _refuse_features(shape: tuple[int, ...] | None, source: str) -> None:
+    """Refuse a shape of features for images."""
+    if shape is not None and len(shape) != 3:
+        raise DataError(
+            f"expected rows of {shape[0]} features in {source}, as data.shape says, got images: set it to "
+            "[channels, height, width]",
+            "data.shape",
+        )
+
+
 def check_shape(shape: tuple[int, ...] | None) -> None:
     """Raise DataError when images cannot be converted to that many channels."""
-    if shape is not None and shape[0] not in (1, 3):
+    if shape is not None and len(shape) == 3 and shape[0] not in (1, 3):
         raise DataError(f"expected 1 (grey) or 3 (RGB) channels to convert to, got {shape[0]}", "data.shape")

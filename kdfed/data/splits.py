@@ -140,6 +140,8 @@ def split(dataset: Dataset, settings: DataSettings) -> Splits:
     empty = [name for name, part in vars(splits).items() if len(part) == 0]
     if wanted.evaluation == 0:
         empty.remove("evaluation")
+    if not settings.deals and "train" in empty:
+        empty.remove("train")
     if empty:
         raise DataError(
             f"expected examples in every split, got none for {', '.join(empty)} out of {len(dataset)}: use "

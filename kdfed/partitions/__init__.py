@@ -6,6 +6,7 @@ with its ``PathologicalPartitioner``. The rest is ours, because flwr-datasets ha
 
 from kdfed.family import Family
 from kdfed.partitions.column import ColumnPartition
+from kdfed.partitions.devices import DevicesPartition
 from kdfed.partitions.dirichlet import DirichletPartition
 from kdfed.partitions.k_classes import KClassesPartition
 from kdfed.partitions.label_overlap import LabelOverlapPartition
@@ -24,6 +25,7 @@ PARTITIONS: Family[PartitionBase] = Family(
         "k-classes": KClassesPartition,
         "dirichlet": DirichletPartition,
         "column": ColumnPartition,
+        "devices": DevicesPartition,
     },
 )
 """What can stand in ``partition.kind``."""
@@ -31,6 +33,7 @@ PARTITIONS: Family[PartitionBase] = Family(
 __all__ = [
     "PARTITIONS",
     "ColumnPartition",
+    "DevicesPartition",
     "DirichletPartition",
     "KClassesPartition",
     "LabelOverlapPartition",

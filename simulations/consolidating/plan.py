@@ -30,7 +30,7 @@ from kdfed.paths import user_path
 from kdfed.records import check_output
 from kdfed.saved import Card
 from kdfed.seeding import derive, numpy_generator
-from kdfed.settings import DataSettings, DistillationSettings, ModelSettings, Settings, TeacherFile
+from kdfed.settings import DataSettings, DistillationSettings, ModelSettings, Settings, TeacherFile, is_table
 from kdfed.shelf import (
     ShelfTeacher,
     card_in,
@@ -322,7 +322,7 @@ def _values(
         data["task"] = first.task
         if first.resized:
             data["shape"] = list(first.input_shape)
-        if first.columns is not None and request.transfer.startswith(("parquet:", "hf:")):
+        if first.columns is not None and is_table(request.transfer):
             data["columns"] = first.columns.model_dump(mode="json")
     if own is not None:
         data["normalise"] = {"mean": list(own.mean), "std": list(own.std)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Iterable, Iterator
 
+from kdfed.config import Experiment
 from kdfed.errors import ConfigError, Mistake
 from simulations.engines.home import place
 
@@ -20,6 +21,28 @@ def refuse(mistakes: Iterable[Mistake]) -> None:
     found = list(mistakes)
     if found:
         raise ConfigError("the command line", found)
+
+
+def refuse_devices(experiment: Experiment) -> None:
+    """Refuse an experiment whose participants are devices: there are none in a simulation.
+
+    Raises
+    ------
+    ConfigError
+        If it is one.
+    """
+    if experiment.data.of_devices:
+        raise ConfigError(
+            experiment.name,
+            [
+                Mistake(
+                    "data.source",
+                    "expected data that a simulation can deal, got 'devices', whose examples never leave "
+                    "them: start it with `flwr run` on a SuperLink, whose SuperNodes are the devices; to "
+                    "simulate it, name a data set of everybody's examples, and partition: {kind: column}",
+                )
+            ],
+        )
 
 
 def missing_packages(engine: str, *packages: str) -> Iterator[Mistake]:

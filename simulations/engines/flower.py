@@ -32,7 +32,7 @@ from kdfed.events import FOLDER, OVERWRITE, PROGRESS, Event, OnEvent
 from kdfed.private.flwr import COMPLETED, HEALTH, Control, submitted, superlink_environment
 from kdfed.private.ray import GPU_WARNING, TEMPORARY_FOLDER
 from kdfed.records import Failure
-from simulations.engines.checks import missing_packages, no_place, refuse
+from simulations.engines.checks import missing_packages, no_place, refuse, refuse_devices
 from simulations.engines.gpus import gpu_share
 from simulations.engines.home import MARK, temporary_home
 from simulations.engines.loopback import bypass_proxies
@@ -70,6 +70,7 @@ def check(experiment: Experiment, *, nodes: int, address: str | None = None) -> 
     ConfigError
         If a package or a command of Flower's is missing, or there is no place for temporary files.
     """
+    refuse_devices(experiment)
     absent = [
         Mistake("--engine", f"the flower engine needs Flower's command {command}: is flwr installed here?")
         for command in (_commands() / "flower-superlink", _commands() / "flwr")

@@ -6,13 +6,15 @@ from clients.client_app import app as client_app
 from kdfed.config import Experiment
 from kdfed.events import OnEvent
 from kdfed.records import RunFolder
+from simulations.engines.checks import refuse_devices
 from simulations.engines.in_process_grid import InProcessGrid
 from simulations.engines.process_state import preserved
 from simulations.server_app import run_experiment
 
 
 def check(experiment: Experiment, *, nodes: int, address: str | None = None) -> None:
-    """Refuse what this machine cannot run: here nothing, because nothing but this process is needed."""
+    """Refuse what cannot run here: devices, because nothing but this process is needed."""
+    refuse_devices(experiment)
 
 
 @preserved()

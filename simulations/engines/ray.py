@@ -49,7 +49,7 @@ from kdfed.private.ray import (
 )
 from kdfed.reasons import reason_of
 from kdfed.records import RunFolder
-from simulations.engines.checks import missing_packages, no_place, refuse
+from simulations.engines.checks import missing_packages, no_place, refuse, refuse_devices
 from simulations.engines.gpus import gpu_share
 from simulations.engines.home import MARK, temporary_home
 from simulations.engines.local_grid import LocalGrid, call
@@ -96,6 +96,7 @@ def check(experiment: Experiment, *, nodes: int, address: str | None = None) -> 
     ConfigError
         If Ray is missing, no cluster answers at the address, or there is no place for temporary files.
     """
+    refuse_devices(experiment)
     refuse(missing_packages("ray", "ray", "psutil"))
     refuse(no_place() if address is None else _no_cluster(address))
 

@@ -75,13 +75,16 @@ def test_the_hash_of_hello_tells_who_holds_what(tiny, changes):
 
 def test_a_device_is_not_told_by_a_message_what_its_data_is(tiny):
     assert not is_simulated(_context())
-    with pytest.raises(ParticipantError, match="expected a message of a simulation, handled inside one"):
+    with pytest.raises(ParticipantError, match="expected 'participant' in this device's node-config"):
         participants_of(_simulation(tiny()), _context())
+    mine = Context(1, 1, {"participant": "mine", "data": "npz:/mine.npz"}, RecordDict(), {})
+    with pytest.raises(ParticipantError, match="participant 'mine': expected a message to a device, which"):
+        participants_of(_simulation(tiny()), mine)
 
 
 def test_a_message_changes_nothing_in_a_device_that_refuses_it(tiny):
     reply = app(_hello(tiny(), threads=2), _context())
-    assert reply.error.reason.startswith("ParticipantError: expected a message of a simulation")
+    assert reply.error.reason.startswith("ParticipantError: expected 'participant' in this device's")
     assert torch.get_num_threads() == 1
 
 
@@ -104,8 +107,10 @@ def test_a_store_is_only_where_a_simulation_says_and_never_relative(tiny):
     inside = _context(**{IN_PROCESS: True})
     there = _simulation(tiny(), store=Path("/somewhere"))
     assert str(participants_of(there, inside).store.root) == "/somewhere"
-    with pytest.raises(ParticipantError, match="expected a message of a simulation"):
+    with pytest.raises(ParticipantError, match="expected 'participant' in this device's node-config"):
         participants_of(there, _context(**{IN_PROCESS: True, "data": "/mine"}))
+    with pytest.raises(ParticipantError, match="expected a message of a simulation, handled inside one"):
+        participants_of(RecordDict(), inside)
     with pytest.raises(ParticipantError, match="expected a place where participants can keep a model"):
         _ = participants_of(_simulation(tiny()), inside).store
     with pytest.raises(ParticipantError, match=r"expected an absolute path as the simulation's store"):

@@ -15,6 +15,7 @@ from flwr.app import Context, Message, RecordDict
 from clients import client_app
 from clients.participants import Participants
 from clients.store import Store
+from kdfed.arrays import Spec
 from kdfed.data import Examples
 from kdfed.errors import ParticipantError
 from kdfed.local import PlainLocal
@@ -23,6 +24,7 @@ from kdfed.messages import (
     COHORTS,
     LOGITS,
     METRICS,
+    Asked,
     Cohorts,
     Evaluate,
     Evaluation,
@@ -57,11 +59,6 @@ class Device:
     setup: Setup = CPU
     input_shape: tuple[int, ...] = (4,)
     classes: int = 3
-    sha256: str = "mine"
-
-    @property
-    def sizes(self) -> np.ndarray:
-        return np.array([10])
 
     @property
     def store(self) -> Store:
@@ -75,6 +72,21 @@ class Device:
 
     def inputs(self, stored: np.ndarray, model: ModelSettings) -> torch.Tensor:
         return torch.from_numpy(stored).float() / 24
+
+    def noise(self, seed: int, member: int) -> np.random.Generator:
+        return np.random.default_rng()
+
+    def teacher(self, model: ModelSettings, template: torch.nn.Module) -> State | None:
+        return None
+
+    def check(self, asked: Asked, template: torch.nn.Module) -> None:
+        pass
+
+    def check_statistics(self, spec: Spec) -> None:
+        pass
+
+    def hello(self) -> HelloReply:
+        return HelloReply(versions(), np.array([10]), "mine")
 
 
 def of_type(device: Device) -> Participants:

@@ -214,7 +214,7 @@ LIES: dict[str, tuple[Lie, str]] = {
     "two losses": (_says(TRAIN_LOSS, [0.1, 0.2]), "expected a number as train-loss"),
     "what only the server does": (_says(SERVER_STEPS, 10**15), "expected no server-steps"),
     "a name without end": (_says("x" * 1000, 1.0), "at most 200 characters, got 1000"),
-    "bytes behind the numbers": (_padded, "bytes for"),
+    "bytes behind the numbers": (_padded, "expected 32 bytes of float32"),
     "endless records": (_many_records, "expected at most 102 records"),
     "huge weights": (_weights(lambda w: w * 0 + 1e30), "weights too far from where they started"),
     "large weights": (_weights(lambda w: w * 1000 + 100), "weights too far from where they started"),

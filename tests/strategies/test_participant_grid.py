@@ -447,7 +447,7 @@ def test_nodes_with_different_data_are_noticed(tiny, run_arm):
 
 
 def test_a_node_with_other_versions_is_refused(tiny, run_arm, monkeypatch):
-    monkeypatch.setattr(clients.client_app, "versions", lambda: {"kdfed": "0.0.1"})
+    monkeypatch.setattr("clients.participants.versions", lambda: {"kdfed": "0.0.1"})
     with pytest.raises(RunError, match=r"expected the server's versions .* on every node, got .*0\.0\.1"):
         run_arm(tiny())
 

@@ -65,10 +65,10 @@ def load_source(settings: DataSettings, *, labelled: bool = True) -> Dataset:
         stored = inputs.shape[1]
         inputs = check_inputs(convert_images(inputs, settings.shape, settings.source), settings.source, str)
         mean, std = (_constants(values, stored, inputs.shape[1]) for values in (mean, std))
-    elif settings.shape is not None:
+    elif settings.shape not in (None, inputs.shape[1:]):
         raise DataError(
-            f"expected images to convert to {list(settings.shape)}, got {inputs.shape[1]} features a row: "
-            "remove data.shape",
+            f"expected inputs of the shape {list(settings.shape or ())} in {settings.source}, got "
+            f"{inputs.shape[1]} features a row: correct the data or data.shape",
             "data.shape",
         )
     test = None if listing.test is None else np.flatnonzero(listing.test[rows])

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from kdfed.data.sources import (
+    csv,
+    devices,
     diabetes,
     digits,
     folder,
     hub,
     mnist5k,
+    npz,
     parquet,
     synthetic,
     torchvision,
@@ -22,10 +25,13 @@ SOURCES: dict[str, Source] = {
     "digits": digits.SOURCE,
     "diabetes": diabetes.SOURCE,
     "parquet:": parquet.SOURCE,
+    "csv:": csv.SOURCE,
+    "npz:": npz.SOURCE,
     "hf:": hub.SOURCE,
     "torchvision:": torchvision.SOURCE,
     "folder:": folder.SOURCE,
     "synthetic:": synthetic.SOURCE,
+    "devices": devices.SOURCE,
     USERS: user.SOURCE,
 }
 """Data sources by name or prefix."""

@@ -62,8 +62,17 @@ def test_a_number_of_channels_that_no_image_converts_to_is_refused() -> None:
 
 
 def test_features_have_no_image_shape() -> None:
-    with pytest.raises(DataError, match=r"5 features a row: remove data\.shape"):
+    with pytest.raises(DataError, match=r"got 5 features a row: correct the data or data\.shape"):
         load_source(DataSettings(source="synthetic:examples=30,classes=3,shape=5", shape=(1, 8, 8)))
+
+
+def test_a_shape_of_features_is_theirs_and_no_images() -> None:
+    source = "synthetic:examples=30,classes=3,shape=5"
+    assert load_source(DataSettings(source=source, shape=(5,))).inputs.shape == (30, 5)
+    with pytest.raises(DataError, match=r"expected inputs of the shape \[6\] in .* got 5 features a row"):
+        load_source(DataSettings(source=source, shape=(6,)))
+    with pytest.raises(DataError, match=r"expected rows of 6 features in digits, .* got images: set it to"):
+        load_source(DataSettings(source="digits", limit=20, shape=(6,)))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from kdfed.data import Dataset, load_source
+from kdfed.errors import DataError
+from kdfed.settings import DataSettings
+from tests.npy_files import npy
+
+
+def load(path: Path, **settings: Any) -> Dataset:
+    return load_source(DataSettings(source=f"npz:{path}", **settings))
+
+
+IMAGES = np.arange(4 * 6, dtype=np.uint8).reshape(4, 1, 2, 3)
+
+
+def test_images_and_the_places_of_their_classes_are_read(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", inputs=IMAGES, labels=[0, 2, 1, 0])
+    data = load(tmp_path / "a.npz", classes=("x", "y", "z"))
+    assert np.array_equal(data.inputs[:], IMAGES)
+    assert data.labels.tolist() == [0, 2, 1, 0]
+    assert data.class_names == ("x", "y", "z")
+
+
+def test_grey_images_need_no_channel_and_labels_can_be_names(tmp_path: Path) -> None:
+    np.savez_compressed(tmp_path / "a.npz", inputs=IMAGES[:, 0], labels=["z", "x", "x", "z"])
+    data = load(tmp_path / "a.npz", classes=("x", "y", "z"))
+    assert np.array_equal(data.inputs[:], IMAGES)
+    assert data.labels.tolist() == [2, 0, 0, 2]
+
+
+def test_classes_can_stand_in_the_file(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", inputs=IMAGES, labels=[0, 1, 1, 0], classes=["x", "y"])
+    assert load(tmp_path / "a.npz").class_names == ("x", "y")
+    with pytest.raises(DataError, match=r"declares the classes \['x', 'y'\], data.classes says \['y', 'x'\]"):
+        load(tmp_path / "a.npz", classes=("y", "x"))
+
+
+def test_whole_numbers_are_features_too_and_a_regression_has_numbers(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", inputs=np.arange(8).reshape(4, 2), labels=[0.5, 1, 2, 3])
+    data = load(tmp_path / "a.npz", task="regression")
+    assert data.inputs[:].tolist() == [[0, 1], [2, 3], [4, 5], [6, 7]]
+    assert data.labels.tolist() == [0.5, 1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("arrays", "why"),
+    [
+        ({"inputs": IMAGES}, r"\['labels'\] missing"),
+        ({"x": IMAGES}, r"\['inputs', 'labels'\] missing"),
+        ({"inputs": IMAGES, "labels": [0, 1]}, "as many labels as inputs .* got 2 and 4"),
+        ({"inputs": IMAGES, "labels": [0, 1, 5, 0]}, "expected labels from 0 to 1"),
+        ({"inputs": IMAGES, "labels": ["x", "y", "w", "x"]}, r"holds the classes \['w'\]"),
+        (
+            {"inputs": np.zeros((4, 2, 2, 2, 2)), "labels": [0] * 4},
+            r"expected uint8 \[N, C, H, W\] or numbers",
+        ),
+        ({"inputs": np.array([[{}]] * 4, dtype=object), "labels": [0] * 4}, "expected numbers, got object"),
+    ],
+)
+def test_what_cannot_be_learnt_from_is_refused(arrays: dict[str, Any], why: str, tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", **arrays)
+    with pytest.raises(DataError, match=why):
+        load(tmp_path / "a.npz", classes=("x", "y"))
+
+
+def test_what_is_no_such_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.npz").write_bytes(b"not a file of numpy.savez")
+    with pytest.raises(DataError, match="as arrays of numpy"):
+        load(tmp_path / "a.npz", classes=2)
+    with pytest.raises(DataError, match="which does not exist"):
+        load(tmp_path / "gone.npz", classes=2)
+
+
+def test_a_header_that_asks_for_more_than_there_is_is_refused_before_it_is_allocated(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        archive.writestr("inputs.npy", npy((10**12, 4), "<f4"))
+        archive.writestr("labels.npy", npy((10**12, 4), "<f4"))
+    with pytest.raises(DataError, match="its header asks for"):
+        load(tmp_path / "a.npz", classes=2)
