@@ -63,6 +63,7 @@ __all__ = [
     "readdressed",
     "restore",
     "sample_nodes",
+    "silent_environment",
     "submitted",
     "superlink_environment",
     "warm_release",
@@ -235,19 +236,26 @@ COMPLETED = "finished:completed"
 """How ``RunState.text`` says that a run has succeeded, in the words of ``flwr ls``."""
 
 
+def silent_environment() -> dict[str, str]:
+    """Return the variables with which Flower's processes talk to their SuperLink and to nobody else.
+
+    FLWR_TELEMETRY_ENABLED and FLWR_DISABLE_UPDATE_CHECK are no documented interface. A name that moves is
+    ignored in silence: look in the constants of ``flwr.common`` and ``flwr.supercore``.
+    """
+    return {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1"}
+
+
 def superlink_environment(home: Path) -> dict[str, str]:
     """Return the variables for a SuperLink that belongs to one run and reaches for no network.
 
     Without FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION the SuperLink runs ``uv sync`` for the app, which
-    fails offline and shadows installed packages. FLWR_TELEMETRY_ENABLED and FLWR_DISABLE_UPDATE_CHECK keep it
-    silent. FLWR_SUPEREXEC_TASK_POLL_INTERVAL is in seconds, 1 by default, which a run of a few seconds would
-    wait for. FLWR_HOME is documented. A name that moves is ignored in silence: look in the constants of
-    ``flwr.common`` and ``flwr.supercore``.
+    fails offline and shadows installed packages. FLWR_SUPEREXEC_TASK_POLL_INTERVAL is in seconds, 1 by
+    default, which a run of a few seconds would wait for. FLWR_HOME is documented. See
+    :func:`silent_environment` for names that move.
     """
     return {
+        **silent_environment(),
         "FLWR_HOME": str(home),
-        "FLWR_TELEMETRY_ENABLED": "0",
-        "FLWR_DISABLE_UPDATE_CHECK": "1",
         "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
         "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",
     }
@@ -354,7 +362,7 @@ def node_environment(home: Path) -> dict[str, str]:
 
     See :func:`superlink_environment`: the same names, of which FLWR_HOME is where apps are unpacked.
     """
-    return {"FLWR_HOME": str(home), "FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1"}
+    return {**silent_environment(), "FLWR_HOME": str(home)}
 
 
 class SuperNode:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from kdfed.errors import RunError, one_line
-from simulations.deploy.programs import SILENT
+from kdfed.private.flwr import silent_environment
 
 _IN_USE = "already in use"  # of flwr 1.42's answer; another wording is an error like any other
 
@@ -42,7 +42,11 @@ class Flower:
 
     def __init__(self, connection: str, home: Path | None = None) -> None:
         self._connection = connection
-        self._environment = {**os.environ, **SILENT, **({} if home is None else {"FLWR_HOME": str(home)})}
+        self._environment = {
+            **os.environ,
+            **silent_environment(),
+            **({} if home is None else {"FLWR_HOME": str(home)}),
+        }
 
     def nodes(self) -> list[Node]:
         """Return the SuperNodes that are registered or connected.

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
+from pathlib import Path
 
+from kdfed.private.flwr import silent_environment, superlink_environment
 from simulations.deploy.layout import (
     CA_CERTIFICATE,
     ENVIRONMENT,
@@ -23,9 +25,6 @@ CPU_WHEELS = "https://download.pytorch.org/whl/cpu"
 
 RESTART_SECONDS = 70
 """After a crash Flower refuses the same key until the node's heartbeat has expired, 60 s later."""
-
-SILENT = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1"}
-"""Nothing is sent to anybody but the SuperLink."""
 
 _COMMON = """\
 KillMode=mixed
@@ -120,7 +119,8 @@ def superlink_command(plan: Plan, *, insecure: bool) -> list[str]:
 def start_script(plan: Plan, *, insecure: bool) -> str:
     """Return the shell script that starts the SuperLink."""
     words = [f'"{word}"' if "$" in word else word for word in superlink_command(plan, insecure=insecure)]
-    silent = "".join(f"export {name}={value}\n" for name, value in SILENT.items())
+    variables = superlink_environment(Path("$PWD") / STATE)
+    exports = "".join(f'export {name}="{value}"\n' for name, value in variables.items())
     return f"""\
 #!/bin/sh
 # Starts the SuperLink. It runs until it is stopped; what it has to remember is in {STATE}/.
@@ -129,10 +129,8 @@ umask 077
 cd -- "$(dirname -- "$0")"
 mkdir -p {STATE}
 export PATH="{plan.install}/venv/bin:$PATH"
-export FLWR_HOME="$PWD/{STATE}"
-# What an app needs is installed already. Flower would fetch it anew for every run.
-export FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION=1
-{silent}exec {" ".join(words)}
+# What an app needs is installed already: Flower would fetch it anew for every run.
+{exports}exec {" ".join(words)}
 """
 
 
@@ -143,7 +141,7 @@ def device_environment(plan: Plan, participant: ParticipantSettings) -> str:
         "FLWR_HOME": f"{plan.install}/{participant.name}/{STATE}",
         "HOME": f"{plan.install}/{participant.name}/{STATE}",  # caches; nothing else can be written
         "OMP_NUM_THREADS": str(participant.threads),
-        **SILENT,
+        **silent_environment(),
     }
     return "".join(f"{name}={value}\n" for name, value in values.items())
 

@@ -17,10 +17,17 @@ from typing import Any, get_args, get_type_hints
 
 import numpy as np
 import pytest
+from cryptography.hazmat.primitives import serialization
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.clientapp.mod import fixedclipping_mod
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import DifferentialPrivacyClientSideFixedClipping, FedAdam, FedAvg, Strategy
+
+from simulations.deploy.credentials import new_device_key
+from simulations.deploy.pages import connection
+from simulations.deploy.programs import superlink_command
+from simulations.deploy.settings import Plan
+from tests.simulations.deploy.conftest import LOCAL, PLAN
 
 ROOT = Path(__file__).parents[2]
 LIBRARIES = {"flwr": "flwr", "ray": "ray", "flwr_datasets": "flwr-datasets"}
@@ -257,6 +264,13 @@ def a_state_knows_flowers_words(state: Any, given: SimpleNamespace) -> None:
     ended = [word for word in (words.PENDING, words.RUNNING, words.FINISHED) if state(word, "", "").finished]
     assert ended == [words.FINISHED]
     assert state("finished", "failed", "").text == "finished:failed"
+
+
+@check("flwr.silent_environment")
+def flower_reads_what_keeps_it_silent(environment: Any, given: SimpleNamespace) -> None:
+    update = import_module("flwr.supercore.constant").FLWR_DISABLE_UPDATE_CHECK
+    assert set(environment()) == {update, "FLWR_TELEMETRY_ENABLED"}
+    assert hasattr(import_module("flwr.supercore.telemetry"), "FLWR_TELEMETRY_ENABLED")
 
 
 @check("flwr.superlink_environment")
@@ -600,6 +614,39 @@ def past(text: str, *, ours: bool) -> Iterator[str]:
     for number, line in enumerate(text.splitlines(), 1):
         for pattern in (PRIVATE, VARIABLES) if ours else (PRIVATE,):
             yield from (f"line {number}: {found.group()}" for found in pattern.finditer(line))
+
+
+# ----------------------------------------------------------------------------- what a deployment hands to Flower
+
+
+def test_flower_registers_the_key_that_a_deployment_makes(tmp_path: Path) -> None:
+    read = import_module("flwr.cli.supernode.register").try_load_public_key
+    pair = new_device_key("north")
+    (tmp_path / "key.pub").write_bytes(pair.public)
+    private = serialization.load_ssh_private_key(pair.private, None)
+    assert serialization.load_pem_public_key(read(tmp_path / "key.pub")) == private.public_key()
+
+
+@pytest.mark.parametrize("insecure", [False, True])
+def test_flower_reads_the_connection_of_a_deployment(tmp_path: Path, insecure: bool) -> None:
+    read = import_module("flwr.cli.flower_config").parse_superlink_connection
+    folder = tmp_path / 'a "b" ü'
+    (folder / "superlink").mkdir(parents=True)
+    (folder / "superlink" / "ca.crt").touch()
+    values = tomllib.loads(connection(Plan.model_validate(LOCAL), folder, insecure=insecure))
+    assert values["superlink"]["default"] == "kdfed"
+    found = read(values["superlink"]["kdfed"], "kdfed")
+    assert (found.address, found.insecure) == ("127.0.0.1:42101", insecure)
+    assert found.root_certificates == (None if insecure else str(folder / "superlink" / "ca.crt"))
+
+
+def test_every_option_of_the_superlinks_start_command_is_one_of_flowers() -> None:
+    parser = import_module("flwr.superlink.cli.flower_superlink")._parse_args_run_superlink()
+    for insecure, values in ((False, PLAN), (True, LOCAL)):
+        words = superlink_command(Plan.model_validate(values), insecure=insecure)
+        found = parser.parse_args(words[1:])
+        assert found.port == values["superlink"]["port"]
+        assert found.enable_supernode_auth is not insecure
 
 
 def test_nobody_goes_past_it() -> None:

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import re
-import tomllib
 
 import pytest
 
-from simulations.deploy.pages import connection
-from simulations.deploy.settings import Plan
 from tests.simulations.deploy.conftest import LOCAL, PLAN
 from tests.test_docs import check_command, commands
 
@@ -34,19 +31,3 @@ def test_files_that_the_readme_names_are_there(deployed):
     named = set(re.findall(r"`((?:authority|superlink|devices|wheels|operator)/[\w./]*)`", text))
     assert {"authority/ca.key", "superlink/server.key", "devices/north/key"} <= named
     assert [name for name in named if not (folder / name).exists()] == []
-
-
-@pytest.mark.parametrize("insecure", [False, True])
-def test_flower_reads_the_connection(tmp_path, insecure):
-    from flwr.cli.flower_config import parse_superlink_connection
-
-    folder = tmp_path / 'a "b" ü'
-    (folder / "superlink").mkdir(parents=True)
-    (folder / "superlink" / "ca.crt").touch()
-    values = tomllib.loads(connection(Plan.model_validate(LOCAL), folder, insecure=insecure))
-    assert values["superlink"]["default"] == "kdfed"
-    found = parse_superlink_connection(values["superlink"]["kdfed"], "kdfed")
-    assert found.address == "127.0.0.1:42101"
-    assert found.insecure is insecure
-    expected = None if insecure else str(folder / "superlink" / "ca.crt")
-    assert found.root_certificates == expected

@@ -103,17 +103,6 @@ def test_tls_and_authentication_are_on_unless_it_is_insecure():
     assert not any("ssl" in word or "auth" in word for word in insecure)
 
 
-def test_every_option_of_the_start_command_is_one_of_flowers():
-    from flwr.superlink.cli.flower_superlink import _parse_args_run_superlink
-
-    parser = _parse_args_run_superlink()
-    for insecure, values in ((False, PLAN), (True, LOCAL)):
-        words = superlink_command(Plan.model_validate(values), insecure=insecure)
-        found = parser.parse_args(words[1:])
-        assert found.port == values["superlink"]["port"]
-        assert found.enable_supernode_auth is not insecure
-
-
 def test_the_cpu_wheel_of_the_same_pytorch_is_named_and_a_gpu_gets_the_other():
     torch, kdfed = install_commands("pip", VERSIONS, "edge", "wheels")
     assert torch == "pip install torch==2.9.0 --index-url https://download.pytorch.org/whl/cpu"
