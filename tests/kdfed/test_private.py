@@ -616,7 +616,7 @@ def past(text: str, *, ours: bool) -> Iterator[str]:
             yield from (f"line {number}: {found.group()}" for found in pattern.finditer(line))
 
 
-# ----------------------------------------------------------------------------- what a deployment hands to Flower
+# ----------------------------------------------------------------------------- what Flower reads of ours
 
 
 def test_flower_registers_the_key_that_a_deployment_makes(tmp_path: Path) -> None:
