@@ -5,7 +5,7 @@ BIN := .venv/bin
 INSTALLED := .venv/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo check format test test-deploy test-flower bench bench-quick study savings rounds docs
+.PHONY: help install demo check format test test-deploy deploy-demo test-flower bench bench-quick study savings rounds docs
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -41,6 +41,9 @@ test-deploy: $(INSTALLED)  ## the tests that start a real SuperLink and real Sup
 
 test-flower: $(INSTALLED)  ## what touches Flower, on the oldest and newest releases that are allowed
 	$(BIN)/python tests/releases.py
+
+deploy-demo: $(INSTALLED)  ## a SuperLink and three devices on this machine, with TLS and keys
+	$(BIN)/kdfed deploy demo --out runs/devices
 
 bench: $(INSTALLED)  ## a round beside a bare PyTorch loop and other frameworks (long)
 	$(BIN)/python tests/bench/bench.py --out runs/bench

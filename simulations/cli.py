@@ -34,7 +34,6 @@ from simulations.streams import patient_streams
 
 if TYPE_CHECKING:
     from kdfed.config import Experiment
-    from kdfed.records import RunFolder
 
 SHIPPED = Path(__file__).resolve().parent
 """Where the experiments that come with kdfed are."""
@@ -208,6 +207,7 @@ def run(
     checked = _load(experiment, assignments, seeds)
     from kdfed.records import RunFolder
     from simulations.progress import Progress
+    from simulations.tables import show_results
 
     path = here / (out if out is not None else Path("runs") / checked.name)
     module = import_module(f"simulations.engines.{engine}")
@@ -228,10 +228,10 @@ def run(
             module.run(checked, folder, nodes=workers, on_event=progress, **more)
     except RunError as error:
         if folder.has_summary:
-            _show_results(console, folder)
+            show_results(console, folder)
         logs = f"\nWarnings and tracebacks: {folder.log_path}" if _size(folder.log_path) > logged else ""
         raise RunError(f"{error}\nRecorded so far: {folder.path}{logs}") from error
-    _show_results(console, folder)
+    show_results(console, folder)
     if _size(folder.log_path) > logged:
         console.print(f"warnings: {escape(str(folder.log_path))}", soft_wrap=True)
 
@@ -441,6 +441,7 @@ def report(
     """Rebuild the pictures and the page of the run folder DIR, or of the matrix folder, from its records."""
     from kdfed.records import RunFolder
     from simulations.report import build_report
+    from simulations.tables import show_results
 
     if (folder / "matrix.json").exists():
         _show_matrix(Console(), folder.absolute())
@@ -448,7 +449,7 @@ def report(
     records = RunFolder(folder.absolute())
     build_report(records.path)
     if (records.path / "summary.json").exists():
-        _show_results(Console(), records)
+        show_results(Console(), records)
     else:
         Console().print(f"the run did not end; report of what it recorded: {escape(str(records.path))}")
 
@@ -675,17 +676,6 @@ def _default_nodes(experiment: Experiment) -> int:
     from os import cpu_count
 
     return min(cpu_count() or 1, experiment.partition.participants, MOST_NODES)
-
-
-def _show_results(console: Console, folder: RunFolder) -> None:
-    from simulations.tables import result_tables
-
-    if not console.is_terminal:
-        console.width = max(console.width, 120)  # a file folds no words
-    console.print()
-    for table in result_tables(folder.read_summary(), folder.read_rounds()):
-        console.print(table, "", sep="\n")
-    console.print(f"records and report: {escape(str(folder.path))}", soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -8,13 +8,14 @@ from typing import Any
 
 import numpy as np
 from rich import box
+from rich.console import Console
 from rich.filesize import decimal
 from rich.markup import escape
 from rich.table import Table
 
 from kdfed.convergence import CONVERGENCE
 from kdfed.pooled import is_open
-from kdfed.records import RoundRecord
+from kdfed.records import RoundRecord, RunFolder
 from simulations.report.counted import (
     cells_of,
     comparison_of,
@@ -274,3 +275,13 @@ def _add(table: Table, name: str, row: np.ndarray, shown: int, held: str) -> Non
     if len(row) > shown:
         cells.append(str(int(row[shown:].sum())))
     table.add_row(name, *cells, held, str(int(row.sum())))
+
+
+def show_results(console: Console, folder: RunFolder) -> None:
+    """Print what a finished run folder says, and where it is."""
+    if not console.is_terminal:
+        console.width = max(console.width, 120)  # a file folds no words
+    console.print()
+    for table in result_tables(folder.read_summary(), folder.read_rounds()):
+        console.print(table, "", sep="\n")
+    console.print(f"records and report: {escape(str(folder.path))}", soft_wrap=True)

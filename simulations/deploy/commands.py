@@ -137,3 +137,21 @@ def status(
         console.width = max(console.width, 160)  # a file folds no words
     console.print(status_table(found))
     console.print(status_line(found), markup=False, highlight=False)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(metavar="DIR", help="The run folder.")] = Path("runs/devices"),
+    rounds: Annotated[int, typer.Option(min=1, max=1000, help="Rounds of each arm.")] = 10,
+) -> None:
+    """Run a SuperLink and three devices on this machine, with TLS, keys and images of their own.
+
+    Everything that it starts is stopped, also on Ctrl-C.
+    """
+    from kdfed.records import RunFolder
+    from simulations.deploy.demo import run_demo
+    from simulations.tables import show_results
+
+    console = Console()
+    run_demo(out, rounds, lambda words: console.print(f"demo: {escape(words)}", highlight=False))
+    show_results(console, RunFolder(out))
