@@ -274,7 +274,7 @@ def test_a_partition_that_does_not_say_how_it_deals_is_none() -> None:
 
 def test_the_registry_names_each_partition_as_its_settings_do() -> None:
     assert {name: kind.model_fields["kind"].default for name, kind in PARTITIONS.members.items()} == {
-        name: name for name in [*KINDS, "column"]
+        name: name for name in [*KINDS, "column", "devices"]
     }
     with pytest.raises(KdfedError, match=r"expected one of uniform, .*, got 'own'"):
         PARTITIONS.find("own")

@@ -45,7 +45,10 @@ ALLOWED = {
     "consolidation.transfer": {"public", "noise", "proxy", "own", "teacher", "union"},
     "consolidation.ensemble": {"mean-logits"},
     "closed-form.head": {"ridge"},
-    "partition.kind": {"uniform", "quantity-skew", "label-overlap", "k-classes", "dirichlet", "column"},
+    "partition.kind": {
+        *("uniform", "quantity-skew", "label-overlap", "k-classes", "dirichlet"),
+        *("column", "devices"),
+    },
     "server.strategy": {
         *("fedavg", "fedprox", "fedavgm", "fedadagrad", "fedadam", "fedyogi", "scaffold", "feddf"),
         *("fedmedian", "fedtrimmedavg", "krum"),
