@@ -666,8 +666,8 @@ def test_a_refit_is_told_in_a_line_as_it_happens(tiny, run_arm):
     (refit,) = result.refits
     line = (
         f"head ridge after round 1: {refit.examples} examples of 5 participants, penalty: 0.5 gives 0.5, "
-        f"calibrate: sums multiplies logits by {refit.scale:.4g}, explains {refit.explained:.0%} of the labels' "
-        "variance"
+        f"calibrate: sums multiplies logits by {refit.scale:.4g}, explains {refit.explained:.0%} of the "
+        "labels' variance"
     )
     assert [(event.phase, event.message) for event in told if event.message] == [("statistics", line)]
     assert [event.step for event in told if event.phase == "rounds"] == [0, 1, 2]
