@@ -65,8 +65,8 @@ class DeviceFolder(Settings):
             Where its relative paths begin.
         """
         own = self.node_config
-        kind, colon, path = own.data.partition(":")
-        changed: dict[str, Any] = {"data": f"{kind}:{folder / path}"} if colon and kind in FILES else {}
+        kind, _, path = own.data.partition(":")
+        changed: dict[str, Any] = {"data": f"{kind}:{folder / path}"} if path and kind in FILES else {}
         for name in ("store", "teacher"):
             if getattr(own, name) is not None:
                 changed[name] = str(folder / getattr(own, name))
@@ -94,7 +94,7 @@ def read_device_folder(folder: Path) -> DeviceFolder:
         raise ConfigError(
             str(folder), [Mistake("", f"expected a device's folder with {FILE}: {reason}")]
         ) from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date that is none, levels without end
         raise ConfigError(str(path), [Mistake("", f"expected YAML: {one_line(error)}")]) from error
     if not isinstance(values, dict):
         raise ConfigError(

@@ -13,6 +13,8 @@ from typing import IO
 import numpy as np
 from numpy.lib import format as npy
 
+from kdfed.errors import one_line
+
 _READERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
 
 KINDS = "biufc"
@@ -40,10 +42,13 @@ def read_header(file: IO[bytes], kinds: str = KINDS) -> tuple[tuple[int, ...], b
     version = npy.read_magic(file)
     if version not in _READERS:
         raise ValueError(f"expected NumPy's file format 1.0 or 2.0, got {version}")
-    shape, fortran, dtype = _READERS[version](file)
+    try:
+        shape, fortran, dtype = _READERS[version](file)
+    except Exception as error:  # NumPy reads a header as Python's: TypeError, TokenError, MemoryError...
+        raise ValueError(f"expected the header of an array, got {one_line(repr(error), 80)}") from error
     if dtype.kind not in kinds or dtype.hasobject:
         raise ValueError(f"expected numbers, got {str(dtype)[:40]}")
-    if any(size < 0 for size in shape):
+    if any(isinstance(size, bool) or size < 0 for size in shape):
         raise ValueError(f"expected sizes of at least 0, got {str(shape)[:80]}")
     return shape, fortran, dtype
 

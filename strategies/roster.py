@@ -138,14 +138,18 @@ class Roster:
         try:
             found = json.loads(self.path.read_text(encoding="utf-8"))
             entries = [
-                {"name": str(e["name"]), "number": int(e["number"]), "node": int(e["node"])}
+                {"name": str(e["name"]), "number": e["number"], "node": int(e["node"])}
                 for e in found["participants"]
             ]
             numbers: list[Any] = [entry["number"] for entry in entries]
-            if found["schema"] != SCHEMA or sorted(numbers) != list(range(len(numbers))):
+            names = {entry["name"] for entry in entries}
+            whole = all(type(number) is int for number in numbers)
+            if found["schema"] != SCHEMA or not whole or sorted(numbers) != list(range(len(numbers))):
                 raise ValueError(f"schema {found['schema']}, numbers {numbers[:10]}")
+            if len(names) != len(entries) or not all(map(NAME_OF_PARTICIPANT.fullmatch, names)):
+                raise ValueError(f"names {sorted(names)[:10]} of {len(entries)} participants")
             return entries
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             raise RecordError(
                 f"expected the roster of an earlier start in {self.path}, got {one_line(repr(error), 200)}; "
                 "remove the file, and devices are numbered anew"
@@ -218,6 +222,11 @@ class Greeting:
         Counts every hello.
     log
         Gets who is refused and why, each distinct text once.
+
+    Raises
+    ------
+    RecordError
+        If the roster knows more devices than take part.
     """
 
     def __init__(
@@ -232,6 +241,12 @@ class Greeting:
         self._told: dict[str, tuple[int, DeviceHelloReply]] = {}
         self._doubles: dict[str, dict[int, DeviceHelloReply]] = {}
         self._started = False
+        known = len(devices.roster.devices)
+        if known > rules.participants:
+            raise RecordError(
+                f"expected at most the {rules.participants} devices of partition.participants in "
+                f"{devices.roster.path}, got {known}; remove the file, and devices are numbered anew"
+            )
         held = np.zeros(rules.participants, dtype=np.int64)
         self.present = Present(held=held, roster={}, update=self.update, why_absent=self.why_absent)
 

@@ -43,6 +43,9 @@ HOLDERS = {"north": (0, 1, 2, 3), "east": (3, 4, 5, 6), "south": (6, 7, 8, 9)}
 SERVER_IMAGES = 150
 """Images of each digit that are the server's own."""
 
+WHY = "a demonstration of kdfed deploy"
+"""What its experiment says of its rounds, by which its records are known again."""
+
 PATIENCE = 120.0
 """Seconds that the SuperLink, and then the devices, may take to be there."""
 
@@ -69,7 +72,7 @@ def experiment(images: Path, rounds: int) -> dict[str, object]:
         "local": {"epochs": 2, "batch-size": 32, "lr": 0.05, "momentum": 0.9},
         "teachers": {"epochs": 5, "batch-size": 32, "lr": 0.05, "label-counts": {"send": True}},
         "consolidation": {"ensemble": "label-counts", "temperature": 3.0, "epochs": 20},
-        "rounds": {"horizon": rounds, "why": "a demonstration"},
+        "rounds": {"horizon": rounds, "why": WHY},
         "targets": ["90%-of-converged"],
         "baseline": "cold",
         "arms": {"cold": {"start": "random"}, "consolidated": {"start": "consolidated"}},
@@ -110,12 +113,7 @@ def run_demo(out: Path, rounds: int, say: Say) -> None:
     RunError
         If a process does not start, or the run leaves no summary.
     """
-    if out.exists():
-        if not (out / "roster.json").exists() and any(out.iterdir()):
-            raise RunError(
-                f"expected a new folder, or that of an earlier demonstration, got {out}; name another"
-            )
-        shutil.rmtree(out)
+    _make_room(out)
     with temporary_home() as home, ExitStack() as stack:
         processes = Processes(home)
         stack.callback(processes.stop)
@@ -156,6 +154,20 @@ def run_demo(out: Path, rounds: int, say: Say) -> None:
             raise RunError(
                 "\n".join(f"{one['arm']}, seed {one['seed']}: {one['reason']}" for one in failures)
             )
+
+
+def _make_room(out: Path) -> None:
+    """Remove the records of an earlier demonstration, and of nothing else: any devices leave a roster."""
+    if not os.path.lexists(out) or (out.is_dir() and not any(out.iterdir())):
+        return
+    try:
+        kept = yaml.safe_load((out / "experiment.yaml").read_text(encoding="utf-8"))
+        was = kept["rounds"]["why"] == WHY
+    except (OSError, ValueError, yaml.YAMLError, LookupError, TypeError):
+        was = False
+    if not was or out.is_symlink():
+        raise RunError(f"expected a new folder, or that of an earlier demonstration, got {out}; name another")
+    shutil.rmtree(out)
 
 
 def _deployed(home: Path) -> tuple[Path, str]:
@@ -206,14 +218,18 @@ class Processes:
             )
 
     def wait(self, command: Sequence[str], flower_home: Path) -> None:
-        """Run a command to its end; what it prints is shown."""
-        subprocess.run(  # noqa: S603
-            command,
-            env=self._environment(flower_home),
-            cwd=self.home,
-            stdin=subprocess.DEVNULL,
-            check=True,
+        """Run a command to its end; what it prints is shown.
+
+        Raises
+        ------
+        RunError
+            If it fails.
+        """
+        done = subprocess.run(  # noqa: S603
+            command, env=self._environment(flower_home), cwd=self.home, stdin=subprocess.DEVNULL, check=False
         )
+        if done.returncode:
+            raise RunError(f"{' '.join(command[:2])} ended with exit code {done.returncode}")
 
     def until(self, what: str, holds: Callable[[], bool]) -> None:
         """Wait until something holds.

@@ -149,7 +149,7 @@ def read_device_folder(folder: Path) -> DeviceFolder:
 def _read(file: Path, model: type[Model]) -> Model:
     try:
         values = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:
         reason = getattr(error, "strerror", None) or one_line(error)
         raise ConfigError(str(file), [Mistake("", f"expected a readable YAML file: {reason}")]) from error
     try:

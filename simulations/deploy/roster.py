@@ -48,7 +48,7 @@ def read_roster(run: Path) -> list[Entry]:
         raise RunError(
             f"expected a roster at {file}: {error.strerror}; --run names the run's folder"
         ) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RunError(f"expected JSON in {file}: {error}") from error
     listed = values.get("participants", []) if isinstance(values, dict) else values
     if isinstance(listed, dict):

@@ -68,6 +68,13 @@ def _checked_host(host: str) -> str:
 def _absolute(path: str) -> str:
     if not path.startswith("/"):
         raise ValueError("expected an absolute path on the device")
+    return _one_line_of(path)
+
+
+def _one_line_of(path: str) -> str:
+    """Refuse what would end a line of a unit, or be seen nowhere."""
+    if not path.isprintable():
+        raise ValueError("expected a path without line breaks and other characters that nobody sees")
     return path
 
 
@@ -152,6 +159,7 @@ class ParticipantSettings(Settings):
         if kind in DATA_KINDS and colon:
             if not path.startswith("/"):
                 raise ValueError(f"expected an absolute path on the device, as in {kind}:/srv/data")
+            _one_line_of(path)
         elif not is_named(data):
             kinds = ", ".join(f"{one}:/PATH" for one in DATA_KINDS)
             raise ValueError(f"expected {kinds} or package.module:name")

@@ -12,6 +12,7 @@ from kdfed.config.merging import undotted
 from kdfed.config.tuning import TuningSettings
 from kdfed.errors import ConfigError, Mistake, near, shown
 from kdfed.preflight import check_data
+from simulations.engines.checks import refuse_devices
 from simulations.experiments import examine_experiment, merge
 from simulations.tuning.space import (
     MOST_POINTS,
@@ -60,8 +61,11 @@ def load_tuning(path: str | Path, assignments: Sequence[str] = ()) -> Plan:
     ------
     ConfigError
         Every mistake at once: those of the experiment, and values of a search space that its arm refuses.
+        That participants are devices is told alone: nothing of the rest can be tried.
     """
     experiment, mistakes = examine_experiment(path, assignments)
+    if experiment is not None:
+        refuse_devices(experiment)
     values = undotted(merge(read_mapping(Path(path)), parse_set(assignments)))
     if experiment is not None:
         own = list(_of_the_section(experiment, values))

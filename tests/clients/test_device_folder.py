@@ -130,3 +130,16 @@ def test_the_folder_of_the_docs_is_in_order(folder: Path) -> None:
     text = page.partition('```yaml title="node.yaml"\n')[2].partition("```")[0]
     (folder / "node.yaml").write_text(text)
     assert read_device_folder(folder).node_config.participant == "north"
+
+
+@pytest.mark.parametrize("text", ["superlink: 2026-99-99\n", "[" * 3000])
+def test_yaml_that_breaks_its_reader_is_a_mistake_like_any_other(folder: Path, text: str) -> None:
+    (folder / "node.yaml").write_text(text)
+    assert mistakes(folder)[0].startswith("expected YAML")
+
+
+def test_data_without_a_path_are_not_the_folder_itself(folder: Path) -> None:
+    found = mistakes(written(folder, {"data": "folder:"}))
+    assert found == [
+        "node-config.data: expected KIND:PATH or package.module:name, got 'folder:'",
+    ]

@@ -51,3 +51,22 @@ def test_what_numpy_wrote_is_read_and_can_be_changed(array: np.ndarray) -> None:
 def test_anything_else_is_refused(data: bytes, why: str) -> None:
     with pytest.raises(ValueError, match=why):
         read_array(data)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "{'descr': '<f4', 'shape': (((",
+        "'''never ends",
+        "-" * 9000 + "1",
+        "{[]: 1}",
+        "{'descr': '<f4', 'fortran_order': False, 'shape': (True,)}",
+        "{'descr': '<f4', 'fortran_order': False, 'shape': (1,), 1: 2}",
+        "if x:\n    y\n  z L",
+    ],
+)
+def test_a_header_that_breaks_its_reader_is_refused_like_any_other(header: str) -> None:
+    text = header.encode()
+    data = b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text + b"\0" * 4
+    with pytest.raises(ValueError, match=r"expected the header of an array|expected sizes"):
+        read_array(data)

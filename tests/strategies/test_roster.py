@@ -320,3 +320,27 @@ def test_long_texts_of_a_device_are_cut() -> None:
     told = DeviceHelloReply.from_record(reply)
     assert len(told.device) <= 100
     assert all(len(key) <= 40 and len(value) <= 40 for key, value in told.versions.items())
+
+
+@pytest.mark.parametrize(
+    "participants",
+    [
+        '[{"name": "a", "number": 0, "node": "1"}, {"name": "a", "number": 1, "node": "2"}]',
+        '[{"name": "../a", "number": 0, "node": "1"}]',
+        '[{"name": "a", "number": 0.0, "node": "1"}]',
+        '[{"name": "a", "number": 1e999, "node": "1"}]',
+        "[" * 5000,
+    ],
+)
+def test_a_roster_that_somebody_changed_is_refused(tmp_path, participants):
+    path = tmp_path / "roster.json"
+    path.write_text(f'{{"schema": 1, "participants": {participants}}}')
+    with pytest.raises(RecordError, match="remove the file"):
+        Roster(path)
+
+
+def test_a_roster_of_more_devices_than_take_part_is_refused(tmp_path):
+    rows = [{"name": name, "number": number, "node": "1"} for number, name in enumerate("abc")]
+    (tmp_path / "roster.json").write_text(json.dumps({"schema": 1, "participants": rows}))
+    with pytest.raises(RecordError, match=r"at most the 2 devices .* got 3"):
+        greeting(Network({}), tmp_path / "roster.json", participants=2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import zipfile
+import zlib
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,9 @@ from kdfed.data.sources.source import Source, reader_of
 from kdfed.errors import DataError, one_line
 from kdfed.npy import KINDS, read_header
 from kdfed.settings import DataSettings
+
+_UNREADABLE = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, RuntimeError)
+"""What archives that are broken, encrypted, or packed in another way than NumPy's raise."""
 
 _KEYS = ("inputs", "labels", "classes")
 
@@ -82,7 +86,7 @@ def _read(path: Any) -> dict[str, np.ndarray]:
                     raise ValueError(f"{key}: its header asks for {shape}, more than there is")
         with np.load(path, allow_pickle=False) as found:
             return {key: found[key] for key in present}
-    except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
+    except _UNREADABLE as error:
         raise DataError(f"cannot read {path} as arrays of numpy.savez: {one_line(error)}") from error
 
 

@@ -12,8 +12,17 @@ from pathlib import Path
 
 import psutil
 import pytest
+import yaml
 
-from simulations.deploy.demo import DIGITS, HOLDERS, run_demo, write_images
+from simulations.deploy.demo import (
+    DIGITS,
+    HOLDERS,
+    Processes,
+    _make_room,
+    experiment,
+    run_demo,
+    write_images,
+)
 from simulations.engines.home import MARK
 
 ROOT = Path(__file__).parents[3]
@@ -37,6 +46,34 @@ def test_a_folder_that_holds_something_else_is_refused(tmp_path):
     with pytest.raises(RunError, match="name another"):
         run_demo(tmp_path, 1, print)
     assert (tmp_path / "mine").read_text() == "x"
+
+
+def test_records_of_real_devices_are_no_demonstration(tmp_path):
+    from kdfed.errors import RunError
+
+    (tmp_path / "roster.json").write_text("{}")
+    (tmp_path / "experiment.yaml").write_text("name: devices\nrounds: {horizon: 3, why: measured}\n")
+    with pytest.raises(RunError, match="name another"):
+        run_demo(tmp_path, 1, print)
+    assert (tmp_path / "roster.json").exists()
+    with pytest.raises(RunError, match="name another"):
+        run_demo(tmp_path / "roster.json", 1, print)
+
+
+def test_records_of_an_earlier_demonstration_are_replaced(tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "experiment.yaml").write_text(yaml.safe_dump(experiment(tmp_path, 3)))
+    (out / "rounds.jsonl").write_text("")
+    _make_room(out)
+    assert not out.exists()
+
+
+def test_a_command_that_fails_is_told(tmp_path):
+    from kdfed.errors import RunError
+
+    with pytest.raises(RunError, match="ended with exit code 3"):
+        Processes(tmp_path).wait([sys.executable, "-c", "raise SystemExit(3)"], tmp_path)
 
 
 class Demo:

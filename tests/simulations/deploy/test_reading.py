@@ -126,3 +126,10 @@ def test_both_readers_read_a_written_word_as_that_word(word):
 
 def test_a_plain_reader_would_read_some_of_these_words_as_something_else():
     assert yaml.safe_load("key: 2024-01-01") == {"key": datetime.date(2024, 1, 1)}
+
+
+@pytest.mark.parametrize("text", ["plan: 2026-99-99\n", "[" * 3000])
+def test_a_deployment_file_that_breaks_its_reader_is_a_mistake_like_any_other(tmp_path, text):
+    (tmp_path / "deployment.yaml").write_text(text)
+    with pytest.raises(ConfigError, match="expected a readable YAML file"):
+        read_deployment(tmp_path)

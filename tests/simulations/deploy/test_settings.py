@@ -95,3 +95,11 @@ def test_ports_that_are_not_given_are_free_ones():
     rows[1]["port"] = 9095
     plan = Plan.model_validate({**PLAN, "superlink": {"hosts": ["x"], "port": 9094}, "participants": rows})
     assert [one.port for one in plan.with_ports([9096]).participants] == [9097, 9095, 9098]
+
+
+@pytest.mark.parametrize(
+    "changes", [{"store": "/x\nExecStart=/y"}, {"teacher": "/x\ty"}, {"data": "npz:/x\n"}]
+)
+def test_no_path_ends_a_line_of_what_is_written(changes):
+    with pytest.raises(ValueError, match="without line breaks"):
+        ParticipantSettings.model_validate({"name": "north", "data": "folder:/srv/images", **changes})

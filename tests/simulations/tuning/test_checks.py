@@ -107,3 +107,20 @@ def test_keys_may_be_nested_and_overridden(tmp_path):
     plan = load_tuning(file, ["tuning.arms.cold.local.epochs=[1, 2]", "tuning.trials=4"])
     assert plan.tuning.arms["cold"] == {"local.lr": (0.05, 0.2), "local.epochs": (1, 2)}
     assert plan.tuning.trials == 4
+
+
+def test_an_experiment_of_devices_is_refused(tmp_path):
+    file = tmp_path / "experiment.yaml"
+    values = {
+        "name": "rooms",
+        "data": {"source": "devices", "classes": ["a", "b"], "shape": [4]},
+        "partition": {"kind": "devices", "participants": 2},
+        "server-data": {"source": "synthetic:features=4"},
+        "targets": [0.8],
+        "arms": {"cold": {"start": "random"}},
+        "tuning": {"arms": {"cold": {"local.lr": [0.05, 0.2]}}},
+    }
+    file.write_text(dump(values))
+    with pytest.raises(ConfigError, match="`flwr run` on a SuperLink") as caught:
+        load_tuning(file)
+    assert [mistake.key for mistake in caught.value.mistakes] == ["data.source"]

@@ -84,3 +84,26 @@ def test_a_header_that_asks_for_more_than_there_is_is_refused_before_it_is_alloc
         archive.writestr("labels.npy", npy((10**12, 4), "<f4"))
     with pytest.raises(DataError, match="its header asks for"):
         load(tmp_path / "a.npz", classes=2)
+
+
+@pytest.mark.parametrize(("field", "value"), [(10, 99), (8, 1)])
+def test_an_archive_that_python_cannot_unpack_is_refused(tmp_path: Path, field: int, value: int) -> None:
+    """Packed in a way that nobody knows, and encrypted: what each entry of the directory says."""
+    np.savez(tmp_path / "a.npz", inputs=IMAGES, labels=[0, 1, 1, 0])
+    content = bytearray((tmp_path / "a.npz").read_bytes())
+    place = content.find(b"PK\1\2")
+    while place >= 0:
+        content[place + field] = value
+        place = content.find(b"PK\1\2", place + 1)
+    (tmp_path / "a.npz").write_bytes(content)
+    with pytest.raises(DataError, match="cannot read"):
+        load(tmp_path / "a.npz", classes=2)
+
+
+def test_an_archive_whose_bytes_are_broken_is_refused(tmp_path: Path) -> None:
+    np.savez_compressed(tmp_path / "a.npz", inputs=np.arange(4000.0).reshape(4, 1000), labels=[0, 1, 1, 0])
+    content = bytearray((tmp_path / "a.npz").read_bytes())
+    content[100:200] = b"\xff" * 100
+    (tmp_path / "a.npz").write_bytes(content)
+    with pytest.raises(DataError, match="cannot read"):
+        load(tmp_path / "a.npz", classes=2)
