@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
 import yaml
 
 from kdfed.private.flwr import HEALTH, superlink_environment
@@ -74,6 +75,23 @@ class Device:
         return self.process.wait(30)
 
 
+def processes(device: Device) -> list[psutil.Process]:
+    """Return all of a device, ``kdfed node`` first."""
+    node = psutil.Process(device.process.pid)
+    return [node, *node.children(recursive=True)]
+
+
+def supernode(device: Device) -> psutil.Process:
+    """Return its SuperNode."""
+    (found,) = [one for one in processes(device) if "clients.supernode" in one.cmdline()]
+    return found
+
+
+def clients(device: Device) -> list[psutil.Process]:
+    """Return those that answer messages."""
+    return [one for one in processes(device)[1:] if one.pid != supernode(device).pid]
+
+
 PLAIN = """
 import sys
 from clients import node
@@ -96,7 +114,7 @@ class Federation:
         """Return what the SuperLink said."""
         return (self.home / "superlink.log").read_text(errors="replace")
 
-    def prepare(self, name: str, port: int) -> Path:
+    def prepare(self, name: str, port: int, data: str = "folder:images") -> Path:
         """Write the folder of a device."""
         folder = self.home / name
         (folder / "images").mkdir(parents=True, exist_ok=True)
@@ -104,12 +122,12 @@ class Federation:
             "superlink": f"127.0.0.1:{self.port}",
             "insecure": True,
             "port": port,
-            "node-config": {"participant": name, "data": "folder:images"},
+            "node-config": {"participant": name, "data": data},
         }
         (folder / "node.yaml").write_text(yaml.safe_dump(values))
         return folder
 
-    def device(self, name: str, port: int, *, plain: bool = False) -> Device:
+    def device(self, name: str, port: int, *, data: str = "folder:images", plain: bool = False) -> Device:
         """Start a device.
 
         Parameters
@@ -118,10 +136,12 @@ class Federation:
             Its participant, and its folder.
         port
             Where its SuperNode serves its client.
+        data
+            Where its examples are.
         plain
             As in a release of Flower that is not known.
         """
-        folder = self.prepare(name, port)
+        folder = self.prepare(name, port, data)
         command = [sys.executable, "-m", "simulations.cli", "node", str(folder)]
         if plain:
             command = [sys.executable, "-c", PLAIN, str(folder)]
@@ -142,22 +162,17 @@ class Federation:
     def begin(self, **config: Any) -> tuple[str, Path]:
         """Hand in a run of the app; return its id, and the file to which it writes a line an exchange."""
         out = self.home / f"out-{time.monotonic_ns()}.jsonl"
-        words = [f'out="{out}"']
-        words += [f'{k}="{v}"' if isinstance(v, str) else f"{k}={v}" for k, v in config.items()]
-        command = [
-            str(BIN / "flwr"),
-            "run",
-            str(APP),
-            "local",
-            "--format",
-            "json",
-            "--run-config",
-            " ".join(words),
-        ]
+        return self.hand_in(APP, out=str(out), **config), out
+
+    def hand_in(self, app: Path, **config: Any) -> str:
+        """Hand in a run of an app, without waiting for it; return its id."""
+        words = [f'{k}="{v}"' if isinstance(v, str) else f"{k}={v}" for k, v in config.items()]
+        command = [str(BIN / "flwr"), "run", str(app), "local", "--format", "json"]
+        command += ["--run-config", " ".join(words)]
         done = subprocess.run(command, env=self.environment, cwd=self.home, capture_output=True, text=True)
         answer = json.loads(done.stdout)
         assert answer.get("success"), done.stdout + done.stderr
-        return str(answer["run-id"]), out
+        return str(answer["run-id"])
 
     def run(self, seconds: float = 180, **config: Any) -> list[dict[str, Any]]:
         """Run the app, and return what each exchange wrote."""
