@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,10 +28,13 @@ APP = Path(__file__).resolve().parent / "app"
 BIN = Path(sys.executable).parent
 
 
-def answers(port: int) -> bool:
-    """Return whether a server of Flower's answers on a port of the loopback interface."""
+LOOPBACK = "127.0.0.1"
+
+
+def answers(port: int, host: str = LOOPBACK) -> bool:
+    """Return whether a server of Flower's answers on a port."""
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}{HEALTH}", timeout=2) as reply:
+        with urllib.request.urlopen(f"http://{host}:{port}{HEALTH}", timeout=2) as reply:
             return bool(reply.status == 200)
     except OSError:
         return False
@@ -108,6 +111,7 @@ class Federation:
     port: int
     environment: dict[str, str]
     superlink: subprocess.Popen[bytes]
+    host: str = LOOPBACK
     devices: list[Device] = field(default_factory=list)
 
     def log(self) -> str:
@@ -119,7 +123,7 @@ class Federation:
         folder = self.home / name
         (folder / "images").mkdir(parents=True, exist_ok=True)
         values = {
-            "superlink": f"127.0.0.1:{self.port}",
+            "superlink": f"{self.host}:{self.port}",
             "insecure": True,
             "port": port,
             "node-config": {"participant": name, "data": data},
@@ -127,7 +131,15 @@ class Federation:
         (folder / "node.yaml").write_text(yaml.safe_dump(values))
         return folder
 
-    def device(self, name: str, port: int, *, data: str = "folder:images", plain: bool = False) -> Device:
+    def device(
+        self,
+        name: str,
+        port: int,
+        *,
+        data: str = "folder:images",
+        inside: Sequence[str] = (),
+        plain: bool = False,
+    ) -> Device:
         """Start a device.
 
         Parameters
@@ -138,6 +150,8 @@ class Federation:
             Where its SuperNode serves its client.
         data
             Where its examples are.
+        inside
+            What stands before its command, and becomes it.
         plain
             As in a release of Flower that is not known.
         """
@@ -148,7 +162,7 @@ class Federation:
         log = folder / "log"
         with log.open("wb") as file:
             process = subprocess.Popen(
-                command,
+                [*inside, *command],
                 env=self.environment | {"FLWR_HOME": str(folder / ".flwr")},
                 cwd=self.home,
                 stdin=subprocess.DEVNULL,
@@ -190,8 +204,8 @@ def read(out: Path) -> list[dict[str, Any]]:
 
 
 @contextmanager
-def federation(home: Path, port: int) -> Iterator[Federation]:
-    """Start a SuperLink, and end it and its devices on leaving."""
+def federation(home: Path, port: int, host: str = LOOPBACK) -> Iterator[Federation]:
+    """Start a SuperLink that listens on a host's address, and end it and its devices on leaving."""
     flower = home / "flower"
     flower.mkdir(parents=True)
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
@@ -203,10 +217,9 @@ def federation(home: Path, port: int) -> Iterator[Federation]:
         "PYTHONUNBUFFERED": "1",
     }
     (flower / "config.toml").write_text(
-        '[superlink]\ndefault = "local"\n\n'
-        f'[superlink.local]\naddress = "127.0.0.1:{port}"\ninsecure = true\n'
+        f'[superlink]\ndefault = "local"\n\n[superlink.local]\naddress = "{host}:{port}"\ninsecure = true\n'
     )
-    command = [str(BIN / "flower-superlink"), "--insecure", "--host", "127.0.0.1", "--port", str(port)]
+    command = [str(BIN / "flower-superlink"), "--insecure", "--host", host, "--port", str(port)]
     with (home / "superlink.log").open("wb") as log:
         superlink = subprocess.Popen(
             command,
@@ -217,9 +230,9 @@ def federation(home: Path, port: int) -> Iterator[Federation]:
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-    whole = Federation(home, port, environment, superlink)
+    whole = Federation(home, port, environment, superlink, host)
     try:
-        until(lambda: answers(port), 60, "a SuperLink that answers")
+        until(lambda: answers(port, host), 60, "a SuperLink that answers")
         yield whole
     finally:
         for device in whole.devices:

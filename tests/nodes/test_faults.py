@@ -6,167 +6,29 @@ Nothing here waits for a time to pass. A device is told by files to hold an answ
 
 from __future__ import annotations
 
-import json
 import shutil
-import socket
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pytest
 from flwr.app import Message, RecordDict
 
-from kdfed.records import RunFolder
-from simulations.deploy.flower import Flower
-from simulations.server_app import run_experiment
-from tests.devices import DeviceGrid, on_devices, write_npz
-from tests.nodes.faulty import BEGUN, FAULTS, LIES
-from tests.nodes.federation import (
-    ROOT,
-    Device,
-    Federation,
-    clients,
-    federation,
-    supernode,
-    until,
+from tests.nodes.faulty import FAULTS, LIES
+from tests.nodes.federation import ROOT, clients, federation
+from tests.nodes.rooms import (
+    COLD,
+    CONSOLIDATED,
+    NAMES,
+    Rooms,
+    absent,
+    free_port,
+    hashes_in_process,
 )
 
 pytestmark = [pytest.mark.deploy, pytest.mark.timeout(600)]
-
-PATIENCE = 240.0
-NAMES = ["east", "north", "south"]
-PORTS = count(45000)
-COLD = {"cold": {"start": "random"}}
-CONSOLIDATED = {"consolidated": {"start": "consolidated"}}
-
-
-def free_port() -> int:
-    """Return a port that is free, each once."""
-    for port in PORTS:
-        with socket.socket() as trial:
-            if trial.connect_ex(("127.0.0.1", port)) != 0:
-                return port
-    raise AssertionError("no port is free")
-
-
-class Run:
-    """A run that was handed in.
-
-    Parameters
-    ----------
-    rooms
-        Where.
-    out
-        Its folder.
-    """
-
-    def __init__(self, rooms: Rooms, out: Path) -> None:
-        self.rooms, self.out = rooms, out
-
-    def rows(self) -> list[dict[str, Any]]:
-        """Return what it has written down of its rounds so far."""
-        file = self.out / "rounds.jsonl"
-        return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-
-    def round(self, number: int) -> dict[str, Any]:
-        """Return what was written down of a round, once it is."""
-
-        def found() -> dict[str, Any] | None:
-            return next((row for row in self.rows() if row["round"] == number), None)
-
-        row: dict[str, Any] = self.rooms.wait(found, f"round {number}")
-        return row
-
-    def ended(self) -> list[dict[str, Any]]:
-        """Return what was written down of all rounds, once it has ended with a report."""
-        self.rooms.wait((self.out / "report.html").exists, "a report")
-        return self.rows()
-
-    def roster(self) -> dict[str, Any]:
-        """Return who takes part."""
-        found: dict[str, Any] = json.loads((self.out / "roster.json").read_text())
-        return found
-
-    def summary(self) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads((self.out / "summary.json").read_text())
-        return found
-
-    def hashes(self) -> dict[str, str]:
-        """Return each arm's hash of the weights."""
-        lines = (self.out / "outcomes.jsonl").read_text().splitlines()
-        return {entry["arm"]: entry["weights_sha256"] for entry in map(json.loads, lines)}
-
-    def said(self, text: str) -> None:
-        """Wait until its log has a text."""
-        file = self.out / ".kdfed" / "log"
-        self.rooms.wait(lambda: file.exists() and text in file.read_text(), f"{text!r} in the log")
-
-
-class Rooms:
-    """A federation of three devices with digits of their own."""
-
-    def __init__(self, whole: Federation, home: Path) -> None:
-        self.whole, self.home = whole, home
-        self.devices: dict[str, Device] = {}
-        self.app = home / "app"
-        self.app.mkdir()
-        settings = (ROOT / "simulations" / "pyproject.toml").read_text()
-        assert "clients.client_app:app" in settings
-        settings = settings.replace("clients.client_app:app", "tests.nodes.faulty:app")
-        (self.app / "pyproject.toml").write_text(settings)
-        shutil.copy(ROOT / "simulations" / "quickstart.yaml", self.app)
-
-    def start(self, *names: str) -> None:
-        """Start devices, and wait until they are ready."""
-        for name in names:
-            file = self.home / f"{name}.npz"
-            if not file.exists():
-                write_npz(name, file)
-            self.devices[name] = self.whole.device(name, free_port(), data=f"npz:{file}")
-        for name in names:
-            self.devices[name].ready()
-
-    def wait(self, condition: Callable[[], Any], what: str) -> Any:
-        """Return a condition's value once it is true; where it never is, tell what the SuperLink said."""
-        try:
-            return until(condition, PATIENCE, what)
-        except AssertionError as error:
-            raise AssertionError(f"{error}\n{self.whole.log()[-4000:]}") from error
-
-    def run(self, app: Path | None = None, **changes: Any) -> Run:
-        """Hand in an experiment on the devices."""
-        number = time.monotonic_ns()
-        file, out = self.home / f"experiment-{number}.yaml", self.home / f"run-{number}"
-        file.write_text(on_devices(**changes).to_yaml())
-        self.whole.hand_in(app or self.app, experiment=str(file), out=str(out))
-        return Run(self, out)
-
-    def tell(self, name: str, message: str, fault: str) -> Path:
-        """Tell a device what to do when a message comes."""
-        file = self.home / name / FAULTS / message
-        file.parent.mkdir(exist_ok=True)
-        file.with_name(message + BEGUN).unlink(missing_ok=True)
-        file.write_text(fault)
-        return file
-
-    def begun(self, name: str, message: str) -> None:
-        """Wait until a device holds a message."""
-        file = self.home / name / FAULTS / (message + BEGUN)
-        self.wait(file.exists, f"{name} to get {message}")
-
-    def online(self) -> set[str]:
-        """Return the nodes that the SuperLink takes for present."""
-        flower = Flower("local", self.home / "flower")
-        return {node.node_id for node in flower.nodes() if node.status == "online"}
-
-    def kill(self, name: str) -> None:
-        """Kill a device's SuperNode, without a word to the SuperLink; what is left of the device ends too."""
-        device = self.devices[name]
-        supernode(device).kill()
-        assert device.process.wait(60) == 1
 
 
 @pytest.fixture(scope="module")
@@ -199,11 +61,6 @@ def took(capsys: pytest.CaptureFixture[str]) -> Callable[[str, float], None]:
     return show
 
 
-def absent(row: dict[str, Any]) -> list[tuple[int, str]]:
-    """Return who is left out, and why."""
-    return [(one["participant"], one["reason"]) for one in row["absent"]]
-
-
 # ----------------------------------------------------------------------------- nothing goes wrong
 
 
@@ -226,21 +83,6 @@ def test_a_run_on_devices_leaves_what_a_simulation_leaves(rooms: Rooms, took: An
     page = (run.out / "report.html").read_text()
     assert "three-devices" in page
     assert run.hashes() == hashes_in_process(rooms, tmp_path, **{"rounds.horizon": 1})
-
-
-def hashes_in_process(
-    rooms: Rooms, folder: Path, change: Callable[..., Any] | None = None, **changes: Any
-) -> dict[str, str]:
-    """Return each arm's hash of the weights, where the devices are in this process."""
-    configs = {
-        number: {"participant": name, "data": f"npz:{rooms.home / name}.npz"}
-        for number, name in enumerate(NAMES, 11)
-    }
-    grid = DeviceGrid(configs, **({} if change is None else {"change": change}))
-    experiment = on_devices(**changes)
-    run = RunFolder.open_for(folder / "twin", experiment)
-    run_experiment(grid, experiment, run, "flower", report=False)
-    return {outcome.arm: outcome.weights_sha256 for outcome in run.read_outcomes()}
 
 
 # ----------------------------------------------------------------------------- devices that lie
@@ -369,7 +211,7 @@ def test_a_supernode_that_is_killed_in_a_round_costs_that_one_and_takes_part_whe
     slow = rooms.tell("north", "train-2", "hold")
     run = rooms.run(arms=COLD, **{"server.enough": 2, "server.grace": 1, "rounds.horizon": 6})
     rooms.begun("south", "train-1")
-    old = node_of(run, "south")
+    old = run.node_of("south")
     killed = time.monotonic()
     rooms.kill("south")
     shutil.rmtree(rooms.home / "south" / FAULTS)
@@ -377,7 +219,7 @@ def test_a_supernode_that_is_killed_in_a_round_costs_that_one_and_takes_part_whe
     rooms.wait(lambda: old not in rooms.online(), "a SuperLink that has noticed")
     took("a SuperNode is killed, until the SuperLink has noticed", killed)
     slow.unlink()
-    rooms.wait(lambda: node_of(run, "south") != old, "south to be back")
+    rooms.wait(lambda: run.node_of("south") != old, "south to be back")
     took("a SuperNode is killed and started again, until it takes part", killed)
     _, *rows = run.ended()
     assert absent(rows[0]) == [(2, "no reply within 1 seconds of the first 2 (server.enough)")]
@@ -402,9 +244,3 @@ def test_a_supernode_that_is_killed_in_the_teacher_phase_costs_its_teacher(rooms
     last = run.ended()[-1]
     assert last["answered"] == 2
     assert run.summary()["failures"] == []
-
-
-def node_of(run: Run, name: str) -> str:
-    """Return the node that a participant is."""
-    (node,) = [one["node"] for one in run.roster()["participants"] if one["name"] == name]
-    return str(node)
