@@ -15,6 +15,7 @@ import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ def answers(port: int, host: str = LOOPBACK) -> bool:
     try:
         with urllib.request.urlopen(f"http://{host}:{port}{HEALTH}", timeout=2) as reply:
             return bool(reply.status == 200)
-    except OSError:
+    except (OSError, HTTPException):  # a connection to a port that nobody has can meet itself
         return False
 
 

@@ -24,7 +24,7 @@ class Link:
     name
         Of the namespace.
     host
-        The server's address on the link.
+        The server's address on the link; all of them reach the first one's.
     """
 
     name: str
@@ -76,6 +76,7 @@ def links(rates: list[str]) -> Iterator[list[Link]]:
             run("ip", "link", "set", outer, "up")
             run("ip", "-n", link.name, "link", "set", inner, "up")
             run("ip", "-n", link.name, "link", "set", "lo", "up")
+            run("ip", "-n", link.name, "route", "add", "default", "via", link.host)
         yield made
     finally:
         for link in made:
