@@ -31,7 +31,7 @@ from tests.nodes.rooms import (
 pytestmark = [pytest.mark.deploy, pytest.mark.timeout(600)]
 
 
-DEADLINE = 40
+DEADLINE = 30
 """Seconds of a round: three devices need five, on a machine that does nothing else."""
 
 
