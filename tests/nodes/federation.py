@@ -12,12 +12,14 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
+import psutil
 import yaml
 
 from kdfed.private.flwr import HEALTH, superlink_environment
@@ -27,12 +29,15 @@ APP = Path(__file__).resolve().parent / "app"
 BIN = Path(sys.executable).parent
 
 
-def answers(port: int) -> bool:
-    """Return whether a server of Flower's answers on a port of the loopback interface."""
+LOOPBACK = "127.0.0.1"
+
+
+def answers(port: int, host: str = LOOPBACK) -> bool:
+    """Return whether a server of Flower's answers on a port."""
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}{HEALTH}", timeout=2) as reply:
+        with urllib.request.urlopen(f"http://{host}:{port}{HEALTH}", timeout=2) as reply:
             return bool(reply.status == 200)
-    except OSError:
+    except (OSError, HTTPException):  # a connection to a port that nobody has can meet itself
         return False
 
 
@@ -74,6 +79,23 @@ class Device:
         return self.process.wait(30)
 
 
+def processes(device: Device) -> list[psutil.Process]:
+    """Return all of a device, ``kdfed node`` first."""
+    node = psutil.Process(device.process.pid)
+    return [node, *node.children(recursive=True)]
+
+
+def supernode(device: Device) -> psutil.Process:
+    """Return its SuperNode."""
+    (found,) = [one for one in processes(device) if "clients.supernode" in one.cmdline()]
+    return found
+
+
+def clients(device: Device) -> list[psutil.Process]:
+    """Return those that answer messages."""
+    return [one for one in processes(device)[1:] if one.pid != supernode(device).pid]
+
+
 PLAIN = """
 import sys
 from clients import node
@@ -90,26 +112,35 @@ class Federation:
     port: int
     environment: dict[str, str]
     superlink: subprocess.Popen[bytes]
+    host: str = LOOPBACK
     devices: list[Device] = field(default_factory=list)
 
     def log(self) -> str:
         """Return what the SuperLink said."""
         return (self.home / "superlink.log").read_text(errors="replace")
 
-    def prepare(self, name: str, port: int) -> Path:
+    def prepare(self, name: str, port: int, data: str = "folder:images") -> Path:
         """Write the folder of a device."""
         folder = self.home / name
         (folder / "images").mkdir(parents=True, exist_ok=True)
         values = {
-            "superlink": f"127.0.0.1:{self.port}",
+            "superlink": f"{self.host}:{self.port}",
             "insecure": True,
             "port": port,
-            "node-config": {"participant": name, "data": "folder:images"},
+            "node-config": {"participant": name, "data": data},
         }
         (folder / "node.yaml").write_text(yaml.safe_dump(values))
         return folder
 
-    def device(self, name: str, port: int, *, plain: bool = False) -> Device:
+    def device(
+        self,
+        name: str,
+        port: int,
+        *,
+        data: str = "folder:images",
+        inside: Sequence[str] = (),
+        plain: bool = False,
+    ) -> Device:
         """Start a device.
 
         Parameters
@@ -118,17 +149,21 @@ class Federation:
             Its participant, and its folder.
         port
             Where its SuperNode serves its client.
+        data
+            Where its examples are.
+        inside
+            What stands before its command, and becomes it.
         plain
             As in a release of Flower that is not known.
         """
-        folder = self.prepare(name, port)
+        folder = self.prepare(name, port, data)
         command = [sys.executable, "-m", "simulations.cli", "node", str(folder)]
         if plain:
             command = [sys.executable, "-c", PLAIN, str(folder)]
         log = folder / "log"
         with log.open("wb") as file:
             process = subprocess.Popen(
-                command,
+                [*inside, *command],
                 env=self.environment | {"FLWR_HOME": str(folder / ".flwr")},
                 cwd=self.home,
                 stdin=subprocess.DEVNULL,
@@ -142,22 +177,17 @@ class Federation:
     def begin(self, **config: Any) -> tuple[str, Path]:
         """Hand in a run of the app; return its id, and the file to which it writes a line an exchange."""
         out = self.home / f"out-{time.monotonic_ns()}.jsonl"
-        words = [f'out="{out}"']
-        words += [f'{k}="{v}"' if isinstance(v, str) else f"{k}={v}" for k, v in config.items()]
-        command = [
-            str(BIN / "flwr"),
-            "run",
-            str(APP),
-            "local",
-            "--format",
-            "json",
-            "--run-config",
-            " ".join(words),
-        ]
+        return self.hand_in(APP, out=str(out), **config), out
+
+    def hand_in(self, app: Path, **config: Any) -> str:
+        """Hand in a run of an app, without waiting for it; return its id."""
+        words = [f'{k}="{v}"' if isinstance(v, str) else f"{k}={v}" for k, v in config.items()]
+        command = [str(BIN / "flwr"), "run", str(app), "local", "--format", "json"]
+        command += ["--run-config", " ".join(words)]
         done = subprocess.run(command, env=self.environment, cwd=self.home, capture_output=True, text=True)
         answer = json.loads(done.stdout)
         assert answer.get("success"), done.stdout + done.stderr
-        return str(answer["run-id"]), out
+        return str(answer["run-id"])
 
     def run(self, seconds: float = 180, **config: Any) -> list[dict[str, Any]]:
         """Run the app, and return what each exchange wrote."""
@@ -175,8 +205,8 @@ def read(out: Path) -> list[dict[str, Any]]:
 
 
 @contextmanager
-def federation(home: Path, port: int) -> Iterator[Federation]:
-    """Start a SuperLink, and end it and its devices on leaving."""
+def federation(home: Path, port: int, host: str = LOOPBACK) -> Iterator[Federation]:
+    """Start a SuperLink that listens on a host's address, and end it and its devices on leaving."""
     flower = home / "flower"
     flower.mkdir(parents=True)
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
@@ -188,10 +218,9 @@ def federation(home: Path, port: int) -> Iterator[Federation]:
         "PYTHONUNBUFFERED": "1",
     }
     (flower / "config.toml").write_text(
-        '[superlink]\ndefault = "local"\n\n'
-        f'[superlink.local]\naddress = "127.0.0.1:{port}"\ninsecure = true\n'
+        f'[superlink]\ndefault = "local"\n\n[superlink.local]\naddress = "{host}:{port}"\ninsecure = true\n'
     )
-    command = [str(BIN / "flower-superlink"), "--insecure", "--host", "127.0.0.1", "--port", str(port)]
+    command = [str(BIN / "flower-superlink"), "--insecure", "--host", host, "--port", str(port)]
     with (home / "superlink.log").open("wb") as log:
         superlink = subprocess.Popen(
             command,
@@ -202,9 +231,9 @@ def federation(home: Path, port: int) -> Iterator[Federation]:
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-    whole = Federation(home, port, environment, superlink)
+    whole = Federation(home, port, environment, superlink, host)
     try:
-        until(lambda: answers(port), 60, "a SuperLink that answers")
+        until(lambda: answers(port, host), 60, "a SuperLink that answers")
         yield whole
     finally:
         for device in whole.devices:

@@ -10,7 +10,16 @@ from collections.abc import Iterator
 import psutil
 import pytest
 
-from tests.nodes.federation import Device, Federation, federation, read, until
+from tests.nodes.federation import (
+    Device,
+    Federation,
+    clients,
+    federation,
+    processes,
+    read,
+    supernode,
+    until,
+)
 
 pytestmark = [pytest.mark.deploy, pytest.mark.timeout(600)]
 
@@ -38,20 +47,6 @@ def device(whole: Federation, request: pytest.FixtureRequest) -> Iterator[Device
     finally:
         if started.process.poll() is None:
             started.stop()
-
-
-def processes(device: Device) -> list[psutil.Process]:
-    node = psutil.Process(device.process.pid)
-    return [node, *node.children(recursive=True)]
-
-
-def supernode(device: Device) -> psutil.Process:
-    (found,) = [one for one in processes(device) if "clients.supernode" in one.cmdline()]
-    return found
-
-
-def clients(device: Device) -> list[psutil.Process]:
-    return [one for one in processes(device)[1:] if one.pid != supernode(device).pid]
 
 
 def assert_nothing_is_left(device: Device, before: list[psutil.Process]) -> None:

@@ -87,6 +87,12 @@ class Process:
         with suppress(psutil.NoSuchProcess):
             self._seen |= set(psutil.Process(self._popen.pid).children(recursive=True))
 
+    def child(self, word: str) -> psutil.Process:
+        """Return the child whose command has a word."""
+        self._look()
+        (found,) = [one for one in psutil.Process(self._popen.pid).children() if word in one.cmdline()]
+        return found
+
     def stop(self) -> None:
         self._look()
         if self._popen.poll() is None:
@@ -144,8 +150,16 @@ class Link:
         command = [f"{SCRIPTS}/flower-supernode"]
         for option, value in words.items():
             command += [] if value is None else [option, value] if value else [option]
-        number = len(self._others)
-        process = Process(command, self.folder.parent / f"node{number}.log", folder / "state")
+        return self._begin(command, folder / "state")
+
+    def device(self, folder: Path) -> Process:
+        """Start ``kdfed node``."""
+        return self._begin(
+            [f"{SCRIPTS}/python", "-m", "simulations.cli", "node", str(folder)], folder / "state"
+        )
+
+    def _begin(self, command: list[str], home: Path) -> Process:
+        process = Process(command, self.folder.parent / f"node{len(self._others)}.log", home)
         self._others.append(process)
         return process
 
@@ -225,6 +239,31 @@ def test_a_device_without_tls_never_connects(link, north):
     assert link.online() == set()
     process.stop()
     assert "insecure" in process.log()
+
+
+def test_a_device_that_crashes_is_refused_until_the_superlink_has_noticed_and_is_the_same_node_then(
+    link, north, capsys
+):
+    assert main(["deploy", "register", str(link.folder)]) == 0
+    node = registered(link.folder)["north"]
+    first = link.device(north[1])
+    until("north", lambda: node in link.online())
+    first.child("clients.supernode").kill()
+    killed = time.monotonic()
+    until("the device to end", lambda: first.code is not None)
+    assert "it was killed by SIGKILL" in first.log()
+    second = link.device(north[1])
+    until("the second start to end", lambda: second.code is not None)
+    assert second.code == 1
+    assert "it crashed or was killed less than 60 s ago and is still taken for present" in second.log()
+    until("the SuperLink to notice", lambda: node not in link.online())
+    third = link.device(north[1])
+    until("north", lambda: node in link.online())
+    with capsys.disabled():
+        print(f"\na device with a key is killed, until it is back: {time.monotonic() - killed:.0f} s")
+    assert third.code is None
+    third.stop()
+    assert link.online() == set()
 
 
 def test_whoever_runs_experiments_checks_the_certificate_too(link, tmp_path):
