@@ -5,10 +5,10 @@ BIN := .venv/bin
 INSTALLED := .venv/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo check format test test-deploy deploy-demo test-flower bench bench-quick study savings rounds docs
+.PHONY: help install demo check format test test-deploy test-deploy-quick deploy-demo test-flower bench bench-quick study savings rounds docs
 
 help:  ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-18s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: $(INSTALLED)  ## make .venv with everything for development
 
@@ -38,6 +38,9 @@ test: $(INSTALLED)  ## every test but those of real devices, on the cores that a
 
 test-deploy: $(INSTALLED)  ## the tests that start a real SuperLink and real SuperNodes, one after the other
 	$(BIN)/python -m pytest -q -m deploy -n 0
+
+test-deploy-quick: $(INSTALLED)  ## the same without those that are slow: faults, and devices behind slow links
+	$(BIN)/python -m pytest -q -m "deploy and not slow" -n 0
 
 test-flower: $(INSTALLED)  ## what touches Flower, on the oldest and newest releases that are allowed
 	$(BIN)/python tests/releases.py

@@ -28,7 +28,7 @@ from tests.nodes.rooms import (
     hashes_in_process,
 )
 
-pytestmark = [pytest.mark.deploy, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.deploy, pytest.mark.timeout(600)]
 
 
 DEADLINE = 30

@@ -14,7 +14,7 @@ from tests.nodes.federation import federation
 from tests.nodes.links import Link, links
 from tests.nodes.rooms import NAMES, Rooms, free_port
 
-pytestmark = [pytest.mark.deploy, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.deploy, pytest.mark.timeout(600)]
 
 RATES = ["4mbit", "2mbit", "1mbit"]
 

@@ -265,7 +265,7 @@ def test_a_device_of_a_class_that_nobody_knows_is_refused_and_named(tmp_path: Pa
     assert [one["reason"] for one in rows_of(tmp_path / "run")[1]["absent"]] == [said]
     for text in (refused["reason"], *[line for line in caplog.messages if "'south'" in line]):
         assert "participant 'south': its data: " in text
-        assert "holds the classes ['eleven'], which data.classes does not name" in text
+        assert "holds the classes ['eleven']" in text  # what follows is cut where the path is long
 
 
 def test_everybodys_mistake_ends_a_run_before_any_exchange(tmp_path: Path) -> None:
