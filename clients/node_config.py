@@ -7,16 +7,13 @@ A SuperNode is started with it, and no message can change it::
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Annotated, Any
 
 from pydantic import Field, ValidationError, field_validator
 
 from kdfed.errors import ParticipantError, near, one_line, shown
-from kdfed.settings import PositiveInt, Settings, Text
-
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+from kdfed.settings import NAME_OF_PARTICIPANT, PositiveInt, Settings, Text
 
 
 class NodeConfig(Settings):
@@ -42,7 +39,7 @@ class NodeConfig(Settings):
     @field_validator("participant")
     @classmethod
     def _is_a_name(cls, value: str) -> str:
-        if _NAME.fullmatch(value) is None:
+        if NAME_OF_PARTICIPANT.fullmatch(value) is None:
             raise ValueError(
                 "expected letters, digits, dots, dashes and underscores, at most 63, the first a letter or a "
                 "digit"

@@ -62,7 +62,6 @@ from __future__ import annotations
 
 import json
 import platform
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -96,7 +95,7 @@ from kdfed.npy import read_array
 from kdfed.outside import code_of
 from kdfed.reading import cut_of
 from kdfed.records.parsing import problems_of
-from kdfed.settings import ModelSettings, OptimiserSettings, TeacherSettings
+from kdfed.settings import NAME_OF_PARTICIPANT, ModelSettings, OptimiserSettings, TeacherSettings
 from kdfed.setup import Precision
 from kdfed.thing import Thing
 
@@ -285,10 +284,6 @@ class DeviceHelloReply:
         return cls(
             name, examples, tuple(shape), versions, one_line(_value(config, "device", str), 100), memory
         )
-
-
-NAME_OF_PARTICIPANT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
-"""Of a device, which survives a new node id."""
 
 
 def versions_of_device() -> dict[str, str]:

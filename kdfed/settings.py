@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 from pydantic import (
@@ -61,6 +62,9 @@ Options = dict[Text, bool | int | float | Text | Annotated[tuple[int, ...], Fiel
 Pixels = Annotated[int, Field(ge=1, le=4096)]
 Trainable = Annotated[str, Field(pattern=r"^(head|all|last:[1-9][0-9]{0,2})$")]
 Weights = Annotated[str, Field(pattern=r"^(installed|download|file:.+)$", max_length=4096)]
+
+NAME_OF_PARTICIPANT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+"""Of a device, which survives a new node id."""
 
 
 # ----------------------------------------------------------------------------- data

@@ -58,11 +58,16 @@ class Asked:
 
 def advice_before(config: ArmConfig) -> Advice | None:
     """Say whether an arm's start with a solved head is expected to pay; None where it has no such start."""
-    settings, model = config.arm.closed_form, config.arm.model
+    settings = config.arm.closed_form
     if settings is None or 0 not in settings.at:
         return None
-    place = head_of(config.build(model, "closed-form"), shape_read(model, config.data.input_shape))
-    return before_exchange(place.dims, pretrained=model.backbone is not None)
+    return before_exchange(_place_of(config).dims, pretrained=config.arm.model.backbone is not None)
+
+
+def _place_of(config: ArmConfig) -> HeadOf:
+    """Return where the head of an arm's model is."""
+    model = config.build(config.arm.model, "closed-form")
+    return head_of(model, shape_read(config.arm.model, config.data.input_shape))
 
 
 class HeadPhase:
@@ -95,8 +100,7 @@ class HeadPhase:
 
     @cached_property
     def _place(self) -> HeadOf:
-        model = self.config.build(self.arm.model, "closed-form")
-        return head_of(model, shape_read(self.arm.model, self.config.data.input_shape))
+        return _place_of(self.config)
 
     def ask(self, state: State, server_round: int, participants: Sequence[int]) -> Asked:
         """Have participants send statistics of a model's features; the grid's report says who did."""

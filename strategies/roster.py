@@ -26,9 +26,10 @@ from flwr.serverapp import Grid
 from kdfed.device_data import DeviceData
 from kdfed.errors import MessageError, RecordError, RunError, one_line
 from kdfed.ledger import Ledger
-from kdfed.messages import NAME_OF_PARTICIPANT, DeviceHelloReply, Hello, versions, versions_of_device
+from kdfed.messages import DeviceHelloReply, Hello, versions, versions_of_device
 from kdfed.reasons import Once
 from kdfed.records import write_atomically
+from kdfed.settings import NAME_OF_PARTICIPANT
 from strategies.inbox import bytes_of, pass_warnings_on
 from strategies.present import Present
 
@@ -168,10 +169,14 @@ class Roster:
         """Remember why a node cannot take part."""
         self.refused[node] = name, reason
 
+    @property
+    def names(self) -> dict[int, str]:
+        """The names by number."""
+        return {device.number: device.name for device in self.devices.values()}
+
     def name_of(self, participant: int) -> str:
         """Return the name of a participant; its number where no device had it yet."""
-        names = {device.number: device.name for device in self.devices.values()}
-        return names.get(participant, str(participant))
+        return self.names.get(participant, str(participant))
 
     def write(self) -> None:
         """Write ``roster.json``."""
@@ -306,7 +311,7 @@ class Greeting:
 
     def why_absent(self, participant: int) -> str:
         """Say why a participant has no node."""
-        names = {device.number: device.name for device in self._devices.roster.devices.values()}
+        names = self._devices.roster.names
         if participant not in names:
             others = [name or "one without a name" for name, _ in self._devices.roster.refused.values()]
             more = f"; refused: {', '.join(others[:5])} ({FILE} says why)" if others else ""

@@ -68,3 +68,33 @@ def visible_files(root: Path, suffixes: Collection[str]) -> list[Path]:
         if not file.is_file():
             raise DataError(f"expected a file at {file}, got something else, or a link to nothing: remove it")
     return sorted(files)
+
+
+def files_in(argument: str, suffix: str, what: str) -> tuple[Path, list[Path]]:
+    """Return the path that a source names, and its files: itself, or those with a suffix below it.
+
+    Parameters
+    ----------
+    argument
+        What the source names.
+    suffix
+        Of files below a folder, ``.csv``.
+    what
+        One of them in words, ``a CSV file``.
+
+    Raises
+    ------
+    DataError
+        If there are none.
+    """
+    path = existing(argument)
+    files = [path] if path.is_file() else visible_files(path, {suffix}) if path.is_dir() else []
+    if not files:
+        absent = "" if path.exists() else ", which does not exist"
+        raise DataError(f"expected {what}, or a folder that holds some, got {path}{absent}")
+    return path, files
+
+
+def is_test_part(file: Path) -> bool:
+    """Tell whether a file is named as a data set's official test part: ``test.*`` or ``test-*.*``."""
+    return file.stem == "test" or file.name.startswith("test-")

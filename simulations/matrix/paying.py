@@ -17,6 +17,7 @@ from kdfed.paying import after_exchange, before_exchange
 from kdfed.reading import shape_read
 from simulations.matrix.counted import has_both
 from simulations.matrix.records import RecordedCell, RecordedMatrix
+from simulations.report.counted import runs_to
 
 
 class Regret(NamedTuple):
@@ -94,8 +95,7 @@ def _exchanges(summary: Mapping[str, Any], arm: str, target: str) -> dict[int, i
         run["seed"]: summary["horizon"]["rounds"]
         if run["exchanges_to_target"] is None
         else run["exchanges_to_target"]
-        for run in summary["runs"]
-        if (run["arm"], run["target"]) == (arm, target)
+        for run in runs_to(summary, arm, target)
     }
 
 

@@ -21,6 +21,7 @@ from kdfed.reasons import Once
 from strategies import roster as module
 from strategies.inbox import bytes_of
 from strategies.roster import Devices, Greeting, Roster, Rules
+from tests.strategies.test_hello import Clock
 
 WANTED = DeviceData(
     classes=("a", "b"), shape=(4,), mean=(0.0,) * 4, std=(1.0,) * 4, run="x/y-1/0123456789abcdef"
@@ -30,18 +31,6 @@ WANTED = DeviceData(
 @pytest.fixture(autouse=True)
 def _task_identity() -> None:
     identify(1, 1)
-
-
-class Clock:
-    """A clock that only sleeping moves."""
-
-    now = 0.0
-
-    def monotonic(self) -> float:
-        return self.now
-
-    def sleep(self, seconds: float) -> None:
-        self.now += seconds
 
 
 @pytest.fixture(autouse=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 from kdfed.data.checks import check_memory
 from kdfed.data.dataset import Listing, require
-from kdfed.data.folders import existing, visible_files
+from kdfed.data.folders import files_in, is_test_part
 from kdfed.data.sources.source import Source
 from kdfed.data.tables import list_tables
 from kdfed.errors import DataError, one_line
@@ -26,11 +26,7 @@ def csv(argument: str, settings: DataSettings, *, labelled: bool = True) -> List
         If there are none, one cannot be read, or their columns differ.
     """
     arrow, reader = require("pyarrow", "edge"), require("pyarrow.csv", "edge")
-    path = existing(argument)
-    files = [path] if path.is_file() else visible_files(path, {".csv"}) if path.is_dir() else []
-    if not files:
-        absent = "" if path.exists() else ", which does not exist"
-        raise DataError(f"expected a CSV file, or a folder that holds some, got {path}{absent}")
+    path, files = files_in(argument, ".csv", "a CSV file")
     check_memory(
         sum(file.stat().st_size for file in files), f"the rows of {path}", "use a part of it", "data.source"
     )
@@ -45,7 +41,7 @@ def csv(argument: str, settings: DataSettings, *, labelled: bool = True) -> List
     for file, table in zip(files, tables, strict=True):
         if not table.schema.equals(tables[0].schema):
             raise DataError(f"expected the same columns in all files, {files[0]} and {file} differ")
-    is_test = [file.stem == "test" or file.name.startswith("test-") for file in files]
+    is_test = [is_test_part(file) for file in files]
     parts = {str(file.relative_to(path)): table for file, table in zip(files, tables, strict=True)}
 
     def read_column(name: str) -> Any:

@@ -9,7 +9,7 @@ from typing import Any
 
 from kdfed.data.checks import check_memory
 from kdfed.data.dataset import Listing, require
-from kdfed.data.folders import existing, visible_files
+from kdfed.data.folders import files_in, is_test_part
 from kdfed.data.sources.source import Source
 from kdfed.data.tables import Features, checked_features, list_tables
 from kdfed.errors import DataError, one_line
@@ -27,11 +27,7 @@ def parquet(argument: str, settings: DataSettings, *, labelled: bool = True) -> 
         If there are none, one cannot be read, or their columns or class names differ.
     """
     arrow, reader = require("pyarrow", "edge"), require("pyarrow.parquet", "edge")
-    path = existing(argument)
-    files = [path] if path.is_file() else visible_files(path, {".parquet"}) if path.is_dir() else []
-    if not files:
-        absent = "" if path.exists() else ", which does not exist"
-        raise DataError(f"expected a parquet file, or a folder that holds some, got {path}{absent}")
+    path, files = files_in(argument, ".parquet", "a parquet file")
     tables, features = [], []
     for file in files:
         try:
@@ -47,7 +43,7 @@ def parquet(argument: str, settings: DataSettings, *, labelled: bool = True) -> 
                 "expected the same columns and classes in all files, and the classes in the same order, "
                 f"{files[0]} and {file} differ"
             )
-    is_test = [file.stem == "test" or file.name.startswith("test-") for file in files]
+    is_test = [is_test_part(file) for file in files]
     parts = {str(file.relative_to(path)): table for file, table in zip(files, tables, strict=True)}
 
     def read_column(name: str) -> Any:
