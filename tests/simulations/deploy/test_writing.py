@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import stat
 import subprocess
@@ -14,7 +15,9 @@ import pytest
 from cryptography import x509
 
 from kdfed.errors import ConfigError, RunFolderError
+from simulations.cli import main
 from simulations.deploy import writing
+from simulations.deploy.credentials import new_authority
 from simulations.deploy.layout import is_deployment
 from simulations.deploy.reading import read_deployment, read_device_folder, to_yaml
 from simulations.deploy.settings import Plan
@@ -214,6 +217,44 @@ def test_another_certificate_has_the_same_key_and_another_number(deployed):
     new.verify_directly_issued_by(x509.load_pem_x509_certificate(before["authority/ca.crt"]))
     after = contents(folder)
     assert {name for name in after if after[name] != before.get(name)} == {"superlink/server.crt"}
+
+
+@pytest.mark.parametrize(
+    ("broken", "content", "said"),
+    [
+        ("authority/ca.key", b"", "authority/ca.key: expected a private key, PEM"),
+        ("authority/ca.key", b"-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n", "PEM"),
+        ("authority/ca.key", new_authority().private, "expected the key of the authority's certificate"),
+        ("authority/ca.key", None, "authority/ca.key: expected a file that can be read: No such file"),
+        ("authority/ca.crt", b"no certificate", "authority/ca.crt: expected a certificate, PEM"),
+        ("authority", None, "authority/ca.key: expected a file that can be read: No such file"),
+        ("superlink/server.key", b"x", "superlink/server.key: expected a private key, PEM"),
+        ("superlink/server.key", None, "superlink/server.key: expected a file that can be read"),
+    ],
+)
+def test_a_broken_or_lost_key_is_told_and_nothing_is_written(broken, content, said, deployed, capsys):
+    folder = deployed()
+    if content is not None:
+        (folder / broken).write_bytes(content)
+    elif (folder / broken).is_dir():
+        shutil.rmtree(folder / broken)
+    else:
+        (folder / broken).unlink()
+    before = contents(folder)
+    assert main(["deploy", "renew", str(folder)]) == 2
+    told = capsys.readouterr().err
+    assert said in told.replace("\n", " ")
+    assert "restore it from a copy" in told.replace("\n", " ")
+    assert "Traceback" not in told
+    assert contents(folder) == before
+
+
+def test_without_an_authoritys_certificate_nobody_new_is_written(deployed):
+    folder = deployed()
+    (folder / "authority" / "ca.crt").write_bytes(b"")
+    with pytest.raises(RunFolderError, match=r"ca.crt: expected a certificate, PEM.*; restore it"):
+        initialise(folder, plan(participants=[EAST]))
+    assert not (folder / "devices" / "east").exists()
 
 
 def test_without_tls_there_is_no_certificate_to_renew(deployed):
