@@ -119,12 +119,14 @@ class Federation:
         """Return what the SuperLink said."""
         return (self.home / "superlink.log").read_text(errors="replace")
 
-    def prepare(self, name: str, port: int, data: str = "folder:images") -> Path:
+    def prepare(
+        self, name: str, port: int, data: str = "folder:images", superlink: str | None = None
+    ) -> Path:
         """Write the folder of a device."""
         folder = self.home / name
         (folder / "images").mkdir(parents=True, exist_ok=True)
         values = {
-            "superlink": f"{self.host}:{self.port}",
+            "superlink": superlink or f"{self.host}:{self.port}",
             "insecure": True,
             "port": port,
             "node-config": {"participant": name, "data": data},
@@ -140,6 +142,7 @@ class Federation:
         data: str = "folder:images",
         inside: Sequence[str] = (),
         plain: bool = False,
+        superlink: str | None = None,
     ) -> Device:
         """Start a device.
 
@@ -155,8 +158,10 @@ class Federation:
             What stands before its command, and becomes it.
         plain
             As in a release of Flower that is not known.
+        superlink
+            Where it reaches the SuperLink. Default: where that listens.
         """
-        folder = self.prepare(name, port, data)
+        folder = self.prepare(name, port, data, superlink)
         command = [sys.executable, "-m", "simulations.cli", "node", str(folder)]
         if plain:
             command = [sys.executable, "-c", PLAIN, str(folder)]

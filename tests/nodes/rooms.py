@@ -116,14 +116,31 @@ class Rooms:
         (self.app / "pyproject.toml").write_text(settings)
         shutil.copy(ROOT / "simulations" / "quickstart.yaml", self.app)
 
-    def start(self, *names: str, inside: Mapping[str, Sequence[str]] | None = None) -> None:
-        """Start devices, each with what stands before its command, and wait until they are ready."""
+    def start(
+        self,
+        *names: str,
+        inside: Mapping[str, Sequence[str]] | None = None,
+        superlinks: Mapping[str, str] | None = None,
+    ) -> None:
+        """Start devices and wait until they are ready.
+
+        Parameters
+        ----------
+        inside
+            What stands before the command of some.
+        superlinks
+            Where some reach the SuperLink.
+        """
         for name in names:
             file = self.home / f"{name}.npz"
             if not file.exists():
                 write_npz(name, file)
             self.devices[name] = self.whole.device(
-                name, free_port(), data=f"npz:{file}", inside=(inside or {}).get(name, ())
+                name,
+                free_port(),
+                data=f"npz:{file}",
+                inside=(inside or {}).get(name, ()),
+                superlink=(superlinks or {}).get(name),
             )
         for name in names:
             self.devices[name].ready()
