@@ -111,9 +111,24 @@ class Federation:
     home: Path
     port: int
     environment: dict[str, str]
-    superlink: subprocess.Popen[bytes]
     host: str = LOOPBACK
     devices: list[Device] = field(default_factory=list)
+    superlink: subprocess.Popen[bytes] = field(init=False)
+
+    def start(self) -> None:
+        """Start the SuperLink, which knows what it knew before, and wait until it answers."""
+        command = [str(BIN / "flower-superlink"), "--insecure", "--host", self.host, "--port", str(self.port)]
+        with (self.home / "superlink.log").open("ab") as log:
+            self.superlink = subprocess.Popen(
+                [*command, "--database", str(self.home / "superlink.db")],
+                env=self.environment,
+                cwd=self.home,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        until(lambda: answers(self.port, self.host), 60, "a SuperLink that answers")
 
     def log(self) -> str:
         """Return what the SuperLink said."""
@@ -194,6 +209,13 @@ class Federation:
         assert answer.get("success"), done.stdout + done.stderr
         return str(answer["run-id"])
 
+    def status(self, run_id: str) -> str:
+        """Return what the SuperLink says of a run, as in ``finished:failed``."""
+        command = [str(BIN / "flwr"), "ls", "local", "--run-id", run_id, "--format", "json"]
+        done = subprocess.run(command, env=self.environment, cwd=self.home, capture_output=True, text=True)
+        (found,) = json.loads(done.stdout)["runs"]
+        return str(found["status"])
+
     def run(self, seconds: float = 180, **config: Any) -> list[dict[str, Any]]:
         """Run the app, and return what each exchange wrote."""
         _, out = self.begin(**config)
@@ -225,20 +247,9 @@ def federation(home: Path, port: int, host: str = LOOPBACK) -> Iterator[Federati
     (flower / "config.toml").write_text(
         f'[superlink]\ndefault = "local"\n\n[superlink.local]\naddress = "{host}:{port}"\ninsecure = true\n'
     )
-    command = [str(BIN / "flower-superlink"), "--insecure", "--host", host, "--port", str(port)]
-    with (home / "superlink.log").open("wb") as log:
-        superlink = subprocess.Popen(
-            command,
-            env=environment,
-            cwd=home,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-    whole = Federation(home, port, environment, superlink, host)
+    whole = Federation(home, port, environment, host)
     try:
-        until(lambda: answers(port, host), 60, "a SuperLink that answers")
+        whole.start()
         yield whole
     finally:
         for device in whole.devices:
@@ -249,10 +260,10 @@ def federation(home: Path, port: int, host: str = LOOPBACK) -> Iterator[Federati
                 device.process.wait(30)
             except subprocess.TimeoutExpired:
                 device.process.kill()
-        superlink.terminate()
+        whole.superlink.terminate()
         try:
-            superlink.wait(15)
+            whole.superlink.wait(15)
         except subprocess.TimeoutExpired:
-            superlink.kill()
+            whole.superlink.kill()
         with suppress(ProcessLookupError):
-            os.killpg(superlink.pid, signal.SIGKILL)  # ServerApps whose run has not ended
+            os.killpg(whole.superlink.pid, signal.SIGKILL)  # ServerApps whose run has not ended

@@ -43,10 +43,18 @@ class Run:
         Where.
     out
         Its folder.
+    run_id
+        The SuperLink's number for it.
     """
 
-    def __init__(self, rooms: Rooms, out: Path) -> None:
-        self.rooms, self.out = rooms, out
+    def __init__(self, rooms: Rooms, out: Path, run_id: str = "") -> None:
+        self.rooms, self.out, self.run_id = rooms, out, run_id
+
+    def again(self) -> Run:
+        """Hand it in again, with the same folder."""
+        file = self.out.with_name(self.out.name.replace("run-", "experiment-") + ".yaml")
+        run_id = self.rooms.whole.hand_in(self.rooms.app, experiment=str(file), out=str(self.out))
+        return Run(self.rooms, self.out, run_id)
 
     def rows(self) -> list[dict[str, Any]]:
         """Return what it has written down of its rounds so far."""
@@ -157,8 +165,8 @@ class Rooms:
         number = time.monotonic_ns()
         file, out = self.home / f"experiment-{number}.yaml", self.home / f"run-{number}"
         file.write_text(on_devices(**changes).to_yaml())
-        self.whole.hand_in(app or self.app, experiment=str(file), out=str(out))
-        return Run(self, out)
+        run_id = self.whole.hand_in(app or self.app, experiment=str(file), out=str(out))
+        return Run(self, out, run_id)
 
     def tell(self, name: str, message: str, fault: str) -> Path:
         """Tell a device what to do when a message comes."""
