@@ -10,7 +10,7 @@ from pathlib import Path
 from cryptography import x509
 from pydantic import Field, ValidationError
 
-from clients.device_folder import FILE, DeviceFolder
+from clients.device_folder import FILE, DeviceFolder, read_node_file
 from kdfed.errors import ConfigError, Mistake
 from kdfed.settings import Settings, Text
 from simulations.deploy.checking.certificates import check_authority, check_dates, check_server, load
@@ -44,7 +44,7 @@ from simulations.deploy.layout import (
     is_superlink,
     unit_of,
 )
-from simulations.deploy.reading import read_deployment, read_device_folder
+from simulations.deploy.reading import read_deployment
 from simulations.deploy.settings import Port, is_loopback
 
 RENEW = "on the machine of the deployment: kdfed deploy renew DIR, copy superlink/server.crt, restart"
@@ -208,7 +208,7 @@ def _check_own(folder: Path, now: datetime) -> Iterator[Finding]:
     """Yield what is so of a device's folder on its own machine, from which the SuperLink must be reached."""
     yield from _check_device(folder, now, here=True)
     try:
-        device = read_device_folder(folder)
+        device = read_node_file(folder)
     except ConfigError:  # said already
         return
     authority = None
@@ -233,7 +233,7 @@ def _check_device(folder: Path, now: datetime, *, here: bool, name: str | None =
         The participant that it should be. Default: any.
     """
     try:
-        device = read_device_folder(folder)
+        device = read_node_file(folder)
     except ConfigError as error:
         for mistake in error.mistakes:
             yield wrong(FILE, str(mistake))

@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from clients.device_folder import DeviceFolder
+from clients.device_folder import DeviceFolder, read_node_file
 from kdfed.errors import RunError
 from simulations.cli import main
 from simulations.deploy.checking.folders import check
@@ -24,7 +24,7 @@ from simulations.deploy.credentials import new_authority, new_device_key
 from simulations.deploy.flower import Flower
 from simulations.deploy.layout import CONNECTION
 from simulations.deploy.pages import connection
-from simulations.deploy.reading import read_deployment, read_device_folder
+from simulations.deploy.reading import read_deployment
 from simulations.deploy.registering import flower_of, registered
 from simulations.deploy.secret import write_secret
 from simulations.deploy.settings import Plan
@@ -180,7 +180,7 @@ def link(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Link]:
 @pytest.fixture
 def north(link: Link) -> tuple[DeviceFolder, Path]:
     folder = link.folder / "devices" / "north"
-    return read_device_folder(folder), folder
+    return read_node_file(folder), folder
 
 
 def test_a_registered_device_connects_and_status_shows_it(link, north, capsys):

@@ -14,12 +14,13 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 
+from clients.device_folder import read_node_file
 from kdfed.errors import ConfigError, RunFolderError
 from simulations.cli import main
 from simulations.deploy import writing
 from simulations.deploy.credentials import new_authority
 from simulations.deploy.layout import is_deployment
-from simulations.deploy.reading import read_deployment, read_device_folder, to_yaml
+from simulations.deploy.reading import read_deployment, to_yaml
 from simulations.deploy.settings import Plan
 from simulations.deploy.writing import initialise, renew
 from tests.simulations.deploy.conftest import LOCAL, PLAN
@@ -63,7 +64,7 @@ def test_without_tls_there_is_no_key_and_no_certificate(deployed):
     folder = deployed(LOCAL, insecure=True)
     names = {path.name for path in folder.rglob("*")}
     assert not names & {"authority", "ca.crt", "ca.key", "server.crt", "server.key", "key", "key.pub"}
-    device = read_device_folder(folder / "devices" / "north")
+    device = read_node_file(folder / "devices" / "north")
     assert device.insecure
     assert device.key is None
     assert device.root_certificates is None
@@ -266,5 +267,5 @@ def test_words_that_yaml_reads_otherwise_survive(deployed):
     rows = [{"name": "2024-01-01", "data": "m:f"}, {"name": "1e-3", "data": "folder:/yes"}]
     folder = deployed(participants=rows)
     assert [one.name for one in read_deployment(folder).plan.participants] == ["2024-01-01", "1e-3"]
-    assert read_device_folder(folder / "devices" / "1e-3").node_config.participant == "1e-3"
+    assert read_node_file(folder / "devices" / "1e-3").node_config.participant == "1e-3"
     assert '"1e-3"' in to_yaml({"a": "1e-3"})
