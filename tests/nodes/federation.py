@@ -23,6 +23,7 @@ import psutil
 import yaml
 
 from kdfed.private.flwr import HEALTH, superlink_environment
+from tests.processes import end, started, until
 
 ROOT = Path(__file__).resolve().parents[2]
 APP = Path(__file__).resolve().parent / "app"
@@ -39,16 +40,6 @@ def answers(port: int, host: str = LOOPBACK) -> bool:
             return bool(reply.status == 200)
     except (OSError, HTTPException):  # a connection to a port that nobody has can meet itself
         return False
-
-
-def until(condition: Any, seconds: float, what: str) -> Any:
-    """Return a condition's value once it is true."""
-    end = time.monotonic() + seconds
-    while not (found := condition()):
-        if time.monotonic() > end:
-            raise AssertionError(f"expected {what} within {seconds:g} s")
-        time.sleep(0.05)
-    return found
 
 
 @dataclass
@@ -118,16 +109,9 @@ class Federation:
     def start(self) -> None:
         """Start the SuperLink, which knows what it knew before, and wait until it answers."""
         command = [str(BIN / "flower-superlink"), "--insecure", "--host", self.host, "--port", str(self.port)]
-        with (self.home / "superlink.log").open("ab") as log:
-            self.superlink = subprocess.Popen(
-                [*command, "--database", str(self.home / "superlink.db")],
-                env=self.environment,
-                cwd=self.home,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+        command += ["--database", str(self.home / "superlink.db")]
+        log = self.home / "superlink.log"
+        self.superlink = started(command, log, self.environment, self.home, alone=True)
         until(lambda: answers(self.port, self.host), 60, "a SuperLink that answers")
 
     def log(self) -> str:
@@ -181,15 +165,9 @@ class Federation:
         if plain:
             command = [sys.executable, "-c", PLAIN, str(folder)]
         log = folder / "log"
-        with log.open("wb") as file:
-            process = subprocess.Popen(
-                [*inside, *command],
-                env=self.environment | {"FLWR_HOME": str(folder / ".flwr")},
-                cwd=self.home,
-                stdin=subprocess.DEVNULL,
-                stdout=file,
-                stderr=subprocess.STDOUT,
-            )
+        log.unlink(missing_ok=True)
+        environment = self.environment | {"FLWR_HOME": str(folder / ".flwr")}
+        process = started([*inside, *command], log, environment, self.home)
         device = Device(folder, port, process, log)
         self.devices.append(device)
         return device
@@ -256,14 +234,7 @@ def federation(home: Path, port: int, host: str = LOOPBACK) -> Iterator[Federati
             if device.process.poll() is None:
                 device.process.terminate()
         for device in whole.devices:
-            try:
-                device.process.wait(30)
-            except subprocess.TimeoutExpired:
-                device.process.kill()
-        whole.superlink.terminate()
-        try:
-            whole.superlink.wait(15)
-        except subprocess.TimeoutExpired:
-            whole.superlink.kill()
+            end(device.process)
+        end(whole.superlink, 15)
         with suppress(ProcessLookupError):
             os.killpg(whole.superlink.pid, signal.SIGKILL)  # ServerApps whose run has not ended

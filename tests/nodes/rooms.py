@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -16,22 +14,13 @@ from simulations.deploy.flower import Flower
 from simulations.server_app import run_experiment
 from tests.devices import DeviceGrid, on_devices, write_npz
 from tests.nodes.faulty import BEGUN, FAULTS
-from tests.nodes.federation import ROOT, Device, Federation, supernode, until
+from tests.nodes.federation import ROOT, Device, Federation, supernode
+from tests.processes import free_port, until
 
 PATIENCE = 240.0
 NAMES = ["east", "north", "south"]
-PORTS = count(45000)
 COLD = {"cold": {"start": "random"}}
 CONSOLIDATED = {"consolidated": {"start": "consolidated"}}
-
-
-def free_port() -> int:
-    """Return a port that is free, each once."""
-    for port in PORTS:
-        with socket.socket() as trial:
-            if trial.connect_ex(("127.0.0.1", port)) != 0:
-                return port
-    raise AssertionError("no port is free")
 
 
 class Run:

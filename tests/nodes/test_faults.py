@@ -27,9 +27,9 @@ from tests.nodes.rooms import (
     Rooms,
     Run,
     absent,
-    free_port,
     hashes_in_process,
 )
+from tests.processes import free_port
 
 pytestmark = [pytest.mark.slow, pytest.mark.deploy, pytest.mark.timeout(600)]
 

@@ -15,7 +15,8 @@ from tests.nodes.counted import FILE
 from tests.nodes.federation import federation
 from tests.nodes.links import Link, links
 from tests.nodes.relay import Relay, Trip, relay
-from tests.nodes.rooms import COLD, NAMES, Rooms, free_port
+from tests.nodes.rooms import COLD, NAMES, Rooms
+from tests.processes import free_port
 
 pytestmark = [pytest.mark.slow, pytest.mark.deploy, pytest.mark.timeout(600)]
 
