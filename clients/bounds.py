@@ -15,6 +15,7 @@ import torch
 from flwr.app import ArrayRecord, RecordDict
 
 from kdfed.arrays import Spec, problem_with_arrays, spec_of
+from kdfed.backbones.features import BATCH
 from kdfed.choosing import parts
 from kdfed.errors import ParticipantError, shown
 from kdfed.local import LOCAL_MODES
@@ -24,6 +25,11 @@ from kdfed.settings import ModelSettings, TeacherSettings
 
 MOST_NUMBERS = 2**26
 """Weights of a model, or numbers of statistics, for which a message need not carry anything: 256 MiB."""
+
+MOST_PIXELS = 2**24
+"""Of the images that a backbone computes together: 192 MiB of colour as float32, and several times as much
+behind its first layers. 32 images of 724 x 724 pixels; the largest that torchvision's were trained on have
+600 x 600."""
 
 
 def check_models(
@@ -58,6 +64,7 @@ def check_models(
                 f"expected model.weights 'installed' on a device, got {shown(model.weights)}: no message "
                 "names a file to read, or has one fetched"
             )
+        _check_pixels(model)
         if model.backbone is None and is_shipped(model.name):
             needed = _numbers(model, shape, classes)
             if needed > most:
@@ -65,6 +72,20 @@ def check_models(
                     f"expected a model of at most {most} numbers, {shown(model.name)} with options "
                     f"{shown(model.options)} has {needed}"
                 )
+
+
+def _check_pixels(model: ModelSettings) -> None:
+    """Refuse images of a backbone's that are larger than a device has room for."""
+    if model.backbone is None:
+        return
+    sizes = {"model.size": model.size, "model.options.image_size": model.options.get("image_size")}
+    most = math.isqrt(MOST_PIXELS // BATCH)
+    for key, size in sizes.items():
+        if isinstance(size, int | float) and not size <= most:
+            raise ParticipantError(
+                f"expected {key} of at most {most} on a device, got {shown(size)}: {BATCH} images of that "
+                f"size are computed together, and they may have {MOST_PIXELS} pixels"
+            )
 
 
 def _models(config: Mapping[str, Any]) -> Iterator[ModelSettings]:

@@ -11,23 +11,27 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from clients.node_config import NodeConfig
-from kdfed.errors import ConfigError, Mistake, near, one_line, shown
+from kdfed.errors import ConfigError, Mistake, near, shown
 from kdfed.settings import Settings, Text, kebab
+from kdfed.settings_file import read_settings
 
 FILE = "node.yaml"
 
 FILES = ("folder", "parquet", "csv", "npz")
 """How ``data`` begins where a path follows."""
+
+
+_ADDRESS = re.compile(r"[^\s:/]+:[0-9]{1,5}|\[[0-9a-fA-F:]+\]:[0-9]{1,5}")
 
 
 class DeviceFolder(Settings):
@@ -36,7 +40,7 @@ class DeviceFolder(Settings):
     Paths in it are absolute, or relative to the folder.
     """
 
-    superlink: Annotated[Text, Field(pattern=r"^[^\s:/]+:[0-9]{1,5}$|^\[[0-9a-fA-F:]+\]:[0-9]{1,5}$")]
+    superlink: Text
     """``HOST:PORT`` of the SuperLink. The host is one that its certificate names."""
     insecure: bool = False
     """Without TLS and without a key: for experiments on one machine alone."""
@@ -48,6 +52,13 @@ class DeviceFolder(Settings):
     """Port on the loopback interface where the SuperNode serves its client; one a SuperNode."""
     node_config: NodeConfig
     """See :class:`clients.node_config.NodeConfig`."""
+
+    @field_validator("superlink")
+    @classmethod
+    def _is_an_address(cls, address: str) -> str:
+        if _ADDRESS.fullmatch(address) is None:
+            raise ValueError("expected HOST:PORT")
+        return address
 
     @model_validator(mode="after")
     def _has_nothing_unused(self) -> DeviceFolder:
@@ -78,6 +89,21 @@ class DeviceFolder(Settings):
         return self.model_copy(update={"node_config": node_config, **files})
 
 
+def read_node_file(folder: Path) -> DeviceFolder:
+    """Read the ``node.yaml`` of a device's folder; nothing that it names is looked for.
+
+    Raises
+    ------
+    ConfigError
+        Every mistake at once.
+    """
+    if not (folder / FILE).exists():
+        raise ConfigError(
+            str(folder), [Mistake("", f"expected a device's folder with {FILE}: No such file or directory")]
+        )
+    return read_settings(folder / FILE, DeviceFolder)
+
+
 def read_device_folder(folder: Path) -> DeviceFolder:
     """Read a device's folder, with absolute paths, and look whether everything that it names is there.
 
@@ -86,27 +112,10 @@ def read_device_folder(folder: Path) -> DeviceFolder:
     ConfigError
         Every mistake at once.
     """
-    path = folder / FILE
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise ConfigError(
-            str(folder), [Mistake("", f"expected a device's folder with {FILE}: {reason}")]
-        ) from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date that is none, levels without end
-        raise ConfigError(str(path), [Mistake("", f"expected YAML: {one_line(error)}")]) from error
-    if not isinstance(values, dict):
-        raise ConfigError(
-            str(path), [Mistake("", f"expected a mapping of keys, got {type(values).__name__}")]
-        )
-    try:
-        settings = DeviceFolder.model_validate(values).found_in(folder.absolute())
-    except ValidationError as error:
-        raise ConfigError(str(path), [_mistake(problem) for problem in error.errors()]) from error
+    settings = read_node_file(folder).found_in(folder.absolute())
     mistakes = list(missing(settings))
     if mistakes:
-        raise ConfigError(str(path), mistakes)
+        raise ConfigError(str(folder / FILE), mistakes)
     return settings
 
 
@@ -169,19 +178,3 @@ def _is_installed(module: str) -> bool:
         return find_spec(module.partition(".")[0]) is not None
     except (ImportError, ValueError):
         return False
-
-
-def _mistake(problem: Mapping[str, Any]) -> Mistake:
-    """Put one of pydantic's problems into words."""
-    key = ".".join(str(part) for part in problem["loc"])
-    if problem["type"] == "missing":
-        return Mistake(key, "expected a value, got none")
-    if problem["type"] == "extra_forbidden":
-        kind: type[Settings] = NodeConfig if key.startswith("node-config.") else DeviceFolder
-        keys = [field.alias or name for name, field in kind.model_fields.items()]
-        name = str(problem["loc"][-1])
-        return Mistake(key, f"expected one of {', '.join(keys)}, got {shown(name)}{near(name, keys)}")
-    if problem["type"] == "string_pattern_mismatch" and key == "superlink":
-        return Mistake(key, f"expected HOST:PORT, got {shown(problem['input'])}")
-    said = one_line(str(problem["msg"]).removeprefix("Value error, "))
-    return Mistake(key, said if not key else f"{said}, got {shown(problem['input'])}")

@@ -12,8 +12,9 @@ from typing import Annotated, Any
 
 from pydantic import Field, ValidationError, field_validator
 
-from kdfed.errors import ParticipantError, near, one_line, shown
+from kdfed.errors import ParticipantError
 from kdfed.settings import NAME_OF_PARTICIPANT, PositiveInt, Settings, Text
+from kdfed.settings_file import mistakes_of
 
 
 class NodeConfig(Settings):
@@ -63,15 +64,5 @@ def node_config_of(values: Mapping[str, Any]) -> NodeConfig:
     try:
         return NodeConfig.model_validate(dict(values))
     except ValidationError as error:
-        raise ParticipantError("; ".join(_told(problem) for problem in error.errors())) from error
-
-
-def _told(problem: Any) -> str:
-    key = ".".join(map(str, problem["loc"]))
-    if problem["type"] == "missing":
-        return f"expected {key!r} in this device's node-config, got none"
-    if problem["type"] == "extra_forbidden":
-        keys = [field.alias or name for name, field in NodeConfig.model_fields.items()]
-        return f"expected one of {', '.join(keys)} in this device's node-config, got {key!r}{near(key, keys)}"
-    said = one_line(str(problem["msg"]).removeprefix("Value error, "), 200)
-    return f"node-config {key!r}: {said}, got {shown(problem['input'])}"
+        told = (f"node-config {one.key!r}: {one.message}" for one in mistakes_of(error, NodeConfig))
+        raise ParticipantError("; ".join(told)) from error

@@ -49,6 +49,8 @@ def nodes_of(network: Grid) -> list[int]:
 def number_devices(network: Grid, participants: int, timeout: float) -> Present:
     """Wait until every participant's node is connected, then number nodes by their ids.
 
+    Who goes offline is not asked until the same node is back.
+
     Raises
     ------
     RunError
@@ -61,7 +63,17 @@ def number_devices(network: Grid, participants: int, timeout: float) -> Present:
                 f"expected {participants} nodes (partition.participants), got {len(nodes)} in time"
             )
         time.sleep(0.2)
-    return Present(roster=dict(enumerate(nodes[:participants])))
+    numbered = dict(enumerate(nodes[:participants]))
+    there = dict(numbered)
+
+    def update() -> None:
+        online = set(network.get_node_ids())
+        there.clear()
+        there.update({number: node for number, node in numbered.items() if node in online})
+
+    return Present(
+        roster=there, update=update, why_absent=lambda number: f"its node {numbered[number]} is offline"
+    )
 
 
 def ask_nodes(

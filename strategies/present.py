@@ -27,7 +27,8 @@ class Present:
     roster
         The node of each participant; None where nodes own nobody.
     update
-        Looks for who has come since: called before each exchange, it may change ``held`` and ``roster``.
+        Looks for who has come or gone since: called before each exchange, it may change ``held`` and
+        ``roster``.
     why_absent
         Says why a participant is in no roster.
     """

@@ -5,7 +5,7 @@ same numbers in every arm, seed and restart; a node id only lasts as long as Flo
 in the run folder keeps all three.
 
 Whoever cannot take part (another version, other inputs, a name that is taken) is refused by name, and costs
-nobody else anything.
+nobody else anything. Whoever has left is not asked, and is greeted again when it is back.
 """
 
 from __future__ import annotations
@@ -243,6 +243,7 @@ class Greeting:
         self._asked: set[int] = set()
         self._open: dict[str, int] = {}  # message: node
         self._online: set[int] = set()
+        self._left: dict[int, int] = {}  # participant: the node that it was
         self._told: dict[str, tuple[int, DeviceHelloReply]] = {}
         self._doubles: dict[str, dict[int, DeviceHelloReply]] = {}
         self._started = False
@@ -305,9 +306,13 @@ class Greeting:
     # ------------------------------------------------------------------ and before every other one
 
     def update(self) -> None:
-        """Greet who came since the last look, and take in who answered: nobody is waited for."""
+        """Greet who came since the last look, take in who answered, and leave out who has gone.
+
+        Nobody is waited for.
+        """
         self._look()
         self._join()
+        self._leave()
 
     def why_absent(self, participant: int) -> str:
         """Say why a participant has no node."""
@@ -320,6 +325,8 @@ class Greeting:
         for name, reason in self._devices.roster.refused.values():
             if name == own:
                 return f"{own} is refused: {reason}"
+        if participant in self._left:
+            return f"{own} has left: its node {self._left[participant]} is offline"
         return f"{own} has not come yet"
 
     def _join(self) -> None:
@@ -340,6 +347,13 @@ class Greeting:
         self._told = {}
         roster.write()
 
+    def _leave(self) -> None:
+        """Take the nodes of participants that are offline: nothing is sent to them, and nothing counted."""
+        present = self.present.roster
+        assert present is not None
+        for number in [number for number, node in present.items() if node not in self._online]:
+            self._left[number] = present.pop(number)
+
     # ------------------------------------------------------------------ hello
 
     def _look(self) -> None:
@@ -358,6 +372,7 @@ class Greeting:
         for node, reply in sorted(((n, r) for n, r in found if n is not None), key=lambda one: one[0]):
             self._take(node, reply)
         self._take_doubles()
+        self._told = {name: one for name, one in self._told.items() if one[0] in self._online}
         if len(self._devices.roster.refused) > refused:
             self._devices.roster.write()
 

@@ -16,10 +16,12 @@ from ipaddress import ip_address
 from typing import NamedTuple
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from kdfed.errors import one_line
 from simulations.deploy.settings import is_address
 
 AUTHORITY_DAYS = 3650
@@ -71,9 +73,16 @@ def certificate_for(
         How long it is valid, at most as long as the authority's own.
     now
         Default: the time.
+
+    Raises
+    ------
+    ValueError
+        If one of them is none, or the authority's key is not that of its certificate.
     """
-    issuer = x509.load_pem_x509_certificate(authority.public)
-    signer, own = _loaded(authority.private), _loaded(key)
+    issuer = read_certificate(authority.public)
+    signer, own = read_key(authority.private), read_key(key)
+    if issuer.public_key() != signer.public_key():
+        raise ValueError("expected the key of the authority's certificate, got another one")
     names = [x509.IPAddress(ip_address(host)) if is_address(host) else x509.DNSName(host) for host in hosts]
     certificate = (
         _builder(_name("kdfed SuperLink"), issuer.subject, own.public_key(), days, now, issuer)
@@ -87,6 +96,37 @@ def certificate_for(
         .sign(signer, hashes.SHA384())
     )
     return certificate.public_bytes(serialization.Encoding.PEM)
+
+
+def read_key(content: bytes) -> ec.EllipticCurvePrivateKey:
+    """Read a private key that was made here.
+
+    Raises
+    ------
+    ValueError
+        If it is none.
+    """
+    try:
+        key = serialization.load_pem_private_key(content, None)
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        raise ValueError(f"expected a private key, PEM, without a password: {one_line(error)}") from error
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise ValueError(f"expected a key of an elliptic curve, got {type(key).__name__}")
+    return key
+
+
+def read_certificate(content: bytes) -> x509.Certificate:
+    """Read a certificate.
+
+    Raises
+    ------
+    ValueError
+        If it is none.
+    """
+    try:
+        return x509.load_pem_x509_certificate(content)
+    except ValueError as error:
+        raise ValueError(f"expected a certificate, PEM: {one_line(error)}") from error
 
 
 def new_device_key(comment: str) -> Pair:
@@ -143,9 +183,3 @@ def _pem(key: ec.EllipticCurvePrivateKey) -> bytes:
     return key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
-
-
-def _loaded(key: bytes) -> ec.EllipticCurvePrivateKey:
-    loaded = serialization.load_pem_private_key(key, None)
-    assert isinstance(loaded, ec.EllipticCurvePrivateKey), "it was made here"
-    return loaded

@@ -55,7 +55,7 @@ Type=exec
 User={plan.user}
 WorkingDirectory={folder}
 EnvironmentFile={folder}/{ENVIRONMENT}
-ExecStart={plan.install}/venv/bin/kdfed node {folder}
+{_making(participant.store, plan.user)}ExecStart={plan.install}/venv/bin/kdfed node {folder}
 Restart=on-failure
 # After a crash Flower refuses this key for 60 s. A stop and a start by hand need no wait.
 RestartSec={RESTART_SECONDS}
@@ -66,6 +66,17 @@ RestartPreventExitStatus=2
 [Install]
 WantedBy=multi-user.target
 """
+
+
+def _making(store: str | None, user: str) -> str:
+    """Return the line of a unit that makes a participant's store, as root; one that is there stays as it is.
+
+    A path that is absent and may be written keeps a unit from starting.
+    """
+    if store is None:
+        return ""
+    command = f"[ -d {shlex.quote(store)} ] || install -d -m 700 -o {user} {shlex.quote(store)}"
+    return f"ExecStartPre=+/bin/sh -c {_quoted(command).replace('$', '$$')}\n"
 
 
 def superlink_unit(plan: Plan) -> str:
@@ -95,7 +106,7 @@ WantedBy=multi-user.target
 
 
 def _quoted(path: str) -> str:
-    """Return a path as a unit's list of paths holds it."""
+    """Return a path, or another word, as a unit holds it in quotes."""
     inner = path.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%")
     return f'"{inner}"'
 

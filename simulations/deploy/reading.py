@@ -1,7 +1,7 @@
 """Reading the participants' file, with every mistake at once, and what a deployment's folder records.
 
-The participants' file is read like an experiment. What kdfed wrote itself is read without the packages that
-an experiment needs: a device's folder is checked where PyTorch may be broken.
+The participants' file is read like an experiment, what kdfed wrote itself without the packages that one needs
+(:mod:`kdfed.settings_file`).
 """
 
 from __future__ import annotations
@@ -9,18 +9,15 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import yaml
 from pydantic import ValidationError
 
-from clients.device_folder import FILE, DeviceFolder
-from kdfed.errors import ConfigError, Mistake, near, one_line, shown
-from kdfed.settings import Settings
+from kdfed.errors import ConfigError, Mistake, shown
+from kdfed.settings_file import read_settings
 from simulations.deploy.layout import DEPLOYMENT
 from simulations.deploy.settings import Deployment, Plan, is_loopback
-
-Model = TypeVar("Model", bound=Settings)
 
 NOT_PARTICIPANTS = ("superlink", "venv", "wheels")
 """Names of what stands beside the participants' folders."""
@@ -132,51 +129,7 @@ def read_deployment(folder: Path) -> Deployment:
     ConfigError
         If it has no such file, as after an interrupted ``init``, or the file was changed.
     """
-    return _read(folder / DEPLOYMENT, Deployment)
-
-
-def read_device_folder(folder: Path) -> DeviceFolder:
-    """Read a device's ``node.yaml``.
-
-    Raises
-    ------
-    ConfigError
-        Every mistake at once.
-    """
-    return _read(folder / FILE, DeviceFolder)
-
-
-def _read(file: Path, model: type[Model]) -> Model:
-    try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:
-        reason = getattr(error, "strerror", None) or one_line(error)
-        raise ConfigError(str(file), [Mistake("", f"expected a readable YAML file: {reason}")]) from error
-    try:
-        return model.model_validate(values)
-    except ValidationError as error:
-        raise ConfigError(str(file), [_mistake(problem, model) for problem in error.errors()]) from error
-
-
-def _mistake(problem: Any, model: type[Settings]) -> Mistake:
-    key = ".".join(map(str, problem["loc"]))
-    if problem["type"] == "missing":
-        return Mistake(key, "is required")
-    if problem["type"] == "extra_forbidden":
-        keys = [field.alias or name for name, field in _at(model, problem["loc"][:-1]).model_fields.items()]
-        return Mistake(key, f"unknown key{near(problem['loc'][-1], keys)}")
-    said = one_line(str(problem["msg"]).removeprefix("Value error, "))
-    return Mistake(key, f"{said}, got {shown(problem['input'])}")
-
-
-def _at(model: type[Settings], location: tuple[int | str, ...]) -> type[Settings]:
-    """Return the model of the section at a location."""
-    for part in location:
-        for name, field in model.model_fields.items():
-            inner = field.annotation
-            if part in (name, field.alias) and isinstance(inner, type) and issubclass(inner, Settings):
-                model = inner
-    return model
+    return read_settings(folder / DEPLOYMENT, Deployment)
 
 
 # ----------------------------------------------------------------------------- writing YAML

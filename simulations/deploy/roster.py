@@ -50,13 +50,11 @@ def read_roster(run: Path) -> list[Entry]:
         ) from error
     except (ValueError, RecursionError) as error:
         raise RunError(f"expected JSON in {file}: {error}") from error
-    listed = values.get("participants", []) if isinstance(values, dict) else values
-    if isinstance(listed, dict):
-        listed = [{"name": name, **row} for name, row in listed.items() if isinstance(row, dict)]
-    refused = values.get("refused", []) if isinstance(values, dict) else []
-    found = [_entry(row) for row in _rows(listed)]
+    whole = values if isinstance(values, dict) else {}
+    found = [_entry(row) for row in _rows(whole.get("participants"))]
     there = {entry.name for entry in found}
-    return found + [entry for entry in map(_refused, _rows(refused)) if entry.name not in there]
+    refused = (_refused(row) for row in _rows(whole.get("refused")))
+    return found + [entry for entry in refused if entry.name not in there]
 
 
 def _rows(listed: object) -> list[dict[str, Any]]:
@@ -66,23 +64,22 @@ def _rows(listed: object) -> list[dict[str, Any]]:
 
 
 def _refused(row: dict[str, Any]) -> Entry:
-    return _entry({**row, "status": f"refused: {row.get('reason', 'no reason was given')}"})
+    return _entry(row)._replace(status=_text(f"refused: {row.get('reason', 'no reason was given')}"))
 
 
 def _entry(row: dict[str, Any]) -> Entry:
     told = row.get("versions")
     versions = told if isinstance(told, dict) else {}
     names = [str(versions.get(name, "?")) for name in ("kdfed", "flwr", "torch")]
-    memory = row.get("memory", row.get("memory_bytes"))
+    memory = row.get("memory")
     known = isinstance(memory, int | float) and not isinstance(memory, bool)
     return Entry(
         _text(row["name"]),
-        _text(row.get("node", row.get("node_id"))),
+        _text(row.get("node")),
         _text(row.get("examples")),
         _text(" / ".join(names)) if versions else "",
         _text(row.get("device")),
         f"{memory / 2**30:.1f} GiB" if known and memory is not None else "",
-        _text(row.get("status")),
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -18,7 +18,15 @@ from clients.device_folder import FILE, DeviceFolder
 from kdfed.errors import ConfigError, Mistake, RunFolderError, shown
 from kdfed.settings import kebab
 from simulations.deploy.compose import compose_files
-from simulations.deploy.credentials import Pair, certificate_for, new_authority, new_device_key, new_key
+from simulations.deploy.credentials import (
+    Pair,
+    certificate_for,
+    new_authority,
+    new_device_key,
+    new_key,
+    read_certificate,
+    read_key,
+)
 from simulations.deploy.layout import (
     AUTHORITY,
     CA_CERTIFICATE,
@@ -213,7 +221,7 @@ def _extend(folder: Path, plan: Plan, *, insecure: bool) -> Written:
     fresh = plan.model_copy(update={"participants": tuple(new)}).with_ports(ports).participants
     grown = old.plan.model_copy(update={"participants": (*old.plan.participants, *fresh)})
     deployment = old.model_copy(update={"plan": grown})
-    authority = b"" if old.insecure else (folder / AUTHORITY / CA_CERTIFICATE).read_bytes()
+    authority = b"" if old.insecure else _read(folder / AUTHORITY / CA_CERTIFICATE, read_certificate)
     made = []
     for participant in fresh:
         device = folder / DEVICES / participant.name
@@ -307,18 +315,49 @@ def renew(folder: Path) -> Path:
     ------
     ConfigError
         If the folder is no deployment, or has no certificates.
+    RunFolderError
+        If a key or a certificate in it is missing or broken, or the new one cannot be written.
     """
     deployment = read_deployment(folder)
     if deployment.insecure:
         raise ConfigError(str(folder), [Mistake("", "expected a deployment with TLS, this one has none")])
     file, plan = folder / SUPERLINK / SERVER_CERTIFICATE, deployment.plan
-    with _told(folder):
-        authority = Pair(
-            (folder / AUTHORITY / CA_KEY).read_bytes(), (folder / AUTHORITY / CA_CERTIFICATE).read_bytes()
-        )
-        key = (folder / SUPERLINK / SERVER_KEY).read_bytes()
+    authority = Pair(
+        _read(folder / AUTHORITY / CA_KEY, read_key),
+        _read(folder / AUTHORITY / CA_CERTIFICATE, read_certificate),
+    )
+    key = _read(folder / SUPERLINK / SERVER_KEY, read_key)
+    try:
         certificate = certificate_for(authority, key, plan.superlink.certified, plan.certificate_days)
+    except ValueError as error:
+        raise _lost(folder / AUTHORITY, str(error)) from error
+    with _told(folder):
         part = file.with_name(f".{file.name}.part")
         write_open(part, certificate.decode())
         part.replace(file)
     return file
+
+
+def _read(file: Path, reader: Callable[[bytes], object]) -> bytes:
+    """Return a key or a certificate of a deployment, once it can be read.
+
+    Raises
+    ------
+    RunFolderError
+        If it cannot.
+    """
+    try:
+        content = file.read_bytes()
+        reader(content)
+    except OSError as error:
+        raise _lost(file, f"expected a file that can be read: {error.strerror or error}") from error
+    except ValueError as error:
+        raise _lost(file, str(error)) from error
+    return content
+
+
+def _lost(place: Path, why: str) -> RunFolderError:
+    return RunFolderError(
+        f"{place}: {why}; restore it from a copy. Without one make a new deployment elsewhere: devices trust "
+        "what this authority signs, and nothing else"
+    )

@@ -31,7 +31,8 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 sys.path.insert(1, str(Path(__file__).parent))
 
-from tests.nodes.federation import Device, Federation, federation, until  # noqa: E402
+from tests.nodes.federation import Device, Federation, federation  # noqa: E402
+from tests.processes import until  # noqa: E402
 
 IDLE_SECONDS = 35
 """After so long a SuperNode asks every 3 s for messages, as Flower's does."""

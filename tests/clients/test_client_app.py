@@ -75,7 +75,7 @@ def test_the_hash_of_hello_tells_who_holds_what(tiny, changes):
 
 def test_a_device_is_not_told_by_a_message_what_its_data_is(tiny):
     assert not is_simulated(_context())
-    with pytest.raises(ParticipantError, match="expected 'participant' in this device's node-config"):
+    with pytest.raises(ParticipantError, match="node-config 'participant': expected a value, got none"):
         participants_of(_simulation(tiny()), _context())
     mine = Context(1, 1, {"participant": "mine", "data": "npz:/mine.npz"}, RecordDict(), {})
     with pytest.raises(ParticipantError, match="participant 'mine': expected a message to a device, which"):
@@ -84,7 +84,9 @@ def test_a_device_is_not_told_by_a_message_what_its_data_is(tiny):
 
 def test_a_message_changes_nothing_in_a_device_that_refuses_it(tiny):
     reply = app(_hello(tiny(), threads=2), _context())
-    assert reply.error.reason.startswith("ParticipantError: expected 'participant' in this device's")
+    assert reply.error.reason.startswith(
+        "ParticipantError: node-config 'participant': expected a value, got none"
+    )
     assert torch.get_num_threads() == 1
 
 
@@ -107,7 +109,7 @@ def test_a_store_is_only_where_a_simulation_says_and_never_relative(tiny):
     inside = _context(**{IN_PROCESS: True})
     there = _simulation(tiny(), store=Path("/somewhere"))
     assert str(participants_of(there, inside).store.root) == "/somewhere"
-    with pytest.raises(ParticipantError, match="expected 'participant' in this device's node-config"):
+    with pytest.raises(ParticipantError, match="node-config 'participant': expected a value, got none"):
         participants_of(there, _context(**{IN_PROCESS: True, "data": "/mine"}))
     with pytest.raises(ParticipantError, match="expected a message of a simulation, handled inside one"):
         participants_of(RecordDict(), inside)

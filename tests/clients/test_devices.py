@@ -84,10 +84,16 @@ def answer(asked: Any, config: dict[str, Any], told: DeviceData | None = None) -
 @pytest.mark.parametrize(
     ("config", "told"),
     [
-        ({}, ["expected 'participant' in this device's node-config, got none", "expected 'data' in this"]),
+        (
+            {},
+            ["node-config 'participant': expected a value, got none", "node-config 'data': expected a value"],
+        ),
         ({"participant": "a b", "data": "npz:x"}, ["node-config 'participant': expected letters, digits"]),
         ({"participant": "../x", "data": "npz:x"}, ["node-config 'participant': expected letters, digits"]),
-        ({"participant": "a", "data": "npz:x", "thread": 2}, ["got 'thread'", "did you mean 'threads'"]),
+        (
+            {"participant": "a", "data": "npz:x", "thread": 2},
+            ["node-config 'thread': unknown key; did you mean 'threads'?"],
+        ),
         ({"participant": "a", "data": "npz:x", "threads": 0}, ["node-config 'threads'"]),
         ({"participant": "a", "data": "mnist5k"}, ["participant 'a': node-config 'data': expected folder:"]),
         ({"participant": "a", "data": "devices"}, ["node-config 'data': expected folder:"]),

@@ -20,6 +20,7 @@ import pytest
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
 
+from clients.bounds import check_models
 from clients.client_app import app
 from kdfed.closed_form.ridge import Ridge
 from kdfed.device_data import DeviceData
@@ -256,6 +257,25 @@ def test_statistics_of_very_many_features_are_refused(config):
 def test_no_message_names_a_file_of_weights_or_has_one_fetched(weights, config):
     model = ModelSettings(backbone="efficientnet-lite0", weights=weights)
     assert "expected model.weights 'installed'" in refused("train", naming(model), config)
+
+
+@pytest.mark.parametrize("trainable", ["head", "all"])
+@pytest.mark.parametrize("kind", ["train", "query.statistics", "query.logits", "evaluate"])
+def test_images_that_would_be_made_huge_for_a_backbone_are_refused(kind, trainable, config):
+    """Of 4096 x 4096 pixels a batch of 32 would take 6 GiB, before a layer is computed."""
+    model = ModelSettings(backbone="efficientnet-lite0", size=4096, trainable=trainable)
+    reason = refused(kind, naming(model), config)
+    assert "expected model.size of at most 724 on a device, got 4096: 32 images" in reason
+    assert "16777216 pixels" in reason
+    options = {"image_size": 10**9}
+    model = ModelSettings(backbone="torchvision:vit_b_16", options=options, trainable=trainable)
+    assert "expected model.options.image_size of at most 724" in refused(kind, naming(model), config)
+
+
+def test_the_largest_images_that_a_backbone_was_trained_on_are_not_refused():
+    for size in (None, 600, 724):
+        model = ModelSettings(backbone="torchvision:efficientnet_b7", size=size)
+        check_models(RecordDict(), {"model": model.model_dump_json()}, (3, 64, 64), 3)
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ import psutil
 import yaml
 
 from kdfed.private.flwr import HEALTH, superlink_environment
+from tests.processes import end, started, until
 
 ROOT = Path(__file__).resolve().parents[2]
 APP = Path(__file__).resolve().parent / "app"
@@ -39,16 +40,6 @@ def answers(port: int, host: str = LOOPBACK) -> bool:
             return bool(reply.status == 200)
     except (OSError, HTTPException):  # a connection to a port that nobody has can meet itself
         return False
-
-
-def until(condition: Any, seconds: float, what: str) -> Any:
-    """Return a condition's value once it is true."""
-    end = time.monotonic() + seconds
-    while not (found := condition()):
-        if time.monotonic() > end:
-            raise AssertionError(f"expected {what} within {seconds:g} s")
-        time.sleep(0.05)
-    return found
 
 
 @dataclass
@@ -111,20 +102,30 @@ class Federation:
     home: Path
     port: int
     environment: dict[str, str]
-    superlink: subprocess.Popen[bytes]
     host: str = LOOPBACK
     devices: list[Device] = field(default_factory=list)
+    superlink: subprocess.Popen[bytes] = field(init=False)
+
+    def start(self) -> None:
+        """Start the SuperLink, which knows what it knew before, and wait until it answers."""
+        command = [str(BIN / "flower-superlink"), "--insecure", "--host", self.host, "--port", str(self.port)]
+        command += ["--database", str(self.home / "superlink.db")]
+        log = self.home / "superlink.log"
+        self.superlink = started(command, log, self.environment, self.home, alone=True)
+        until(lambda: answers(self.port, self.host), 60, "a SuperLink that answers")
 
     def log(self) -> str:
         """Return what the SuperLink said."""
         return (self.home / "superlink.log").read_text(errors="replace")
 
-    def prepare(self, name: str, port: int, data: str = "folder:images") -> Path:
+    def prepare(
+        self, name: str, port: int, data: str = "folder:images", superlink: str | None = None
+    ) -> Path:
         """Write the folder of a device."""
         folder = self.home / name
         (folder / "images").mkdir(parents=True, exist_ok=True)
         values = {
-            "superlink": f"{self.host}:{self.port}",
+            "superlink": superlink or f"{self.host}:{self.port}",
             "insecure": True,
             "port": port,
             "node-config": {"participant": name, "data": data},
@@ -140,6 +141,7 @@ class Federation:
         data: str = "folder:images",
         inside: Sequence[str] = (),
         plain: bool = False,
+        superlink: str | None = None,
     ) -> Device:
         """Start a device.
 
@@ -155,21 +157,17 @@ class Federation:
             What stands before its command, and becomes it.
         plain
             As in a release of Flower that is not known.
+        superlink
+            Where it reaches the SuperLink. Default: where that listens.
         """
-        folder = self.prepare(name, port, data)
+        folder = self.prepare(name, port, data, superlink)
         command = [sys.executable, "-m", "simulations.cli", "node", str(folder)]
         if plain:
             command = [sys.executable, "-c", PLAIN, str(folder)]
         log = folder / "log"
-        with log.open("wb") as file:
-            process = subprocess.Popen(
-                [*inside, *command],
-                env=self.environment | {"FLWR_HOME": str(folder / ".flwr")},
-                cwd=self.home,
-                stdin=subprocess.DEVNULL,
-                stdout=file,
-                stderr=subprocess.STDOUT,
-            )
+        log.unlink(missing_ok=True)
+        environment = self.environment | {"FLWR_HOME": str(folder / ".flwr")}
+        process = started([*inside, *command], log, environment, self.home)
         device = Device(folder, port, process, log)
         self.devices.append(device)
         return device
@@ -188,6 +186,13 @@ class Federation:
         answer = json.loads(done.stdout)
         assert answer.get("success"), done.stdout + done.stderr
         return str(answer["run-id"])
+
+    def status(self, run_id: str) -> str:
+        """Return what the SuperLink says of a run, as in ``finished:failed``."""
+        command = [str(BIN / "flwr"), "ls", "local", "--run-id", run_id, "--format", "json"]
+        done = subprocess.run(command, env=self.environment, cwd=self.home, capture_output=True, text=True)
+        (found,) = json.loads(done.stdout)["runs"]
+        return str(found["status"])
 
     def run(self, seconds: float = 180, **config: Any) -> list[dict[str, Any]]:
         """Run the app, and return what each exchange wrote."""
@@ -220,34 +225,16 @@ def federation(home: Path, port: int, host: str = LOOPBACK) -> Iterator[Federati
     (flower / "config.toml").write_text(
         f'[superlink]\ndefault = "local"\n\n[superlink.local]\naddress = "{host}:{port}"\ninsecure = true\n'
     )
-    command = [str(BIN / "flower-superlink"), "--insecure", "--host", host, "--port", str(port)]
-    with (home / "superlink.log").open("wb") as log:
-        superlink = subprocess.Popen(
-            command,
-            env=environment,
-            cwd=home,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-    whole = Federation(home, port, environment, superlink, host)
+    whole = Federation(home, port, environment, host)
     try:
-        until(lambda: answers(port, host), 60, "a SuperLink that answers")
+        whole.start()
         yield whole
     finally:
         for device in whole.devices:
             if device.process.poll() is None:
                 device.process.terminate()
         for device in whole.devices:
-            try:
-                device.process.wait(30)
-            except subprocess.TimeoutExpired:
-                device.process.kill()
-        superlink.terminate()
-        try:
-            superlink.wait(15)
-        except subprocess.TimeoutExpired:
-            superlink.kill()
+            end(device.process)
+        end(whole.superlink, 15)
         with suppress(ProcessLookupError):
-            os.killpg(superlink.pid, signal.SIGKILL)  # ServerApps whose run has not ended
+            os.killpg(whole.superlink.pid, signal.SIGKILL)  # ServerApps whose run has not ended

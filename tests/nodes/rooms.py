@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -16,22 +14,13 @@ from simulations.deploy.flower import Flower
 from simulations.server_app import run_experiment
 from tests.devices import DeviceGrid, on_devices, write_npz
 from tests.nodes.faulty import BEGUN, FAULTS
-from tests.nodes.federation import ROOT, Device, Federation, supernode, until
+from tests.nodes.federation import ROOT, Device, Federation, supernode
+from tests.processes import free_port, until
 
 PATIENCE = 240.0
 NAMES = ["east", "north", "south"]
-PORTS = count(45000)
 COLD = {"cold": {"start": "random"}}
 CONSOLIDATED = {"consolidated": {"start": "consolidated"}}
-
-
-def free_port() -> int:
-    """Return a port that is free, each once."""
-    for port in PORTS:
-        with socket.socket() as trial:
-            if trial.connect_ex(("127.0.0.1", port)) != 0:
-                return port
-    raise AssertionError("no port is free")
 
 
 class Run:
@@ -43,10 +32,18 @@ class Run:
         Where.
     out
         Its folder.
+    run_id
+        The SuperLink's number for it.
     """
 
-    def __init__(self, rooms: Rooms, out: Path) -> None:
-        self.rooms, self.out = rooms, out
+    def __init__(self, rooms: Rooms, out: Path, run_id: str = "") -> None:
+        self.rooms, self.out, self.run_id = rooms, out, run_id
+
+    def again(self) -> Run:
+        """Hand it in again, with the same folder."""
+        file = self.out.with_name(self.out.name.replace("run-", "experiment-") + ".yaml")
+        run_id = self.rooms.whole.hand_in(self.rooms.app, experiment=str(file), out=str(self.out))
+        return Run(self.rooms, self.out, run_id)
 
     def rows(self) -> list[dict[str, Any]]:
         """Return what it has written down of its rounds so far."""
@@ -116,14 +113,31 @@ class Rooms:
         (self.app / "pyproject.toml").write_text(settings)
         shutil.copy(ROOT / "simulations" / "quickstart.yaml", self.app)
 
-    def start(self, *names: str, inside: Mapping[str, Sequence[str]] | None = None) -> None:
-        """Start devices, each with what stands before its command, and wait until they are ready."""
+    def start(
+        self,
+        *names: str,
+        inside: Mapping[str, Sequence[str]] | None = None,
+        superlinks: Mapping[str, str] | None = None,
+    ) -> None:
+        """Start devices and wait until they are ready.
+
+        Parameters
+        ----------
+        inside
+            What stands before the command of some.
+        superlinks
+            Where some reach the SuperLink.
+        """
         for name in names:
             file = self.home / f"{name}.npz"
             if not file.exists():
                 write_npz(name, file)
             self.devices[name] = self.whole.device(
-                name, free_port(), data=f"npz:{file}", inside=(inside or {}).get(name, ())
+                name,
+                free_port(),
+                data=f"npz:{file}",
+                inside=(inside or {}).get(name, ()),
+                superlink=(superlinks or {}).get(name),
             )
         for name in names:
             self.devices[name].ready()
@@ -140,8 +154,8 @@ class Rooms:
         number = time.monotonic_ns()
         file, out = self.home / f"experiment-{number}.yaml", self.home / f"run-{number}"
         file.write_text(on_devices(**changes).to_yaml())
-        self.whole.hand_in(app or self.app, experiment=str(file), out=str(out))
-        return Run(self, out)
+        run_id = self.whole.hand_in(app or self.app, experiment=str(file), out=str(out))
+        return Run(self, out, run_id)
 
     def tell(self, name: str, message: str, fault: str) -> Path:
         """Tell a device what to do when a message comes."""

@@ -10,9 +10,11 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from flwr.app import Message, RecordDict
 
@@ -23,10 +25,11 @@ from tests.nodes.rooms import (
     CONSOLIDATED,
     NAMES,
     Rooms,
+    Run,
     absent,
-    free_port,
     hashes_in_process,
 )
+from tests.processes import free_port
 
 pytestmark = [pytest.mark.slow, pytest.mark.deploy, pytest.mark.timeout(600)]
 
@@ -245,3 +248,112 @@ def test_a_supernode_that_is_killed_in_the_teacher_phase_costs_its_teacher(rooms
     last = run.ended()[-1]
     assert last["answered"] == 2
     assert run.summary()["failures"] == []
+
+
+def test_a_device_that_is_stopped_in_order_comes_back_in_the_same_run(rooms: Rooms, took: Any) -> None:
+    """South is told to stop while it works in round 2, and started again in round 3."""
+    rooms.tell("south", "train-2", "hold")
+    slow = rooms.tell("east", "train-3", "hold")
+    run = rooms.run(arms=COLD, **{"server.deadlines.train": 60, "rounds.horizon": 6})
+    rooms.begun("south", "train-2")
+    stopped = time.monotonic()
+    assert rooms.devices["south"].stop() == 0
+    took("a device is told to stop, until it has ended", stopped)
+    node = run.node_of("south")
+    run.round(2)
+    took("a device is told to stop, until the round has ended without it", stopped)
+    rooms.begun("east", "train-3")
+    shutil.rmtree(rooms.home / "south" / FAULTS)
+    started = time.monotonic()
+    rooms.start("south")
+    slow.unlink()
+    rooms.wait(lambda: run.node_of("south") != node, "south to be back")
+    took("it is started again, until it takes part", started)
+    _, *rows = run.ended()
+    assert (rows[0]["answered"], absent(rows[0])) == (3, [])
+    ((participant, reason),) = absent(rows[1])
+    assert participant == 2
+    assert "Node Unavailable" in reason
+    assert absent(rows[2]) == [(2, f"south has left: its node {node} is offline")]
+    assert (rows[-1]["answered"], absent(rows[-1])) == (3, [])
+    down = [later["bytes_down"] - sooner["bytes_down"] for sooner, later in pairwise(rows)]
+    assert 3 * down[1] == 2 * down[-1], "who has left costs no bytes"
+
+
+# ----------------------------------------------------------------------------- the server's side dies
+
+
+def begun_run(rooms: Rooms) -> tuple[Run, Path]:
+    """Hand in a run, and return it once its first arm is finished and south holds its teacher back."""
+    held = rooms.tell("south", "train.teacher-0", "hold")
+    run = rooms.run(**{"rounds.horizon": 1})
+    rooms.begun("south", "train.teacher-0")
+    return run, held
+
+
+def assert_it_is_taken_up(rooms: Rooms, run: Run, twin: Path) -> None:
+    """Hand a run in again: what was finished is kept, the rest is as if nothing had happened."""
+    kept = run.rows()
+    assert [(row["arm"], row["round"]) for row in kept] == [("cold", 0), ("cold", 1)]
+    rows = run.again().ended()
+    assert rows[:2] == kept
+    assert [(row["arm"], row["round"], row["answered"]) for row in rows[2:]] == [
+        ("consolidated", 0, 3),
+        ("consolidated", 1, 3),
+    ]
+    assert run.hashes() == hashes_in_process(rooms, twin, **{"rounds.horizon": 1})
+    assert [one["name"] for one in run.roster()["participants"]] == NAMES
+    for name in NAMES:
+        rooms.wait(lambda name=name: not clients(rooms.devices[name]), f"{name} to have no client left")
+
+
+def failed(rooms: Rooms, run: Run) -> bool:
+    """Return whether the SuperLink says so of a run."""
+    return rooms.whole.status(run.run_id) == "finished:failed"
+
+
+def test_a_superlink_that_is_killed_is_started_again_and_the_run_handed_in_again(
+    rooms: Rooms, took: Any, tmp_path: Path
+) -> None:
+    """Devices wait for it and are the same nodes; of what it had started at most its ServerApp is left.
+
+    Flower's own way out of that process waits for a lock, now and then for ever.
+    """
+    run, held = begun_run(rooms)
+    nodes, starts = rooms.online(), [device.process.pid for device in rooms.devices.values()]
+    family = psutil.Process(rooms.whole.superlink.pid).children(recursive=True)
+    assert any("flwr-serverapp" in word for one in family for word in one.cmdline())
+    rooms.whole.superlink.kill()
+    killed = time.monotonic()
+    rooms.whole.superlink.wait(10)
+    _, left = psutil.wait_procs(family, timeout=40)
+    assert all(any("flwr-serverapp" in word for word in one.cmdline()) for one in left)
+    took(f"a SuperLink is killed, until what it had started has ended but for {len(left)}", killed)
+    for one in left:
+        one.kill()
+    held.unlink()
+    started = time.monotonic()
+    rooms.whole.start()
+    rooms.wait(lambda: rooms.online() == nodes, "devices that are back")
+    took("a SuperLink is started again, until all devices are back", started)
+    assert [
+        device.process.pid for device in rooms.devices.values() if device.process.poll() is None
+    ] == starts
+    assert_it_is_taken_up(rooms, run, tmp_path)
+    rooms.wait(lambda: failed(rooms, run), "a run that has failed")
+    took("a SuperLink is started again, until it says that the run has failed, at most", started)
+
+
+def test_a_serverapp_that_is_killed_costs_the_run_which_is_handed_in_again(
+    rooms: Rooms, took: Any, tmp_path: Path
+) -> None:
+    run, held = begun_run(rooms)
+    family = psutil.Process(rooms.whole.superlink.pid).children(recursive=True)
+    (server,) = [one for one in family if any("flwr-serverapp" in word for word in one.cmdline())]
+    server.kill()
+    killed = time.monotonic()
+    held.unlink()
+    assert_it_is_taken_up(rooms, run, tmp_path)
+    rooms.wait(lambda: failed(rooms, run), "a run that has failed")
+    took("a ServerApp is killed, until the SuperLink says that the run has failed", killed)
+    assert all(device.process.poll() is None for device in rooms.devices.values())

@@ -18,17 +18,10 @@ from tests.nodes.federation import (
     processes,
     read,
     supernode,
-    until,
 )
+from tests.processes import free_port, until
 
 pytestmark = [pytest.mark.deploy, pytest.mark.timeout(600)]
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-    return port
 
 
 @pytest.fixture(scope="module")

@@ -253,6 +253,30 @@ def test_a_quorum_starts_and_who_comes_later_takes_part(tmp_path: Path) -> None:
     ]
 
 
+def test_a_device_that_has_left_is_named_and_costs_no_bytes(tmp_path: Path) -> None:
+    """South leaves once round 1 has ended, and comes back while round 3 is trained."""
+    configs, trained = node_configs(tmp_path / "data"), list[int]()
+
+    def go_and_come(node: int, kind: str, reply: Message) -> Message:
+        if kind == "train":
+            trained.append(node)
+            if len(trained) == 3:
+                grid.leave(31)
+            elif len(trained) == 6:
+                grid.connect(31, configs[31])
+        return reply
+
+    grid = DeviceGrid(configs, change=go_and_come)
+    changes = {"rounds.horizon": 5, "arms": {"cold": {"start": "random"}}}
+    records(grid, on_devices(**changes), tmp_path / "run")
+    _, *rows = rows_of(tmp_path / "run")
+    assert [row["answered"] for row in rows] == [3, 2, 2, 3, 3]
+    left = [{"participant": 2, "reason": "south has left: its node 31 is offline"}]
+    assert [row["absent"] for row in rows] == [[], left, left, [], []]
+    assert rows[-1]["bytes_down"] == sum(_counted(seen.down) for seen in grid.seen)
+    assert rows[-1]["bytes_up"] == sum(_counted(seen.up) for seen in grid.seen if seen.up is not None)
+
+
 def test_a_device_of_a_class_that_nobody_knows_is_refused_and_named(tmp_path: Path, caplog) -> None:
     configs = node_configs(tmp_path / "data")
     (tmp_path / "data/south/eleven").mkdir()

@@ -208,6 +208,16 @@ def test_devices_are_numbered_by_their_nodes_ids_once_enough_are_there(clock):
     assert 0 < clock.now < 1
 
 
+def test_a_device_that_is_offline_is_left_out_until_it_is_back(clock):
+    present = number_devices(network_of([9, 4], [9], [4, 9]), 2, timeout=60)
+    assert present.roster == {0: 4, 1: 9}
+    present.update()
+    assert present.roster == {1: 9}
+    assert present.why_absent(0) == "its node 4 is offline"
+    present.update()
+    assert present.roster == {0: 4, 1: 9}
+
+
 def test_devices_that_do_not_come_in_time_are_counted(clock):
     with pytest.raises(RunError, match=r"expected 3 nodes \(partition\.participants\), got 2 in time"):
         number_devices(network_of([9, 4]), 3, timeout=60)

@@ -257,6 +257,36 @@ def test_a_device_that_comes_back_with_a_new_node_keeps_its_number():
     assert present.held.tolist() == [33, 9]
 
 
+def test_a_device_that_has_left_is_in_no_roster_until_it_has_answered_again():
+    network, ledger = Network({1: says("a"), 2: says("b")}), Ledger()
+    one = greeting(network, participants=2, ledger=ledger)
+    present = one.wait()
+    greeted = ledger.by_phase()["hello"].bytes_down
+    del network.says[1]
+    present.update()
+    assert present.roster == {1: 2}
+    assert present.why_absent(0) == "a has left: its node 1 is offline"
+    assert ledger.by_phase()["hello"].bytes_down == greeted
+    network.says[1] = None
+    present.update()
+    assert present.roster == {1: 2}, "it has not answered"
+    network.says[1] = says("a")
+    present.update()
+    assert present.roster == {0: 1, 1: 2}
+    assert len(network.sent) == 3, "it was greeted once more"
+
+
+def test_a_device_that_left_before_the_start_does_not_start_a_run(clock):
+    """It has answered, and is gone when the second one comes."""
+    network = Network({1: says("a")})
+    one = greeting(network, participants=2)
+    one._look()
+    del network.says[1]
+    network.says[2] = says("b")
+    with pytest.raises(RunError, match=r"got 1: b\."):
+        one.wait()
+
+
 def test_a_device_that_was_refused_is_asked_again_once_it_reconnects():
     network = Network({1: says("a"), 2: "no such folder"})
     one = greeting(network, participants=2, quorum=1)

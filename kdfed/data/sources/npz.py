@@ -49,8 +49,6 @@ def npz(argument: str, settings: DataSettings) -> Listing:
     inputs, labels = arrays["inputs"], arrays["labels"]
     if inputs.ndim == 3 and inputs.dtype == np.uint8:
         inputs = inputs[:, None]
-    if inputs.ndim == 2 and inputs.dtype.kind in "iu":
-        inputs = inputs.astype(np.float64)
     if inputs.ndim not in (2, 4):
         raise DataError(
             f"expected uint8 [N, C, H, W] or numbers [N, F] as inputs in {path}, got {inputs.dtype} "
@@ -68,7 +66,10 @@ def npz(argument: str, settings: DataSettings) -> Listing:
         labels = check_labels(labels, len(names), str(path))
     if len(labels) != len(inputs):
         raise DataError(f"expected as many labels as inputs in {path}, got {len(labels)} and {len(inputs)}")
-    return Listing(labels, names, reader_of(inputs))
+    read = reader_of(inputs)
+    if inputs.ndim == 2 and inputs.dtype.kind in "iu":  # features, in their own unit; made when they are read
+        return Listing(labels, names, lambda rows: read(rows).astype(np.float32))
+    return Listing(labels, names, read)
 
 
 def _read(path: Any) -> dict[str, np.ndarray]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from cryptography import x509
 from pydantic import Field, ValidationError
 
-from clients.device_folder import FILE, DeviceFolder
+from clients.device_folder import FILE, DeviceFolder, read_node_file
 from kdfed.errors import ConfigError, Mistake
 from kdfed.settings import Settings, Text
 from simulations.deploy.checking.certificates import check_authority, check_dates, check_server, load
@@ -42,8 +42,9 @@ from simulations.deploy.layout import (
     is_deployment,
     is_device,
     is_superlink,
+    unit_of,
 )
-from simulations.deploy.reading import read_deployment, read_device_folder
+from simulations.deploy.reading import read_deployment
 from simulations.deploy.settings import Port, is_loopback
 
 RENEW = "on the machine of the deployment: kdfed deploy renew DIR, copy superlink/server.crt, restart"
@@ -73,14 +74,17 @@ def check(folder: Path, now: datetime | None = None) -> list[Finding]:
     if is_superlink(folder):
         return [*_check_machine(_made(folder).versions), *_check_superlink_machine(folder, now)]
     made = (folder / SUPERLINK).exists() or (folder / DEVICES).exists()
-    hint = f"; it has no {DEPLOYMENT}, so it is not whole: run kdfed deploy init again" if made else ""
+    hint = (
+        f"; it has no {DEPLOYMENT}, which kdfed deploy init wrote last and does not write again: restore it "
+        "from a copy, or move the folder away and make a new deployment"
+    )
     raise ConfigError(
         "the command line",
         [
             Mistake(
                 "DIR",
                 f"expected a deployment ({DEPLOYMENT}), or the folder of a device ({FILE}) or of a SuperLink "
-                f"({START}), got {folder}{hint}",
+                f"({START}), got {folder}{hint if made else ''}",
             )
         ],
     )
@@ -105,7 +109,11 @@ def _check_deployment(folder: Path, now: datetime) -> Iterator[Finding]:
     for participant in plan.participants:
         device = folder / DEVICES / participant.name
         if not is_device(device):
-            yield wrong(participant.name, f"expected {device / FILE}; run kdfed deploy init again")
+            yield wrong(
+                participant.name,
+                f"expected {device / FILE}, got no such file; restore the folder from a copy, or from the "
+                "device. Where its key is lost, add the device to the participants' file under another name",
+            )
             continue
         for finding in _check_device(device, now, here=plan.superlink.is_local, name=participant.name):
             yield finding.of(participant.name)
@@ -200,7 +208,7 @@ def _check_own(folder: Path, now: datetime) -> Iterator[Finding]:
     """Yield what is so of a device's folder on its own machine, from which the SuperLink must be reached."""
     yield from _check_device(folder, now, here=True)
     try:
-        device = read_device_folder(folder)
+        device = read_node_file(folder)
     except ConfigError:  # said already
         return
     authority = None
@@ -225,7 +233,7 @@ def _check_device(folder: Path, now: datetime, *, here: bool, name: str | None =
         The participant that it should be. Default: any.
     """
     try:
-        device = read_device_folder(folder)
+        device = read_node_file(folder)
     except ConfigError as error:
         for mistake in error.mistakes:
             yield wrong(FILE, str(mistake))
@@ -280,7 +288,7 @@ def _check_device_machine(folder: Path, device: DeviceFolder) -> Iterator[Findin
     if config.store is not None:
         store = folder / Path(config.store).expanduser()
         kept.append(store)
-        yield _check_store(store)
+        yield _check_store(store, folder / unit_of(config.participant))
     if config.teacher is not None:
         yield _check_teacher(folder / Path(config.teacher).expanduser())
     yield from check_disk(kept)
@@ -292,9 +300,12 @@ def _check_reachable(address: str, authority: Path | None, *, must_run: bool) ->
     yield from check_superlink(address, authority, must_run=must_run)
 
 
-def _check_store(store: Path) -> Finding:
+def _check_store(store: Path, unit: Path) -> Finding:
+    if not store.exists() and unit.is_file() and str(store) in unit.read_text(errors="replace"):
+        return note("store", f"{store} is not there yet: {unit.name} makes it when it starts")
     if not store.is_dir():
-        return wrong("store", f"expected a folder {store}; make it, or correct node-config.store")
+        got = "a file" if store.exists() else "nothing there"
+        return wrong("store", f"expected a folder {store}, got {got}; make it, or correct node-config.store")
     if not os.access(store, os.W_OK | os.X_OK):
         return wrong("store", f"expected {store} to be writable; let the user who runs kdfed write it")
     return fine("store", f"{store} is writable")

@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import psutil
@@ -24,6 +22,7 @@ from simulations.deploy.demo import (
     write_images,
 )
 from simulations.engines.home import MARK
+from tests.processes import started, until
 
 ROOT = Path(__file__).parents[3]
 
@@ -83,14 +82,7 @@ class Demo:
         self.out, self.log = folder / "out", folder / "log"
         command = [sys.executable, "-m", "simulations.cli", "deploy", "demo", "--out", str(self.out)]
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": "/tmp"}
-        with self.log.open("wb") as stream:
-            self.process = subprocess.Popen(
-                [*command, "--rounds", str(rounds)],
-                stdout=stream,
-                stderr=subprocess.STDOUT,
-                env=environment,
-                cwd=folder,
-            )
+        self.process = started([*command, "--rounds", str(rounds)], self.log, environment, folder)
         self.started: set[psutil.Process] = set()
 
     def text(self) -> str:
@@ -107,11 +99,12 @@ class Demo:
 
     def until(self, words: str | None, patience: float = 400.0) -> None:
         """Wait until it says something; None waits for its end."""
-        end = time.monotonic() + patience
-        while self.process.poll() is None and (words is None or words not in self.text()):
+
+        def has_come() -> bool:
             self.look()
-            assert time.monotonic() < end, self.text()[-3000:]
-            time.sleep(0.5)
+            return self.process.poll() is not None or (words is not None and words in self.text())
+
+        until(has_come, patience, f"the demonstration to end or to say {words!r} (see {self.log})", every=0.5)
 
 
 def _own() -> psutil.Process:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import configparser
+import getpass
 import os
+import shlex
 import shutil
 import stat
 import subprocess
@@ -36,7 +38,7 @@ def program(path: Path, text: str = "#!/bin/sh\n") -> None:
 def installed(tmp_path: Path) -> Path:
     """A deployment whose machines' folder is here, with something that can be run as kdfed."""
     top = tmp_path / "top"
-    row = {**PLAN["participants"][0], "store": '/srv/a %b "c"'}
+    row = {**PLAN["participants"][0], "store": '/srv/a %b "c" $d'}
     plan = Plan.model_validate({**PLAN, "participants": [row], "install": str(top)})
     initialise(tmp_path / "deployment", plan)
     program(top / "venv" / "bin" / "kdfed")
@@ -91,6 +93,34 @@ def test_what_is_kept_stays_in_the_one_folder_that_can_be_written():
     unit = superlink_unit(plan)
     assert "Environment=HOME=/opt/kdfed/superlink/state" in unit
     assert 'ReadWritePaths="/opt/kdfed/superlink"' in unit
+
+
+@pytest.mark.parametrize("name", ["store", 'a %b "c" $d\\e', "it's"])
+def test_the_unit_makes_a_store_that_is_not_there_and_leaves_one_that_is(name, tmp_path):
+    """A path under ReadWritePaths that is absent keeps a unit from starting."""
+    store, user = tmp_path / "kept" / name, getpass.getuser()
+    row = {**PLAN["participants"][0], "store": str(store)}
+    plan = Plan.model_validate({**PLAN, "participants": [row], "user": user})
+    lines = device_unit(plan, plan.participants[0]).splitlines()
+    (making,) = [place for place, line in enumerate(lines) if line.startswith("ExecStartPre=")]
+    (starting,) = [place for place, line in enumerate(lines) if line.startswith("ExecStart=")]
+    assert making < starting
+    command = lines[making].removeprefix("ExecStartPre=+")  # as root, outside of what the unit may write
+    words = [word.replace("$$", "$").replace("%%", "%") for word in shlex.split(command)]
+    subprocess.run(words, check=True)
+    assert stat.S_IMODE(store.stat().st_mode) == 0o700
+    assert store.owner() == user
+    (store / "mine").touch()
+    store.chmod(0o750)
+    subprocess.run(words, check=True)
+    assert stat.S_IMODE(store.stat().st_mode) == 0o750
+    assert (store / "mine").exists()
+
+
+def test_a_device_that_keeps_nothing_makes_nothing():
+    plan = Plan.model_validate(PLAN)
+    assert plan.participants[0].store is None
+    assert "ExecStartPre" not in device_unit(plan, plan.participants[0])
 
 
 def test_tls_and_authentication_are_on_unless_it_is_insecure():

@@ -9,9 +9,10 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from clients.device_folder import read_node_file
 from kdfed.config.document import DocumentError, parse
 from kdfed.errors import ConfigError
-from simulations.deploy.reading import read_deployment, read_device_folder, read_plan, to_yaml
+from simulations.deploy.reading import read_deployment, read_plan, to_yaml
 from tests.simulations.deploy.conftest import LOCAL, PLAN
 
 
@@ -65,7 +66,7 @@ def test_without_tls_only_this_machine_is_served(plan_file):
 def test_what_was_written_is_read_back(deployed):
     folder = deployed()
     assert [one.name for one in read_deployment(folder).plan.participants] == ["north", "south"]
-    device = read_device_folder(folder / "devices" / "south")
+    device = read_node_file(folder / "devices" / "south")
     assert device.superlink == "fl.example.org:42100"
     assert device.node_config.threads == 2
     assert device.node_config.allowed == {"my_models:small"}
@@ -78,10 +79,10 @@ def test_mistakes_in_a_device_folder_are_told_with_a_near_match(deployed):
     values["node-config"] = {"data": "m:f", "thraeds": 2}
     file.write_text(yaml.safe_dump(values))
     with pytest.raises(ConfigError) as error:
-        read_device_folder(file.parent)
+        read_node_file(file.parent)
     assert mistakes(error) == {
         "prt": "unknown key; did you mean 'port'?",
-        "node-config.participant": "is required",
+        "node-config.participant": "expected a value, got none",
         "node-config.thraeds": "unknown key; did you mean 'threads'?",
     }
 
@@ -91,7 +92,7 @@ def test_what_is_no_mapping_is_one_mistake(deployed, text):
     file = deployed() / "devices" / "north" / "node.yaml"
     file.write_text(text)
     with pytest.raises(ConfigError):
-        read_device_folder(file.parent)
+        read_node_file(file.parent)
 
 
 WORDS = [
@@ -131,5 +132,5 @@ def test_a_plain_reader_would_read_some_of_these_words_as_something_else():
 @pytest.mark.parametrize("text", ["plan: 2026-99-99\n", "[" * 3000])
 def test_a_deployment_file_that_breaks_its_reader_is_a_mistake_like_any_other(tmp_path, text):
     (tmp_path / "deployment.yaml").write_text(text)
-    with pytest.raises(ConfigError, match="expected a readable YAML file"):
+    with pytest.raises(ConfigError, match="expected YAML"):
         read_deployment(tmp_path)

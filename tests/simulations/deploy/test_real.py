@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
-import socket
-import subprocess
 import sysconfig
 import time
 from collections.abc import Iterator
@@ -15,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from clients.device_folder import DeviceFolder
+from clients.device_folder import DeviceFolder, read_node_file
 from kdfed.errors import RunError
 from simulations.cli import main
 from simulations.deploy.checking.folders import check
@@ -24,32 +21,17 @@ from simulations.deploy.credentials import new_authority, new_device_key
 from simulations.deploy.flower import Flower
 from simulations.deploy.layout import CONNECTION
 from simulations.deploy.pages import connection
-from simulations.deploy.reading import read_deployment, read_device_folder
+from simulations.deploy.reading import read_deployment
 from simulations.deploy.registering import flower_of, registered
 from simulations.deploy.secret import write_secret
 from simulations.deploy.settings import Plan
 from simulations.deploy.writing import initialise, renew
+from tests.processes import end, free_port, started, until
 
 pytestmark = [pytest.mark.deploy, pytest.mark.timeout(600), pytest.mark.xdist_group("deploy")]
 
 SCRIPTS = sysconfig.get_path("scripts")
 PATIENCE = 90.0
-
-
-def free_port(number: int) -> int:
-    """Return a free port that the others here do not get."""
-    for port in range(42200 + 100 * number, 42300 + 100 * number):
-        with socket.socket() as trial:
-            if trial.connect_ex(("127.0.0.1", port)) != 0:
-                return port
-    raise AssertionError("no port is free")
-
-
-def until(what, holds, patience: float = PATIENCE) -> None:
-    end = time.monotonic() + patience
-    while not holds():
-        assert time.monotonic() < end, f"waited {patience:.0f} s for {what}"
-        time.sleep(0.5)
 
 
 class Process:
@@ -64,15 +46,7 @@ class Process:
             "FLWR_DISABLE_UPDATE_CHECK": "1",
         }
         self._log = log
-        with log.open("wb") as stream:
-            self._popen = subprocess.Popen(
-                command,
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=stream,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+        self._popen = started(command, log, environment, alone=True)
         self._seen: set[psutil.Process] = set()
 
     def log(self) -> str:
@@ -95,13 +69,7 @@ class Process:
 
     def stop(self) -> None:
         self._look()
-        if self._popen.poll() is None:
-            self._popen.send_signal(signal.SIGTERM)
-        try:
-            self._popen.wait(30)
-        except subprocess.TimeoutExpired:
-            self._popen.kill()
-            self._popen.wait()
+        end(self._popen)
         for process in psutil.wait_procs(list(self._seen), timeout=20)[1]:
             process.kill()
 
@@ -111,7 +79,7 @@ class Link:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.ports = [free_port(number) for number in range(3)]
+        self.ports = [free_port() for _ in range(3)]
         (folder.parent / "images" / "zero").mkdir(parents=True)
         (folder.parent / "images" / "zero" / "a.png").write_bytes(b"x")
         data = f"folder:{folder.parent}/images"
@@ -125,7 +93,7 @@ class Link:
     def start(self) -> None:
         command = ["sh", str(self.folder / "superlink" / "start.sh")]
         self._process = Process(command, self.folder.parent / "superlink.log", self.folder)
-        until("the SuperLink", self._answers)
+        until(self._answers, PATIENCE, "the SuperLink")
 
     def _answers(self) -> bool:
         assert self._process is not None
@@ -180,7 +148,7 @@ def link(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Link]:
 @pytest.fixture
 def north(link: Link) -> tuple[DeviceFolder, Path]:
     folder = link.folder / "devices" / "north"
-    return read_device_folder(folder), folder
+    return read_node_file(folder), folder
 
 
 def test_a_registered_device_connects_and_status_shows_it(link, north, capsys):
@@ -189,7 +157,7 @@ def test_a_registered_device_connects_and_status_shows_it(link, north, capsys):
     assert "0 registered now, 2 before" in capsys.readouterr().out
     ids = registered(link.folder)
     process = link.node(*north)
-    until("north", lambda: ids["north"] in link.online())
+    until(lambda: ids["north"] in link.online(), PATIENCE, "north")
     assert link.online() == {ids["north"]}
     assert main(["deploy", "status", str(link.folder)]) == 0
     said = capsys.readouterr().out
@@ -207,7 +175,7 @@ def test_a_check_of_a_device_finds_nothing_wrong(link, north):
 
 def refused(link: Link, process: Process) -> str:
     """Wait until a node gives up, which it does with an error; return its log."""
-    until("the node to give up", lambda: process.code is not None)
+    until(lambda: process.code is not None, PATIENCE, "the node to give up")
     assert process.code != 0
     assert link.online() == set()
     return process.log()
@@ -232,8 +200,8 @@ def test_a_superlink_that_another_authority_signed_is_refused(link, north, tmp_p
 def test_a_device_without_tls_never_connects(link, north):
     """Flower tries for ever: nothing that it sends without TLS is answered."""
     process = link.node(*north, root_certificates=None, auth_supernode_private_key=None, insecure="")
-    end = time.monotonic() + 15
-    while time.monotonic() < end and process.code is None:
+    last = time.monotonic() + 15
+    while time.monotonic() < last and process.code is None:
         assert link.online() == set()
         time.sleep(1)
     assert link.online() == set()
@@ -247,18 +215,18 @@ def test_a_device_that_crashes_is_refused_until_the_superlink_has_noticed_and_is
     assert main(["deploy", "register", str(link.folder)]) == 0
     node = registered(link.folder)["north"]
     first = link.device(north[1])
-    until("north", lambda: node in link.online())
+    until(lambda: node in link.online(), PATIENCE, "north")
     first.child("clients.supernode").kill()
     killed = time.monotonic()
-    until("the device to end", lambda: first.code is not None)
+    until(lambda: first.code is not None, PATIENCE, "the device to end")
     assert "it was killed by SIGKILL" in first.log()
     second = link.device(north[1])
-    until("the second start to end", lambda: second.code is not None)
+    until(lambda: second.code is not None, PATIENCE, "the second start to end")
     assert second.code == 1
     assert "it crashed or was killed less than 60 s ago and is still taken for present" in second.log()
-    until("the SuperLink to notice", lambda: node not in link.online())
+    until(lambda: node not in link.online(), PATIENCE, "the SuperLink to notice")
     third = link.device(north[1])
-    until("north", lambda: node in link.online())
+    until(lambda: node in link.online(), PATIENCE, "north")
     with capsys.disabled():
         print(f"\na device with a key is killed, until it is back: {time.monotonic() - killed:.0f} s")
     assert third.code is None

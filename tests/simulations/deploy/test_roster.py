@@ -7,18 +7,9 @@ import json
 import pytest
 
 from kdfed.errors import RunError
+from kdfed.messages import DeviceHelloReply
 from simulations.deploy.roster import Entry, read_roster
-
-NORTH = {
-    "name": "north",
-    "number": 0,
-    "node_id": 2**63 + 5,
-    "examples": 120,
-    "versions": {"kdfed": "0.1.0", "flwr": "1.42.0", "torch": "2.9.0"},
-    "device": "cpu",
-    "memory_bytes": 4 * 2**30,
-    "status": "answers",
-}
+from strategies.roster import Roster
 
 
 def written(tmp_path, values):
@@ -26,26 +17,20 @@ def written(tmp_path, values):
     return read_roster(tmp_path)
 
 
-def test_what_a_participant_told_is_read(tmp_path):
-    expected = [Entry("north", str(2**63 + 5), "120", "0.1.0 / 1.42.0 / 2.9.0", "cpu", "4.0 GiB", "answers")]
-    assert written(tmp_path, {"participants": [NORTH]}) == expected
-    assert read_roster(tmp_path / "roster.json") == expected
-    assert written(tmp_path, [NORTH]) == expected
-    assert written(tmp_path, {"participants": {"north": {**NORTH, "name": "north"}}}) == expected
-
-
-def test_the_servers_file_is_read_with_whom_it_refused(tmp_path):
-    """Its keys are ``node`` and ``memory``; a node without a name is nobody's row."""
-    told = {"name": "south", "number": 1, "node": "22", "memory": 2**31, "examples": 5}
-    refused = [
-        {"name": "west", "node": "33", "reason": "another shape"},
-        {"name": None, "node": "44", "reason": "no name"},
-        {"name": "south", "node": "55", "reason": "is there already"},
-    ]
-    assert written(tmp_path, {"schema": 1, "participants": [told], "refused": refused}) == [
-        Entry("south", "22", "5", memory="2.0 GiB"),
+def test_what_the_server_writes_is_read_with_whom_it_refused(tmp_path):
+    """A node without a name is nobody's row, and a name that takes part is no refused one."""
+    versions = {"kdfed": "0.1.0", "flwr": "1.42.0", "torch": "2.9.0"}
+    roster = Roster(tmp_path / "roster.json")
+    told = DeviceHelloReply("north", 120, (4,), versions, "cpu", 4 * 2**30)
+    roster.admit({"north": (2**63 + 5, told)})
+    for node, name, reason in ((33, "west", "another shape"), (44, "", "no name"), (55, "north", "twice")):
+        roster.refuse(node, name, reason)
+    roster.write()
+    expected = [
+        Entry("north", str(2**63 + 5), "120", "0.1.0 / 1.42.0 / 2.9.0", "cpu", "4.0 GiB"),
         Entry("west", "33", status="refused: another shape"),
     ]
+    assert read_roster(tmp_path) == read_roster(tmp_path / "roster.json") == expected
 
 
 @pytest.mark.parametrize(
@@ -60,12 +45,12 @@ def test_what_is_missing_is_empty_and_what_is_unknown_left_out(tmp_path):
     assert written(tmp_path, {"later": 1, "participants": [{"name": "north", "colour": "red"}]}) == [
         Entry("north")
     ]
-    odd = {"name": "north", "versions": "1", "memory_bytes": "much", "examples": [1]}
-    assert written(tmp_path, [odd]) == [Entry("north", examples="[1]")]
+    odd = {"name": "north", "versions": "1", "memory": "much", "examples": [1]}
+    assert written(tmp_path, {"participants": [odd]}) == [Entry("north", examples="[1]")]
 
 
 def test_what_a_device_told_cannot_command_a_terminal(tmp_path):
-    (entry,) = written(tmp_path, [{"name": "north\x1b[2J", "device": "x" * 1000}])
+    (entry,) = written(tmp_path, {"participants": [{"name": "north\x1b[2J", "device": "x" * 1000}]})
     assert "\x1b" not in entry.name
     assert len(entry.device) < 150
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import stat
 import subprocess
@@ -13,10 +14,13 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 
+from clients.device_folder import read_node_file
 from kdfed.errors import ConfigError, RunFolderError
+from simulations.cli import main
 from simulations.deploy import writing
+from simulations.deploy.credentials import new_authority
 from simulations.deploy.layout import is_deployment
-from simulations.deploy.reading import read_deployment, read_device_folder, to_yaml
+from simulations.deploy.reading import read_deployment, to_yaml
 from simulations.deploy.settings import Plan
 from simulations.deploy.writing import initialise, renew
 from tests.simulations.deploy.conftest import LOCAL, PLAN
@@ -60,7 +64,7 @@ def test_without_tls_there_is_no_key_and_no_certificate(deployed):
     folder = deployed(LOCAL, insecure=True)
     names = {path.name for path in folder.rglob("*")}
     assert not names & {"authority", "ca.crt", "ca.key", "server.crt", "server.key", "key", "key.pub"}
-    device = read_device_folder(folder / "devices" / "north")
+    device = read_node_file(folder / "devices" / "north")
     assert device.insecure
     assert device.key is None
     assert device.root_certificates is None
@@ -216,6 +220,44 @@ def test_another_certificate_has_the_same_key_and_another_number(deployed):
     assert {name for name in after if after[name] != before.get(name)} == {"superlink/server.crt"}
 
 
+@pytest.mark.parametrize(
+    ("broken", "content", "said"),
+    [
+        ("authority/ca.key", b"", "authority/ca.key: expected a private key, PEM"),
+        ("authority/ca.key", b"-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n", "PEM"),
+        ("authority/ca.key", new_authority().private, "expected the key of the authority's certificate"),
+        ("authority/ca.key", None, "authority/ca.key: expected a file that can be read: No such file"),
+        ("authority/ca.crt", b"no certificate", "authority/ca.crt: expected a certificate, PEM"),
+        ("authority", None, "authority/ca.key: expected a file that can be read: No such file"),
+        ("superlink/server.key", b"x", "superlink/server.key: expected a private key, PEM"),
+        ("superlink/server.key", None, "superlink/server.key: expected a file that can be read"),
+    ],
+)
+def test_a_broken_or_lost_key_is_told_and_nothing_is_written(broken, content, said, deployed, capsys):
+    folder = deployed()
+    if content is not None:
+        (folder / broken).write_bytes(content)
+    elif (folder / broken).is_dir():
+        shutil.rmtree(folder / broken)
+    else:
+        (folder / broken).unlink()
+    before = contents(folder)
+    assert main(["deploy", "renew", str(folder)]) == 2
+    told = capsys.readouterr().err
+    assert said in told.replace("\n", " ")
+    assert "restore it from a copy" in told.replace("\n", " ")
+    assert "Traceback" not in told
+    assert contents(folder) == before
+
+
+def test_without_an_authoritys_certificate_nobody_new_is_written(deployed):
+    folder = deployed()
+    (folder / "authority" / "ca.crt").write_bytes(b"")
+    with pytest.raises(RunFolderError, match=r"ca.crt: expected a certificate, PEM.*; restore it"):
+        initialise(folder, plan(participants=[EAST]))
+    assert not (folder / "devices" / "east").exists()
+
+
 def test_without_tls_there_is_no_certificate_to_renew(deployed):
     with pytest.raises(ConfigError, match="expected a deployment with TLS"):
         renew(deployed(LOCAL, insecure=True))
@@ -225,5 +267,5 @@ def test_words_that_yaml_reads_otherwise_survive(deployed):
     rows = [{"name": "2024-01-01", "data": "m:f"}, {"name": "1e-3", "data": "folder:/yes"}]
     folder = deployed(participants=rows)
     assert [one.name for one in read_deployment(folder).plan.participants] == ["2024-01-01", "1e-3"]
-    assert read_device_folder(folder / "devices" / "1e-3").node_config.participant == "1e-3"
+    assert read_node_file(folder / "devices" / "1e-3").node_config.participant == "1e-3"
     assert '"1e-3"' in to_yaml({"a": "1e-3"})

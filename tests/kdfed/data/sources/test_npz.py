@@ -1,13 +1,16 @@
 from __future__ import annotations
 
+import tracemalloc
 import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from kdfed.data import Dataset, load_source
+from kdfed.device_data import DeviceData, own_data
 from kdfed.errors import DataError
 from kdfed.settings import DataSettings
 from tests.npy_files import npy
@@ -16,6 +19,10 @@ from tests.npy_files import npy
 def load(path: Path, **settings: Any) -> Dataset:
     return load_source(DataSettings(source=f"npz:{path}", **settings))
 
+
+TABLE = DeviceData(
+    classes=("x", "y"), shape=(5,), mean=(60.0,) * 5, std=(40.0,) * 5, run="a/b-1/0123456789abcdef"
+)
 
 IMAGES = np.arange(4 * 6, dtype=np.uint8).reshape(4, 1, 2, 3)
 
@@ -47,6 +54,33 @@ def test_whole_numbers_are_features_too_and_a_regression_has_numbers(tmp_path: P
     data = load(tmp_path / "a.npz", task="regression")
     assert data.inputs[:].tolist() == [[0, 1], [2, 3], [4, 5], [6, 7]]
     assert data.labels.tolist() == [0.5, 1, 2, 3]
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.int64])
+def test_whole_numbers_keep_their_unit_and_are_those_of_a_table_of_floats(dtype: Any, tmp_path: Path) -> None:
+    """Features are never divided by 255, as pixels are: whoever reads them as floats learns the same bits."""
+    rows = np.random.default_rng(1).integers(0, 120, size=(6, 5)).astype(dtype)
+    made = []
+    for name, inputs in (("whole", rows), ("floats", rows.astype(np.float32))):
+        np.savez(tmp_path / f"{name}.npz", inputs=inputs, labels=[0, 1, 0, 1, 0, 1])
+        data = own_data(TABLE, f"npz:{tmp_path}/{name}.npz")
+        assert data.dataset.inputs.dtype == np.float32
+        made.append(data.examples(data.splits.train).inputs)
+    assert torch.equal(*made)
+    assert torch.equal(made[0], (torch.from_numpy(rows.astype(np.float32)) - 60) / 40)
+
+
+def test_bytes_are_made_floats_of_four_bytes_and_no_larger_ones(tmp_path: Path) -> None:
+    rows = np.arange(2**20, dtype=np.uint32).astype(np.uint8).reshape(2**10, 2**10)
+    np.savez(tmp_path / "a.npz", inputs=rows, labels=np.arange(2**10) % 2)
+    tracemalloc.start()
+    try:
+        data = load(tmp_path / "a.npz", classes=("x", "y"))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert data.inputs.dtype == np.float32
+    assert peak < (1 + 4 + 2) * 2**20, "the bytes, the floats, and what is looked at while they are checked"
 
 
 @pytest.mark.parametrize(

@@ -85,7 +85,25 @@ def test_everything_that_is_wrong_is_told_at_once(local):
 def test_a_missing_device_is_told_and_the_rest_is_checked(local):
     shutil.rmtree(local / "devices" / "north")
     (local / "devices" / "south" / "key").chmod(0o644)
-    assert set(problems(local)) == {"north", "south: key"}
+    found = problems(local)
+    assert set(found) == {"north", "south: key"}
+    assert "restore the folder from a copy" in found["north"]
+
+
+def test_a_store_that_the_unit_makes_is_a_note(local):
+    device = local / "devices" / "north"
+    values = yaml.safe_load((device / "node.yaml").read_text())
+    values["node-config"]["store"] = "/not/there"
+    (device / "node.yaml").write_text(to_yaml(values))
+    (found,) = [one for one in check(device) if one.what == "store"]
+    assert (found.level, "got nothing there; make it" in found.text) == ("wrong", True)
+    unit = device / "kdfed-north.service"
+    unit.write_text(unit.read_text() + 'ExecStartPre=+/bin/mkdir "/not/there"\n')
+    (found,) = [one for one in check(device) if one.what == "store"]
+    assert (found.level, found.text) == (
+        "note",
+        "/not/there is not there yet: kdfed-north.service makes it when it starts",
+    )
 
 
 @pytest.mark.parametrize(
@@ -149,7 +167,9 @@ def test_another_folder_is_refused_and_half_a_deployment_is_named(tmp_path):
     with pytest.raises(ConfigError, match="expected a deployment"):
         check(tmp_path)
     (tmp_path / "devices").mkdir()
-    with pytest.raises(ConfigError, match="so it is not whole: run kdfed deploy init again"):
+    with pytest.raises(
+        ConfigError, match="does not write again: restore it from a copy, or move the folder away"
+    ):
         check(tmp_path)
 
 
