@@ -1,6 +1,6 @@
 """MNIST-5k of which a part is gone: what is left of it is the teachers that its owners trained.
 
-``python gone.py`` trains these teachers, into ``shelf/``; ``gone:remaining`` is a data source without their images.
+``python gone.py`` trains these teachers into ``shelf/``; ``gone:remaining`` is a source without their images.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ MODELS = (ModelSettings(name="cnn"), ModelSettings(name="mlp", options={"hidden"
 
 
 def gone(_: DataSettings) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
-    """Return the images that the teachers learn from, uint8 [2000, 1, 28, 28], and their labels and classes."""
+    """Return the images that teachers learn from, uint8 [2000, 1, 28, 28], their labels and classes."""
     return _part(slice(0, GONE))
 
 
@@ -42,7 +42,7 @@ def _part(rows: slice) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
 
 
 def main() -> None:
-    """Train one teacher an owner, of two architectures in turn, each on its own images, with Dirichlet 0.1."""
+    """Train a teacher for each owner, of two architectures in turn, on its own images (Dirichlet 0.1)."""
     torch.set_num_threads(1)
     shares = SplitSettings(test=0.01, evaluation=0.01, validation=0.01, transfer=0.01)
     settings = DataSettings(source="gone:gone", shape=(1, 14, 14), splits=shares)
