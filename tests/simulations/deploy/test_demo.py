@@ -21,7 +21,6 @@ from simulations.deploy.demo import (
     run_demo,
     write_images,
 )
-from simulations.engines.home import MARK
 from tests.processes import started, until
 
 ROOT = Path(__file__).parents[3]
@@ -75,13 +74,18 @@ def test_a_command_that_fails_is_told(tmp_path):
         Processes(tmp_path).wait([sys.executable, "-c", "raise SystemExit(3)"], tmp_path)
 
 
+MARK = "KDFED_TEST_DEMO"
+"""A variable of the environment, which processes hand on: it says which demonstration started them."""
+
+
 class Demo:
     """`kdfed deploy demo` as a process of its own."""
 
     def __init__(self, folder: Path, rounds: int) -> None:
         self.out, self.log = folder / "out", folder / "log"
         command = [sys.executable, "-m", "simulations.cli", "deploy", "demo", "--out", str(self.out)]
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": "/tmp"}
+        self.mark = str(folder)
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": "/tmp", MARK: self.mark}
         self.process = started([*command, "--rounds", str(rounds)], self.log, environment, folder)
         self.started: set[psutil.Process] = set()
 
@@ -92,7 +96,7 @@ class Demo:
         """Remember what it started."""
         for process in psutil.process_iter():
             try:
-                if process.environ().get(MARK) and process.create_time() >= _own().create_time():
+                if process.environ().get(MARK) == self.mark and process.pid != self.process.pid:
                     self.started.add(process)
             except psutil.Error:
                 continue
@@ -105,10 +109,6 @@ class Demo:
             return self.process.poll() is not None or (words is not None and words in self.text())
 
         until(has_come, patience, f"the demonstration to end or to say {words!r} (see {self.log})", every=0.5)
-
-
-def _own() -> psutil.Process:
-    return psutil.Process(os.getpid())
 
 
 @pytest.mark.deploy
