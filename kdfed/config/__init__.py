@@ -25,11 +25,13 @@ from kdfed.config.reading import (
     build_experiment,
     examine_experiment,
     load_experiment,
+    moved_models,
     parse_set,
     read_mapping,
     read_recorded,
     split_set,
     unrelated,
+    written,
 )
 
 __all__ = [
@@ -45,6 +47,7 @@ __all__ = [
     "experiment_type",
     "load_experiment",
     "merge",
+    "moved_models",
     "parse_set",
     "read_mapping",
     "read_recorded",
@@ -54,4 +57,5 @@ __all__ = [
     "sunk_teachers",
     "unrelated",
     "with_horizon",
+    "written",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -412,10 +412,7 @@ def _check_arms(experiment: Experiment, known: Collection[str]) -> tuple[Experim
 
 _SOURCE_PATH = r"(parquet:|csv:|npz:|folder:|hf:(?=[.~])|torchvision:\w+@)(.+)"
 _FILE = r"(file:)(.+)"
-_PATHS = {
-    "data.source": _SOURCE_PATH,
-    "server-data.source": _SOURCE_PATH,
-    "consolidation.proxy.source": _SOURCE_PATH,
+_MODEL_PATHS = {
     "start": _FILE,
     "model.weights": _FILE,
     "teachers.model.weights": _FILE,
@@ -425,27 +422,71 @@ _PATHS = {
     "teachers.from.file": r"()(.+)",
     "teachers.from.model.weights": _FILE,
 }
+_DATA_PATHS = dict.fromkeys(("data.source", "server-data.source", "consolidation.proxy.source"), _SOURCE_PATH)
 """Keys that can hold a path, in an experiment or an arm, and what stands before it."""
+
+
+def _with_paths(
+    values: dict[str, Any], patterns: Mapping[str, str], change: Callable[[str, str], str]
+) -> dict[str, Any]:
+    """Return an experiment whose paths are changed: each by where it stands, with its arm, and the path."""
+
+    def changed(value: Any, key: str, arm: str = "") -> Any:
+        if isinstance(value, dict):
+            return {part: changed(inner, f"{key}.{part}".lstrip("."), arm) for part, inner in value.items()}
+        if isinstance(value, list):
+            return [changed(inner, key, f"{arm}/{place}") for place, inner in enumerate(value)]
+        match = re.fullmatch(patterns[key], value) if key in patterns and isinstance(value, str) else None
+        return value if match is None else match[1] + change(f"{arm}.{key}", match[2])
+
+    result: dict[str, Any] = changed(values, "")
+    arms = values.get("arms")
+    if isinstance(arms, dict):
+        result["arms"] = {name: changed(arm, "", str(name)) for name, arm in arms.items()}
+    return result
 
 
 def _resolve_paths(values: dict[str, Any]) -> dict[str, Any]:
     """Make paths absolute, so that they mean the same in every process."""
 
-    def resolved(value: Any, key: str = "") -> Any:
-        if isinstance(value, dict):
-            return {part: resolved(inner, f"{key}.{part}".lstrip(".")) for part, inner in value.items()}
-        if isinstance(value, list):
-            return [resolved(inner, key) for inner in value]
-        match = re.fullmatch(_PATHS[key], value) if key in _PATHS and isinstance(value, str) else None
-        if match is None:
-            return value
+    def resolved(_: str, path: str) -> str:
         try:
-            return match[1] + str(user_path(match[2]).absolute())
+            return str(user_path(path).absolute())
         except (DataError, OSError):  # nobody's home, or no current directory: whoever reads it says so
-            return value
+            return path
 
-    result: dict[str, Any] = resolved(values)
-    arms = values.get("arms")
-    if isinstance(arms, dict):
-        result["arms"] = {name: resolved(arm) for name, arm in arms.items()}
-    return result
+    return _with_paths(values, {**_MODEL_PATHS, **_DATA_PATHS}, resolved)
+
+
+def moved_models(old: Experiment, new: Experiment) -> dict[str, str]:
+    """Return the files of models that a new experiment names in another folder than an old one.
+
+    Two paths at the same place whose last parts are the same name one file that was moved; what a run records
+    tells whether it is still the same.
+
+    Returns
+    -------
+    dict
+        The old path, by the new one.
+    """
+    before, moved = dict[str, str](), dict[str, str]()
+
+    def remember(place: str, path: str) -> str:
+        before[place] = path
+        return path
+
+    def compare(place: str, path: str) -> str:
+        was = before.get(place, path)
+        if was != path and Path(was).name == Path(path).name:
+            moved[path] = was
+        return path
+
+    _with_paths(old.model_dump(mode="json"), _MODEL_PATHS, remember)
+    _with_paths(new.model_dump(mode="json"), _MODEL_PATHS, compare)
+    return moved
+
+
+def written(experiment: Experiment, moved: Mapping[str, str]) -> dict[str, Any]:
+    """Return the keys of an experiment, with the files of :func:`moved_models` where they were."""
+    values = experiment.model_dump(mode="json")
+    return _with_paths(values, _MODEL_PATHS, lambda _, path: moved.get(path, path))

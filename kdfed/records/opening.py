@@ -12,18 +12,19 @@ the same, some runs finished    those are kept, the others are run    replaced
 the same, by other versions     refused                               replaced
 =============================== ===================================== ==============================
 
-Files of the user's that the experiment names, of code and of models, have versions, too: their hashes.
+Files of the user's that the experiment names, of code and of models, have versions, too: their hashes. A file
+of a model may lie in another folder than when the run was made.
 """
 
 from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from kdfed.config import Experiment, dotted, read_recorded, with_horizon
+from kdfed.config import Experiment, dotted, moved_models, read_recorded, with_horizon, written
 from kdfed.errors import ConfigError, KdfedError, RunFolderError
 from kdfed.outside import code_of, models_of
 from kdfed.records.reading import RecordedRun
@@ -88,8 +89,8 @@ def examine(
         return Opening(obsolete=tuple(folder.path / name for name in present if name != file.name))
     if not [name for name in present if name != file.name]:
         return Opening()
-    _refuse_other(folder, experiment, present)
-    return _go_on(folder, experiment)
+    moved = _refuse_other(folder, experiment, present)
+    return _go_on(folder, experiment, moved)
 
 
 def _refuse_obstacles(folder: RecordedRun) -> None:
@@ -120,8 +121,8 @@ def _refuse_starts(folder: RecordedRun, experiment: Experiment, names: Iterable[
                 )
 
 
-def _refuse_other(folder: RecordedRun, experiment: Experiment, present: list[str]) -> None:
-    """Refuse records of another experiment, or of an unknown one."""
+def _refuse_other(folder: RecordedRun, experiment: Experiment, present: list[str]) -> dict[str, str]:
+    """Refuse records of another experiment, or of an unknown one; return where files of models were."""
     file = folder.experiment_file
     if not file.exists():
         raise RunFolderError(
@@ -134,14 +135,16 @@ def _refuse_other(folder: RecordedRun, experiment: Experiment, present: list[str
         raise RunFolderError(
             f"{folder.path} holds an {file.name} that cannot be read; {_OVERWRITE}\n{error}"
         ) from error
+    moved = moved_models(old, experiment)
     differing = _differences(old, with_horizon_of(old, experiment))
     if differing:
         raise RunFolderError(
             f"{folder.path} holds another experiment; {_OVERWRITE}. It differs in:\n" + "\n".join(differing)
         )
+    return moved
 
 
-def _go_on(folder: RecordedRun, experiment: Experiment) -> Opening:
+def _go_on(folder: RecordedRun, experiment: Experiment, moved: Mapping[str, str]) -> Opening:
     """Keep what is finished of the same experiment."""
     if not folder.has_outcomes:
         raise RunFolderError(
@@ -174,18 +177,20 @@ def _go_on(folder: RecordedRun, experiment: Experiment) -> Opening:
                     f"results; put its file back as it was to go on, or {_OVERWRITE}"
                 )
         for path in models:
-            made_of = outcome.versions.get(path, now[path])  # earlier releases did not say it
+            made_of = outcome.versions.get(
+                moved.get(path, path), now[path]
+            )  # earlier releases did not say it
             if made_of != now[path]:
                 raise RunFolderError(
                     f"{folder.path} holds runs made with another {path}, SHA-256 {made_of[:12]}, now "
                     f"{now[path][:12]}; put it back as it was to go on, or {_OVERWRITE}"
                 )
         for package in SAME_VERSIONS:
-            was = outcome.versions.get(package)
-            if was != now[package]:
+            made_by = outcome.versions.get(package)
+            if made_by != now[package]:
                 raise RunFolderError(
-                    f"{folder.path} holds runs made with {package} {was}, and this is {package} "
-                    f"{now[package]}, which may give other bits; install {package} {was} to go on, or "
+                    f"{folder.path} holds runs made with {package} {made_by}, and this is {package} "
+                    f"{now[package]}, which may give other bits; install {package} {made_by} to go on, or "
                     f"{_OVERWRITE}"
                 )
     return Opening(finished, folder.derived())
@@ -208,7 +213,8 @@ def with_horizon_of(old: Experiment, new: Experiment) -> Experiment:
 
 
 def _differences(old: Experiment, new: Experiment) -> list[str]:
-    before, after = (dict(dotted(e.model_dump(mode="json"))) for e in (old, new))
+    values = (old.model_dump(mode="json"), written(new, moved_models(old, new)))
+    before, after = (dict(dotted(value)) for value in values)
     keys = [key for key in {**before, **after} if before.get(key, "nothing") != after.get(key, "nothing")]
     lines = [
         f"  {key}: {before.get(key, 'nothing')!r} there, {after.get(key, 'nothing')!r} here" for key in keys

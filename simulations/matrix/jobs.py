@@ -24,11 +24,12 @@ from typing import Any, Literal
 import torch
 from pydantic import TypeAdapter, ValidationError
 
-from kdfed.config import Experiment
+from kdfed.config import Experiment, moved_models, written
 from kdfed.errors import KdfedError, RunFolderError
 from kdfed.events import ignore
 from kdfed.named import search_in
-from kdfed.records import Failure, Outcome, RoundRecord, RunFolder, write_atomically
+from kdfed.outside import models_of
+from kdfed.records import Failure, Outcome, RoundRecord, RunFolder, models_sha256, write_atomically
 from kdfed.records.lock import FolderLock
 from kdfed.records.reading import PRIVATE, RecordedRun
 from simulations import server_app
@@ -159,7 +160,8 @@ def look_up(out: Path, cell: Cell) -> CellState:
     Raises
     ------
     RunFolderError
-        If it holds runs of another experiment by the cell's name, or records that cannot be read.
+        If it holds runs of another experiment by the cell's name or with other files of models, or records
+        that cannot be read.
     """
     joined, seeds = RecordedRun(cell_path(out, cell.name)), cell.experiment.seeds
     there: dict[int, Job] = {}
@@ -178,16 +180,34 @@ def look_up(out: Path, cell: Cell) -> CellState:
             continue
         if run.experiment_file.read_bytes() != alone.to_yaml().encode():
             _refuse_other(run, run.read_experiment(), alone)
+        else:
+            _refuse_other_models(run, alone, {})
         found |= _jobs(run, cell, [seed], alone)
     return CellState(cell, found, whole and found == there)
 
 
 def _refuse_other(run: RecordedRun, recorded: Experiment, wanted: Experiment) -> None:
-    if recorded != wanted:
+    moved = moved_models(recorded, wanted)
+    if written(recorded, {}) != written(wanted, moved):
         raise RunFolderError(
             f"{run.path} holds runs of another experiment than the cell {wanted.name!r} of the matrix file; "
             "rename the cell, choose another output folder (--out), or remove what is there"
         )
+    _refuse_other_models(run, wanted, moved)
+
+
+def _refuse_other_models(run: RecordedRun, wanted: Experiment, moved: Mapping[str, str]) -> None:
+    models = {name: models_of(wanted.arm(name)) for name in wanted.arms}
+    now = {path: models_sha256(path) for path in {path for paths in models.values() for path in paths}}
+    for outcome in run.read_outcomes() if now else ():
+        for path in models.get(outcome.arm, ()):
+            made_of = outcome.versions.get(moved.get(path, path), now[path])
+            if made_of != now[path]:
+                raise RunFolderError(
+                    f"{run.path} holds runs made with another {path}, SHA-256 {made_of[:12]}, now "
+                    f"{now[path][:12] or 'nothing that can be read'}; put it back as it was, choose another "
+                    "output folder (--out), or remove what is there"
+                )
 
 
 def _jobs(run: RecordedRun, cell: Cell, seeds: Sequence[int], experiment: Experiment) -> dict[int, Job]:

@@ -282,6 +282,37 @@ def test_runs_made_of_another_file_are_refused_with_both_hashes(tmp_path, reads)
     assert RunFolder.open_for(tmp_path / "run", experiment, overwrite=True).finished == {}
 
 
+@pytest.mark.parametrize("reads", ["start", "teachers", "folder", "weights"])
+def test_files_of_models_may_be_moved_and_are_still_known_by_their_hashes(tmp_path, reads):
+    def experiment_of(place, name="a.safetensors"):
+        file = place / "shelf" / name
+        arm = {
+            "start": {"start": f"file:{file}"},
+            "teachers": {"start": "consolidated", "teachers": {"from": [{"file": str(file)}]}},
+            "folder": {"start": "consolidated", "teachers": {"from": str(file.parent)}},
+            "weights": {"model": {"backbone": "torchvision:resnet18", "weights": f"file:{file}"}},
+        }[reads]
+        return build_experiment({**VALUES, "arms": {"cold": {}, "warm": arm}}), file
+
+    (tmp_path / "old" / "shelf").mkdir(parents=True)
+    experiment, file = experiment_of(tmp_path / "old")
+    file.write_bytes(b"first")
+    with opened(tmp_path / "old" / "run", experiment) as folder:
+        finish(folder, "warm", 0, versions=versions(models=models_of(experiment.arm("warm"))))
+        finish(folder, "cold", 0)
+    (tmp_path / "old").rename(tmp_path / "new")
+    experiment, file = experiment_of(tmp_path / "new")
+    with RunFolder.open_for(tmp_path / "new" / "run", experiment) as folder:
+        assert folder.finished.keys() == {("warm", 0), ("cold", 0)}
+    file.write_bytes(b"second")
+    with pytest.raises(RunFolderError, match=r"made with another .*new.shelf"):
+        RunFolder.open_for(tmp_path / "new" / "run", experiment)
+    if reads != "folder":
+        file.rename(file.with_name("b.safetensors"))
+        with pytest.raises(RunFolderError, match=r"another experiment.*It differs in:(.|\n)*b.safetensors"):
+            RunFolder.open_for(tmp_path / "new" / "run", experiment_of(tmp_path / "new", "b.safetensors")[0])
+
+
 def test_files_that_an_arm_does_not_read_do_not_matter(tmp_path):
     file = tmp_path / "a.pt"
     file.write_bytes(b"first")

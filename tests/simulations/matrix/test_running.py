@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from dataclasses import asdict
+from pathlib import Path
 from threading import Timer
 
 import pytest
@@ -222,6 +223,35 @@ def test_an_arm_that_fails_is_told_and_the_others_go_on(tmp_path, ran):
     ran.clear()
     outcome, _ = run(tmp_path)
     assert (ran, len(outcome.failed)) == (["even, seed 1"], 1)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("in_this_process", "guessed")
+@pytest.mark.parametrize("joined", [True, False])
+def test_records_belong_to_the_files_of_models_they_were_made_with_wherever_those_lie(tmp_path, joined, ran):
+    written(tmp_path)
+    run(tmp_path, only=["even"])
+    model = run_path(tmp_path / "out", "even", 1) / "models" / "cold-1.safetensors"
+    (tmp_path / "here").mkdir()
+    (tmp_path / "there").mkdir()
+    here, there = (Path(model.rename(tmp_path / "here" / "model")), tmp_path / "there" / "model")
+
+    def matrix_from(file):
+        return written(tmp_path, cells__even={"arms": {"warm": {"start": f"file:{file}"}}})
+
+    shutil.rmtree(tmp_path / "out")
+    matrix_from(here)
+    run(tmp_path, only=["even"])
+    shutil.rmtree(tmp_path / "out" / ("runs" if joined else "cells"))
+    ran.clear()
+    here.rename(there)
+    matrix_from(there)
+    run(tmp_path, only=["even"])
+    assert ran == []
+    content = there.read_bytes()
+    there.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))  # a bit of its last weight
+    with pytest.raises(RunFolderError, match=r"runs made with another .*there/model, SHA-256"):
+        run(tmp_path, only=["even"])
 
 
 @pytest.mark.usefixtures("in_this_process", "guessed")
