@@ -61,6 +61,7 @@ Text = Annotated[str, Field(max_length=4096)]
 Options = dict[Text, bool | int | float | Text | Annotated[tuple[int, ...], Field(max_length=1000)]]
 Pixels = Annotated[int, Field(ge=1, le=4096)]
 Trainable = Annotated[str, Field(pattern=r"^(head|all|last:[1-9][0-9]{0,2})$")]
+BatchNormMode = Literal["train", "frozen"]
 Weights = Annotated[str, Field(pattern=r"^(installed|download|file:.+)$", max_length=4096)]
 
 NAME_OF_PARTICIPANT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
@@ -235,7 +236,7 @@ def is_table(source: str) -> bool:
 HEAD = "linear"
 """The only model on a backbone: a linear head."""
 
-_OF_BACKBONES = ("weights", "trainable", "size")
+_OF_BACKBONES = ("weights", "trainable", "batch_norm", "size")
 
 
 class ModelSettings(Settings):
@@ -258,23 +259,33 @@ class ModelSettings(Settings):
     trainable: Trainable = "head"
     """What is trained, and travels: ``head``, a linear layer on frozen features; ``last:N``, the last N
     stages of the backbone too; ``all``, every stage."""
+    batch_norm: BatchNormMode = "train"
+    """Of the stages that are trained. ``train``: statistics of each batch, as in any other model. ``frozen``:
+    those that came with the weights, for ever; scale and shift are trained."""
     size: Pixels | None = None
     """Height and width, in pixels, that images are resized to. Default: the backbone's own."""
 
     @model_validator(mode="after")
     def _goes_together(self) -> Self:
         if self.backbone is None:
-            given = [key for key in _OF_BACKBONES if key in self.model_fields_set]
+            given = [kebab(key) for key in _OF_BACKBONES if key in self.model_fields_set]
             if given:
                 raise ValueError(f"expected a backbone beside {' and '.join(given)}; name one, or remove it")
         elif self.name != HEAD:
             raise ValueError(f"expected no name, or {HEAD}, beside a backbone; remove one of them")
+        elif self.trainable == "head" and "batch_norm" in self.model_fields_set:
+            raise ValueError(
+                "expected trainable: last:N or all beside batch-norm, of which a head has none; set it, or "
+                "remove batch-norm"
+            )
         return self
 
     @model_serializer(mode="wrap")
     def _without_what_says_nothing(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         values: dict[str, Any] = handler(self)
-        nothing = ("backbone", *_OF_BACKBONES) if self.backbone is None else ()
+        nothing = {"backbone", *map(kebab, _OF_BACKBONES)} if self.backbone is None else set()
+        if self.trainable == "head":
+            nothing.add("batch-norm")
         return {key: value for key, value in values.items() if key not in nothing}
 
     @property

@@ -24,6 +24,7 @@ from kdfed.backbones.registry import check_backbone, find_backbone
 from kdfed.backbones.settings import BackboneSettings
 from kdfed.backbones.weights import check_hash, digest, fit_state, read_state
 from kdfed.errors import DataError, KdfedError, one_line, shown
+from kdfed.fixed_norm import with_fixed_norms
 from kdfed.inputs import spare_inputs
 from kdfed.named import blamed
 from kdfed.paths import user_path
@@ -164,8 +165,8 @@ def split(settings: BackboneSettings) -> Cut:
     DataError
         If the weights are missing, damaged or of another network, if the network does not take images of the
         size or its stages are not what it is made of, or if it has fewer stages than are to be trained; its
-        ``key`` says which of ``model.backbone``, ``model.options``, ``model.weights``, ``model.size`` and
-        ``model.trainable`` has to change.
+        ``key`` says which of ``model.backbone``, ``model.options``, ``model.weights``, ``model.size``,
+        ``model.trainable`` and ``model.batch-norm`` has to change.
     """
     problem = check_backbone(settings)
     if problem is not None:
@@ -201,6 +202,9 @@ def _split(written: str, file: Path | None, stamp: object) -> Cut:
     fingerprint = hashlib.sha256(json.dumps([torch.__version__, size, network.mean, network.std]).encode())
     fingerprint.update(digest(frozen.state_dict()).encode())
     fingerprint.update(digest({"activations": probed}).encode())
+    weights_sha256 = digest(network.module.state_dict())
+    if settings.batch_norm == "frozen":
+        above = _with_fixed_norms(name, above)
     return Cut(
         frozen,
         tuple(below) + tuple(above),
@@ -208,7 +212,7 @@ def _split(written: str, file: Path | None, stamp: object) -> Cut:
         tuple(probed.shape[1:]),
         features,
         size,
-        digest(network.module.state_dict()),
+        weights_sha256,
         fingerprint.hexdigest(),
         above,
     )
@@ -229,6 +233,25 @@ def _cut(trainable: str, network: Network) -> tuple[dict[str, nn.Module], dict[s
     cut = len(names) - count
     return ({name: network.stages[name] for name in names[:cut]},
             {name: network.stages[name] for name in names[cut:]})  # fmt: skip
+
+
+def _with_fixed_norms(name: str, stages: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
+    """Return the trained stages with the statistics of their BatchNorm layers as they are."""
+    try:
+        changed = {stage: with_fixed_norms(module) for stage, module in stages.items()}
+    except ValueError as error:
+        raise DataError(
+            f"expected BatchNorm layers that can be frozen in the trained stages of {shown(name)}; {error}; "
+            "remove batch-norm",
+            "model.batch-norm",
+        ) from error
+    if not any(count for _, count in changed.values()):
+        raise DataError(
+            f"has no effect: the trained stages of {shown(name)} ({', '.join(stages)}) have no BatchNorm; "
+            "remove it",
+            "model.batch-norm",
+        )
+    return {stage: module for stage, (module, _) in changed.items()}
 
 
 @contextmanager

@@ -6,7 +6,7 @@ from typing import Self
 
 from pydantic import Field
 
-from kdfed.settings import ModelSettings, Options, Pixels, Settings, Text, Trainable, Weights
+from kdfed.settings import BatchNormMode, ModelSettings, Options, Pixels, Settings, Text, Trainable, Weights
 
 
 class BackboneSettings(Settings):
@@ -23,6 +23,8 @@ class BackboneSettings(Settings):
     trainable: Trainable = "head"
     """What is trained: ``head``, a linear layer on frozen features; ``last:N``, the last N stages too;
     ``all``, every stage."""
+    batch_norm: BatchNormMode = "train"
+    """Of the trained stages' BatchNorm: statistics of each batch, or those that came with the weights."""
     size: Pixels | None = None
     """Height and width, in pixels, that images are resized to. Default: the backbone's own."""
 
@@ -35,5 +37,6 @@ class BackboneSettings(Settings):
             options=model.options,
             weights=model.weights,
             trainable=model.trainable,
+            batch_norm=model.batch_norm,
             size=model.size,
         )

@@ -27,6 +27,7 @@ import torch
 from torch import fx, nn
 from torch.nn import functional
 
+from kdfed.fixed_norm import FixedBatchNorm
 from kdfed.models import has_copies
 
 Stack: TypeAlias = dict[str, torch.Tensor]
@@ -249,6 +250,22 @@ def _batch_norm(run: _Run, module: nn.modules.batchnorm._BatchNorm, name: str, v
     return Folded(_split(normed, run.participants), "vector")
 
 
+def _fixed_norm(run: _Run, module: FixedBatchNorm, name: str, value: Folded) -> Folded:
+    """Normalise by statistics that are everybody's, and no part of a state."""
+    weight, bias = run.parameters(name)
+    mean, variance = run.model.statistics[name]
+    image = run.image(value)
+    normed = functional.batch_norm(
+        image.data,
+        mean.repeat(run.participants),
+        variance.repeat(run.participants),
+        None if weight is None else weight.flatten(),
+        None if bias is None else bias.flatten(),
+        eps=module.eps,
+    )
+    return Folded(normed, "image")
+
+
 def _flatten(run: _Run, value: Folded, start: int, end: int) -> Folded:
     if start != 1 or end != -1:
         raise NotFoldableError(f"flatten from {start} to {end}")
@@ -282,6 +299,7 @@ LAYERS: dict[type[nn.Module], Layer] = {
     nn.GroupNorm: _group_norm,
     nn.BatchNorm1d: _batch_norm,
     nn.BatchNorm2d: _batch_norm,
+    FixedBatchNorm: _fixed_norm,
     nn.Flatten: lambda run, module, name, value: _flatten(run, value, module.start_dim, module.end_dim),
     nn.Dropout: _unchanged,
     nn.Dropout2d: _unchanged,
@@ -304,13 +322,20 @@ _METHODS = {"relu", "tanh", "sigmoid", "contiguous"}
 # ----------------------------------------------------------------------------- running a graph
 
 
+class _Tracer(fx.Tracer):
+    """Takes every registered layer whole, as it does those of torch."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return type(m) in LAYERS or super().is_leaf_module(m, module_qualified_name)
+
+
 class FoldedModel:
     """A model's graph, checked against the registry.
 
     Parameters
     ----------
     model
-        Of any mode and device; only its structure is read.
+        Of any mode and device; only its structure is read, and the statistics of its fixed BatchNorm layers.
 
     Raises
     ------
@@ -321,7 +346,7 @@ class FoldedModel:
     def __init__(self, model: nn.Module) -> None:
         traced = copy.deepcopy(model)  # a forward pass may leave what it was traced with on its module
         try:
-            self.graph = fx.Tracer().trace(traced)
+            self.graph = _Tracer().trace(traced)
         except Exception as error:
             raise NotFoldableError(f"it cannot be traced: {error}") from error
         self.modules = dict(traced.named_modules())
@@ -331,6 +356,11 @@ class FoldedModel:
         for node in self.graph.nodes:
             self._check(node)
         self._writes = any(map(_in_place, [*self.modules.values(), *self.graph.nodes]))
+        self.statistics = {
+            name: (module.mean, module.variance)
+            for name, module in self.modules.items()
+            if isinstance(module, FixedBatchNorm)
+        }
         traced.to("meta")  # no weights are held: they come with every call
 
     def _check(self, node: fx.Node) -> None:

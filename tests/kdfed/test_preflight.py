@@ -332,6 +332,11 @@ def test_a_thing_of_the_users_is_asked_whether_it_fits_the_data(
         ),
         ({"backbone": TINY, "weights": "download"}, "model.weights", "got 'download'"),
         ({"backbone": TINY, "trainable": "last:3"}, "model.trainable", "at most last:2"),
+        (
+            {"backbone": TINY, "trainable": "last:1", "batch-norm": "frozen"},
+            "model.batch-norm",
+            "have no BatchNorm; remove it",
+        ),
         ({"backbone": TINY, "size": 2}, "model.size", "to take images of 2 x 2 pixels"),
         ({"backbone": "torchvision:resnet18"}, "model.weights", "weights: download"),
         ({"backbone": "tests.small_backbones:TINY"}, "model", "tests.small_backbones:TINY"),

@@ -218,6 +218,17 @@ def test_a_participant_with_other_weights_says_so(tiny, run_arm, monkeypatch):
         ),
         ({"model": {"name": "cnn", "size": 8}}, "model", "expected a backbone beside size"),
         (
+            {"model": {"name": "cnn", "batch-norm": "frozen"}},
+            "model",
+            "expected a backbone beside batch-norm",
+        ),
+        (
+            {"model": {**HEAD, "batch-norm": "frozen"}},
+            "model",
+            "expected trainable: last:N or all beside batch-norm",
+        ),
+        ({"model": {**LAST, "batch-norm": "no"}}, "model.batch-norm", "frozen"),
+        (
             {"model": {"backbone": "nobody"}},
             "model",
             "torchvision:NAME or package.module",

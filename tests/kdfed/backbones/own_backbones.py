@@ -30,6 +30,20 @@ def plain() -> nn.Module:
     return nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten())
 
 
+def forgetful() -> nn.Module:
+    """Return a backbone whose BatchNorm always takes a batch's statistics."""
+    return nn.Sequential(nn.BatchNorm2d(3, track_running_stats=False), nn.AdaptiveAvgPool2d(2), nn.Flatten())
+
+
+class Own(nn.BatchNorm2d):
+    """May compute anything."""
+
+
+def other() -> nn.Module:
+    """Return a backbone with a layer that only looks like BatchNorm."""
+    return nn.Sequential(Own(3), nn.AdaptiveAvgPool2d(2), nn.Flatten())
+
+
 class Wrong(Tiny):
     """Its stages are not what it is made of."""
 

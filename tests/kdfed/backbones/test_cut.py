@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torchvision
 from pydantic import ValidationError
 from torch import nn
 
@@ -13,6 +14,7 @@ from kdfed.backbones import BackboneSettings, Cut, split
 from kdfed.backbones.cut import _split
 from kdfed.cohort.folded import FoldedModel
 from kdfed.errors import DataError
+from kdfed.models import batch_norms
 from kdfed.models.trying import try_models
 from kdfed.seeding import torch_seed
 
@@ -74,6 +76,61 @@ def test_the_state_of_a_tail_holds_what_is_trained_and_nothing_else(tiny: Make) 
     assert {key.rpartition(".")[0] for key in keys} == {"head", "body.two.0.0", "body.two.0.1"}
     assert all(values.requires_grad for values in tail.parameters())
     assert tail.training
+
+
+def test_frozen_batch_norm_computes_the_same_logits_and_keeps_its_statistics_out_of_the_state(
+    tiny: Make,
+) -> None:
+    trained, cut = split(tiny(trainable="last:1")), split(tiny(trainable="last:1", batch_norm="frozen"))
+    activations = trained.frozen(images())
+    assert torch.equal(tail_of(trained)(activations), tail_of(cut)(activations))
+    tail = tail_of(cut).train()
+    keys = {"body.two.0.1.weight", "body.two.0.1.bias"}
+    assert {key for key in tail.state_dict() if key.startswith("body.two.0.1.")} == keys
+    assert (cut.weights_sha256, cut.fingerprint) == (trained.weights_sha256, trained.fingerprint)
+    torch.testing.assert_close(tail(activations)[:1], tail(activations[:1]))  # nobody else's batch matters
+    tail(activations).sum().backward()
+    assert all(values.grad is not None and bool(values.grad.any()) for values in tail.parameters())
+    assert torch.equal(
+        tail_of(cut)(activations),
+        tail_of(split(tiny(trainable="all")))(split(tiny(trainable="all")).frozen(images())),
+    )
+
+
+@pytest.mark.parametrize("trainable", ["last:1", "last:4", "all"])
+def test_frozen_batch_norm_in_the_blocks_of_torchvision(trainable: str, tmp_path: Path) -> None:
+    network = torchvision.models.resnet18(num_classes=3)
+    for norm in batch_norms(network):
+        nn.init.uniform_(norm.running_mean, -1, 1)  # type: ignore[arg-type]
+        nn.init.uniform_(norm.running_var, 0.5, 2)  # type: ignore[arg-type]
+    torch.save(network.state_dict(), tmp_path / "weights.pt")
+    shared = {"backbone": "torchvision:resnet18", "weights": f"file:{tmp_path / 'weights.pt'}", "size": 64}
+    trained, cut = (
+        split(BackboneSettings(**shared, trainable=trainable, batch_norm=how)) for how in ("train", "frozen")
+    )
+    activations = trained.frozen(images(2, 64))
+    assert torch.equal(tail_of(trained)(activations), tail_of(cut)(activations))
+    assert batch_norms(tail_of(trained))
+    assert not batch_norms(tail_of(cut))
+    again = tail_of(cut).train()
+    assert torch.equal(again(activations), tail_of(cut)(activations))
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        ("plain", "has no effect: the trained stages of 'own_backbones:plain' (body) have no BatchNorm"),
+        ("forgetful", "a BatchNorm2d keeps no statistics; remove batch-norm"),
+        ("other", "Own is no BatchNorm layer of torch.nn; remove batch-norm"),
+    ],
+)
+def test_statistics_that_cannot_be_frozen_are_refused(name: str, problem: str) -> None:
+    with pytest.raises(DataError) as caught:
+        split(
+            BackboneSettings(backbone=f"own_backbones:{name}", trainable="all", batch_norm="frozen", size=12)
+        )
+    assert problem in str(caught.value)
+    assert caught.value.key == "model.batch-norm"
 
 
 def test_what_is_frozen_stays_as_it_is_in_training(tiny: Make) -> None:

@@ -23,6 +23,7 @@ from kdfed.cohort.folded import Stack
 from kdfed.cohort.optimisers import StackedOptimiser
 from kdfed.data import Examples
 from kdfed.errors import KdfedError
+from kdfed.fixed_norm import FixedBatchNorm
 from kdfed.local import PLAIN, KDLocal, LocalLoss, MutualLocal, NTDLocal, PlainLocal, ProximalLocal
 from kdfed.local.pairs import ModelPair
 from kdfed.models import State, build_model, load_state, state_of
@@ -127,10 +128,33 @@ class Functional(nn.Module):
         return self.head(nn.functional.pad(self.depth(hidden), (0, 1, 0, 1)).flatten(1))
 
 
+class Fixed(nn.Sequential):
+    """BatchNorm, with and without a scale, whose statistics never change."""
+
+    def __init__(self) -> None:
+        norms = [nn.BatchNorm2d(4), nn.BatchNorm2d(6, affine=False)]
+        for norm in norms:  # the same for every model, whatever its weights
+            norm.running_mean = torch.linspace(-1, 1, norm.num_features)
+            norm.running_var = torch.linspace(0.5, 2, norm.num_features)
+        one, two = map(FixedBatchNorm, norms)
+        super().__init__(
+            nn.Conv2d(1, 4, 3), one, nn.ReLU(), nn.Conv2d(4, 6, 3, 2), two, nn.Flatten(), nn.Linear(96, 3)
+        )
+
+
+class FixedFeatures(nn.Sequential):
+    """The same on features, which the registry does not know."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Linear(10, 8), FixedBatchNorm(nn.BatchNorm1d(8)), nn.ReLU(), nn.Linear(8, 3))
+
+
 OTHERS: dict[str, tuple[type[nn.Module], tuple[int, ...], str]] = {
     "weighted": (Weighted, FEATURES, "vmap"),
     "functional": (Functional, IMAGES, "vmap"),
     "joining": (Joining, FEATURES, "folded"),
+    "fixed": (Fixed, IMAGES, "folded"),
+    "fixed on features": (FixedFeatures, FEATURES, "vmap"),
     "joining images": (JoiningImages, IMAGES, "vmap"),
     "branching": (Branching, FEATURES, "loop"),
     "dropping": (Dropping, FEATURES, "loop"),
@@ -224,7 +248,7 @@ def test_one_round_agrees_with_the_loop_in_float32(name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [*MODELS, "weighted", "functional", "joining", "joining images"])
+@pytest.mark.parametrize("name", [*MODELS, "weighted", "functional", "joining", "joining images", "fixed"])
 def test_several_rounds_agree_with_the_loop_in_float64(name: str) -> None:
     model, shape = build(name)
     model.double()
