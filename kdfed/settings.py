@@ -243,7 +243,7 @@ class ModelSettings(Settings):
     """A model, fitted to the data's input shape and number of classes."""
 
     backbone: Text | None = None
-    """A pre-trained network below a linear head: ``efficientnet-lite0``, ``torchvision:NAME`` or
+    """A pre-trained network below a linear head: ``efficientnet-lite0`` to ``2``, ``torchvision:NAME`` or
     ``package.module:name``, see [Backbones](backbones.md). Default: none, the model is trained from
     nothing."""
     name: Text = Field(default_factory=lambda data: HEAD if data.get("backbone") else "cnn")

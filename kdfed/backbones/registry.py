@@ -1,8 +1,8 @@
-"""The visible registry of backbones: one file a backbone, and one line here."""
+"""The visible registry of backbones: one file a family of backbones, and one line here."""
 
 from __future__ import annotations
 
-from kdfed.backbones import efficientnet_lite0, torchvision, user
+from kdfed.backbones import efficientnet_lite, torchvision, user
 from kdfed.backbones.backbone import Backbone, Origin
 from kdfed.backbones.settings import BackboneSettings
 from kdfed.errors import KdfedError, expected_one_of
@@ -10,7 +10,7 @@ from kdfed.errors import KdfedError, expected_one_of
 USERS = "package.module:name"
 
 BACKBONES: dict[str, Backbone | Origin] = {
-    "efficientnet-lite0": efficientnet_lite0.BACKBONE,
+    **efficientnet_lite.BACKBONES,
     "torchvision:NAME": torchvision.BACKBONES,
     USERS: user.BACKBONES,
 }

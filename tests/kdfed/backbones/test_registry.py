@@ -7,7 +7,11 @@ from kdfed.errors import KdfedError
 
 
 def test_every_entry_says_in_a_line_what_it_is() -> None:
-    assert list(BACKBONES) == ["efficientnet-lite0", "torchvision:NAME", "package.module:name"]
+    assert list(BACKBONES) == [
+        *(f"efficientnet-lite{n}" for n in range(3)),
+        "torchvision:NAME",
+        "package.module:name",
+    ]
     assert all(entry.description and "\n" not in entry.description for entry in BACKBONES.values())
 
 
@@ -15,6 +19,7 @@ def test_every_entry_says_in_a_line_what_it_is() -> None:
     ("name", "shipped"),
     [
         ("efficientnet-lite0", True),
+        ("efficientnet-lite2", True),
         ("torchvision:resnet18", True),
         ("torchvision:resnet18.x", False),
         ("own_backbones:Tiny", False),
@@ -26,7 +31,7 @@ def test_what_is_shipped_is_told_from_what_is_somebodys(name: str, shipped: bool
 
 
 def test_an_unknown_name_is_refused_with_a_near_one() -> None:
-    with pytest.raises(KdfedError, match=r"got 'efficientnet-lite'; did you mean 'efficientnet-lite0'\?"):
+    with pytest.raises(KdfedError, match=r"got 'efficientnet-lite'; did you mean 'efficientnet-lite\d'\?"):
         find_backbone("efficientnet-lite")
 
 
