@@ -44,33 +44,35 @@ class FixedBatchNorm(nn.Module):
         )
 
 
-def with_fixed_norms(module: nn.Module) -> tuple[nn.Module, int]:
+def batch_norms(module: nn.Module) -> list[_BatchNorm]:
+    """Return the BatchNorm layers in a module, itself included; those of its user's own, too."""
+    return [part for part in module.modules() if isinstance(part, _BatchNorm)]
+
+
+def unfixable(norm: _BatchNorm) -> str:
+    """Say why a layer cannot be replaced by a fixed one; nothing where it can."""
+    kind = type(norm)
+    if not kind.__module__.startswith("torch.nn."):
+        return f"{kind.__name__} is no BatchNorm layer of torch.nn, and may compute something else"
+    return "" if norm.running_mean is not None else f"a {kind.__name__} keeps no statistics"
+
+
+def with_fixed_norms(module: nn.Module) -> nn.Module:
     """Replace every BatchNorm layer in a module by a fixed one, in place.
+
+    Parameters
+    ----------
+    module
+        None of its layers is :func:`unfixable`. A layer that stands at several places stays one.
 
     Returns
     -------
-    module, count
-        The module (a BatchNorm layer is replaced itself), and how many were replaced.
-
-    Raises
-    ------
-    ValueError
-        If a layer has no statistics, or is a BatchNorm of somebody's own, which may compute something else.
+    torch.nn.Module
+        The module, or where it is such a layer itself, the fixed one.
     """
-    replaced = {
-        id(part): FixedBatchNorm(_checked(part)) for part in module.modules() if isinstance(part, _BatchNorm)
-    }
+    fixed: dict[nn.Module, nn.Module] = {norm: FixedBatchNorm(norm) for norm in batch_norms(module)}
     for part in list(module.modules()):
-        for name, child in part.named_children():
-            if id(child) in replaced:
-                setattr(part, name, replaced[id(child)])
-    return replaced.get(id(module), module), len(replaced)
-
-
-def _checked(norm: _BatchNorm) -> _BatchNorm:
-    kind = type(norm)
-    if not kind.__module__.startswith("torch.nn."):
-        raise ValueError(f"{kind.__name__} is no BatchNorm layer of torch.nn")
-    if norm.running_mean is None or norm.running_var is None:
-        raise ValueError(f"a {kind.__name__} keeps no statistics")
-    return norm
+        for name, child in list(part._modules.items()):
+            if child in fixed:
+                setattr(part, name, fixed[child])
+    return fixed.get(module, module)

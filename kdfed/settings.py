@@ -259,9 +259,10 @@ class ModelSettings(Settings):
     trainable: Trainable = "head"
     """What is trained, and travels: ``head``, a linear layer on frozen features; ``last:N``, the last N
     stages of the backbone too; ``all``, every stage."""
-    batch_norm: BatchNormMode = "train"
-    """Of the stages that are trained. ``train``: statistics of each batch, as in any other model. ``frozen``:
-    those that came with the weights, for ever; scale and shift are trained."""
+    batch_norm: BatchNormMode | None = None
+    """Of the stages that are trained. ``frozen``: the statistics that came with the weights, for ever; scale
+    and shift are trained. ``train``: those of each batch, as in any other model. Default: frozen where they
+    have such layers."""
     size: Pixels | None = None
     """Height and width, in pixels, that images are resized to. Default: the backbone's own."""
 
@@ -273,7 +274,7 @@ class ModelSettings(Settings):
                 raise ValueError(f"expected a backbone beside {' and '.join(given)}; name one, or remove it")
         elif self.name != HEAD:
             raise ValueError(f"expected no name, or {HEAD}, beside a backbone; remove one of them")
-        elif self.trainable == "head" and "batch_norm" in self.model_fields_set:
+        elif self.trainable == "head" and self.batch_norm is not None:
             raise ValueError(
                 "expected trainable: last:N or all beside batch-norm, of which a head has none; set it, or "
                 "remove batch-norm"

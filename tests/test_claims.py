@@ -21,6 +21,7 @@ ROOT = Path(__file__).parents[1]
     [
         ("simulations/matrix.yaml", "docs/claim"),
         ("docs/claim-kd/kd.yaml", "docs/claim-kd"),
+        ("docs/claim-late/late.yaml", "docs/claim-late"),
     ],
 )
 def test_records_are_those_of_the_matrix_file_and_none_is_missing(

@@ -24,7 +24,7 @@ from kdfed.backbones.registry import check_backbone, find_backbone
 from kdfed.backbones.settings import BackboneSettings
 from kdfed.backbones.weights import check_hash, digest, fit_state, read_state
 from kdfed.errors import DataError, KdfedError, one_line, shown
-from kdfed.fixed_norm import with_fixed_norms
+from kdfed.fixed_norm import batch_norms, unfixable, with_fixed_norms
 from kdfed.inputs import spare_inputs
 from kdfed.named import blamed
 from kdfed.paths import user_path
@@ -203,8 +203,8 @@ def _split(written: str, file: Path | None, stamp: object) -> Cut:
     fingerprint.update(digest(frozen.state_dict()).encode())
     fingerprint.update(digest({"activations": probed}).encode())
     weights_sha256 = digest(network.module.state_dict())
-    if settings.batch_norm == "frozen":
-        above = _with_fixed_norms(name, above)
+    if settings.batch_norm != "train":
+        above = _with_fixed_norms(name, above, wanted=settings.batch_norm is not None)
     return Cut(
         frozen,
         tuple(below) + tuple(above),
@@ -235,23 +235,23 @@ def _cut(trainable: str, network: Network) -> tuple[dict[str, nn.Module], dict[s
             {name: network.stages[name] for name in names[cut:]})  # fmt: skip
 
 
-def _with_fixed_norms(name: str, stages: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
-    """Return the trained stages with the statistics of their BatchNorm layers as they are."""
-    try:
-        changed = {stage: with_fixed_norms(module) for stage, module in stages.items()}
-    except ValueError as error:
-        raise DataError(
-            f"expected BatchNorm layers that can be frozen in the trained stages of {shown(name)}; {error}; "
-            "remove batch-norm",
-            "model.batch-norm",
-        ) from error
-    if not any(count for _, count in changed.values()):
-        raise DataError(
-            f"has no effect: the trained stages of {shown(name)} ({', '.join(stages)}) have no BatchNorm; "
-            "remove it",
-            "model.batch-norm",
+def _with_fixed_norms(name: str, stages: Mapping[str, nn.Module], *, wanted: bool) -> dict[str, nn.Module]:
+    """Return the trained stages with the statistics of their BatchNorm layers as they are.
+
+    Where that cannot be they are returned unchanged, or with ``wanted`` refused.
+    """
+    norms = [norm for stage in stages.values() for norm in batch_norms(stage)]
+    problem = next((text for text in map(unfixable, norms) if text), "")
+    if not problem and norms:
+        return {stage: with_fixed_norms(module) for stage, module in stages.items()}
+    if not wanted:
+        return dict(stages)
+    message = f"has no effect: the trained stages of {shown(name)} ({', '.join(stages)}) have no BatchNorm"
+    if problem:
+        message = (
+            f"expected BatchNorm layers that can be frozen in the trained stages of {shown(name)}; {problem}"
         )
-    return {stage: module for stage, (module, _) in changed.items()}
+    raise DataError(f"{message}; remove it", "model.batch-norm")
 
 
 @contextmanager

@@ -23,8 +23,9 @@ class BackboneSettings(Settings):
     trainable: Trainable = "head"
     """What is trained: ``head``, a linear layer on frozen features; ``last:N``, the last N stages too;
     ``all``, every stage."""
-    batch_norm: BatchNormMode = "train"
-    """Of the trained stages' BatchNorm: statistics of each batch, or those that came with the weights."""
+    batch_norm: BatchNormMode | None = None
+    """Of the trained stages' BatchNorm: ``frozen`` statistics, those that came with the weights, or those of
+    each batch, ``train``. Default: frozen where there are such layers of torch's."""
     size: Pixels | None = None
     """Height and width, in pixels, that images are resized to. Default: the backbone's own."""
 

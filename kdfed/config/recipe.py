@@ -54,10 +54,13 @@ def recipe_of(arm: Arm) -> tuple[Mapping[str, Any], str]:
     """
     calibrate = {} if arm.data.task == "regression" else {"calibrate": "sums"}
     head: dict[str, Any] = {"head": "ridge", **calibrate, "at": [0]}
-    if arm.model.backbone is not None and arm.model.trainable == "head":
+    if arm.model.backbone is not None:
         why = (
             "nothing but a linear head is trained on a frozen backbone, and a head in closed form is exact: "
             "nothing is distilled"
+            if arm.model.trainable == "head"
+            else "the head is solved for on pre-trained features, and rounds at a low rate go on from there; "
+            "a student of that model would be behind it: nothing is distilled"
         )
         return {"start": "random", "closed-form": head, "local": {"lr": arm.local.lr * RATE_OF_HEAD}}, why
     from_files = arm.teachers.from_ is not None

@@ -7,12 +7,13 @@ Reading order: :mod:`kdfed.models.model` (what a model is), :mod:`kdfed.models.r
 :mod:`kdfed.models.weights`.
 """
 
+from kdfed.fixed_norm import batch_norms
 from kdfed.inputs import SPARING, frozen, has_copies, spare_inputs
 from kdfed.models.building import build_model, check_model, outputs_of
 from kdfed.models.dead import Units, dead_units
 from kdfed.models.model import Model, Origin
 from kdfed.models.registry import MODELS, find_model, is_shipped
-from kdfed.models.weights import State, batch_norms, buffer_keys, device_of, load_state, state_of
+from kdfed.models.weights import State, buffer_keys, device_of, load_state, state_of
 
 __all__ = [
     "MODELS",

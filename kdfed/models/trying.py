@@ -16,9 +16,10 @@ import torch
 from torch import nn
 
 from kdfed.errors import KdfedError, one_line, shown
+from kdfed.fixed_norm import batch_norms
 from kdfed.inputs import spare_inputs
 from kdfed.limits import LARGEST
-from kdfed.models.weights import State, batch_norms, buffer_keys, load_state, state_of
+from kdfed.models.weights import State, buffer_keys, load_state, state_of
 from kdfed.named import NamedError, blamed, ends_program, text_of_error
 from kdfed.seeding import torch_seed
 

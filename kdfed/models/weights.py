@@ -7,16 +7,10 @@ from typing import TypeAlias
 
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from kdfed.errors import KdfedError
 
 State: TypeAlias = dict[str, torch.Tensor]
-
-
-def batch_norms(model: nn.Module) -> list[nn.Module]:
-    """Return the layers that need two examples in training: see :mod:`kdfed.train` for the rule."""
-    return [module for module in model.modules() if isinstance(module, _BatchNorm)]
 
 
 def device_of(model: nn.Module) -> torch.device:

@@ -45,8 +45,17 @@ def test_the_solved_model_is_distilled_into_the_initial_weights() -> None:
     assert list(experiment.recipes) == ["warm"]
 
 
-def test_on_a_frozen_backbone_nothing_is_distilled() -> None:
-    experiment = spelled(model={"backbone": TINY}, data={"source": "mnist5k"})
+@pytest.mark.parametrize(
+    ("trainable", "reason"),
+    [
+        ("head", "nothing but a linear head is trained"),
+        ("last:1", "pre-trained features"),
+        ("all", "pre-trained"),
+    ],
+)
+def test_on_a_backbone_nothing_is_distilled(trainable: str, reason: str) -> None:
+    experiment = spelled(model={"backbone": TINY, "trainable": trainable}, data={"source": "mnist5k"})
+    assert reason in experiment.recipes["warm"]
     arm = experiment.arm("warm")
     assert arm.start == "random"
     assert arm.closed_form is not None
