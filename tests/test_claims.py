@@ -34,6 +34,14 @@ def test_records_are_those_of_the_matrix_file_and_none_is_missing(
     assert [state.cell.name for state in states if not state.is_joined] == []
 
 
+def test_the_table_of_late_rounds_is_that_of_its_records(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "docs/claim-late")
+    rows = list(import_module("table").lines())
+    page = (ROOT / "docs/methods/late.md").read_text(encoding="utf-8").splitlines()
+    assert len(rows) == 15
+    assert [row for row in rows if row not in page] == []
+
+
 def test_what_the_shelf_learned_from_and_what_participants_hold_are_mnist5k_and_share_no_image(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
