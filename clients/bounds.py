@@ -15,7 +15,9 @@ import torch
 from flwr.app import ArrayRecord, RecordDict
 
 from kdfed.arrays import Spec, problem_with_arrays, spec_of
+from kdfed.backbones import is_shipped_backbone
 from kdfed.backbones.features import BATCH
+from kdfed.backbones.torchvision import count_numbers
 from kdfed.choosing import parts
 from kdfed.errors import ParticipantError, shown
 from kdfed.local import LOCAL_MODES
@@ -65,6 +67,7 @@ def check_models(
                 "names a file to read, or has one fetched"
             )
         _check_pixels(model)
+        _check_backbone(model)
         if model.backbone is None and is_shipped(model.name):
             needed = _numbers(model, shape, classes)
             if needed > most:
@@ -86,6 +89,20 @@ def _check_pixels(model: ModelSettings) -> None:
                 f"expected {key} of at most {most} on a device, got {shown(size)}: {BATCH} images of that "
                 f"size are computed together, and they may have {MOST_PIXELS} pixels"
             )
+
+
+def _check_backbone(model: ModelSettings) -> None:
+    """Refuse options that make a network larger than the one whose weights are installed."""
+    name = model.backbone or ""
+    if not (name.startswith("torchvision:") and is_shipped_backbone(name) and model.options):
+        return
+    most = max(MOST_NUMBERS, count_numbers(name, {}))
+    needed = count_numbers(name, model.options)
+    if needed > most:
+        raise ParticipantError(
+            f"expected a backbone of at most {most} numbers, {name} with options {shown(model.options)} has "
+            f"{needed}"
+        )
 
 
 def _models(config: Mapping[str, Any]) -> Iterator[ModelSettings]:

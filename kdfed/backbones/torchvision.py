@@ -27,6 +27,7 @@ _DESCRIPTION = "any torchvision classifier without its last layer, e.g. torchvis
 _CONTAINERS = ("features", "layers", "trunk_output", "blocks")  # their children are stages
 _OURS = ("num_classes", "weights", "aux_logits", "init_weights", "transform_input")
 _NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm)
+_MOST_NUMBERS = 2**30  # the largest published network has 645 million
 _OLD_DENSE = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12]\.)")  # densenet's files are from 2017
 
 
@@ -40,12 +41,37 @@ def find(name: str) -> Backbone:
 BACKBONES = Origin(find, _DESCRIPTION, shipped=re.compile(r"torchvision:[A-Za-z0-9_]+"))
 
 
+def count_numbers(name: str, options: Mapping[str, Any]) -> int:
+    """Count the weights and buffers of a classifier without room for any; 0 where it cannot be built.
+
+    Parameters
+    ----------
+    name
+        With ``torchvision:`` before it.
+    options
+        Its keyword arguments.
+    """
+    from torchvision.models import get_model
+
+    with suppress(Exception), torch.device("meta"):  # what is wrong, whoever builds it says
+        bare = get_model(name.removeprefix(_PREFIX), weights=None, **options)
+        return sum(values.numel() for values in bare.state_dict().values())
+    return 0
+
+
 def _build(name: str, options: Mapping[str, Any]) -> Network:
     from torchvision.models import get_model, get_model_weights
 
     (mean, std), extra = IMAGENET, {}
     if name in ("googlenet", "inception_v3"):  # with transform_input they do this to ImageNet's normalisation
         extra, mean, std = {"aux_logits": False, "init_weights": False}, (0.5,) * 3, (0.5,) * 3
+    numbers = count_numbers(_PREFIX + name, options) if options else 0
+    if numbers > _MOST_NUMBERS:
+        raise DataError(
+            f"torchvision:{name} with the options {shown(dict(options))} has {numbers} weights, expected at "
+            f"most {_MOST_NUMBERS}",
+            "model.options",
+        )
     try:
         module: nn.Module = get_model(name, weights=None, **{**options, **extra})
     except Exception as error:  # whatever a constructor says of options that it does not take

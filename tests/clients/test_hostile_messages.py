@@ -272,6 +272,18 @@ def test_images_that_would_be_made_huge_for_a_backbone_are_refused(kind, trainab
     assert "expected model.options.image_size of at most 724" in refused(kind, naming(model), config)
 
 
+def test_a_backbone_made_huge_by_its_options_is_refused(config):
+    """MobileNetV2 a thousand times as wide would have two trillion weights: 9 TB."""
+    pytest.importorskip("torchvision")  # its own memory is not the message's
+    model = ModelSettings(backbone="torchvision:mobilenet_v2", options={"width_mult": 1000.0})
+    reason = refused("train", naming(model), config)
+    assert "expected a backbone of at most 67108864 numbers, torchvision:mobilenet_v2 with options" in reason
+    large = ModelSettings(
+        backbone="torchvision:vit_h_14", options={"dropout": 0.5}
+    )  # 633 million, as published
+    check_models(RecordDict(), {"model": large.model_dump_json()}, (3, 64, 64), 3)
+
+
 def test_the_largest_images_that_a_backbone_was_trained_on_are_not_refused():
     for size in (None, 600, 724):
         model = ModelSettings(backbone="torchvision:efficientnet_b7", size=size)

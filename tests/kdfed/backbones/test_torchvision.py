@@ -185,6 +185,12 @@ def test_options_that_it_does_not_take_are_refused(
         split(settings("resnet18", saved("resnet18", tmp_path), options=options))
 
 
+def test_a_network_that_no_machine_has_room_for_is_refused_before_it_is_built() -> None:
+    with pytest.raises(DataError, match=r"has 85\d{9} weights, expected at most 1073741824") as caught:
+        find_backbone("torchvision:mobilenet_v2").build({"width_mult": 200.0})
+    assert caught.value.key == "model.options"
+
+
 def test_a_file_of_another_network_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"missing conv1\.weight, .* and \d+ more"):
         split(settings("resnet18", saved(SMALL, tmp_path)))
