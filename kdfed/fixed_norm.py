@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Mapping
+
 import torch
 from torch import nn
 from torch.nn import functional
@@ -18,7 +21,7 @@ class FixedBatchNorm(nn.Module):
     Parameters
     ----------
     norm
-        A BatchNorm layer of torch, with statistics. It is not changed.
+        A BatchNorm layer of torch, with statistics. Its scale and shift are taken over.
     """
 
     mean: torch.Tensor
@@ -33,7 +36,7 @@ class FixedBatchNorm(nn.Module):
         self.eps = norm.eps
         for name in ("weight", "bias"):
             own = getattr(norm, name)
-            self.register_parameter(name, None if own is None else nn.Parameter(own.detach().clone()))
+            self.register_parameter(name, own)  # the layer's own, which others may share
         self.register_buffer("mean", norm.running_mean.clone(), persistent=False)
         self.register_buffer("variance", norm.running_var.clone(), persistent=False)
 
@@ -57,22 +60,25 @@ def unfixable(norm: _BatchNorm) -> str:
     return "" if norm.running_mean is not None else f"a {kind.__name__} keeps no statistics"
 
 
-def with_fixed_norms(module: nn.Module) -> nn.Module:
-    """Replace every BatchNorm layer in a module by a fixed one, in place.
+def with_fixed_norms(stages: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
+    """Return copies of a network's stages whose BatchNorm layers are fixed.
 
     Parameters
     ----------
-    module
-        None of its layers is :func:`unfixable`. A layer that stands at several places stays one.
-
-    Returns
-    -------
-    torch.nn.Module
-        The module, or where it is such a layer itself, the fixed one.
+    stages
+        By name. Layers and weights that stand at several places, of one stage or of two, do so in the copies
+        too. A layer that is :func:`unfixable` stays as it is.
     """
-    fixed: dict[nn.Module, nn.Module] = {norm: FixedBatchNorm(norm) for norm in batch_norms(module)}
-    for part in list(module.modules()):
-        for name, child in list(part._modules.items()):
-            if child in fixed:
-                setattr(part, name, fixed[child])
-    return fixed.get(module, module)
+    copies = copy.deepcopy(dict(stages))
+    fixed: dict[nn.Module, nn.Module] = {
+        norm: FixedBatchNorm(norm)
+        for stage in copies.values()
+        for norm in batch_norms(stage)
+        if not unfixable(norm)
+    }
+    for stage in copies.values():
+        for part in list(stage.modules()):
+            for name, child in list(part._modules.items()):
+                if child in fixed:
+                    setattr(part, name, fixed[child])
+    return {name: fixed.get(stage, stage) for name, stage in copies.items()}

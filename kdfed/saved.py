@@ -12,6 +12,7 @@ Shape suffixes: N examples, C classes.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from contextlib import suppress
@@ -36,7 +37,15 @@ from kdfed.named import is_named
 from kdfed.paths import user_path
 from kdfed.reading import cut_of
 from kdfed.records import load_model, load_start, serialised, write_atomically
-from kdfed.settings import ColumnSettings, DataSettings, ModelSettings, PositiveInt, Settings, Text
+from kdfed.settings import (
+    ColumnSettings,
+    DataSettings,
+    ModelSettings,
+    PositiveInt,
+    Settings,
+    Text,
+    with_batch_norm,
+)
 from kdfed.task import CLASSIFICATION, TASKS, Task
 from kdfed.train import predict
 
@@ -389,7 +398,7 @@ def read_card(path: str | Path) -> Card:
             "(kdfed.records.load_model)"
         )
     try:
-        return Card.model_validate_json(text, strict=True, by_alias=True, by_name=False)
+        return Card.model_validate_json(_upgraded(text), strict=True, by_alias=True, by_name=False)
     except ValidationError as error:
         first: Any = error.errors()[0]
         key = ".".join(map(str, first["loc"])) or "the whole"
@@ -397,6 +406,15 @@ def read_card(path: str | Path) -> Card:
             f"expected the metadata {KEY!r} of {path} as kdfed writes it in format {FORMAT}, {key} is wrong: "
             f"{one_line(first['msg'])}; upgrade kdfed if a later release wrote it"
         ) from error
+
+
+def _upgraded(text: str) -> str:
+    """Return a card as this release writes it; what is no card, whoever reads it refuses."""
+    with suppress(ValueError, RecursionError):
+        card = json.loads(text)
+        if isinstance(card, dict) and isinstance(card.get("model"), dict):
+            return json.dumps({**card, "model": with_batch_norm(card["model"])})
+    return text
 
 
 def _text_in(path: str | Path) -> str | None:

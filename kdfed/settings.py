@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 from pydantic import (
@@ -243,7 +244,7 @@ class ModelSettings(Settings):
     """A model, fitted to the data's input shape and number of classes."""
 
     backbone: Text | None = None
-    """A pre-trained network below a linear head: ``efficientnet-lite0`` to ``2``, ``torchvision:NAME`` or
+    """A pre-trained network below a linear head: ``efficientnet-lite0``, ``-lite1``, ``-lite2``, ``torchvision:NAME`` or
     ``package.module:name``, see [Backbones](backbones.md). Default: none, the model is trained from
     nothing."""
     name: Text = Field(default_factory=lambda data: HEAD if data.get("backbone") else "cnn")
@@ -261,8 +262,8 @@ class ModelSettings(Settings):
     stages of the backbone too; ``all``, every stage."""
     batch_norm: BatchNormMode | None = None
     """Of the stages that are trained. ``frozen``: the statistics that came with the weights, for ever; scale
-    and shift are trained. ``train``: those of each batch, as in any other model. Default: frozen where they
-    have such layers."""
+    and shift are trained. ``train``: those of each batch, as in any other model. Default: frozen where that
+    can be, see [Backbones](backbones.md#batchnorm-in-trained-stages); not beside ``trainable: head``."""
     size: Pixels | None = None
     """Height and width, in pixels, that images are resized to. Default: the backbone's own."""
 
@@ -292,12 +293,19 @@ class ModelSettings(Settings):
     @property
     def reads(self) -> str:
         """What it reads, equal for models that read the same; empty where those are normalised inputs."""
-        return "" if self.backbone is None else self.model_dump_json()
+        return "" if self.backbone is None else self.model_dump_json(exclude={"batch_norm"})
 
     @property
     def title(self) -> str:
         """What people call it: its name, or that of its backbone and what is trained."""
-        return self.name if self.backbone is None else f"{self.backbone}, {self.trainable}"
+        norm = "" if self.batch_norm is None else f", batch-norm {self.batch_norm}"
+        return self.name if self.backbone is None else f"{self.backbone}, {self.trainable}{norm}"
+
+
+def with_batch_norm(model: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a recorded model with the ``batch-norm`` that it had before there was such a key."""
+    trained = model.get("backbone") is not None and model.get("trainable") not in (None, "head")
+    return {**({"batch-norm": "train"} if trained else {}), **model}
 
 
 def several(models: ModelSettings | tuple[ModelSettings, ...] | None) -> tuple[ModelSettings, ...]:

@@ -204,7 +204,7 @@ def _split(written: str, file: Path | None, stamp: object) -> Cut:
     fingerprint.update(digest({"activations": probed}).encode())
     weights_sha256 = digest(network.module.state_dict())
     if settings.batch_norm != "train":
-        above = _with_fixed_norms(name, above, wanted=settings.batch_norm is not None)
+        above = _with_fixed_norms(name, above, probed, wanted=settings.batch_norm is not None)
     return Cut(
         frozen,
         tuple(below) + tuple(above),
@@ -235,23 +235,32 @@ def _cut(trainable: str, network: Network) -> tuple[dict[str, nn.Module], dict[s
             {name: network.stages[name] for name in names[cut:]})  # fmt: skip
 
 
-def _with_fixed_norms(name: str, stages: Mapping[str, nn.Module], *, wanted: bool) -> dict[str, nn.Module]:
+def _with_fixed_norms(
+    name: str, stages: dict[str, nn.Module], activations: torch.Tensor, *, wanted: bool
+) -> dict[str, nn.Module]:
     """Return the trained stages with the statistics of their BatchNorm layers as they are.
 
-    Where that cannot be they are returned unchanged, or with ``wanted`` refused.
+    Layers for which that cannot be stay as they are; with ``wanted`` they are refused.
     """
+    where = f"the trained stages of {shown(name)} ({', '.join(stages)})"
     norms = [norm for stage in stages.values() for norm in batch_norms(stage)]
+    if wanted and not norms:
+        raise DataError(f"has no effect: {where} have no BatchNorm; remove it", "model.batch-norm")
     problem = next((text for text in map(unfixable, norms) if text), "")
-    if not problem and norms:
-        return {stage: with_fixed_norms(module) for stage, module in stages.items()}
-    if not wanted:
-        return dict(stages)
-    message = f"has no effect: the trained stages of {shown(name)} ({', '.join(stages)}) have no BatchNorm"
-    if problem:
-        message = (
-            f"expected BatchNorm layers that can be frozen in the trained stages of {shown(name)}; {problem}"
+    fixed = with_fixed_norms(stages)
+    try:
+        with torch.no_grad():
+            same = torch.equal(*(nn.Sequential(*one.values()).eval()(activations) for one in (fixed, stages)))
+        if not same:
+            fixed, problem = stages, "with frozen ones its features are others"
+    except Exception as error:  # code of a user's that looks into its layers
+        fixed, problem = stages, one_line(error)
+    if wanted and problem:
+        raise DataError(
+            f"expected BatchNorm layers that can be frozen in {where}; {problem}; use batch-norm: train",
+            "model.batch-norm",
         )
-    raise DataError(f"{message}; remove it", "model.batch-norm")
+    return fixed
 
 
 @contextmanager

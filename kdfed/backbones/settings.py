@@ -13,7 +13,7 @@ class BackboneSettings(Settings):
     """A pre-trained network, and how much of it is trained."""
 
     backbone: Text
-    """``efficientnet-lite0`` to ``2``, ``torchvision:NAME`` or ``package.module:name``."""
+    """``efficientnet-lite0``, ``-lite1``, ``-lite2``, ``torchvision:NAME`` or ``package.module:name``."""
     options: Options = Field(default={})
     """Keyword arguments of the backbone; checked against its signature."""
     weights: Weights = "installed"

@@ -26,7 +26,7 @@ from kdfed.family import Families
 from kdfed.named import ends_program, search_in, text_of_error
 from kdfed.partition import in_data
 from kdfed.paths import user_path
-from kdfed.settings import kebab
+from kdfed.settings import kebab, with_batch_norm
 
 
 def parse_set(assignments: Iterable[str]) -> dict[str, Any]:
@@ -191,8 +191,12 @@ def upgraded(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return a recorded experiment as this release writes it.
 
     The first version had ``rounds.max``, no evaluation split (it read curves on the validation split), and
-    targets that were shares of the baseline's best accuracy.
+    targets that were shares of the baseline's best accuracy. Before backbones had ``batch-norm``
+    their trained stages took the statistics of each batch.
     """
+    model = values.get("model")
+    if isinstance(model, Mapping):
+        values = {**values, "model": with_batch_norm(model)}
     rounds = values.get("rounds")
     if not (isinstance(rounds, Mapping) and "max" in rounds):
         return dict(values)
@@ -458,35 +462,38 @@ def _resolve_paths(values: dict[str, Any]) -> dict[str, Any]:
     return _with_paths(values, {**_MODEL_PATHS, **_DATA_PATHS}, resolved)
 
 
-def moved_models(old: Experiment, new: Experiment) -> dict[str, str]:
-    """Return the files of models that a new experiment names in another folder than an old one.
+def model_paths(experiment: Experiment) -> dict[str, str]:
+    """Return the files of models that an experiment names: where each stands, and its path."""
+    found = dict[str, str]()
 
-    Two paths at the same place whose last parts are the same name one file that was moved; what a run records
-    tells whether it is still the same.
+    def remember(place: str, path: str) -> str:
+        found[place] = path
+        return path
+
+    _with_paths(experiment.model_dump(mode="json"), _MODEL_PATHS, remember)
+    return found
+
+
+def moved_models(old: Experiment, new: Experiment) -> dict[str, str]:
+    """Return where a new experiment names a file of a model that was moved since an old one.
+
+    The path at that place is neither what it was nor any other that the old one names, but has the same last
+    part. What a run records of the file tells whether it is still the same.
 
     Returns
     -------
     dict
-        The old path, by the new one.
+        The old path, by place.
     """
-    before, moved = dict[str, str](), dict[str, str]()
-
-    def remember(place: str, path: str) -> str:
-        before[place] = path
-        return path
-
-    def compare(place: str, path: str) -> str:
-        was = before.get(place, path)
-        if was != path and Path(was).name == Path(path).name:
-            moved[path] = was
-        return path
-
-    _with_paths(old.model_dump(mode="json"), _MODEL_PATHS, remember)
-    _with_paths(new.model_dump(mode="json"), _MODEL_PATHS, compare)
-    return moved
+    before = model_paths(old)
+    return {
+        place: before[place]
+        for place, path in model_paths(new).items()
+        if place in before and path not in before.values() and Path(before[place]).name == Path(path).name
+    }
 
 
 def written(experiment: Experiment, moved: Mapping[str, str]) -> dict[str, Any]:
     """Return the keys of an experiment, with the files of :func:`moved_models` where they were."""
     values = experiment.model_dump(mode="json")
-    return _with_paths(values, _MODEL_PATHS, lambda _, path: moved.get(path, path))
+    return _with_paths(values, _MODEL_PATHS, lambda place, path: moved.get(place, path))

@@ -54,7 +54,8 @@ def recipe_of(arm: Arm) -> tuple[Mapping[str, Any], str]:
     """
     calibrate = {} if arm.data.task == "regression" else {"calibrate": "sums"}
     head: dict[str, Any] = {"head": "ridge", **calibrate, "at": [0]}
-    if arm.model.backbone is not None:
+    from_files = arm.teachers.from_ is not None
+    if arm.model.backbone is not None and (arm.model.trainable == "head" or not from_files):
         why = (
             "nothing but a linear head is trained on a frozen backbone, and a head in closed form is exact: "
             "nothing is distilled"
@@ -63,7 +64,6 @@ def recipe_of(arm: Arm) -> tuple[Mapping[str, Any], str]:
             "a student of that model would be behind it: nothing is distilled"
         )
         return {"start": "random", "closed-form": head, "local": {"lr": arm.local.lr * RATE_OF_HEAD}}, why
-    from_files = arm.teachers.from_ is not None
     why = (
         "teachers exist in files: they are distilled into a student, whose head is solved for, and the model "
         "with that head into the student again"

@@ -44,7 +44,7 @@ def load_state(model: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
     if wrong:
         raise KdfedError(
             f"these weights belong to another model than {type(model).__name__}: {'; '.join(wrong)}; "
-            "use weights of the same model, options, input shape and classes"
+            "use weights of the same model, options, batch-norm, input shape and classes"
         )
     model.load_state_dict(dict(state))
 

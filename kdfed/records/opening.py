@@ -20,16 +20,17 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path
 
-from kdfed.config import Experiment, dotted, moved_models, read_recorded, with_horizon, written
+from kdfed.config import Experiment, dotted, model_paths, moved_models, read_recorded, with_horizon, written
 from kdfed.errors import ConfigError, KdfedError, RunFolderError
 from kdfed.outside import code_of, models_of
 from kdfed.records.reading import RecordedRun
 from kdfed.records.rounds import Outcome
-from kdfed.records.versions import versions
+from kdfed.records.versions import models_sha256, versions
 from kdfed.records.weights import load_model, weights_sha256
 
 ELSEWHERE = "choose another output folder (--out)"
@@ -89,8 +90,7 @@ def examine(
         return Opening(obsolete=tuple(folder.path / name for name in present if name != file.name))
     if not [name for name in present if name != file.name]:
         return Opening()
-    moved = _refuse_other(folder, experiment, present)
-    return _go_on(folder, experiment, moved)
+    return _go_on(folder, experiment, _refuse_other(folder, experiment, present))
 
 
 def _refuse_obstacles(folder: RecordedRun) -> None:
@@ -121,8 +121,8 @@ def _refuse_starts(folder: RecordedRun, experiment: Experiment, names: Iterable[
                 )
 
 
-def _refuse_other(folder: RecordedRun, experiment: Experiment, present: list[str]) -> dict[str, str]:
-    """Refuse records of another experiment, or of an unknown one; return where files of models were."""
+def _refuse_other(folder: RecordedRun, experiment: Experiment, present: list[str]) -> Experiment:
+    """Refuse records of another experiment, or of an unknown one; return what is recorded."""
     file = folder.experiment_file
     if not file.exists():
         raise RunFolderError(
@@ -135,16 +135,15 @@ def _refuse_other(folder: RecordedRun, experiment: Experiment, present: list[str
         raise RunFolderError(
             f"{folder.path} holds an {file.name} that cannot be read; {_OVERWRITE}\n{error}"
         ) from error
-    moved = moved_models(old, experiment)
     differing = _differences(old, with_horizon_of(old, experiment))
     if differing:
         raise RunFolderError(
             f"{folder.path} holds another experiment; {_OVERWRITE}. It differs in:\n" + "\n".join(differing)
         )
-    return moved
+    return old
 
 
-def _go_on(folder: RecordedRun, experiment: Experiment, moved: Mapping[str, str]) -> Opening:
+def _go_on(folder: RecordedRun, experiment: Experiment, old: Experiment) -> Opening:
     """Keep what is finished of the same experiment."""
     if not folder.has_outcomes:
         raise RunFolderError(
@@ -166,24 +165,16 @@ def _go_on(folder: RecordedRun, experiment: Experiment, moved: Mapping[str, str]
             f"{folder.path} holds a complete run of this experiment, which is left as it is (`kdfed report` "
             f"draws it anew); {_OVERWRITE}"
         )
+    problem = next(changed_models(finished.values(), old, experiment), None)
+    if problem is not None:
+        raise RunFolderError(f"{folder.path} {problem}; put it back as it was to go on, or {_OVERWRITE}")
+    now = versions({name for one in finished.values() for name in code_of(experiment.arm(one.arm))})
     for outcome in finished.values():
-        arm = experiment.arm(outcome.arm)
-        names, models = code_of(arm), models_of(arm)
-        now = versions(names, models)
-        for name in names:
+        for name in code_of(experiment.arm(outcome.arm)):
             if outcome.versions.get(name) != now[name]:
                 raise RunFolderError(
                     f"{folder.path} holds runs made with other code of {name!r}, which may give other "
                     f"results; put its file back as it was to go on, or {_OVERWRITE}"
-                )
-        for path in models:
-            made_of = outcome.versions.get(
-                moved.get(path, path), now[path]
-            )  # earlier releases did not say it
-            if made_of != now[path]:
-                raise RunFolderError(
-                    f"{folder.path} holds runs made with another {path}, SHA-256 {made_of[:12]}, now "
-                    f"{now[path][:12]}; put it back as it was to go on, or {_OVERWRITE}"
                 )
         for package in SAME_VERSIONS:
             made_by = outcome.versions.get(package)
@@ -194,6 +185,54 @@ def _go_on(folder: RecordedRun, experiment: Experiment, moved: Mapping[str, str]
                     f"{_OVERWRITE}"
                 )
     return Opening(finished, folder.derived())
+
+
+def changed_models(outcomes: Iterable[Outcome], old: Experiment, new: Experiment) -> Iterator[str]:
+    """Say which files of models are not those that finished runs were made with.
+
+    Parameters
+    ----------
+    outcomes
+        Of the runs; they hold the hashes.
+    old, new
+        The experiment as it is recorded, and as it is asked for: files may have been moved in between.
+    """
+    places = model_paths(new)
+    if not places:
+        return
+    before = moved_models(old, new)
+    moved: dict[str, list[str]] = {}
+    for place, was in before.items():
+        moved.setdefault(places[place], []).append(was)
+    models = {name: models_of(new.arm(name)) for name in new.arms}
+    now = {path: models_sha256(path) for path in {path for paths in models.values() for path in paths}}
+    for outcome in outcomes:
+        for path in models.get(outcome.arm, ()):
+            known = _recorded_sha256(outcome.versions, path, moved.get(path, ()))
+            if now[path] in known or (not known and path not in moved):  # earlier releases did not say it
+                continue
+            was = " or ".join(sorted(one[:12] for one in known)) or "unknown"
+            yield (
+                f"holds runs made with another {path}, SHA-256 {was}, now "
+                f"{now[path][:12] or 'nothing that can be read'}"
+            )
+
+
+def _recorded_sha256(found: Mapping[str, str], path: str, was: Iterable[str]) -> set[str]:
+    """Return what is recorded for a file: by its path, by where it was, or by a path that ends alike."""
+    if path in found:
+        return {found[path]}
+    exact = {found[one] for one in was if one in found}
+    if exact:
+        return exact
+    alike = {key: _common_end(key, path) for key in found if os.sep in key}  # moved before this was recorded
+    longest = max(alike.values(), default=0)
+    return {found[key] for key, length in alike.items() if length == longest > 0}
+
+
+def _common_end(one: str, other: str) -> int:
+    pairs = zip(reversed(Path(one).parts), reversed(Path(other).parts), strict=False)
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
 def _has_model(folder: RecordedRun, outcome: Outcome) -> bool:

@@ -70,8 +70,8 @@ def load_start(path: str | Path, spec: Spec) -> State:
     problem = problem_with_arrays(state, spec)
     if problem is not None:
         raise DataError(
-            f"{path} does not fit the model: {problem}; use weights of the same model, options, input shape "
-            "and classes, saved with the dtypes of its layers",
+            f"{path} does not fit the model: {problem}; use weights of the same model, options, batch-norm, "
+            "input shape and classes, saved with the dtypes of its layers",
             "start",
         )
     return state

@@ -28,9 +28,9 @@ from kdfed.config import Experiment, moved_models, written
 from kdfed.errors import KdfedError, RunFolderError
 from kdfed.events import ignore
 from kdfed.named import search_in
-from kdfed.outside import models_of
-from kdfed.records import Failure, Outcome, RoundRecord, RunFolder, models_sha256, write_atomically
+from kdfed.records import Failure, Outcome, RoundRecord, RunFolder, write_atomically
 from kdfed.records.lock import FolderLock
+from kdfed.records.opening import changed_models
 from kdfed.records.reading import PRIVATE, RecordedRun
 from simulations import server_app
 from simulations.experiments import build_experiment
@@ -178,36 +178,28 @@ def look_up(out: Path, cell: Cell) -> CellState:
         if not (run.experiment_file.exists() and run.has_outcomes):
             found[seed] = there.get(seed) or Job(cell, seed)
             continue
-        if run.experiment_file.read_bytes() != alone.to_yaml().encode():
-            _refuse_other(run, run.read_experiment(), alone)
-        else:
-            _refuse_other_models(run, alone, {})
+        _refuse_other(run, alone if _says(run, alone) else run.read_experiment(), alone)
         found |= _jobs(run, cell, [seed], alone)
     return CellState(cell, found, whole and found == there)
 
 
+def _says(run: RecordedRun, experiment: Experiment) -> bool:
+    """Tell whether a run folder records this experiment to the letter, which need not be read then."""
+    return run.experiment_file.read_bytes() == experiment.to_yaml().encode()
+
+
 def _refuse_other(run: RecordedRun, recorded: Experiment, wanted: Experiment) -> None:
-    moved = moved_models(recorded, wanted)
-    if written(recorded, {}) != written(wanted, moved):
+    if written(recorded, {}) != written(wanted, moved_models(recorded, wanted)):
         raise RunFolderError(
             f"{run.path} holds runs of another experiment than the cell {wanted.name!r} of the matrix file; "
             "rename the cell, choose another output folder (--out), or remove what is there"
         )
-    _refuse_other_models(run, wanted, moved)
-
-
-def _refuse_other_models(run: RecordedRun, wanted: Experiment, moved: Mapping[str, str]) -> None:
-    models = {name: models_of(wanted.arm(name)) for name in wanted.arms}
-    now = {path: models_sha256(path) for path in {path for paths in models.values() for path in paths}}
-    for outcome in run.read_outcomes() if now else ():
-        for path in models.get(outcome.arm, ()):
-            made_of = outcome.versions.get(moved.get(path, path), now[path])
-            if made_of != now[path]:
-                raise RunFolderError(
-                    f"{run.path} holds runs made with another {path}, SHA-256 {made_of[:12]}, now "
-                    f"{now[path][:12] or 'nothing that can be read'}; put it back as it was, choose another "
-                    "output folder (--out), or remove what is there"
-                )
+    problem = next(changed_models(run.read_outcomes(), recorded, wanted), None)
+    if problem is not None:
+        raise RunFolderError(
+            f"{run.path} {problem}; put it back as it was, choose another output folder (--out), or remove "
+            "what is there"
+        )
 
 
 def _jobs(run: RecordedRun, cell: Cell, seeds: Sequence[int], experiment: Experiment) -> dict[int, Job]:

@@ -283,6 +283,13 @@ def test_a_file_holds_what_was_trained_and_the_hash_of_what_was_not(tmp_path: Pa
     assert torch.equal(used.outputs(stored(data)), predict(tail, compute(cut, stored(data))))
 
 
+def test_a_file_from_before_batch_norm_was_a_key_is_read_as_what_it_was(tmp_path: Path) -> None:
+    file, _, _ = saved(tmp_path, model=TAIL.model_copy(update={"batch_norm": "train"}))
+    card = json.loads(read_card(file).model_dump_json())
+    assert card["model"].pop("batch-norm") == "train"
+    assert read_card(rewritten(file, json.dumps(card))).model.batch_norm == "train"
+
+
 def test_a_backbone_with_other_weights_is_refused_with_both_hashes(tmp_path: Path) -> None:
     file = rewritten(saved(tmp_path, model=TAIL)[0], {"backbone-sha256": "f" * 64})
     assert "on which the model of" in (said := refused(file, model=TINY))

@@ -11,6 +11,7 @@ from pydantic.fields import FieldInfo
 
 from kdfed.config import experiment_type
 from kdfed.errors import ConfigError
+from kdfed.settings import ModelSettings
 from simulations.experiments import FAMILIES, load_experiment
 
 
@@ -90,3 +91,12 @@ def test_numbers_that_would_overflow_are_refused(tmp_path: Path, assignment: str
         load_experiment(file, [assignment])
     assert len(caught.value.mistakes) == 1
     assert message in caught.value.mistakes[0].message
+
+
+def test_models_that_differ_in_batch_norm_alone_read_the_same() -> None:
+    models = [
+        ModelSettings(backbone="b", trainable="all", batch_norm=how) for how in (None, "frozen", "train")
+    ]
+    assert len({model.reads for model in models}) == 1
+    assert len({model.title for model in models}) == 3
+    assert models[0].reads != ModelSettings(backbone="b", trainable="last:1").reads

@@ -40,8 +40,39 @@ class Own(nn.BatchNorm2d):
 
 
 def other() -> nn.Module:
-    """Return a backbone with a layer that only looks like BatchNorm."""
-    return nn.Sequential(Own(3), nn.AdaptiveAvgPool2d(2), nn.Flatten())
+    """Return a backbone with a layer that only looks like BatchNorm, beside one that is it."""
+    return nn.Sequential(nn.BatchNorm2d(3), Own(3), nn.AdaptiveAvgPool2d(2), nn.Flatten())
+
+
+class Looking(nn.Module):
+    """Looks into its BatchNorm layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(3)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        mean = self.norm.running_mean
+        assert mean is not None
+        features: torch.Tensor = self.norm(inputs).mean((2, 3)) + mean
+        return features
+
+
+class Sharing(nn.Module):
+    """Two stages with one BatchNorm layer, and a third whose layer has its scale."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        norm, alike = nn.BatchNorm2d(3), nn.BatchNorm2d(3)
+        alike.weight = norm.weight
+        ends = nn.Sequential(alike, nn.AdaptiveAvgPool2d(2), nn.Flatten())
+        self.stages = {"one": nn.Sequential(norm, nn.ReLU()), "two": norm, "three": ends}
+        self.parts = nn.ModuleList(self.stages.values())
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        for part in self.parts:
+            inputs = part(inputs)
+        return inputs
 
 
 class Wrong(Tiny):

@@ -113,22 +113,40 @@ def test_frozen_batch_norm_in_the_blocks_of_torchvision(trainable: str, tmp_path
 
 
 @pytest.mark.parametrize(
-    ("name", "problem"),
+    ("name", "problem", "left"),
     [
-        ("plain", "has no effect: the trained stages of 'own_backbones:plain' (body) have no BatchNorm"),
-        ("forgetful", "a BatchNorm2d keeps no statistics; remove it"),
-        ("other", "Own is no BatchNorm layer of torch.nn, and may compute something else; remove it"),
+        (
+            "plain",
+            "has no effect: the trained stages of 'own_backbones:plain' (body) have no BatchNorm; remove it",
+            0,
+        ),
+        ("forgetful", "a BatchNorm2d keeps no statistics; use batch-norm: train", 1),
+        (
+            "other",
+            "Own is no BatchNorm layer of torch.nn, and may compute something else; use batch-norm: train",
+            1,
+        ),
+        ("Looking", "'FixedBatchNorm' object has no attribute 'running_mean'; use batch-norm: train", 1),
     ],
 )
 def test_statistics_that_cannot_be_frozen_are_refused_where_that_was_asked_for(
-    name: str, problem: str
+    name: str, problem: str, left: int
 ) -> None:
     settings = BackboneSettings(backbone=f"own_backbones:{name}", trainable="all", size=12)
     with pytest.raises(DataError) as caught:
         split(settings.model_copy(update={"batch_norm": "frozen"}))
     assert problem in str(caught.value)
     assert caught.value.key == "model.batch-norm"
-    assert len(batch_norms(split(settings).tail(3))) == (name != "plain")
+    assert len(batch_norms(split(settings).tail(3))) == left
+
+
+def test_layers_and_weights_that_stages_share_are_shared_when_they_are_frozen() -> None:
+    settings = BackboneSettings(backbone="own_backbones:Sharing", trainable="all", size=12)
+    counts = [
+        len(list(split(settings.model_copy(update={"batch_norm": how})).tail(3).parameters()))
+        for how in ("train", "frozen")
+    ]
+    assert counts == [5, 5]  # a scale, two shifts, and a head
 
 
 def test_what_is_frozen_stays_as_it_is_in_training(tiny: Make) -> None:

@@ -882,6 +882,19 @@ def test_a_record_of_registered_things_reads_back(path):
     assert read_recorded(record) == experiment
 
 
+def test_a_record_from_before_batch_norm_was_a_key_is_read_as_what_it_was(path):
+    model = ["model={backbone: efficientnet-lite0, trainable: last:1}", "data.source=mnist5k"]
+    experiment = load_experiment(path, model)
+    values = yaml.safe_load(experiment.to_yaml())
+    assert values["model"].pop("batch-norm") is None
+    record = path.parent / "recorded.yaml"
+    record.write_text(yaml.safe_dump(values))
+    recorded = read_recorded(record)
+    assert recorded.model.batch_norm == "train"
+    assert recorded != experiment
+    assert recorded == load_experiment(path, [*model, "model.batch-norm=train"])
+
+
 @pytest.mark.parametrize("text", ["name: x", "name: [", "name: x\narms: {cold: {}}\nthreads: many"])
 def test_a_record_that_is_none_is_refused(path, text):
     path.write_text(text)

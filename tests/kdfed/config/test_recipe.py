@@ -74,6 +74,15 @@ def test_teachers_from_files_are_distilled_first(tmp_path: Path) -> None:
     assert "teachers exist in files" in experiment.recipes["warm"]
 
 
+def test_teachers_from_files_serve_where_stages_of_a_backbone_are_trained(tmp_path: Path) -> None:
+    data = {"source": "mnist5k", "limit": 600}
+    files = written(tmp_path, spelled(data=data), {"backbone": TINY})
+    for trainable, start in (("last:1", "consolidated"), ("head", "random")):
+        model = {"backbone": TINY, "trainable": trainable}
+        experiment = spelled(model=model, data=data, teachers={"from": files})
+        assert experiment.arm("warm").start == start
+
+
 def test_a_regression_is_not_calibrated() -> None:
     data = {"source": "diabetes", "task": "regression"}
     targets = {"targets": [0.3], "consolidation": {"temperature": 1.0, "ensemble": "mean-logits"}}

@@ -313,6 +313,74 @@ def test_files_of_models_may_be_moved_and_are_still_known_by_their_hashes(tmp_pa
             RunFolder.open_for(tmp_path / "new" / "run", experiment_of(tmp_path / "new", "b.safetensors")[0])
 
 
+def model_at(place, content=b"first"):
+    place.mkdir(parents=True, exist_ok=True)
+    (place / "m").write_bytes(content)
+    return place / "m"
+
+
+def starting(cold, warm):
+    arms = {"cold": {"start": f"file:{cold}"}, "warm": {"start": f"file:{warm}"}}
+    return build_experiment({**VALUES, "arms": arms})
+
+
+def made(path, experiment, known=True):
+    with opened(path, experiment) as folder:
+        for arm in ("cold", "warm"):
+            files = models_of(experiment.arm(arm)) if known else ()
+            finish(folder, arm, 0, versions=versions(models=files))
+
+
+def test_a_file_that_was_moved_is_watched_afterwards(tmp_path):
+    old, new = (tmp_path / name for name in ("old", "new"))
+    made(tmp_path / "run", starting(model_at(old), model_at(old)))
+    model_at(new)
+    experiment = starting(new / "m", new / "m")
+    with RunFolder.open_for(tmp_path / "run", experiment) as folder:
+        assert len(folder.finished) == 2
+        folder.begin()  # writes the experiment with its new paths
+    (new / "m").write_bytes(b"second")
+    with pytest.raises(RunFolderError, match=r"made with another .*new.m, SHA-256 .* put it back"):
+        RunFolder.open_for(tmp_path / "run", experiment)
+    (new / "m").unlink()
+    with pytest.raises(RunFolderError, match="now nothing that can be read; put it back"):
+        RunFolder.open_for(tmp_path / "run", experiment)
+
+
+def test_a_moved_file_whose_hash_was_never_recorded_is_refused(tmp_path):
+    made(tmp_path / "run", starting(*[model_at(tmp_path / "old")] * 2), known=False)
+    with pytest.raises(RunFolderError, match="SHA-256 unknown, now"):
+        RunFolder.open_for(tmp_path / "run", starting(*[model_at(tmp_path / "new")] * 2))
+
+
+def test_equal_files_of_two_places_may_become_one(tmp_path):
+    made(tmp_path / "run", starting(model_at(tmp_path / "x"), model_at(tmp_path / "y")))
+    with RunFolder.open_for(tmp_path / "run", starting(*[model_at(tmp_path / "z")] * 2)) as folder:
+        assert len(folder.finished) == 2
+
+
+def test_naming_another_file_of_the_experiment_is_no_move(tmp_path):
+    x, y = model_at(tmp_path / "x"), model_at(tmp_path / "y")
+    made(tmp_path / "run", starting(x, y))
+    for cold, warm in ((x, x), (y, x)):
+        with pytest.raises(RunFolderError, match="another experiment") as caught:
+            RunFolder.open_for(tmp_path / "run", starting(cold, warm))
+        assert f"arms.warm.start: 'file:{y}' there, 'file:{x}' here" in str(caught.value)
+        assert ("arms.cold.start" in str(caught.value)) == (cold == y)
+
+
+def test_the_order_of_teachers_is_part_of_an_experiment(tmp_path):
+    x, y = (str(model_at(tmp_path / name, name.encode())) for name in ("x", "y"))
+
+    def experiment(*files):
+        warm = {"start": "consolidated", "teachers": {"from": list(files)}}
+        return build_experiment({**VALUES, "arms": {"cold": {}, "warm": warm}})
+
+    made(tmp_path / "run", experiment(x, y))
+    with pytest.raises(RunFolderError, match="holds another experiment"):
+        RunFolder.open_for(tmp_path / "run", experiment(y, x))
+
+
 def test_files_that_an_arm_does_not_read_do_not_matter(tmp_path):
     file = tmp_path / "a.pt"
     file.write_bytes(b"first")
