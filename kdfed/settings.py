@@ -244,9 +244,9 @@ class ModelSettings(Settings):
     """A model, fitted to the data's input shape and number of classes."""
 
     backbone: Text | None = None
-    """A pre-trained network below a linear head: ``efficientnet-lite0``, ``-lite1``, ``-lite2``, ``torchvision:NAME`` or
-    ``package.module:name``, see [Backbones](backbones.md). Default: none, the model is trained from
-    nothing."""
+    """A pre-trained network below a linear head: ``efficientnet-lite0``, ``-lite1``, ``-lite2``,
+    ``torchvision:NAME`` or ``package.module:name``, see [Backbones](backbones.md). Default: none, the model
+    is trained from nothing."""
     name: Text = Field(default_factory=lambda data: HEAD if data.get("backbone") else "cnn")
     """``cnn``, ``mlp``, ``resnet8``, ``resnet18``, ``torchvision:NAME`` or ``package.module:name``. On a
     backbone it is ``linear``."""
