@@ -83,10 +83,11 @@ print(heard, time.monotonic() - began < 20, children._running)
 @pytest.mark.slow
 def test_brothers_draw_other_numbers_and_memory_runs_out_for_them_first() -> None:
     said = alone("""
-import random, numpy, torch
+import os, random, numpy, torch
 def draw():
     score = open("/proc/self/oom_score_adj").read().strip() if sys.platform == "linux" else "500"
-    print(random.random(), numpy.random.random(), torch.rand(()).item(), score)
+    line = f"{random.random()} {numpy.random.random()} {torch.rand(()).item()} {score}\\n"
+    os.write(1, line.encode())  # at once: brothers share the pipe
 for number in range(3):
     children.fork(draw, NodeTask(number + 1, "t"))
 all_ended()
