@@ -202,7 +202,6 @@ def _split(written: str, file: Path | None, stamp: object) -> Cut:
     fingerprint = hashlib.sha256(json.dumps([torch.__version__, size, network.mean, network.std]).encode())
     fingerprint.update(digest(frozen.state_dict()).encode())
     fingerprint.update(digest({"activations": probed}).encode())
-    weights_sha256 = digest(network.module.state_dict())
     if settings.batch_norm != "train":
         above = _with_fixed_norms(name, above, probed, wanted=settings.batch_norm is not None)
     return Cut(
@@ -212,7 +211,7 @@ def _split(written: str, file: Path | None, stamp: object) -> Cut:
         tuple(probed.shape[1:]),
         features,
         size,
-        weights_sha256,
+        digest(network.module.state_dict()),
         fingerprint.hexdigest(),
         above,
     )
@@ -244,8 +243,10 @@ def _with_fixed_norms(
     """
     where = f"the trained stages of {shown(name)} ({', '.join(stages)})"
     norms = [norm for stage in stages.values() for norm in batch_norms(stage)]
-    if wanted and not norms:
-        raise DataError(f"has no effect: {where} have no BatchNorm; remove it", "model.batch-norm")
+    if not norms:
+        if wanted:
+            raise DataError(f"has no effect: {where} have no BatchNorm; remove it", "model.batch-norm")
+        return stages
     problem = next((text for text in map(unfixable, norms) if text), "")
     fixed = with_fixed_norms(stages)
     try:

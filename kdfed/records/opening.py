@@ -168,9 +168,10 @@ def _go_on(folder: RecordedRun, experiment: Experiment, old: Experiment) -> Open
     problem = next(changed_models(finished.values(), old, experiment), None)
     if problem is not None:
         raise RunFolderError(f"{folder.path} {problem}; put it back as it was to go on, or {_OVERWRITE}")
-    now = versions({name for one in finished.values() for name in code_of(experiment.arm(one.arm))})
+    code = {arm: code_of(experiment.arm(arm)) for arm in {one.arm for one in finished.values()}}
+    now = versions({name for names in code.values() for name in names})
     for outcome in finished.values():
-        for name in code_of(experiment.arm(outcome.arm)):
+        for name in code[outcome.arm]:
             if outcome.versions.get(name) != now[name]:
                 raise RunFolderError(
                     f"{folder.path} holds runs made with other code of {name!r}, which may give other "

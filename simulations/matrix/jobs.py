@@ -24,7 +24,7 @@ from typing import Any, Literal
 import torch
 from pydantic import TypeAdapter, ValidationError
 
-from kdfed.config import Experiment, moved_models, written
+from kdfed.config import Experiment, model_paths, moved_models, written
 from kdfed.errors import KdfedError, RunFolderError
 from kdfed.events import ignore
 from kdfed.named import search_in
@@ -168,7 +168,9 @@ def look_up(out: Path, cell: Cell) -> CellState:
     whole = False
     if joined.experiment_file.exists() and joined.has_outcomes:
         recorded = joined.read_experiment()
-        _refuse_other(joined, recorded.model_copy(update={"seeds": seeds}), cell.experiment)
+        same_seeds = recorded.model_copy(update={"seeds": seeds})
+        _refuse_other(joined, same_seeds, cell.experiment)
+        _refuse_other_models(joined, same_seeds, cell.experiment)
         jobs = _jobs(joined, cell, [seed for seed in recorded.seeds if seed in seeds], recorded)
         there = {seed: job for seed, job in jobs.items() if job.is_over}
         whole = joined.has_summary and recorded.seeds == seeds
@@ -178,14 +180,13 @@ def look_up(out: Path, cell: Cell) -> CellState:
         if not (run.experiment_file.exists() and run.has_outcomes):
             found[seed] = there.get(seed) or Job(cell, seed)
             continue
-        _refuse_other(run, alone if _says(run, alone) else run.read_experiment(), alone)
+        recorded = alone
+        if run.experiment_file.read_bytes() != alone.to_yaml().encode():
+            recorded = run.read_experiment()
+            _refuse_other(run, recorded, alone)
+        _refuse_other_models(run, recorded, alone)
         found |= _jobs(run, cell, [seed], alone)
     return CellState(cell, found, whole and found == there)
-
-
-def _says(run: RecordedRun, experiment: Experiment) -> bool:
-    """Tell whether a run folder records this experiment to the letter, which need not be read then."""
-    return run.experiment_file.read_bytes() == experiment.to_yaml().encode()
 
 
 def _refuse_other(run: RecordedRun, recorded: Experiment, wanted: Experiment) -> None:
@@ -194,6 +195,11 @@ def _refuse_other(run: RecordedRun, recorded: Experiment, wanted: Experiment) ->
             f"{run.path} holds runs of another experiment than the cell {wanted.name!r} of the matrix file; "
             "rename the cell, choose another output folder (--out), or remove what is there"
         )
+
+
+def _refuse_other_models(run: RecordedRun, recorded: Experiment, wanted: Experiment) -> None:
+    if not model_paths(wanted):
+        return
     problem = next(changed_models(run.read_outcomes(), recorded, wanted), None)
     if problem is not None:
         raise RunFolderError(
